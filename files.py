@@ -1,0 +1,63 @@
+"""Files that are whole or absent: written beside their place, flushed to disk, moved into it."""
+
+import os
+import tempfile
+from pathlib import Path
+
+_SUFFIX = ".part"  # what an interrupted write leaves behind ends in this
+
+
+def write_whole(path, write, sync=True):
+    """Calls `write(file)` with a binary file that becomes `path` once it is complete.
+
+    A reader sees the old file or the new one, at every instant and after every kind of death.
+    `sync=False` spares the flush to disk for files that are cheap to make again.
+    """
+    path = Path(path)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_SUFFIX)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            write(file)
+            file.flush()
+            if sync:
+                os.fsync(file.fileno())
+        os.chmod(name, 0o666 & ~_umask())  # mkstemp gives 0600, which other accounts could not read
+        os.replace(name, path)
+    except BaseException as error:
+        Path(name).unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)  # "disk full" should say where
+        raise
+    if sync:
+        _sync_folder(path.parent)
+
+
+def write_text(path, text):
+    """The UTF-8 text `text` at `path`, whole."""
+    write_whole(path, lambda file: file.write(text.encode()))
+
+
+def remove_leftovers(folder):
+    """Clears away what killed writers left in `folder`; only call it where nobody else writes."""
+    for part in Path(folder).glob(f".*{_SUFFIX}"):
+        part.unlink(missing_ok=True)
+
+
+def _umask():
+    value = os.umask(0)
+    os.umask(value)
+    return value
+
+
+def _sync_folder(folder):
+    """The new name itself must survive a power cut; not every system can do it."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(handle)
+    except OSError:
+        pass
+    finally:
+        os.close(handle)

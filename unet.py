@@ -1,0 +1,85 @@
+"""U-Net: images in, logits out, at any size that survives the pooling.
+
+Ronneberger, Fischer, Brox: U-Net: Convolutional Networks for Biomedical Image Segmentation, 2015,
+https://arxiv.org/abs/1505.04597, figure 1; with padded convolutions and batch normalisation, so that
+the mask is as large as the image.
+"""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+
+class DoubleConv(nn.Module):
+    """Two 3x3 convolutions, each normalised and rectified: (N, in, H, W) -> (N, out, H, W)."""
+
+    def __init__(self, in_channels, out_channels):
+        super().__init__()
+        layers = []
+        for channels in (in_channels, out_channels):
+            layers += [
+                nn.Conv2d(channels, out_channels, 3, padding=1, bias=False),  # BatchNorm brings the bias
+                nn.BatchNorm2d(out_channels),
+                nn.ReLU(inplace=True),
+            ]
+        self.conv = nn.Sequential(*layers)
+
+    def forward(self, x):
+        return self.conv(x)
+
+
+class UNet(nn.Module):
+    """The network of figure 1: `features` gives the channels of each encoder level, top down.
+
+    Input (N, in_channels, H, W), output logits (N, out_channels, H, W). H and W must be at least
+    2 ** len(features), or a ValueError says so; they need not be multiples of it.
+    The default has 31,037,633 parameters.
+    """
+
+    def __init__(self, in_channels=3, out_channels=1, features=(64, 128, 256, 512)):
+        super().__init__()
+        features = list(features)
+        self.in_channels = in_channels
+        self.encoder = nn.ModuleList()
+        self.decoder = nn.ModuleList()
+        self.pool = nn.MaxPool2d(2)
+        for channels_in, channels in zip([in_channels] + features, features):
+            self.encoder.append(DoubleConv(channels_in, channels))
+        for channels in reversed(features):
+            self.decoder.append(nn.ConvTranspose2d(2 * channels, channels, 2, stride=2))
+            self.decoder.append(DoubleConv(2 * channels, channels))
+        self.middle = DoubleConv(features[-1], 2 * features[-1])
+        self.output_conv = nn.Conv2d(features[0], out_channels, 1)
+
+    def forward(self, x):
+        check_input(x, self.in_channels, 2 ** len(self.encoder))
+        skips = []
+        for block in self.encoder:
+            x = block(x)
+            skips.append(x)
+            x = self.pool(x)
+        return decode(self.decoder, self.output_conv, self.middle(x), skips)
+
+
+def check_input(x, in_channels, smallest):
+    """Refuses in words what the network cannot take: x must be (N, in_channels, H, W), H, W >= smallest."""
+    if x.dim() != 4 or x.shape[1] != in_channels:
+        raise ValueError(f"the network takes images of shape (N, {in_channels}, H, W), got {tuple(x.shape)}")
+    if min(x.shape[2:]) < smallest:
+        raise ValueError(
+            f"images of {x.shape[2]}x{x.shape[3]} are too small: the poolings of this network "
+            f"need at least {smallest}x{smallest} (fewer FEATURES need less)"
+        )
+
+
+def decode(decoder, output_conv, x, skips):
+    """The way up: `decoder` alternates upsampling and DoubleConv; `skips` are given top down."""
+    for upsample, block, skip in zip(decoder[::2], decoder[1::2], reversed(skips)):
+        x = upsample(x)
+        if x.shape[2:] != skip.shape[2:]:  # the pooling dropped an odd row or column
+            x = F.interpolate(x, size=skip.shape[2:], mode="bilinear", antialias=False)
+        x = block(torch.cat([skip, x], dim=1))
+    return output_conv(x)
+
+
+unet, doubleConv = UNet, DoubleConv  # the article's spellings
