@@ -36,7 +36,8 @@ def run(main):
     try:
         status = main() or 0
     except UserError as mistake:
-        print(f"\n{mistake}", file=sys.stderr)
+        if str(mistake):
+            print(f"\n{mistake}", file=sys.stderr)
         status = 2
     except KeyboardInterrupt:
         print("\nStopped.", file=sys.stderr)

@@ -1,6 +1,7 @@
 """Files that are whole or absent: written beside their place, flushed to disk, moved into it."""
 
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -35,6 +36,24 @@ def write_whole(path, write, sync=True):
 def write_text(path, text):
     """The UTF-8 text `text` at `path`, whole."""
     write_whole(path, lambda file: file.write(text.encode()))
+
+
+def copy_whole(source, target):
+    """`target` becomes the same file as `source`: a second name where the system can, else a copy.
+
+    Sharing is safe because no file is ever changed in its place, only replaced.
+    """
+    handle, name = tempfile.mkstemp(dir=Path(target).parent, prefix=f".{Path(target).name}.", suffix=_SUFFIX)
+    os.close(handle)
+    try:
+        os.unlink(name)
+        os.link(source, name)
+        os.replace(name, target)
+        Path(name).unlink(missing_ok=True)  # rename does nothing between two names of one file
+    except OSError:
+        Path(name).unlink(missing_ok=True)
+        with open(source, "rb") as original:
+            write_whole(target, lambda file: shutil.copyfileobj(original, file))
 
 
 def remove_leftovers(folder):

@@ -1,7 +1,57 @@
-"""One process or several: who is first, and sums over all of them."""
+"""One process or several, started by torchrun: who is first, and what they share.
+
+Without torchrun's variables nothing of torch.distributed is touched, and every function here is the
+plain thing for one process. Sums travel by gloo or NCCL, whichever the tensor's device needs.
+"""
+
+import os
+from contextlib import contextmanager, nullcontext
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from errors import UserError
+
+
+class Elsewhere(UserError):
+    """Process 0 has failed and says why; the others end without a word of their own."""
+
+
+@contextmanager
+def together(device="auto"):
+    """Joins torchrun's processes, if there are any, and gives this one's torch.device."""
+    device = pick_device(device, int(os.environ.get("LOCAL_RANK", 0)))
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        yield device
+        return
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    # Making the arrays of a large set may take process 0 a while, and the others wait that long.
+    dist.init_process_group(backend, timeout=timedelta(hours=2))
+    try:
+        yield device
+    finally:
+        dist.destroy_process_group()
+
+
+def pick_device(name, local_rank=0):
+    """The torch.device that DEVICE = `name` means here; UserError where there is none of it."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    available = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available, "cpu": lambda: True}
+    kind = name.split(":")[0]
+    if kind not in available or not available[kind]():
+        raise UserError(f'DEVICE = "{name}" is not to be had on this machine. "auto" takes what there is.')
+    if name == "cuda":
+        if local_rank >= torch.cuda.device_count():
+            raise UserError(
+                f"Process {local_rank} finds {torch.cuda.device_count()} GPUs. "
+                "Start no more processes than GPUs (--nproc_per_node)."
+            )
+        torch.cuda.set_device(local_rank)
+        return torch.device("cuda", local_rank)
+    return torch.device(name)
 
 
 def rank():
@@ -14,6 +64,22 @@ def world_size():
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
+def wrap(network, device, sync_batchnorm=False):
+    """`network` as training calls it: itself, or a DistributedDataParallel around it."""
+    if world_size() == 1:
+        return network
+    if sync_batchnorm:
+        network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    # BatchNorm's statistics are shared once an epoch (same_everywhere), not before every step.
+    devices = [device.index] if device.type == "cuda" else None
+    return DistributedDataParallel(network, device_ids=devices, broadcast_buffers=False)
+
+
+def synchronised(model, last):
+    """Gradients are averaged over the processes at the `last` batch of a step alone."""
+    return nullcontext() if last or not isinstance(model, DistributedDataParallel) else model.no_sync()
+
+
 def sum_over_all(tensor):
     """The sum of every process's `tensor`, in place, on every process."""
     if world_size() > 1:
@@ -21,25 +87,37 @@ def sum_over_all(tensor):
     return tensor
 
 
+def largest(number):
+    """The largest of every process's whole `number`."""
+    if world_size() == 1:
+        return number
+    numbers = [None] * world_size()
+    dist.all_gather_object(numbers, number)
+    return max(numbers)
+
+
 def first(function):
-    """Calls `function()` on process 0 alone and gives its result to all; its failure fails all of them."""
+    """Calls `function()` on process 0 alone and gives its result to all; its failure ends all of them."""
     if world_size() == 1:
         return function()
-    outcome = [None, None]
+    outcome = [None, True]
+    error = None
     if rank() == 0:
         try:
             outcome[0] = function()
-        except Exception as error:
-            outcome[1] = error
+        except Exception as failure:
+            error, outcome[1] = failure, False
     dist.broadcast_object_list(outcome, src=0)
-    if outcome[1] is not None:
-        raise outcome[1]
+    if error is not None:
+        raise error
+    if not outcome[1]:
+        raise Elsewhere("")
     return outcome[0]
 
 
+@torch.no_grad()
 def same_everywhere(module):
     """BatchNorm's running statistics differ between processes: everybody takes those of process 0."""
     if world_size() > 1:
-        with torch.no_grad():
-            for buffer in module.buffers():
-                dist.broadcast(buffer, src=0)
+        for buffer in module.buffers():
+            dist.broadcast(buffer, src=0)

@@ -45,9 +45,11 @@ class UNet(nn.Module):
         self.pool = nn.MaxPool2d(2)
         for channels_in, channels in zip([in_channels] + features, features):
             self.encoder.append(DoubleConv(channels_in, channels))
+        below = 2 * features[-1]
         for channels in reversed(features):
-            self.decoder.append(nn.ConvTranspose2d(2 * channels, channels, 2, stride=2))
+            self.decoder.append(nn.ConvTranspose2d(below, channels, 2, stride=2))
             self.decoder.append(DoubleConv(2 * channels, channels))
+            below = channels
         self.middle = DoubleConv(features[-1], 2 * features[-1])
         self.output_conv = nn.Conv2d(features[0], out_channels, 1)
 
