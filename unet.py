@@ -75,12 +75,14 @@ def check_input(x, in_channels, smallest):
 
 
 def decode(decoder, output_conv, x, skips):
-    """The way up: `decoder` alternates upsampling and DoubleConv; `skips` are given top down."""
-    for upsample, block, skip in zip(decoder[::2], decoder[1::2], reversed(skips)):
-        x = upsample(x)
+    """The way up: `decoder` alternates upsampling and DoubleConv. `skips`, a list from top to bottom, is used up."""
+    for upsample, block in zip(decoder[::2], decoder[1::2]):
+        x, skip = upsample(x), skips.pop()
         if x.shape[2:] != skip.shape[2:]:  # the pooling dropped an odd row or column
             x = F.interpolate(x, size=skip.shape[2:], mode="bilinear", antialias=False)
-        x = block(torch.cat([skip, x], dim=1))
+        x = torch.cat([skip, x], dim=1)
+        del skip  # without gradients its memory is free from here on
+        x = block(x)
     return output_conv(x)
 
 
