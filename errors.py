@@ -66,6 +66,8 @@ def describe(error):
         errno.EFBIG: "the file would outgrow the size that this system allows (see `ulimit -f`)",
         errno.EROFS: "the file system is read-only. Give another folder",
         errno.EACCES: "permission denied. Change the folder's permissions, or give another one",
+        errno.ENOTDIR: "a part of this path is a file, where a folder is needed. Give another one",
+        errno.EISDIR: "this is a folder, where a file is needed. Give another name",
         errno.EPERM: "permission denied. Change the folder's permissions, or give another one",
     }
     return f"{where}{cures[error.errno]}." if error.errno in cures else None

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from arrays import DecodeDataset, collate_batch, make_arrays
 from dataset import ImageDataset
+from errors import UserError
 from masks import find_mask_rule
 from reading import pair_files
 from torch.utils.data import DataLoader, Sampler, default_collate
@@ -105,6 +106,21 @@ def _arrays_or_files(pairs, rule, image_size, image_dir, wanted):
         if made:
             return make_arrays(pairs, rule, image_size, folder, progress=False)
     return DecodeDataset(pairs, rule, image_size)
+
+
+def batches(loader):
+    """The batches of `loader`; what a worker says about a file arrives as that alone, without a traceback."""
+    try:
+        yield from loader
+    except RuntimeError as error:
+        if "exited unexpectedly" in str(error) or "is killed by signal" in str(error):
+            raise UserError(
+                "A worker that fetches batches was killed, perhaps because memory ran out. Start again with "
+                "--load-model, and with a smaller NUM_WORKERS if it happens again."
+            ) from error
+        raise
+    except UserError as error:
+        raise UserError(str(error).rpartition("UserError: ")[2].strip()) from error
 
 
 def files_of_batch(loader, epoch, batch):

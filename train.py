@@ -30,17 +30,10 @@ import processes
 from checkpoints import save_run, sole_writer
 from errors import Terminated, UserError
 from files import remove_leftovers, write_text
+from loading import batches, files_of_batch, get_loaders
 from settings import settings_of, table
 from training import Training
-from utils import (
-    check_accuracy,
-    files_of_batch,
-    get_loaders,
-    save_examples,
-    save_predictions,
-    symptom,
-    to_device,
-)
+from utils import check_accuracy, save_examples, save_predictions, symptom, to_device
 
 TRAIN_IMG_DIR = "./dataset/augmented_train_images"  # as augment.py leaves them, or any folder of images
 TRAIN_MASK_DIR = "./dataset/augmented_train_masks"  # their masks: name.png, name_mask.gif, name.mask.png, ...
@@ -100,7 +93,7 @@ def train_fn(loader, run, settings, bar):
     accumulate = settings.accumulate
     losses, looked, total, waited = [], 0, 0.0, 0.0
     begin = asked = time.perf_counter()
-    for index, (images, masks) in enumerate(loader):
+    for index, (images, masks) in enumerate(batches(loader)):
         waited += time.perf_counter() - asked
         images, masks = to_device(images, masks, run.device)
         if settings.flip:
@@ -226,6 +219,9 @@ def train(settings, device):
     )
     steps = -(-len(train_loader) // settings.accumulate)
     run = Training(settings, device, steps * settings.num_epochs)
+    if min(settings.image_size) < run.network.smallest:
+        smallest = run.network.smallest
+        raise UserError(f"IMAGE_SIZE is too small: the network's poolings need at least {smallest} {smallest}.")
     if settings.load_model:
         run.restore(output / "checkpoint.pth", settings)
     if settings.compile and device.type == "cuda":

@@ -39,7 +39,7 @@ class UNet(nn.Module):
     def __init__(self, in_channels=3, out_channels=1, features=(64, 128, 256, 512)):
         super().__init__()
         features = list(features)
-        self.in_channels = in_channels
+        self.in_channels, self.smallest = in_channels, 2 ** len(features)
         self.encoder = nn.ModuleList()
         self.decoder = nn.ModuleList()
         self.pool = nn.MaxPool2d(2)
@@ -54,7 +54,7 @@ class UNet(nn.Module):
         self.output_conv = nn.Conv2d(features[0], out_channels, 1)
 
     def forward(self, x):
-        check_input(x, self.in_channels, 2 ** len(self.encoder))
+        check_input(x, self.in_channels, self.smallest)
         skips = []
         for block in self.encoder:
             x = block(x)
@@ -78,7 +78,8 @@ def decode(decoder, output_conv, x, skips):
     """The way up: `decoder` alternates upsampling and DoubleConv. `skips`, a list from top to bottom, is used up."""
     for upsample, block in zip(decoder[::2], decoder[1::2]):
         x, skip = upsample(x), skips.pop()
-        if x.shape[2:] != skip.shape[2:]:  # the pooling dropped an odd row or column
+        # The pooling drops an odd row or column; an exported network must find that out when it runs.
+        if torch.compiler.is_exporting() or x.shape[2:] != skip.shape[2:]:
             x = F.interpolate(x, size=skip.shape[2:], mode="bilinear", antialias=False)
         x = torch.cat([skip, x], dim=1)
         del skip  # without gradients its memory is free from here on

@@ -7,6 +7,7 @@ import zipfile
 
 import pytest
 import torch
+from conftest import ROOT
 
 from checkpoints import (
     load_checkpoint,
@@ -16,7 +17,6 @@ from checkpoints import (
     save_run,
     sole_writer,
 )
-from conftest import ROOT
 from errors import UserError
 from unet import UNet
 

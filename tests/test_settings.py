@@ -33,7 +33,23 @@ def test_constants_are_the_defaults(script):
 
 
 def test_flags_override_them(script):
-    flags = "--count 7 --share 0.25 --size 8 9 --no-flip --foreground 8 --rate 1 --folder 12 --demo".split()
+    flags = [
+        "--count",
+        "7",
+        "--share",
+        "0.25",
+        "--size",
+        "8",
+        "9",
+        "--no-flip",
+        "--foreground",
+        "8",
+        "--rate",
+        "1",
+        "--folder",
+        "12",
+        "--demo",
+    ]
     settings = settings_of(script, flags)
     assert plain(settings) == dict(
         count=7, share=0.25, size=(8, 9), flip=False, foreground=8, rate=1.0, folder="12",

@@ -1,0 +1,224 @@
+"""How the weights are updated: precision, loss, optimizer, schedule, running mean, flips."""
+
+import math
+import platform
+from contextlib import nullcontext
+from copy import deepcopy
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from errors import UserError
+
+PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+LOSSES = ("bce", "bce+dice")
+OPTIMIZERS = ("adam", "adamw")
+SCHEDULES = ("constant", "linear", "cosine", "plateau")
+
+
+def autocast_dtype(device, precision="auto"):
+    """Autocast's dtype on `device`, or None for float32. UserError for what would crawl or is unknown."""
+    if precision == "auto":
+        return best_dtype(device.type, has_bfloat16(device))
+    if precision not in PRECISIONS:
+        raise UserError(f'PRECISION = "{precision}": choose auto, {", ".join(PRECISIONS)}.')
+    if precision == "float16" and device.type == "cpu":
+        raise UserError('PRECISION = "float16" is some thirty times slower on a CPU. Choose "auto".')
+    return PRECISIONS[precision]
+
+
+def best_dtype(device_type, bfloat16):
+    """bfloat16 where the hardware computes it, float16 on CUDA that does not, else float32 (None)."""
+    if device_type in ("cuda", "cpu") and bfloat16:
+        return torch.bfloat16
+    return torch.float16 if device_type == "cuda" else None
+
+
+def has_bfloat16(device):
+    """Whether `device` multiplies bfloat16 matrices in hardware; emulated, they are slower than float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu" and platform.system() == "Linux":
+        flags = Path("/proc/cpuinfo").read_text().split()
+        return "avx512_bf16" in flags or "amx_bf16" in flags or "bf16" in flags  # x86, x86, Arm
+    return False
+
+
+def make_scaler(device, dtype):
+    """A GradScaler, which does nothing unless gradients are float16 and could underflow."""
+    return torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+
+
+class Loss(nn.Module):
+    """Binary cross-entropy, to which "bce+dice" adds the soft Dice loss, in float32.
+
+    Logits and targets (N, 1, H, W) -> a scalar. Dice as in Milletari, Navab, Ahmadi: V-Net, 2016,
+    section 3, with plain sums in the denominator; of each image, then the mean, as it is scored. One
+    pixel is added above and below, so that an empty mask predicted empty loses nothing.
+    """
+
+    def __init__(self, name):
+        super().__init__()
+        if name not in LOSSES:
+            raise UserError(f'LOSS = "{name}": choose {" or ".join(LOSSES)}.')
+        self.dice = name == "bce+dice"
+
+    def forward(self, logits, targets):
+        logits, targets = logits.float(), targets.float()
+        loss = F.binary_cross_entropy_with_logits(logits, targets)
+        if self.dice:
+            chances, targets = logits.sigmoid().flatten(1), targets.flatten(1)
+            both, all_ = (chances * targets).sum(1), chances.sum(1) + targets.sum(1)
+            loss = loss + 1 - ((2 * both + 1) / (all_ + 1)).mean()
+        return loss
+
+
+def make_optimizer(network, name, learning_rate, weight_decay):
+    """Adam or AdamW, fused where the device can; biases and normalisation are not decayed."""
+    if name not in OPTIMIZERS:
+        raise UserError(f'OPTIMIZER = "{name}": choose {" or ".join(OPTIMIZERS)}.')
+    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
+    ]
+    kind = torch.optim.Adam if name == "adam" else torch.optim.AdamW
+    fused = parameters[0].device.type in ("cpu", "cuda")
+    return kind(groups, lr=learning_rate, fused=fused)
+
+
+def learning_rate_factor(step, total, name, warmup):
+    """What the learning rate is multiplied by in `step` (0 ... total - 1), a function of the step alone."""
+    rising = round(total * warmup)
+    if step < rising:
+        return (step + 1) / (rising + 1)
+    left = (total - step) / max(1, total - rising)  # 1 after the warm-up, just above 0 at the end
+    if name == "linear":
+        return left
+    if name == "cosine":
+        return 0.5 * (1 - math.cos(math.pi * left))
+    return 1.0
+
+
+class Schedule:
+    """The learning rate: by the step, and for "plateau" by validation Dice as well."""
+
+    def __init__(self, optimizer, name, total_steps, warmup=0.0, plateau_patience=3):
+        if name not in SCHEDULES:
+            raise UserError(f'SCHEDULE = "{name}": choose {", ".join(SCHEDULES)}.')
+        self.optimizer, self.name, self.total, self.warmup = optimizer, name, total_steps, warmup
+        self.height = optimizer.param_groups[0]["lr"]
+        self.plateau = None
+        if name == "plateau":
+            self.plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
+                optimizer, mode="max", factor=0.1, patience=plateau_patience
+            )
+
+    def before_step(self, step):
+        """Sets the learning rate of `step`, counted from 0 over the whole run."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.height * learning_rate_factor(step, self.total, self.name, self.warmup)
+
+    def after_epoch(self, dice):
+        """Tells the plateau schedule how validation went."""
+        if self.plateau:
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.height  # the warm-up has changed it
+            self.plateau.step(dice)
+            self.height = self.optimizer.param_groups[0]["lr"]
+
+    def state_dict(self):
+        plateau = None
+        if self.plateau:
+            state = self.plateau.state_dict()
+            plateau = {key: state[key] for key in ("best", "num_bad_epochs", "last_epoch", "cooldown_counter")}
+        return {"height": self.height, "plateau": plateau}
+
+    def load_state_dict(self, state):
+        if self.plateau and state["plateau"]:
+            self.plateau.__dict__.update(state["plateau"])
+            self.height = state["height"]
+
+
+class WeightAverage:
+    """An exponential moving average of the weights, in `network`; scored and saved in their place.
+
+    The decay grows to its height as (1 + n) / (10 + n) over the first n steps, so that the random
+    first weights are forgotten soon. BatchNorm's statistics are taken as they are.
+    """
+
+    def __init__(self, network, decay):
+        self.network = deepcopy(network).eval().requires_grad_(False)
+        self.decay, self.steps = decay, 0
+
+    @torch.no_grad()
+    def update(self, network):
+        """Takes in the weights of `network` after one step."""
+        self.steps += 1
+        decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
+        averages, weights = list(self.network.parameters()), list(network.parameters())
+        torch._foreach_lerp_(averages, weights, 1 - decay)
+        for average, buffer in zip(self.network.buffers(), network.buffers()):
+            average.copy_(buffer)
+
+    def state_dict(self):
+        """The count alone: the weights are the checkpoint's `state_dict`."""
+        return {"steps": self.steps}
+
+    def load_state_dict(self, state, weights):
+        self.steps = state["steps"] if state else 0
+        self.network.load_state_dict(weights)
+
+
+def named_generator(*numbers):
+    """A CPU generator of its own for (seed, epoch, ...): the same numbers, the same draws."""
+    seed = np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(seed >> np.uint64(1)))
+
+
+def flip_batch(images, masks, generator):
+    """Mirrors each image of (N, C, H, W), and its mask, left-right with a chance of one half."""
+    chosen = (torch.rand(len(images), generator=generator) < 0.5).to(images.device, non_blocking=True)
+    chosen = chosen[:, None, None, None]
+    return torch.where(chosen, images.flip(3), images), torch.where(chosen, masks.flip(3), masks)
+
+
+def compile_or_not(network, shape, dtype):
+    """torch.compile, tried on zeros of `shape` (N, C, H, W); a failure leaves the network as it was.
+
+    Compiled in its place, the network keeps its keys. Returns whether it is compiled.
+    """
+    device = next(network.parameters()).device
+    images = torch.zeros(shape, device=device).contiguous(memory_format=torch.channels_last)
+    statistics = [buffer.clone() for buffer in network.buffers()]
+    network.compile()
+    try:
+        with torch.autocast(device.type, dtype=dtype) if dtype else nullcontext():
+            network(images).sum().backward()
+        compiled = True
+    except Exception as error:  # whatever the compiler trips over: training goes on without it
+        print(f"torch.compile failed, training goes on without it ({type(error).__name__}).")
+        network._compiled_call_impl = None
+        compiled = False
+    network.zero_grad(set_to_none=True)
+    with torch.no_grad():
+        for buffer, before in zip(network.buffers(), statistics):
+            buffer.copy_(before)
+    return compiled
+
+
+def out_of_memory_message(error, batch_size, image_size, accumulate):
+    """What to turn when the device's memory is too small, with numbers."""
+    half = max(1, batch_size // 2)
+    smaller = " ".join(str(max(32, side * 3 // 4 // 16 * 16)) for side in image_size)
+    halved = f"--batch-size {half} --accumulate {accumulate * batch_size // half}"
+    return (
+        f"The device has run out of memory with BATCH_SIZE = {batch_size} at IMAGE_SIZE = {tuple(image_size)}.\n"
+        + (f"  {halved}: the same step in smaller pieces\n" if batch_size > 1 else "")
+        + f"  --image-size {smaller}: a little over half of the memory\n"
+        "  FEATURES with fewer channels: a smaller network\n"
+        f"({str(error).splitlines()[0][:200]})"
+    )

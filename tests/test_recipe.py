@@ -1,0 +1,169 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import recipe
+from errors import UserError
+from unet import UNet
+
+CPU = torch.device("cpu")
+
+
+def test_the_dtype_follows_the_hardware():
+    assert recipe.best_dtype("cuda", True) == torch.bfloat16 and recipe.best_dtype("cuda", False) == torch.float16
+    assert recipe.best_dtype("cpu", True) == torch.bfloat16 and recipe.best_dtype("cpu", False) is None
+    assert recipe.best_dtype("mps", True) is None
+    assert recipe.autocast_dtype(CPU, "float32") is None and recipe.autocast_dtype(CPU, "bfloat16") == torch.bfloat16
+    assert recipe.autocast_dtype(CPU) in (torch.bfloat16, None)
+    for precision in ("float16", "int4"):
+        with pytest.raises(UserError, match=precision):
+            recipe.autocast_dtype(CPU, precision)
+
+
+def test_the_scaler_works_for_float16_alone():
+    assert recipe.make_scaler(CPU, torch.float16).is_enabled()
+    assert not recipe.make_scaler(CPU, torch.bfloat16).is_enabled() and not recipe.make_scaler(CPU, None).is_enabled()
+    scaler = recipe.make_scaler(CPU, torch.float16)
+    weight = nn.Parameter(torch.ones(2, 2))
+    optimizer = torch.optim.SGD([weight], lr=0.1)
+    scaler.scale((weight * 2).sum()).backward()
+    scaler.unscale_(optimizer)
+    assert torch.equal(weight.grad, torch.full((2, 2), 2.0))
+    scaler.step(optimizer)
+    scaler.update()
+    weight.grad.fill_(math.inf)  # an overflow: the step is left out and the scale halved
+    before, scale = weight.detach().clone(), scaler.get_scale()
+    scaler.scale(torch.zeros(1, requires_grad=True).sum())
+    scaler.step(optimizer)
+    scaler.update()
+    assert torch.equal(weight, before) and scaler.get_scale() < scale
+
+
+def logits_of(chances):
+    return torch.logit(torch.tensor(chances, dtype=torch.float64)).float().reshape(1, 1, 2, 2)
+
+
+def test_losses_worked_out_by_hand():
+    targets = torch.tensor([[[[1.0, 0.0], [0.0, 0.0]]]])
+    logits = logits_of([0.5, 0.5, 0.25, 0.25])
+    bce = -(2 * math.log(0.5) + 2 * math.log(0.75)) / 4
+    dice = (2 * 0.5 + 1) / (1.5 + 1 + 1)
+    assert recipe.Loss("bce")(logits, targets).item() == pytest.approx(bce)
+    assert recipe.Loss("bce+dice")(logits, targets).item() == pytest.approx(bce + 1 - dice)
+    empty = recipe.Loss("bce+dice")(torch.full((2, 1, 4, 4), -30.0), torch.zeros(2, 1, 4, 4))
+    assert empty.item() == pytest.approx(0, abs=1e-6)
+    assert recipe.Loss("bce+dice")(logits.bfloat16(), targets).dtype == torch.float32
+    with pytest.raises(UserError, match="hinge"):
+        recipe.Loss("hinge")
+
+
+def test_the_dice_loss_is_of_each_image_then_the_mean():
+    logits = torch.cat([torch.full((1, 1, 8, 8), 30.0), torch.full((1, 1, 8, 8), -30.0)])
+    targets = torch.cat([torch.ones(1, 1, 8, 8), torch.ones(1, 1, 8, 8)])
+    parts = [recipe.Loss("bce+dice")(logits[i : i + 1], targets[i : i + 1]).item() for i in (0, 1)]
+    assert recipe.Loss("bce+dice")(logits, targets).item() == pytest.approx(sum(parts) / 2)
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw"])
+def test_the_optimizer_decays_weights_alone(name):
+    network = UNet(features=(2, 2))
+    optimizer = recipe.make_optimizer(network, name, 1e-3, 0.1)
+    decayed, free = optimizer.param_groups
+    assert decayed["weight_decay"] == 0.1 and free["weight_decay"] == 0
+    assert all(p.dim() == 4 for p in decayed["params"]) and all(p.dim() == 1 for p in free["params"])
+    assert len(decayed["params"]) + len(free["params"]) == len(list(network.parameters()))
+    assert isinstance(optimizer, torch.optim.AdamW) == (name == "adamw")
+    with pytest.raises(UserError, match="magic"):
+        recipe.make_optimizer(network, "magic", 1e-3, 0)
+
+
+def test_schedules_rise_and_fall():
+    linear = [recipe.learning_rate_factor(step, 100, "linear", 0.2) for step in range(100)]
+    assert linear[:20] == sorted(linear[:20]) and linear[20] == 1 and linear[20:] == sorted(linear[20:], reverse=True)
+    assert linear[60] == 0.5 and 0 < linear[99] < 0.02
+    cosine = [recipe.learning_rate_factor(step, 100, "cosine", 0) for step in range(100)]
+    assert cosine[0] == 1 and cosine[50] == pytest.approx(0.5) and cosine[99] < 0.001
+    assert {recipe.learning_rate_factor(step, 100, "constant", 0) for step in range(100)} == {1}
+    with pytest.raises(UserError, match="stairs"):
+        recipe.Schedule(recipe.make_optimizer(UNet(features=(2,)), "adam", 1, 0), "stairs", 10)
+
+
+def test_the_plateau_schedule_waits_for_its_patience_and_resumes():
+    def made():
+        optimizer = recipe.make_optimizer(UNet(features=(2,)), "adam", 1.0, 0)
+        return optimizer, recipe.Schedule(optimizer, "plateau", 100, plateau_patience=1)
+
+    def rate(optimizer, schedule, dice):
+        schedule.before_step(0)
+        schedule.after_epoch(dice)
+        schedule.before_step(1)
+        return optimizer.param_groups[0]["lr"]
+
+    optimizer, schedule = made()
+    assert [rate(optimizer, schedule, dice) for dice in (0.5, 0.6, 0.6)] == [1, 1, 1]
+    other, resumed = made()
+    resumed.load_state_dict(schedule.state_dict())
+    for pair in ((optimizer, schedule), (other, resumed)):
+        assert [rate(*pair, dice) for dice in (0.6, 0.7)] == pytest.approx([0.1, 0.1])
+
+
+def test_the_average_by_hand():
+    network = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(network.weight, 1.0)
+    average = recipe.WeightAverage(network, 0.5)
+    nn.init.constant_(network.weight, 2.0)
+    average.update(network)  # decay 2/11
+    expected = 1 * 2 / 11 + 2 * 9 / 11
+    assert average.network.weight.item() == pytest.approx(expected)
+    for _ in range(40):
+        average.update(network)
+    before = average.network.weight.item()
+    nn.init.constant_(network.weight, 4.0)
+    average.update(network)  # by now the decay is the one that was asked for
+    assert average.network.weight.item() == pytest.approx((before + 4) / 2)
+
+
+def test_the_average_takes_batchnorms_statistics_as_they_are():
+    network = UNet(features=(2,))
+    average = recipe.WeightAverage(network, 0.9)
+    network(torch.rand(2, 3, 8, 8))
+    average.update(network)
+    for mine, theirs in zip(average.network.buffers(), network.buffers()):
+        assert torch.equal(mine, theirs)
+
+
+def test_flips_take_the_mask_along_and_repeat_by_name():
+    images = torch.arange(8 * 3 * 2 * 4, dtype=torch.float32).reshape(8, 3, 2, 4)
+    images = images.contiguous(memory_format=torch.channels_last)
+    masks = images[:, :1].clone()
+    flipped, along = recipe.flip_batch(images, masks, recipe.named_generator(0, 1, 2))
+    assert torch.equal(flipped[:, :1], along) and flipped.is_contiguous(memory_format=torch.channels_last)
+    kinds = [torch.equal(one, other) for one, other in zip(flipped, images)]
+    assert True in kinds and False in kinds
+    for one, other, same in zip(flipped, images, kinds):
+        assert torch.equal(one, other if same else other.flip(2))
+    again, _ = recipe.flip_batch(images, masks, recipe.named_generator(0, 1, 2))
+    assert torch.equal(again, flipped)
+    others = [recipe.flip_batch(images, masks, recipe.named_generator(0, 1, n))[0] for n in range(3, 7)]
+    assert any(not torch.equal(other, flipped) for other in others)
+
+
+def test_out_of_memory_names_the_constants_with_numbers():
+    words = recipe.out_of_memory_message(RuntimeError("CUDA out of memory. Tried to allocate"), 16, (320, 480), 1)
+    assert "BATCH_SIZE = 16" in words and "--batch-size 8 --accumulate 2" in words and "--image-size 240 352" in words
+
+
+def test_compiling_falls_back_and_leaves_the_network_as_it_was(capsys, monkeypatch):
+    import torch._inductor.config as inductor
+
+    monkeypatch.setattr(inductor.cpp, "cxx", ("no-such-compiler",))
+    monkeypatch.setattr(inductor, "force_disable_caches", True)
+    network = UNet(features=(2,))
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    assert not recipe.compile_or_not(network, (1, 3, 8, 8), None)
+    assert "torch.compile failed" in capsys.readouterr().out
+    after = network.state_dict()
+    assert all(torch.equal(after[key], before[key]) for key in before)
+    assert network(torch.rand(1, 3, 8, 8)).shape == (1, 1, 8, 8)
