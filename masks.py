@@ -1,60 +1,85 @@
-"""What a mask's pixels mean: found once for a whole dataset, and used wherever a mask is read."""
+"""Masks of {0, 1} out of files of every kind, read by one rule for the whole dataset."""
 
-from dataclasses import asdict, dataclass
-
+import cv2
 import numpy as np
 
 from errors import UserError
+from mask_rules import MaskRule, decide_mask_rule
+from mask_values import COLOURS, Observation, colours_of, observe_mask, pack, unpack, values_of
 from parallel import each
-from reading import UnusableFile, decode, resize_image, shown
+from reading import UnusableFile, decode, resize_image
 
-
-@dataclass(frozen=True)
-class MaskRule:
-    """A pixel is foreground if its value is one of `foreground`."""
-
-    background: tuple = (0,)
-    foreground: tuple = (255,)
-
-    def to_dict(self):
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
-
-    @classmethod
-    def from_dict(cls, plain):
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()})
-
-    def describe(self):
-        return f"{self.foreground} is foreground"
-
-
-def _values(path):
-    picture = decode(path).picture
-    return np.asarray(picture if picture.mode in ("L", "I;16", "I") else picture.convert("L"))
-
-
-def observe_mask(path):
-    values, counts = np.unique(_values(path), return_counts=True)
-    return {"path": str(path), "values": values.tolist(), "counts": counts.tolist()}
-
-
-def decide_mask_rule(observations, foreground=None):
-    if foreground is not None:
-        return MaskRule((), tuple(np.atleast_1d(foreground).tolist()))
-    seen = sorted({value for it in observations for value in it["values"]} - {0})
-    if len(seen) > 1:
-        raise UserError(f"Masks hold the values {seen}. Set MASK_FOREGROUND.")
-    return MaskRule((0,), tuple(seen) or (255,))
+__all__ = ["MaskRule", "Observation", "decide_mask_rule", "find_mask_rule", "observe_mask", "read_mask", "resize_mask"]
 
 
 def find_mask_rule(mask_paths, foreground=None, num_workers=None):
+    """The MaskRule of these masks, looking at all of them; see decide_mask_rule."""
     paths = list(mask_paths)
-    return decide_mask_rule([seen for _, seen in sorted(each(observe_mask, paths, num_workers))], foreground)
+    if not paths:
+        raise UserError("There are no masks to find a rule from. Check the folders.")
+    found = sorted(each(_observed_or_fault, paths, num_workers), key=lambda it: it[0])
+    faults = [str(it) for _, it in found if isinstance(it, UnusableFile)]
+    if faults:
+        raise UserError("\n".join(faults))
+    return decide_mask_rule([it for _, it in found], foreground)
+
+
+def _observed_or_fault(path):
+    try:
+        return observe_mask(path)
+    except UnusableFile as fault:
+        return fault
 
 
 def read_mask(path, rule, size=None):
-    mask = np.isin(_values(path), rule.foreground).astype(np.uint8)
+    """The mask in a file, uint8 (H, W) of {0, 1}, upright, at `size` = (height, width) if given.
+
+    UnusableFile: it cannot be decoded, or holds a value that `rule` does not know.
+    """
+    decoded = decode(path)
+    if rule.kind == COLOURS:
+        mask = _read_colours(colours_of(decoded, path), rule)
+    else:
+        kind, values, _ = values_of(decoded, path)
+        if kind == COLOURS:
+            raise _unknown(path, "is coloured", rule)
+        mask = _read_numbers(values, rule)
+    if mask.max() > 1:
+        raise _unknown(path, "holds other values", rule)
     return mask if size is None else resize_mask(mask, size)
 
 
+def _unknown(path, what, rule):
+    cure = "Write it like the others, or set MASK_FOREGROUND"
+    return UnusableFile(path, f"{what}, but in these masks {rule.describe()}", cure)
+
+
+def _read_numbers(values, rule):
+    """0 and 1, and 2 for what the rule does not know."""
+    if values.dtype == np.uint8:
+        return cv2.LUT(np.ascontiguousarray(values), _judge(np.arange(256), rule))
+    return _judge(values, rule)
+
+
+def _judge(values, rule):
+    if rule.soft:
+        (low,), (high,) = rule.background, rule.foreground
+        twice = 2 * values.astype(np.int32)
+        return (twice > low + high if high > low else twice < low + high).astype(np.uint8)
+    foreground = np.isin(values, rule.foreground)
+    known = foreground | rule.rest | np.isin(values, rule.background)
+    return np.where(known, foreground, 2).astype(np.uint8)
+
+
+def _read_colours(colours, rule):
+    if not rule.soft:
+        return _judge(pack(colours), rule)
+    low, high = unpack(rule.background)[0], unpack(rule.foreground)[0]
+    # the nearer of two points: which side of the plane midway between them
+    along = colours.astype(np.int32) @ (high - low)
+    return (2 * along > (high - low) @ (high + low)).astype(np.uint8)
+
+
 def resize_mask(mask, size):
-    return (resize_image(mask * 255, size) > 127).astype(np.uint8)
+    """A mask of {0, 1} at `size` = (height, width): what is foreground on at least half of a pixel's area."""
+    return (resize_image(mask * np.uint8(255), size) > 127).astype(np.uint8)

@@ -6,6 +6,7 @@ import stat
 import unicodedata
 import warnings
 from collections import defaultdict
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,8 +19,9 @@ from errors import UserError
 CARVANA_GROUP = r"([0-9a-f]{12})_\d+"  # a car's twelve hex digits, before the number of the view
 COPIES = ("hflip", "vflip", "grid")  # what augment.py appends to the name of a copy
 MASK_ENDINGS = ("_mask", ".mask")  # which a mask's stem may have over its image's
-SUFFIXES = frozenset(
-    ".avif .bmp .gif .jfif .jp2 .jpeg .jpg .pbm .pgm .png .pnm .ppm .tga .tif .tiff .webp".split()
+SUFFIXES = (
+    *(".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpeg", ".jpg", ".pbm"),
+    *(".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp"),
 )
 LARGEST = 500_000_000  # pixels; one picture of that size fills 1.5 GB
 
@@ -195,17 +197,24 @@ def decode(path, draft=None):
 
     `draft` = (height, width): a JPEG may come smaller, by a power of two, but no smaller than that.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's remarks on odd metadata; what matters raises
-        try:
-            _refuse_special(path)
-            Image.MAX_IMAGE_PIXELS = LARGEST // 2  # Pillow refuses twice this
-            with Image.open(path) as picture:
-                return _loaded(picture, draft)
-        except UnusableFile:
-            raise
-        except Exception as error:  # the codecs raise nearly every kind
-            raise _unusable(path, error) from None
+    with _opened(path) as picture:
+        return _loaded(picture, draft)
+
+
+@contextmanager
+def _opened(path):
+    """The PIL picture in a file; whatever goes wrong with it becomes an UnusableFile."""
+    # Both are the process's own and set again each time, because scoped changes would mix up threads.
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # remarks on odd metadata; what matters raises
+    Image.MAX_IMAGE_PIXELS = LARGEST // 2  # Pillow refuses twice this
+    try:
+        _refuse_special(path)
+        with Image.open(path) as picture:
+            yield picture
+    except UnusableFile:
+        raise
+    except Exception as error:  # the codecs raise nearly every kind
+        raise _unusable(path, error) from None
 
 
 def _refuse_special(path):
@@ -266,18 +275,9 @@ def _unusable(path, error):
 
 def image_size(path):
     """(height, width) of a picture, after EXIF, from the head of its file. UnusableFile."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            _refuse_special(path)
-            Image.MAX_IMAGE_PIXELS = LARGEST // 2
-            with Image.open(path) as picture:
-                width, height = picture.size
-                return (width, height) if _orientation(picture) >= 5 else (height, width)
-        except UnusableFile:
-            raise
-        except Exception as error:
-            raise _unusable(path, error) from None
+    with _opened(path) as picture:
+        width, height = picture.size
+        return (width, height) if _orientation(picture) >= 5 else (height, width)
 
 
 def read_image(path, size=None):
