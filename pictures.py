@@ -23,7 +23,7 @@ INVENTED = (0, 114, 178)  # blue: predicted, and not there
 AGREED = (0, 158, 115)  # green: right, lightly tinted
 DIFFERENCE_LEGEND = ((MISSED, "missed"), (INVENTED, "invented"), (AGREED, "right"))
 
-TEXT, FAINT = (30, 30, 30), (110, 110, 110)
+TEXT, FAINT, FRAME = (30, 30, 30), (110, 110, 110), (190, 190, 190)
 MARGIN = 12  # pixels around and between tiles
 TILE_HEIGHT = 240  # pixels
 WIDEST = 2.0  # a tile's width over its height, beyond which it is shrunk to fit
@@ -122,6 +122,8 @@ def sheet(tiles, captions=None, title=None, columns=None, legend=(), height=TILE
             _write(draw, (MARGIN, top), caption, page_width - 2 * MARGIN)
             start += line
         for index, tile in enumerate(row):
+            right, bottom = lefts[index] + tile.width, start + tile.height
+            draw.rectangle((lefts[index] - 1, start - 1, right, bottom), outline=FRAME)
             page.paste(tile, (lefts[index], start))
             if not isinstance(caption, str):
                 _write(draw, (lefts[index], start + tile.height + 2), caption[index], widths[index])

@@ -61,7 +61,7 @@ class Runner:
     device: torch.device
     dtype: torch.dtype | None = None  # autocast's
     mirrors: str = "none"
-    window: int = 1024
+    window: int = 768
     overlap: int | None = None
 
     def __post_init__(self):
@@ -82,7 +82,8 @@ class Runner:
     def logits(self, images):
         """Logits of a batch of equally large pictures that fit.
 
-        images: uint8 (N, H, W, 3); returns float32 (N, H, W) on the device, which may still be at work.
+        images: uint8 (N, H, W, 3). Returns a function that gives picture number i its float32 (H, W),
+        and waits for the device only then.
         """
         height, width = images.shape[1:3]
         images = np.pad(
@@ -90,7 +91,22 @@ class Runner:
             ((0, 0), (0, -height % self.stride), (0, -width % self.stride), (0, 0)),
             mode="edge",
         )
-        return self._run(images)[:, :height, :width]
+        logits = self._run(images)[:, :height, :width]
+        arrived = None
+        if self.device.type == "cuda":
+            host = torch.empty(logits.shape, pin_memory=True)
+            host.copy_(logits, non_blocking=True)
+            arrived = torch.cuda.Event()
+            arrived.record()
+        else:
+            host = logits.cpu()
+
+        def fetch(index):
+            if arrived:
+                arrived.synchronize()
+            return np.ascontiguousarray(host[index].numpy())
+
+        return fetch
 
     @torch.inference_mode()
     def _run(self, images):
@@ -106,25 +122,25 @@ class Runner:
             total = total + (logits.flip(axes) if axes else logits)[:, 0].float()
         return total / len(MIRRORS[self.mirrors])
 
-    def logits_in_windows(self, image, window_done=lambda: None):
+    def logits_in_windows(self, image, say=lambda number, total: None):
         """Logits float32 (H, W), in memory, of one picture uint8 (H, W, 3) of any size, window by window.
 
         Beyond picture and result it needs the memory of a single window.
         """
         canvas = np.zeros(image.shape[:2], np.float32)
         rows, columns = (self._axis(length) for length in image.shape[:2])
-        for top, down in rows:
-            for left, across in columns:
-                piece = image[top : top + len(down), left : left + len(across)]
-                height, width = piece.shape[:2]
-                piece = cv2.copyMakeBorder(
-                    piece, 0, len(down) - height, 0, len(across) - width, cv2.BORDER_REPLICATE
-                )
-                logits = self._run(piece[None])[0].cpu().numpy()
-                logits *= down[:, None]
-                logits *= across
-                canvas[top : top + height, left : left + width] += logits[:height, :width]
-                window_done()
+        windows = [(*row, *column) for row in rows for column in columns]
+        for number, (top, down, left, across) in enumerate(windows):
+            piece = image[top : top + len(down), left : left + len(across)]
+            height, width = piece.shape[:2]
+            piece = cv2.copyMakeBorder(
+                piece, 0, len(down) - height, 0, len(across) - width, cv2.BORDER_REPLICATE
+            )
+            logits = self._run(piece[None])[0].cpu().numpy()
+            logits *= down[:, None]
+            logits *= across
+            canvas[top : top + height, left : left + width] += logits[:height, :width]
+            say(number + 1, len(windows))
         return canvas
 
     def _axis(self, length):

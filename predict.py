@@ -1,0 +1,265 @@
+"""Masks for new images, from a checkpoint that train.py saved.
+
+    python predict.py photo.jpg folder/ "shots/*.png" --checkpoint best.pth
+    python predict.py folder/ --masks masks/          also Dice and IoU at the masks' own size
+    python predict.py test/ --submission submission.csv.gz --no-save-masks     Kaggle's rows
+    python predict.py --export model.onnx             the network for elsewhere (or model.pt2)
+
+Writes OUTPUT_DIR/name.png for each image: 0 and 255, of exactly its height and width (as its EXIF data
+turn it), in the same tree of names. An unreadable file is reported, the rest is done, and the exit
+status is 1 then; 2 where nothing can be done.
+"""
+
+import math
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import torch
+from tqdm import tqdm
+
+import pictures
+from checkpoints import load_weights, read_checkpoint
+from encoders import build_network
+from errors import UserError, run
+from export import export
+from inputs import find_masks, find_pictures, refuse_overwriting
+from masks import MaskRule, find_mask_rule
+from parallel import cores
+from predicting import Finish, predict_pictures
+from processes import pick_device
+from recipe import autocast_dtype
+from scores import Table, best_threshold
+from settings import settings_of
+from submission import write_submission
+from windows import MIRRORS, Runner, fold_batchnorm
+
+CHECKPOINT = "best.pth"  # what train.py saved: the weights, and all that is to be known about the network
+OUTPUT_DIR = "predictions"  # where the masks go
+SAVE_MASKS = True  # write them; off where the scores or the submission are all that is wanted
+OVERLAYS = False  # also OUTPUT_DIR/overlays/name.jpg: the image with its mask laid over it
+PROBABILITIES: int | None = None  # also OUTPUT_DIR/probabilities/name.png, of 8 or 16 bits
+THRESHOLD: float | str = 0.5  # foreground is what is more probable; "auto": the best for MASKS, by Dice
+IMAGE_SIZE: tuple | str | None = None  # what the network sees; None: the size of training, "own": each image's
+FLIPS = "none"  # "h", "v", "hv": also run the image's mirrored copies and average; costs 2, 2 and 4 runs
+WINDOW = 768  # pixels: what is larger than its square runs in windows of it, within the memory of one
+OVERLAP: int | None = None  # of neighbouring windows, pixels; None: what makes the plain network's seams vanish
+MASKS: str | None = None  # a folder of true masks: scores, scores.csv and worst.png at the masks' own size
+MASK_FOREGROUND: int | tuple | None = None  # their value(s) that are foreground; None: as in training
+SUBMISSION: str | None = None  # Kaggle's run-length rows as a .csv or .csv.gz
+EXPORT: str | None = None  # write the network as .onnx or .pt2, and end
+BATCH_SIZE: int | None = None  # images a call; None: 16, on a CPU 1 (more is slower there)
+NUM_WORKERS: int | None = None  # threads that read and write pictures; None: as many as there are cores
+DEVICE = "auto"  # or cuda, mps, cpu
+PRECISION = "auto"  # bfloat16 where the hardware has it, float16 on older CUDA, else float32; or one of these
+
+POSITIONALS = [("inputs", dict(nargs="*", default=[], metavar="INPUT", help="image files, folders, quoted patterns"))]
+# A checkpoint that does not tell its size, such as the article's, was trained at this one.
+ARTICLE_SIZE = (320, 480)
+# How many images worst.png shows.
+WORST = 10
+
+
+def load_network(path):
+    """(network, checkpoint) of a file that train.py or the article's code saved."""
+    checkpoint = read_checkpoint(path)
+    architecture = checkpoint.get("network") or architecture_of(checkpoint["state_dict"])
+    if architecture is None:
+        raise UserError(f"{path}: neither says what network it is of, nor are its weights those of the plain one.")
+    network = build_network(**{**architecture, "encoder_weights": None})
+    load_weights(network, checkpoint.pop("state_dict"), str(path))  # popped: its memory is free again
+    return network.eval(), checkpoint
+
+
+def architecture_of(weights):
+    """The plain network that has these weights, for build_network, or None."""
+    try:
+        features = []
+        while f"encoder.{len(features)}.conv.0.weight" in weights:
+            features.append(weights[f"encoder.{len(features)}.conv.0.weight"].shape[0])
+        channels = weights["encoder.0.conv.0.weight"].shape[1], weights["output_conv.weight"].shape[0]
+    except (KeyError, IndexError):
+        return None
+    return dict(in_channels=channels[0], out_channels=channels[1], features=features)
+
+
+def check(settings):
+    """Refuses in words the values that nothing can be done with."""
+    size = settings.image_size
+    whole = isinstance(size, tuple) and len(size) == 2 and all(isinstance(n, int) and n > 0 for n in size)
+    suffix = Path(settings.export or "").suffix
+    ends = str(settings.submission).endswith((".csv", ".csv.gz"))
+    for wrong, words in (
+        (size not in (None, "own") and not whole, f'IMAGE_SIZE is height and width, or "own", not {size!r}.'),
+        (
+            settings.threshold != "auto"
+            and not (isinstance(settings.threshold, (int, float)) and 0 < settings.threshold < 1),
+            f'THRESHOLD lies between 0 and 1, or is "auto", not {settings.threshold!r}.',
+        ),
+        (settings.threshold == "auto" and not settings.masks, 'THRESHOLD = "auto" needs MASKS to choose it by.'),
+        (settings.flips not in MIRRORS, f"FLIPS is one of {', '.join(MIRRORS)}, not {settings.flips!r}."),
+        (settings.probabilities not in (None, 8, 16), "PROBABILITIES is 8 or 16 (bits)."),
+        (settings.window < 64, "WINDOW is at least 64 pixels."),
+        (settings.submission and not ends, f"SUBMISSION ends in .csv or .csv.gz, not {settings.submission}."),
+        (suffix not in ("", ".onnx", ".pt2"), f"EXPORT ends in .onnx or .pt2, not {suffix}."),
+        (not settings.inputs and not settings.export, "Which images? Name files, folders or patterns; see --help."),
+    ):
+        if wrong:
+            raise UserError(words)
+
+
+def make_runner(settings, network):
+    """The network where it runs best."""
+    device = pick_device(settings.device)
+    network = fold_batchnorm(network).to(device)
+    if device.type != "mps":
+        network.to(memory_format=torch.channels_last)
+    dtype = autocast_dtype(device, settings.precision)
+    return Runner(network, device, dtype, settings.flips, settings.window, settings.overlap)
+
+
+def true_masks(settings, wanted, checkpoint):
+    """({picture: mask file}, the rule that reads them); (None, None) where no scores are asked for.
+
+    They may be of another encoding than those of training, so they are asked what their values mean,
+    unless training was told a MASK_FOREGROUND: that holds here too.
+    """
+    if not settings.masks:
+        return None, None
+    truths = find_masks(wanted, settings.masks)
+    lacking = [str(picture.path) for picture in wanted if picture not in truths]
+    if lacking:
+        more = f" and {len(lacking) - 5} more" if len(lacking) > 5 else ""
+        print(f"Without a mask in {settings.masks}, so not scored: {', '.join(lacking[:5])}{more}")
+    told = checkpoint.get("settings", {}).get("mask_foreground") is not None and "mask_rule" in checkpoint
+    if told and settings.mask_foreground is None:
+        rule = MaskRule.from_dict(checkpoint["mask_rule"])
+    else:
+        rule = find_mask_rule(truths.values(), settings.mask_foreground, settings.num_workers)
+    print(f"In the masks {rule.describe()}.")
+    return truths, rule
+
+
+def outputs_of(settings, wanted):
+    """Every file that the run will write."""
+    folder = Path(settings.output_dir)
+    kinds = (
+        (settings.save_masks, folder, ".png"),
+        (settings.overlays, folder / "overlays", ".jpg"),
+        (settings.probabilities, folder / "probabilities", ".png"),
+    )
+    files = [place / f"{picture.name}{suffix}" for on, place, suffix in kinds if on for picture in wanted]
+    if settings.masks:
+        files += [folder / "scores.csv", folder / "worst.png"]
+    return files + ([Path(settings.submission)] if settings.submission else [])
+
+
+def choose_threshold(job, truths, rule):
+    """The threshold that gives the pictures with masks the highest mean Dice."""
+    outcomes = job(list(truths), Finish(masks=truths, rule=rule, histogram=True), label="threshold")
+    histograms = [outcome.histogram for outcome in outcomes if outcome.histogram is not None]
+    if not histograms:
+        raise UserError("None of the pictures with masks can be read, so no threshold can be chosen.")
+    threshold, dice, dice_at_half = best_threshold(histograms)
+    print(
+        f"Threshold {threshold:.4f}: Dice {dice:.4f} over {len(histograms)} images, {dice_at_half:.4f} at 0.5. "
+        "Chosen on these images, it flatters their scores a little."
+    )
+    return threshold
+
+
+def followed(outcomes, table, failures):
+    """Passes the outcomes on; says what failed, and keeps the counts."""
+    for outcome in outcomes:
+        if outcome.error:
+            tqdm.write(outcome.error, file=sys.stderr)
+            failures.append(outcome.picture)
+        if outcome.counts:
+            table.add(str(outcome.picture.path), outcome.counts)
+        yield outcome
+
+
+def draw_worst(job, table, finish, path):
+    """A sheet of the lowest Dice: image, truth, prediction, difference."""
+    by_path = {str(picture.path): picture for picture in finish.masks}
+    worst = table.worst(WORST)
+    again = replace(finish, folder=None, overlays=None, probabilities=None, runs=False, show=True)
+    shown = [o.shown for o in job([by_path[table.names[i]] for i in worst], again, label="worst") if o.shown]
+    dice, iou = table.scores()
+    captions = [f"{table.names[i]}  Dice {dice[i]:.4f}, IoU {iou[i]:.4f}" for i in worst]
+    sheet = pictures.examples_sheet(*zip(*shown), captions, "The lowest Dice")
+    pictures.save_image(path, sheet)
+
+
+def main(argv=None):
+    settings = settings_of(__file__, argv, positionals=POSITIONALS)
+    check(settings)
+    network, checkpoint = load_network(settings.checkpoint)
+    if settings.export:
+        print(export(network, settings.export))
+        return 0
+    wanted, missing = find_pictures(settings.inputs, settings.output_dir)
+    for text in missing:
+        print(f"{text}: there is no such file or folder.", file=sys.stderr)
+    if not wanted:
+        raise UserError(f"There is no image in {', '.join(settings.inputs)}.")
+    truths, rule = true_masks(settings, wanted, checkpoint)
+    originals = [picture.path for picture in wanted] + list((truths or {}).values())
+    refuse_overwriting(outputs_of(settings, wanted), originals)
+    size = settings.image_size or tuple(checkpoint.get("image_size", ARTICLE_SIZE))
+    runner = make_runner(settings, network)
+    print(
+        f"{settings.checkpoint}: epoch {checkpoint.get('epoch', 'unknown')}. {len(wanted)} images, which the "
+        f"network sees at {'their own size' if size == 'own' else f'{size[0]}x{size[1]}'}, on {runner.device} "
+        f"in {str(runner.dtype or torch.float32).removeprefix('torch.')}"
+    )
+    threads = settings.num_workers or cores()
+    batch_size = settings.batch_size or (1 if runner.device.type == "cpu" else 16)
+    cv2.setNumThreads(1)  # there is a picture for each thread already
+
+    def job(items, finish, label="predict"):
+        with tqdm(total=len(items), desc=label, unit="image", disable=None) as bar:
+            say = lambda number, total: bar.set_postfix_str(f"window {number}/{total}")  # noqa: E731
+            for outcome in predict_pictures(items, runner, finish, size, batch_size, threads, say):
+                bar.update()
+                yield outcome
+
+    threshold = settings.threshold
+    if threshold == "auto":
+        threshold = choose_threshold(job, truths, rule)
+    folder = Path(settings.output_dir)
+    finish = Finish(
+        cut=math.log(threshold / (1 - threshold)),
+        folder=folder if settings.save_masks else None,
+        overlays=folder / "overlays" if settings.overlays else None,
+        probabilities=folder / "probabilities" if settings.probabilities else None,
+        bits=settings.probabilities,
+        masks=truths,
+        rule=rule,
+        runs=bool(settings.submission),
+    )
+    table, failures = Table(), list(missing)
+    outcomes = followed(job(wanted, finish), table, failures)
+    if settings.submission:
+        Path(settings.submission).parent.mkdir(parents=True, exist_ok=True)
+        rows = ((o.picture.path.name, o.runs) for o in outcomes if o.runs is not None)
+        write_submission(settings.submission, rows)
+    else:
+        for _ in outcomes:
+            pass
+    done = len(wanted) + len(missing) - len(failures)
+    places = [str(folder)] * settings.save_masks + [settings.submission] * bool(settings.submission)
+    print(f"{done} images done{', see ' if places else ''}{' and '.join(places)}")
+    if table.names:
+        folder.mkdir(parents=True, exist_ok=True)
+        table.write(folder / "scores.csv")
+        draw_worst(job, table, finish, folder / "worst.png")
+        print(f"{table.text(WORST)}\nAll of them: {folder / 'scores.csv'}; the lowest: {folder / 'worst.png'}")
+    if failures:
+        print(f"{len(failures)} of the inputs failed; see above.", file=sys.stderr)
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    run(main)
