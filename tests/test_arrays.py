@@ -1,6 +1,7 @@
 """arrays.py, on real files, by real processes that are really killed."""
 
 import contextlib
+import functools
 import io
 import json
 import multiprocessing
@@ -21,6 +22,7 @@ import torch
 from conftest import ROOT
 from PIL import Image
 from torch.utils.data import DataLoader
+from tqdm import tqdm
 
 import errors
 import origins
@@ -49,7 +51,12 @@ def draw(root, count=24, size=(120, 200)):
 
 
 def rule_of(pairs, foreground=255):
-    return find_mask_rule([pair.mask for pair in pairs], foreground)
+    return _rule(tuple(pair.mask for pair in pairs), foreground)
+
+
+@functools.cache
+def _rule(masks, foreground):
+    return find_mask_rule(masks, foreground, num_workers=0)
 
 
 def make(pairs, folder, size=SIZE, foreground=255, **kwargs):
@@ -72,6 +79,7 @@ def start(function):
 
     def body():
         os.setpgid(0, 0)
+        tqdm.set_lock(threading.RLock())  # the default one is shared by forks: killed with it, we would block all
         printed = io.StringIO()
         try:
             with contextlib.redirect_stdout(printed):
