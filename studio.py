@@ -7,6 +7,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from cars import GLOSS, random_car
 
+STUDIOS = 5  # that the cars of one seed are photographed in; the light differs from car to car
 FINER = 2  # everything is drawn this many times larger, then shrunk: smooth edges
 _TURN = np.linspace(0, 2 * np.pi, 33)[:-1]
 _CIRCLE = np.stack([np.cos(_TURN), 0 * _TURN, np.sin(_TURN)], -1)  # upright, of radius 1
@@ -21,7 +22,7 @@ def draw_car(seed, car, view, views, size):
     """
     rng = np.random.default_rng([seed, car])
     model = random_car(rng)
-    scene = Scene(rng, size)
+    scene = Scene(np.random.default_rng([seed, car % STUDIOS, 1000]), rng, size)
     moment = np.random.default_rng([seed, car, view])
     turn = 2 * np.pi * (view - 1) / views + rng.uniform(-0.2, 0.2) + moment.uniform(-0.04, 0.04)
     scene.place(turn, moment)
@@ -43,19 +44,20 @@ def draw_car(seed, car, view, views, size):
 class Scene:
     """The studio around a car: its walls and lights, and the camera."""
 
-    def __init__(self, rng, size):
+    def __init__(self, place, car, size):
+        """`place` and `car`: generators, of what belongs to the studio and of the light on one car."""
         self.height, self.width = size[0] * FINER, size[1] * FINER
-        self.focal = min(self.width, 1.5 * self.height) * rng.uniform(0.98, 1.12)
-        self.wall = rng.uniform(120, 236) * np.array([1, 1, 1]) * rng.uniform(0.96, 1.04, 3)
-        self.ground = self.wall * rng.uniform(0.72, 1.08) * rng.uniform(0.97, 1.03, 3)
-        self.sun = np.array([rng.uniform(-0.8, 0.8), -0.5, 0.8])
-        self.lean = rng.uniform(-0.3, 0.3)  # how much brighter one end of the wall is
-        self.fall = rng.uniform(-0.25, 0.35)
-        self.mirror = rng.uniform(0.03, 0.3)
-        self.dark = rng.uniform(0.35, 0.7)
-        self.props = rng.integers(2**32)
-        self.tint = rng.uniform(0.97, 1.03, 3).astype(np.float32)
-        self.grain = rng.uniform(1.0, 4.0)
+        self.focal = min(self.width, 1.5 * self.height) * car.uniform(0.98, 1.12)
+        self.wall = place.uniform(120, 230) * place.uniform(0.96, 1.04, 3)
+        self.ground = self.wall * place.uniform(0.72, 1.08) * place.uniform(0.97, 1.03, 3)
+        self.mirror = place.uniform(0.03, 0.3)
+        self.props = place.integers(2**32)
+        self.sun = np.array([car.uniform(-0.8, 0.8), -0.5, 0.8])
+        self.lean = car.uniform(-0.3, 0.3)  # how much brighter one end of the wall is
+        self.fall = car.uniform(-0.25, 0.3)
+        self.dark = car.uniform(0.35, 0.7)
+        self.tint = car.uniform(0.97, 1.03, 3).astype(np.float32) * np.float32(car.uniform(0.9, 1.1))
+        self.grain = car.uniform(1.0, 4.0)
 
     def place(self, turn, moment):
         self.turn = turn
