@@ -4,14 +4,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch.utils.data import DataLoader, Sampler, default_collate
+
+import processes
 from arrays import DecodeDataset, collate_batch, make_arrays
 from dataset import ImageDataset
 from errors import UserError
 from masks import find_mask_rule
 from reading import pair_files
-from torch.utils.data import DataLoader, Sampler, default_collate
-
-import processes
 
 
 class EpochSampler(Sampler):
@@ -108,19 +108,18 @@ def _arrays_or_files(pairs, rule, image_size, image_dir, wanted):
     return DecodeDataset(pairs, rule, image_size)
 
 
-def batches(loader):
-    """The batches of `loader`; what a worker says about a file arrives as that alone, without a traceback."""
-    try:
-        yield from loader
-    except RuntimeError as error:
-        if "exited unexpectedly" in str(error) or "is killed by signal" in str(error):
-            raise UserError(
-                "A worker that fetches batches was killed, perhaps because memory ran out. Start again with "
-                "--load-model, and with a smaller NUM_WORKERS if it happens again."
-            ) from error
-        raise
-    except UserError as error:
-        raise UserError(str(error).rpartition("UserError: ")[2].strip()) from error
+def told_by_worker(error):
+    """What a DataLoader's worker died of, in words (UserError), or None where it was something else."""
+    text = str(error)
+    if "exited unexpectedly" in text or "is killed by signal" in text:
+        return UserError(
+            "A worker that fetches batches was killed, perhaps because memory ran out. Go on with --load-model, "
+            "and with a smaller NUM_WORKERS if it happens again."
+        )
+    for name in ("UserError: ", "UnusableFile: "):  # behind the worker's own traceback
+        if text.startswith("Caught") and name in text:
+            return UserError(text.rpartition(name)[2].strip())
+    return None
 
 
 def files_of_batch(loader, epoch, batch):

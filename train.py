@@ -17,20 +17,20 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import augment
-import recipe
 import torch
-from audit import audit
-from reading import CARVANA_GROUP
 from tqdm import tqdm
 
 import demo
 import errors
 import pictures
 import processes
+import recipe
+from audit import audit
 from checkpoints import save_run, sole_writer
 from errors import Terminated, UserError
 from files import remove_leftovers, write_text
-from loading import batches, files_of_batch, get_loaders
+from loading import files_of_batch, get_loaders, told_by_worker
+from reading import CARVANA_GROUP
 from settings import settings_of, table
 from training import Training
 from utils import check_accuracy, save_examples, save_predictions, symptom, to_device
@@ -93,7 +93,7 @@ def train_fn(loader, run, settings, bar):
     accumulate = settings.accumulate
     losses, looked, total, waited = [], 0, 0.0, 0.0
     begin = asked = time.perf_counter()
-    for index, (images, masks) in enumerate(batches(loader)):
+    for index, (images, masks) in enumerate(loader):
         waited += time.perf_counter() - asked
         images, masks = to_device(images, masks, run.device)
         if settings.flip:
@@ -286,6 +286,8 @@ def main(argv=None):
         except torch.OutOfMemoryError as error:
             sizes = (settings.batch_size, settings.image_size, settings.accumulate)
             raise UserError(recipe.out_of_memory_message(error, *sizes)) from error
+        except (RuntimeError, UserError) as error:
+            raise told_by_worker(error) or error from None
         except (KeyboardInterrupt, Terminated):
             words = [word for word in (sys.argv[1:] if argv is None else argv) if word != "--load-model"]
             saved = (Path(settings.output_dir) / "checkpoint.pth").exists()

@@ -4,12 +4,12 @@ Random draws need no place here: the order of the images, the flips and a transf
 generators made of (SEED, epoch, index), so that an epoch is the same whoever reaches it.
 """
 
-import recipe
 import torch
-from encoders import build_network
 
 import processes
+import recipe
 from checkpoints import load_weights, read_checkpoint
+from encoders import build_network
 from settings import plain
 
 # These settings change where a run happens, not what becomes of it.
@@ -34,7 +34,7 @@ class Training:
         self.network = build_network(**self.architecture, encoder_weights=weights).to(device)
         if device.type != "mps":
             self.network.to(memory_format=torch.channels_last)
-        self.loss_fn = recipe.make_loss(settings.loss)
+        self.loss_fn = recipe.Loss(settings.loss)
         self.optimizer = recipe.make_optimizer(
             self.network, settings.optimizer, settings.learning_rate, settings.weight_decay
         )

@@ -10,7 +10,7 @@ from torchvision.utils import make_grid
 import pictures
 import processes
 from checkpoints import load_checkpoint, save_checkpoint
-from loading import EpochSampler, batches, fetch, get_loaders
+from loading import EpochSampler, fetch, get_loaders
 
 __all__ = [
     "check_accuracy",
@@ -81,7 +81,7 @@ def check_accuracy(loader, model, device=None, dtype=None):
     training = model.training
     model.eval()
     counts, pixels = [], 0
-    for images, masks in batches(loader):
+    for images, masks in loader:
         images, masks = to_device(images, masks, device)
         with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
             logits = model(images)
@@ -152,7 +152,7 @@ def save_predictions(loader, model, folder="saved_images/", device=None, dtype=N
     folder.mkdir(parents=True, exist_ok=True)
     training = model.training
     model.eval()
-    for index, (images, masks) in enumerate(batches(loader)):
+    for index, (images, masks) in enumerate(loader):
         if index == limit:
             break
         truths = masks.reshape(len(masks), *masks.shape[-2:]) > 0.5

@@ -9,8 +9,9 @@ import time
 
 import pytest
 import torch
-import train
 from conftest import ROOT, SMALL, draw_pairs, script
+
+import train
 from errors import UserError
 
 ARTEFACTS = {"checkpoint.pth", "best.pth", "history.csv", "curves.png", "saved_images"}
@@ -48,6 +49,12 @@ def assert_same(one, other, where):
             assert_same(left, right, f"{where}.{index}")
     else:
         assert one == other, where
+
+
+def run_here(monkeypatch, folder, *flags):
+    """train.py's main in this process, in `folder`: spares the imports."""
+    monkeypatch.chdir(folder)
+    train.main([*SMALL, *map(str, flags)])
 
 
 def start(*flags, cwd):
@@ -93,26 +100,28 @@ def test_a_run_leaves_every_artefact_and_learns(prepared):
     ],
     ids=["average and workers", "plateau and accumulation", "cosine"],
 )
-def test_a_run_stopped_and_resumed_is_the_run_never_stopped(prepared, flags):
-    flags = [*SMALL, "--num-epochs", "5", *flags]
+def test_a_run_stopped_and_resumed_is_the_run_never_stopped(prepared, monkeypatch, capsys, flags):
+    flags = ["--num-epochs", "5", *flags]
     whole, stopped = prepared / "whole", prepared / "stopped"
-    assert script("train.py", *flags, "--output-dir", whole, cwd=prepared).returncode == 0
-    process = start(*flags, "--output-dir", stopped, cwd=prepared)
+    run_here(monkeypatch, prepared, *flags, "--output-dir", whole)
+    process = start(*SMALL, *flags, "--output-dir", stopped, cwd=prepared)
     wait_for_epochs(stopped, 2, process)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert "--load-model" in err and "Traceback" not in err
-    done = script("train.py", *flags, "--output-dir", stopped, "--load-model", cwd=prepared)
-    assert done.returncode == 0, done.stderr
-    assert "Going on after epoch" in done.stdout and "would have been" not in done.stdout
+    capsys.readouterr()
+    run_here(monkeypatch, prepared, *flags, "--output-dir", stopped, "--load-model")
+    said = capsys.readouterr().out
+    assert "Going on after epoch" in said and "would have been" not in said
     same_runs(whole, stopped)
 
 
-def test_a_changed_setting_is_said_on_resuming(prepared):
-    assert script("train.py", *SMALL, "--num-epochs", 1, cwd=prepared).returncode == 0
-    done = script("train.py", *SMALL, "--num-epochs", 2, "--no-flip", "--load-model", cwd=prepared)
-    assert done.returncode == 0 and "NUM_EPOCHS 1 -> 2" in done.stdout and "FLIP True -> False" in done.stdout
+def test_a_changed_setting_is_said_on_resuming(prepared, monkeypatch, capsys):
+    run_here(monkeypatch, prepared, "--num-epochs", 1)
+    run_here(monkeypatch, prepared, "--num-epochs", 2, "--no-flip", "--load-model")
+    said = capsys.readouterr().out
+    assert "NUM_EPOCHS 1 -> 2" in said and "FLIP True -> False" in said
     assert [line["epoch"] for line in history(prepared)] == ["1", "2"]
 
 
@@ -171,16 +180,15 @@ def test_no_data_is_told_in_one_message(tmp_path):
     ],
 )
 def test_mistakes_are_told_in_words(prepared, monkeypatch, flags, words):
-    monkeypatch.chdir(prepared)
     with pytest.raises(UserError, match=words):
-        train.main([*SMALL, "--num-epochs", "1", *flags])
+        run_here(monkeypatch, prepared, "--num-epochs", "1", *flags)
 
 
-def test_a_checkpoint_of_another_architecture_is_refused(prepared):
-    assert script("train.py", *SMALL, "--num-epochs", 1, cwd=prepared).returncode == 0
+def test_a_checkpoint_of_another_architecture_is_refused(prepared, monkeypatch):
+    run_here(monkeypatch, prepared, "--num-epochs", 1)
     before = (prepared / "checkpoint.pth").read_bytes()
-    done = script("train.py", *SMALL, "--features", 4, 16, "--load-model", cwd=prepared)
-    assert done.returncode == 2 and "another architecture" in done.stderr
+    with pytest.raises(UserError, match="another architecture"):
+        run_here(monkeypatch, prepared, "--features", 4, 16, "--load-model")
     assert (prepared / "checkpoint.pth").read_bytes() == before
 
 
@@ -190,16 +198,14 @@ def test_a_loss_that_is_not_finite_names_the_files(prepared):
     assert done.returncode == 2 and "The loss is" in done.stderr and "img_" in done.stderr, done.stderr
 
 
-def test_patience_ends_the_run(prepared):
-    flags = ["--learning-rate", "1e-12", "--num-epochs", 30, "--patience", 2]
-    done = script("train.py", *SMALL, *flags, cwd=prepared)
-    assert done.returncode == 0 and "PATIENCE" in done.stdout and len(history(prepared)) < 10
+def test_patience_ends_the_run(prepared, monkeypatch, capsys):
+    run_here(monkeypatch, prepared, "--learning-rate", "1e-12", "--num-epochs", 30, "--patience", 2)
+    assert "(PATIENCE)" in capsys.readouterr().out and len(history(prepared)) < 10
 
 
-def test_foreground_never_predicted_is_said(prepared):
-    done = script("train.py", *SMALL, "--num-epochs", 1, "--learning-rate", "1e-12", cwd=prepared)
-    assert done.returncode == 0
-    assert "predicted as foreground" in done.stdout and "LEARNING_RATE" in done.stdout
+def test_foreground_never_predicted_is_said(prepared, monkeypatch, capsys):
+    run_here(monkeypatch, prepared, "--num-epochs", 1, "--learning-rate", "1e-12")
+    assert "predicted as foreground" in capsys.readouterr().out
 
 
 def kill_a_worker(prepared, folder):
@@ -213,7 +219,11 @@ def kill_a_worker(prepared, folder):
                 break
             except ProcessLookupError:
                 continue
-    return process.communicate(timeout=60)[1], process.returncode
+    try:
+        return process.communicate(timeout=20)[1], process.returncode
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise
 
 
 def test_a_killed_worker_is_told_and_the_checkpoint_stands(prepared):
@@ -242,8 +252,9 @@ def test_a_read_only_or_missing_place_is_told(prepared):
     assert done.returncode == 2 and "Traceback" not in done.stderr and "file" in done.stderr, done.stderr
 
 
-def test_more_pictures_change_the_arrays(prepared):
-    assert script("train.py", *SMALL, "--num-epochs", 1, cwd=prepared).returncode == 0
+def test_more_pictures_change_the_arrays(prepared, monkeypatch, capsys):
+    run_here(monkeypatch, prepared, "--num-epochs", 1)
     draw_pairs(prepared / "dataset/augmented_train_images", prepared / "dataset/augmented_train_masks", 2, first=90)
-    assert script("train.py", *SMALL, "--num-epochs", 1, cwd=prepared).returncode == 0
-    assert torch.load(prepared / "checkpoint.pth")["epoch"] == 1
+    capsys.readouterr()
+    run_here(monkeypatch, prepared, "--num-epochs", 1)
+    assert "3 steps an epoch" in capsys.readouterr().out
