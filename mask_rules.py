@@ -56,11 +56,11 @@ def decide_mask_rule(observations, foreground=None):
     seen = list(observations)
     wanted = None if foreground is None else tuple(sorted({int(value) for value in np.atleast_1d(foreground)}))
     if any(it.kind == COLOURS for it in seen):
-        seen = [_as_colours(it) for it in seen]
+        seen = [as_colours(it) for it in seen]
     elif clash := _palette_clash(seen):
         if wanted:
             raise UserError(clash)
-        seen = [_as_colours(it) for it in seen]
+        seen = [as_colours(it) for it in seen]
     kind = seen[0].kind
     rule, odd = _two_values(seen, kind), []
     if rule is None:
@@ -75,7 +75,8 @@ def decide_mask_rule(observations, foreground=None):
     return rule
 
 
-def _as_colours(seen):
+def as_colours(seen):
+    """An Observation whose values are colours, whatever they were."""
     if seen.kind == COLOURS:
         return seen
     colours = dict(seen.palette) if seen.palette else {value: min(value, 255) * 0x010101 for value, _ in seen.counts}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from reading import Decoded, UnusableFile, decode, rgb, shown
+from decoding import Decoded, UnusableFile, decode, rgb, shown
 
 NUMBERS, COLOURS = "numbers", "colours"
 MANY = 32  # colours of one file that are listed

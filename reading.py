@@ -2,50 +2,45 @@
 
 import os
 import re
-import stat
 import unicodedata
-import warnings
 from collections import defaultdict
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
-import numpy as np
-from PIL import Image
 
+from decoding import UnusableFile, decode, image_size, rgb, shown
 from errors import UserError
+
+__all__ = [
+    "CARVANA_GROUP",
+    "COPIES",
+    "SUFFIXES",
+    "Listing",
+    "Pair",
+    "UnusableFile",
+    "fits_group",
+    "group_of",
+    "image_size",
+    "list_pictures",
+    "mask_stems",
+    "match",
+    "match_all",
+    "list_both",
+    "pair_files",
+    "read_image",
+    "resize_image",
+    "shown",
+    "source_stem",
+]
 
 CARVANA_GROUP = r"([0-9a-f]{12})_\d+"  # a car's twelve hex digits, before the number of the view
 COPIES = ("hflip", "vflip", "grid")  # what augment.py appends to the name of a copy
 MASK_ENDINGS = ("_mask", ".mask")  # which a mask's stem may have over its image's
-SUFFIXES = (
-    *(".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpeg", ".jpg", ".pbm"),
-    *(".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp"),
+SUFFIXES = (  # no .jp2, whose decoder takes some files that are cut short for whole
+    *(".avif", ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".pbm", ".pgm"),
+    *(".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp"),
 )
-LARGEST = 500_000_000  # pixels; one picture of that size fills 1.5 GB
-
-# EXIF's orientation (tag 274) -> what sets the pixels upright
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-
-
-class UnusableFile(UserError):
-    """A file that cannot be used: `path`, `what` is wrong with it, and the `cure`."""
-
-    def __init__(self, path, what, cure):
-        super().__init__(f"{shown(path)}: {what}. {cure}.")
-        self.path, self.what, self.cure = Path(path), what, cure
-
-    def __reduce__(self):  # exceptions pickle by their message alone otherwise
-        return UnusableFile, (self.path, self.what, self.cure)
 
 
 @dataclass(frozen=True)
@@ -61,22 +56,6 @@ class Pair:
     name: str
     image: Path
     mask: Path
-
-
-@dataclass(frozen=True)
-class Decoded:
-    """`picture`: a PIL image, loaded and upright. The rest: what its file was, before that."""
-
-    picture: Image.Image
-    format: str
-    raw: str  # how the file lays out a pixel, in Pillow's terms, such as "RGB;16B"
-    frames: bool  # whether more frames or pages follow the first one
-    turned: int  # EXIF's orientation; 1 is upright
-
-
-def shown(path):
-    """A path as it can be printed anywhere: what is unprintable in a name is escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(path))
 
 
 def list_pictures(folder):
@@ -130,10 +109,18 @@ def group_of(stem, pattern=CARVANA_GROUP):
     it matches. A stem that it does not match is a group of its own.
     """
     stem = source_stem(stem)
-    found = re.match(pattern, stem)
+    found = fits_group(stem, pattern)
     if not found:
         return stem
     return found[1] if found.re.groups and found[1] is not None else found[0]
+
+
+def fits_group(stem, pattern):
+    """The match of `pattern` at the beginning of a stem, or None. UserError: it is no regular expression."""
+    try:
+        return re.match(pattern, source_stem(stem))
+    except re.error as error:
+        raise UserError(f"GROUP = {pattern!r}: is no regular expression ({error}). Mend it.") from None
 
 
 def pair_files(img_dir, mask_dir):
@@ -192,94 +179,6 @@ def match_all(images, masks):
     return sorted(pairs, key=lambda pair: pair.name), faults
 
 
-def decode(path, draft=None):
-    """The Decoded picture of a file, its first frame. UnusableFile: it cannot be decoded to its end.
-
-    `draft` = (height, width): a JPEG may come smaller, by a power of two, but no smaller than that.
-    """
-    with _opened(path) as picture:
-        return _loaded(picture, draft)
-
-
-@contextmanager
-def _opened(path):
-    """The PIL picture in a file; whatever goes wrong with it becomes an UnusableFile."""
-    # Both are the process's own and set again each time, because scoped changes would mix up threads.
-    warnings.filterwarnings("ignore", module=r"PIL\.")  # remarks on odd metadata; what matters raises
-    Image.MAX_IMAGE_PIXELS = LARGEST // 2  # Pillow refuses twice this
-    try:
-        _refuse_special(path)
-        with Image.open(path) as picture:
-            yield picture
-    except UnusableFile:
-        raise
-    except Exception as error:  # the codecs raise nearly every kind
-        raise _unusable(path, error) from None
-
-
-def _refuse_special(path):
-    state = os.stat(path)
-    if stat.S_ISDIR(state.st_mode):
-        raise UnusableFile(path, "is a folder", "Give a picture file")
-    if not stat.S_ISREG(state.st_mode):  # opening a pipe would wait for ever
-        raise UnusableFile(path, "is no ordinary file", "Replace it by a picture, or remove it")
-    if state.st_size == 0:
-        raise UnusableFile(path, "is empty (0 bytes)", "Fetch or export it again, or remove it")
-
-
-def _loaded(picture, draft):
-    turned = _orientation(picture)
-    raw = str(picture.tile[0][3]) if picture.tile else ""
-    frames = picture.format != "MPO" and getattr(picture, "is_animated", False)  # MPO: previews
-    if draft and picture.format in ("JPEG", "MPO"):
-        height, width = draft[::-1] if turned >= 5 else draft
-        picture.draft(None, (width, height))
-    picture.load()
-    kind = picture.format
-    if turned in _UPRIGHT:
-        picture = picture.transpose(_UPRIGHT[turned])
-    return Decoded(picture, kind, raw, frames, turned)
-
-
-def _orientation(picture):
-    if picture.format == "TIFF":
-        return 1  # Pillow sets these upright itself
-    if picture.format == "PNG" and "exif" not in picture.info:
-        return 1  # asking on would decode all of it
-    try:
-        return picture.getexif().get(274, 1)
-    except Exception:  # damaged metadata is no reason to lose the picture; viewers show it as it lies
-        return 1
-
-
-def _unusable(path, error):
-    """The UnusableFile for what Pillow or the system raised."""
-    again = "Fetch or export it again, or remove it"
-    if isinstance(error, FileNotFoundError):
-        if os.path.islink(path):
-            return UnusableFile(path, "is a symbolic link to a file that is not there", "Mend the link, or remove it")
-        return UnusableFile(path, "is not there", "Check its name")
-    if isinstance(error, PermissionError):
-        return UnusableFile(path, "may not be read (permission denied)", "Change its permissions (chmod +r)")
-    if isinstance(error, OSError) and os.path.islink(path) and not os.path.exists(path):
-        return UnusableFile(path, "is a symbolic link that leads to itself", "Mend the link, or remove it")
-    if isinstance(error, Image.DecompressionBombError):
-        return UnusableFile(path, f"has more than {LARGEST // 10**6} million pixels", "Cut it into tiles")
-    if isinstance(error, Image.UnidentifiedImageError):
-        return UnusableFile(path, "is no picture, whatever its name says", again)
-    if isinstance(error, MemoryError):
-        return UnusableFile(path, "does not fit into memory", "Shrink it, or cut it into tiles")
-    why = str(error).strip().rstrip(".") or type(error).__name__
-    return UnusableFile(path, f"is damaged or cut short ({why})", again)
-
-
-def image_size(path):
-    """(height, width) of a picture, after EXIF, from the head of its file. UnusableFile."""
-    with _opened(path) as picture:
-        width, height = picture.size
-        return (width, height) if _orientation(picture) >= 5 else (height, width)
-
-
 def read_image(path, size=None):
     """The picture in a file, uint8 (H, W, 3) in RGB, upright, at `size` = (height, width) if given.
 
@@ -290,23 +189,6 @@ def read_image(path, size=None):
     decoded = decode(path, size and (2 * size[0] - 1, 2 * size[1] - 1))
     array = rgb(decoded.picture, path)
     return array if size is None else resize_image(array, size)
-
-
-def rgb(picture, path):
-    """uint8 (H, W, 3) of a PIL image in any mode. UnusableFile where its values say nothing."""
-    if picture.mode.startswith("I"):
-        grey = np.asarray(picture)
-        if grey.min() < 0 or grey.max() > 65535:
-            raise UnusableFile(path, "has pixels of 32 bits", "Save it with 8 or 16 bits")
-        return np.repeat((grey // 256).astype(np.uint8)[..., None], 3, axis=2)
-    if picture.mode == "F":
-        raise UnusableFile(path, "has floating-point pixels", "Save it with 8 or 16 bits")
-    try:
-        if picture.mode in ("P", "PA") and "transparency" in picture.info:
-            picture = picture.convert("RGBA")  # from where the alpha is dropped
-        return np.asarray(picture if picture.mode == "RGB" else picture.convert("RGB"))
-    except ValueError as error:
-        raise UnusableFile(path, f"has pixels of a kind that cannot be shown ({error})", "Save it as RGB") from None
 
 
 def resize_image(array, size):
