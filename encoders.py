@@ -18,6 +18,7 @@ from unet import DoubleConv, UNet, check_input, decode
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of channels in [0, 1]
 
+CLASSIFIERS = ("fc.", "classifier.")  # where torchvision's networks keep what comes after the features
 _RESNET = ["relu", "layer1", "layer2", "layer3", "layer4"]  # at 1/2 ... 1/32
 # What follows each pooling's input, at full size ... 1/16, and at last the deepest layer.
 NODES = {
@@ -60,9 +61,9 @@ class EncoderUNet(nn.Module):
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).reshape(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(IMAGENET_STD).reshape(1, 3, 1, 1))
         whole = getattr(torchvision.models, name)(weights=None)
-        if weights is not None:
-            load_weights(whole, encoder_weights_of(name, weights), f"ENCODER_WEIGHTS = {weights!r}")
         self.encoder = create_feature_extractor(whole, NODES[name])
+        if weights is not None:
+            load_encoder(self.encoder, encoder_weights_of(name, weights), f"ENCODER_WEIGHTS = {weights!r}")
         with torch.no_grad():
             maps = list(self.encoder.eval()(torch.zeros(1, 3, 64, 64)).values())
         self.encoder.train()
@@ -88,6 +89,17 @@ class EncoderUNet(nn.Module):
         return decode(self.decoder, self.output_conv, deepest, skips)
 
 
+def load_encoder(encoder, weights, source):
+    """Puts torchvision's state dict `weights` into `encoder`; UserError where it is of another network.
+
+    The classifier's weights are left out, and the counters that BatchNorm had not in the days of some
+    of torchvision's files may be missing.
+    """
+    counters = {key: value for key, value in encoder.state_dict().items() if key.endswith("num_batches_tracked")}
+    features = {key: value for key, value in weights.items() if not key.startswith(CLASSIFIERS)}
+    load_weights(encoder, counters | features, source)
+
+
 def encoder_weights_of(name, weights):
     """The state dict that `weights` means for torchvision's network `name`, from a file or by its name."""
     if Path(weights).is_file():
@@ -97,11 +109,14 @@ def encoder_weights_of(name, weights):
         names = ", ".join(["DEFAULT", *(member.name for member in known)])
         raise UserError(f"ENCODER_WEIGHTS = {weights!r} is neither a file nor among {names}. None trains from scratch.")
     entry = known[weights]
+    file = Path(torch.hub.get_dir()) / "checkpoints" / entry.url.rpartition("/")[2]
+    if file.is_file():
+        return read_checkpoint(file)["state_dict"]  # a damaged one is told by its name
     try:
-        return entry.get_state_dict(progress=True, check_hash=True)
+        return entry.get_state_dict(progress=True, check_hash=True, weights_only=True)
     except (urllib.error.URLError, OSError, RuntimeError) as error:
-        file = Path(torch.hub.get_dir()) / "checkpoints" / entry.url.rpartition("/")[2]
         raise UserError(
             f"The weights {entry} could not be fetched ({error}).\nOn a machine with a network fetch\n  {entry.url}\n"
-            f"and put it at\n  {file}\nor name its place in ENCODER_WEIGHTS; ENCODER_WEIGHTS = None trains from scratch."
+            f"and put it at\n  {file}\n"
+            "or name its place in ENCODER_WEIGHTS; ENCODER_WEIGHTS = None trains from scratch."
         ) from error
