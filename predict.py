@@ -12,6 +12,7 @@ status is 1 then; 2 where nothing can be done.
 
 import math
 import sys
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -157,7 +158,7 @@ def outputs_of(settings, wanted):
 
 def choose_threshold(job, truths, rule):
     """The threshold that gives the pictures with masks the highest mean Dice."""
-    outcomes = job(list(truths), Finish(masks=truths, rule=rule, histogram=True), label="threshold")
+    outcomes = job(list(truths), Finish(masks=truths, rule=rule, histogram=True), "threshold")
     histograms = [outcome.histogram for outcome in outcomes if outcome.histogram is not None]
     if not histograms:
         raise UserError("None of the pictures with masks can be read, so no threshold can be chosen.")
@@ -183,13 +184,58 @@ def followed(outcomes, table, failures):
 def draw_worst(job, table, finish, path):
     """A sheet of the lowest Dice: image, truth, prediction, difference."""
     by_path = {str(picture.path): picture for picture in finish.masks}
-    worst = table.worst(WORST)
-    again = replace(finish, folder=None, overlays=None, probabilities=None, runs=False, show=True)
-    shown = [o.shown for o in job([by_path[table.names[i]] for i in worst], again, label="worst") if o.shown]
     dice, iou = table.scores()
-    captions = [f"{table.names[i]}  Dice {dice[i]:.4f}, IoU {iou[i]:.4f}" for i in worst]
-    sheet = pictures.examples_sheet(*zip(*shown), captions, "The lowest Dice")
-    pictures.save_image(path, sheet)
+    captions = {table.names[i]: f"{table.names[i]}  Dice {dice[i]:.4f}, IoU {iou[i]:.4f}" for i in table.worst(WORST)}
+    again = replace(finish, folder=None, overlays=None, probabilities=None, runs=False, show=True)
+    outcomes = [it for it in job([by_path[name] for name in captions], again, "worst") if it.shown]
+    if outcomes:
+        shown = zip(*(it.shown for it in outcomes))
+        texts = [captions[str(it.picture.path)] for it in outcomes]
+        pictures.save_image(path, pictures.examples_sheet(*shown, texts, "The lowest Dice"))
+
+
+def make_job(settings, runner, size):
+    """predict_pictures with these settings and a bar: job(pictures, finish, label) yields outcomes."""
+    threads = settings.num_workers or cores()
+    batch_size = settings.batch_size or (1 if runner.device.type == "cpu" else 16)
+
+    def job(items, finish, label="predict"):
+        with tqdm(total=len(items), desc=label, unit="image", disable=None) as bar:
+
+            def say(window, windows):
+                bar.set_postfix_str(f"window {window}/{windows}")
+
+            for outcome in predict_pictures(items, runner, finish, size, batch_size, threads, say):
+                bar.update()
+                yield outcome
+
+    return job
+
+
+def describe(settings, checkpoint, runner, size, number):
+    """What is about to happen, in a line."""
+    seen = "their own size" if size == "own" else f"{size[0]}x{size[1]}"
+    precision = str(runner.dtype or torch.float32).removeprefix("torch.")
+    return (
+        f"{settings.checkpoint}: epoch {checkpoint.get('epoch', 'unknown')}. {number} images, which the network "
+        f"sees at {seen}, on {runner.device} in {precision}."
+    )
+
+
+def find_inputs(settings):
+    """(pictures, missing), said aloud and refused where nothing is to be done or a name would be lost."""
+    wanted, missing = find_pictures(settings.inputs, settings.output_dir)
+    for text in missing:
+        print(f"{text}: there is no such file or folder.", file=sys.stderr)
+    if not wanted:
+        raise UserError(f"There is no image in {', '.join(settings.inputs)}.")
+    names = Counter(picture.path.name for picture in wanted)
+    doubled = [name for name, number in names.items() if number > 1]
+    if settings.submission and doubled:
+        raise UserError(
+            f"SUBMISSION names images by their file name, and these come more than once: {', '.join(doubled[:10])}."
+        )
+    return wanted, missing
 
 
 def main(argv=None):
@@ -199,35 +245,18 @@ def main(argv=None):
     if settings.export:
         print(export(network, settings.export))
         return 0
-    wanted, missing = find_pictures(settings.inputs, settings.output_dir)
-    for text in missing:
-        print(f"{text}: there is no such file or folder.", file=sys.stderr)
-    if not wanted:
-        raise UserError(f"There is no image in {', '.join(settings.inputs)}.")
+    wanted, missing = find_inputs(settings)
     truths, rule = true_masks(settings, wanted, checkpoint)
-    originals = [picture.path for picture in wanted] + list((truths or {}).values())
-    refuse_overwriting(outputs_of(settings, wanted), originals)
+    refuse_overwriting(outputs_of(settings, wanted), [it.path for it in wanted] + list((truths or {}).values()))
     size = settings.image_size or tuple(checkpoint.get("image_size", ARTICLE_SIZE))
     runner = make_runner(settings, network)
-    print(
-        f"{settings.checkpoint}: epoch {checkpoint.get('epoch', 'unknown')}. {len(wanted)} images, which the "
-        f"network sees at {'their own size' if size == 'own' else f'{size[0]}x{size[1]}'}, on {runner.device} "
-        f"in {str(runner.dtype or torch.float32).removeprefix('torch.')}"
-    )
-    threads = settings.num_workers or cores()
-    batch_size = settings.batch_size or (1 if runner.device.type == "cpu" else 16)
+    print(describe(settings, checkpoint, runner, size, len(wanted)))
     cv2.setNumThreads(1)  # there is a picture for each thread already
-
-    def job(items, finish, label="predict"):
-        with tqdm(total=len(items), desc=label, unit="image", disable=None) as bar:
-            say = lambda number, total: bar.set_postfix_str(f"window {number}/{total}")  # noqa: E731
-            for outcome in predict_pictures(items, runner, finish, size, batch_size, threads, say):
-                bar.update()
-                yield outcome
-
+    job = make_job(settings, runner, size)
     threshold = settings.threshold
     if threshold == "auto":
         threshold = choose_threshold(job, truths, rule)
+
     folder = Path(settings.output_dir)
     finish = Finish(
         cut=math.log(threshold / (1 - threshold)),
@@ -243,19 +272,17 @@ def main(argv=None):
     outcomes = followed(job(wanted, finish), table, failures)
     if settings.submission:
         Path(settings.submission).parent.mkdir(parents=True, exist_ok=True)
-        rows = ((o.picture.path.name, o.runs) for o in outcomes if o.runs is not None)
+        rows = ((it.picture.path.name, it.runs) for it in outcomes if it.runs is not None)
         write_submission(settings.submission, rows)
-    else:
-        for _ in outcomes:
-            pass
-    done = len(wanted) + len(missing) - len(failures)
+    for _ in outcomes:  # all of them, where no submission has taken them
+        pass
     places = [str(folder)] * settings.save_masks + [settings.submission] * bool(settings.submission)
-    print(f"{done} images done{', see ' if places else ''}{' and '.join(places)}")
+    print(f"{len(wanted) + len(missing) - len(failures)} images done; see {' and '.join(places) or 'below'}.")
     if table.names:
         folder.mkdir(parents=True, exist_ok=True)
         table.write(folder / "scores.csv")
         draw_worst(job, table, finish, folder / "worst.png")
-        print(f"{table.text(WORST)}\nAll of them: {folder / 'scores.csv'}; the lowest: {folder / 'worst.png'}")
+        print(f"{table.text(WORST)}\nAll of them: {folder / 'scores.csv'}. The lowest: {folder / 'worst.png'}.")
     if failures:
         print(f"{len(failures)} of the inputs failed; see above.", file=sys.stderr)
     return 1 if failures else 0

@@ -13,21 +13,27 @@ import scores
 import submission
 from errors import UserError
 from inputs import Picture, output_path
-from masks import MaskRule, read_mask
+from masks import MaskRule, read_mask, resize_mask
 from reading import image_size, read_image, resize_image
 
 PENDING_BYTES = 300e6  # of pictures that wait for the network, and as many for being written
+SHEET_HEIGHT = 480  # pixels
 PICTURE_BYTES = 8  # a pixel: the picture, its logits, its mask
 
 
 @dataclass
-class Decoded:
-    """A picture on its way: `image` as the network takes it; `full` at its own `size` where that is needed."""
+class Item:
+    """A picture on its way: `size` its own (height, width), `image` as the network takes it, `full` at its size."""
 
     picture: Picture
-    size: tuple
-    image: np.ndarray
-    full: np.ndarray | None
+    size: tuple = (1, 1)
+    error: str | None = None
+    image: np.ndarray | None = None
+    full: np.ndarray | None = None
+
+    @property
+    def cost(self):
+        return PICTURE_BYTES * self.size[0] * self.size[1]
 
 
 @dataclass
@@ -62,96 +68,137 @@ class Finish:
         """Whether the picture at its own size is needed."""
         return bool(self.overlays or self.show)
 
-    def __call__(self, decoded, logits):
-        picture, outcome = decoded.picture, Outcome(decoded.picture)
-        logits = logits if isinstance(logits, np.ndarray) else logits()
-        truth = None
+    def __call__(self, item, logits):
+        """The Outcome of an Item; `logits()` gives float32 (H, W) at the network's size."""
+        picture, outcome, logits = item.picture, Outcome(item.picture), logits()
+        at_own = resize_image(logits, item.size)
+        mask = (at_own > self.cut).astype(np.uint8)
+        if self.folder:
+            pictures.save_image(output_path(self.folder, picture, ".png"), mask * 255)
+        if self.overlays:
+            pictures.save_image(output_path(self.overlays, picture, ".jpg"), pictures.overlay(item.full, mask))
+        if self.probabilities:
+            shades = probability_map(at_own, self.bits)
+            pictures.save_image(output_path(self.probabilities, picture, ".png"), shades)
+        if self.runs:
+            outcome.runs = submission.encode(mask)
         if self.masks and picture in self.masks:
             try:
                 truth = read_mask(self.masks[picture], self.rule)
             except UserError as mistake:
                 outcome.error = str(mistake)
-        own = resize_image(logits, decoded.size)
-        mask = (own > self.cut).astype(np.uint8)
-        if self.folder:
-            pictures.save_image(output_path(self.folder, picture, ".png"), mask * 255)
-        if self.overlays:
-            pictures.save_image(output_path(self.overlays, picture, ".jpg"), pictures.overlay(decoded.full, mask))
-        if self.probabilities:
-            top, kind = (255, np.uint8) if self.bits == 8 else (65535, np.uint16)
-            shades = (top / (1 + np.exp(-own.clip(-30, 30)))).round().astype(kind)
-            pictures.save_image(output_path(self.probabilities, picture, ".png"), shades)
-        if self.runs:
-            outcome.runs = submission.encode(mask)
-        if truth is not None:
+                return outcome
             if truth.shape != mask.shape:
-                own = resize_image(logits, truth.shape)
-                mask = (own > self.cut).astype(np.uint8)
+                at_own = resize_image(logits, truth.shape)
+                mask = (at_own > self.cut).astype(np.uint8)
             outcome.counts = scores.count(mask, truth)
             if self.histogram:
-                outcome.histogram = scores.histogram(own, truth)
+                outcome.histogram = scores.histogram(at_own, truth)
             if self.show:
-                outcome.shown = (resize_image(decoded.full, truth.shape), truth, mask)
+                small = _for_sheet(truth.shape)
+                masks = resize_mask(truth, small), resize_mask(mask, small)
+                outcome.shown = (resize_image(item.full, small), *masks)
         return outcome
 
 
-def decode(picture, size, full):
-    """The picture for the network, at `size` or at its "own"; or an Outcome with the reason why not."""
-    try:
-        if full:
-            pixels = read_image(picture.path)
-            own = pixels.shape[:2]
-            return Decoded(picture, own, pixels if size == "own" else resize_image(pixels, size), pixels)
-        own = image_size(picture.path)
-        return Decoded(picture, own, read_image(picture.path, None if size == "own" else size), None)
-    except UserError as mistake:
-        return Outcome(picture, str(mistake))
+def probability_map(logits, bits):
+    """The probabilities of logits as uint8 or uint16, 1 being the type's largest value."""
+    kind = np.uint8 if bits == 8 else np.uint16
+    return (np.iinfo(kind).max / (1 + np.exp(-logits.clip(-30, 30)))).round().astype(kind)
+
+
+def _for_sheet(size):
+    """The size at which a picture of `size` is kept for a sheet."""
+    scale = min(1, SHEET_HEIGHT / size[0], 2 * SHEET_HEIGHT / size[1])
+    return tuple(max(1, round(side * scale)) for side in size)
 
 
 def predict_pictures(wanted, runner, finish, size, batch_size, threads, say=lambda number, total: None):
-    """Yields the Outcome of each picture, in their order.
+    """Yields the Outcome of each Picture in `wanted`, in their order.
 
-    Threads decode ahead of the network and finish behind it. What waits on either side is bounded
-    by number and by PENDING_BYTES, whatever the pictures' sizes.
+    The network sees them at `size` (height, width), or at their "own". Threads decode ahead of it and
+    call `finish` behind it; on either side no more than PENDING_BYTES wait, or else a single picture.
+    `say(window, windows)` is called where a picture does not fit.
     """
-    pool = ThreadPoolExecutor(threads)
-    waiting, batch, finishing = deque(), [], deque()
-    todo, left, largest = iter(wanted), len(wanted), 1
-
-    def allowed():
-        return max(1, min(batch_size + 2 * threads, int(PENDING_BYTES // largest)))
-
-    def flush():
-        result = runner.logits(np.stack([item.image for item in batch]))
-        for index, item in enumerate(batch):
-            finishing.append(pool.submit(finish, item, partial(result, index)))
-        batch.clear()
-
-    try:
-        while left or waiting or batch or finishing:
-            while left and len(waiting) + len(batch) < allowed():
-                waiting.append(pool.submit(decode, next(todo), size, finish.full))
-                left -= 1
-            if waiting:
-                item = waiting.popleft().result()
-                if isinstance(item, Outcome):
-                    finishing.append(pool.submit(lambda outcome: outcome, item))
-                    continue
-                largest = max(largest, PICTURE_BYTES * item.size[0] * item.size[1])
-                shape = item.image.shape
-                if batch and batch[0].image.shape != shape:
-                    flush()
-                if runner.fits(shape):
+    with _Threads(threads) as pool:
+        heads = map(_head, wanted)
+        coming = next(heads, None)
+        ahead, batch, behind = _Queue(batch_size + 2 * threads), [], _Queue(batch_size + 2 * threads)
+        while coming or ahead.futures or batch or behind.futures:
+            while coming and ahead.has_room(coming):
+                ahead.put(coming, pool.submit(_decode, coming, size, finish.full))
+                coming = next(heads, None)
+            if ahead.futures:
+                item = ahead.get()
+                if batch and (item.error or item.image.shape != batch[0].image.shape):
+                    _run(batch, runner, finish, pool, behind)
+                if item.error:
+                    behind.put(item, pool.submit(Outcome, item.picture, item.error))
+                elif runner.fits(item.image.shape):
                     batch.append(item)
-                    if len(batch) >= min(batch_size, runner.batch_of(shape)):
-                        flush()
+                    if len(batch) >= min(batch_size, runner.batch_of(item.image.shape)):
+                        _run(batch, runner, finish, pool, behind)
                 else:
                     logits = runner.logits_in_windows(item.image, say)
-                    finishing.append(pool.submit(finish, item, logits))
+                    behind.put(item, pool.submit(finish, item, lambda logits=logits: logits))
             elif batch:
-                flush()
-            done = not (left or waiting or batch)
-            while finishing and (done or finishing[0].done() or len(finishing) > allowed()):
-                yield finishing.popleft().result()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+                _run(batch, runner, finish, pool, behind)
+            ended = not (coming or ahead.futures or batch)
+            while behind.futures and (ended or behind.overfull() or behind.futures[0].done()):
+                yield behind.get()
+
+
+class _Threads(ThreadPoolExecutor):
+    """Leaves without doing what has not begun, whatever the reason."""
+
+    def __exit__(self, *reason):
+        self.shutdown(wait=True, cancel_futures=True)
+
+
+class _Queue:
+    """Futures in order, and how many bytes of pictures they hold."""
+
+    def __init__(self, most):
+        self.most, self.futures, self.costs = most, deque(), deque()
+
+    def has_room(self, item):
+        """One always has room; more only within both bounds."""
+        return not self.costs or (len(self.costs) < self.most and sum(self.costs) + item.cost <= PENDING_BYTES)
+
+    def overfull(self):
+        return len(self.costs) > self.most or (len(self.costs) > 1 and sum(self.costs) > PENDING_BYTES)
+
+    def put(self, item, future):
+        self.costs.append(item.cost)
+        self.futures.append(future)
+
+    def get(self):
+        self.costs.popleft()
+        return self.futures.popleft().result()
+
+
+def _head(picture):
+    """The Item of a picture, not yet decoded."""
+    try:
+        return Item(picture, image_size(picture.path))
+    except UserError as mistake:
+        return Item(picture, error=str(mistake))
+
+
+def _decode(item, size, full):
+    if not item.error:
+        try:
+            item.image = read_image(item.picture.path, None if size == "own" else size)
+            if full:  # decoded once more, so that the network sees the same with and without
+                item.full = item.image if size == "own" else read_image(item.picture.path)
+        except UserError as mistake:
+            item.error = str(mistake)
+    return item
+
+
+def _run(batch, runner, finish, pool, behind):
+    """The network over a batch of equally large pictures, which `finish` then gets; empties the batch."""
+    fetch = runner.logits(np.stack([item.image for item in batch]))
+    for index, item in enumerate(batch):
+        behind.put(item, pool.submit(finish, item, partial(fetch, index)))
+    batch.clear()

@@ -1,0 +1,533 @@
+"""Masks for real files: sizes and names, what is unreadable, windows, scores, submissions, exports."""
+
+import csv
+import gzip
+import re
+import subprocess
+import sys
+from copy import deepcopy
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import predict
+import predicting
+import submission
+from checkpoints import save_checkpoint
+from errors import UserError
+from inputs import Picture, find_masks, find_pictures
+from scores import BINS, Table, best_threshold, count, histogram
+from unet import UNet
+from windows import Runner, fold_batchnorm, reach_of
+
+CPU = torch.device("cpu")
+
+
+def blobs(height, width, seed=0):
+    """A smooth picture, uint8 (H, W, 3)."""
+    small = np.random.default_rng(seed).integers(0, 256, (height // 12 + 2, width // 12 + 2, 3), dtype=np.uint8)
+    return cv2.resize(small, (width, height), interpolation=cv2.INTER_CUBIC)
+
+
+@pytest.fixture(scope="session")
+def network():
+    """A U-Net with random weights and statistics, of which about half of a picture is foreground."""
+    torch.manual_seed(0)
+    network = UNet(features=(8, 16)).eval()
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.2)
+            module.running_var.uniform_(0.5, 1.5)
+            module.weight.data.uniform_(0.8, 1.6)
+    images = torch.from_numpy(blobs(96, 128)).permute(2, 0, 1)[None] / 255
+    with torch.no_grad():
+        logits = network(images)
+        network.output_conv.bias -= logits.median()
+        network.output_conv.weight *= 3 / logits.std()
+        network.output_conv.bias *= 3 / logits.std()
+    return network
+
+
+@pytest.fixture(scope="session")
+def checkpoint(network, tmp_path_factory):
+    path = tmp_path_factory.mktemp("run") / "best.pth"
+    state = dict(
+        state_dict=network.state_dict(),
+        network=dict(in_channels=3, out_channels=1, features=[8, 16]),
+        image_size=[96, 128],
+        epoch=7,
+        settings={"mask_foreground": None},
+    )
+    save_checkpoint(state, path)
+    return path
+
+
+@pytest.fixture
+def call(checkpoint, tmp_path):
+    """call(inputs and flags) runs predict.main in float32; gives (status, output folder)."""
+
+    def run(*words, precision="float32"):
+        folder = tmp_path / "out"
+        flags = ["--checkpoint", checkpoint, "--output-dir", folder, "--precision", precision]
+        status = predict.main([str(word) for word in [*words, *flags]])
+        return status, folder
+
+    return run
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """A tree of pictures: odd sizes, a subfolder, grey, palette, turned by EXIF."""
+    folder = tmp_path / "photos"
+    (folder / "sub").mkdir(parents=True)
+    Image.fromarray(blobs(100, 150)).save(folder / "a.jpg")
+    Image.fromarray(blobs(161, 241, 1)).save(folder / "sub" / "b.c.png")
+    Image.fromarray(blobs(90, 60, 2)[..., 0]).save(folder / "grey.png")
+    Image.fromarray(blobs(64, 80, 3)).quantize(64).save(folder / "palette.gif")
+    exif = Image.Exif()
+    exif[274] = 6  # to be turned by 90 degrees
+    Image.fromarray(blobs(100, 150, 4)).save(folder / "turned.jpg", exif=exif, quality=95)
+    (folder / "notes.txt").write_text("no picture")
+    return folder
+
+
+def load(path):
+    with Image.open(path) as picture:
+        return np.asarray(picture)
+
+
+# --- files ---------------------------------------------------------------------------------------
+
+
+def test_masks_have_each_pictures_size_and_its_place_in_the_tree(photos, call):
+    status, out = call(photos)
+    assert status == 0
+    sizes = {str(path.relative_to(out)): load(path).shape for path in out.rglob("*.*")}
+    assert sizes == {
+        "a.png": (100, 150),
+        "sub/b.c.png": (161, 241),
+        "grey.png": (90, 60),
+        "palette.png": (64, 80),
+        "turned.png": (150, 100),
+    }
+    for path in out.rglob("*.png"):
+        mask = load(path)
+        assert mask.dtype == np.uint8 and set(np.unique(mask)) == {0, 255}, path
+
+
+def test_a_mask_is_the_networks_at_its_size_enlarged(photos, call, network):
+    _, out = call(photos / "sub")
+    image = cv2.resize(load(photos / "sub" / "b.c.png"), (128, 96), interpolation=cv2.INTER_AREA)
+    with torch.no_grad():
+        logits = network(torch.from_numpy(image).permute(2, 0, 1)[None] / 255)
+        logits = torch.nn.functional.interpolate(logits, (161, 241), mode="bilinear")
+    differing = (load(out / "b.c.png") > 0) != (logits[0, 0].numpy() > 0)
+    assert differing.mean() < 1e-3
+
+
+def test_exif_turns_the_mask_with_the_picture(photos, call, tmp_path):
+    with Image.open(photos / "turned.jpg") as picture:
+        upright = np.rot90(np.asarray(picture), -1)
+    Image.fromarray(upright).save(tmp_path / "upright.png")
+    _, out = call(photos / "turned.jpg", tmp_path / "upright.png")
+    turned, upright = load(out / "turned.png"), load(out / "upright.png")
+    assert turned.shape == (150, 100) and (turned == upright).all()
+
+
+def test_unreadable_files_are_named_and_the_rest_is_done(photos, call, capsys):
+    (photos / "empty.jpg").write_bytes(b"")
+    (photos / "text.png").write_text("hello")
+    (photos / "short.jpg").write_bytes((photos / "a.jpg").read_bytes()[:900])
+    (photos / "folder.jpg").mkdir()
+    (photos / "lost.png").symlink_to(photos / "nowhere.png")
+    status, out = call(photos, photos / "nosuch.jpg", "--submission", photos / "s.csv")
+    said = capsys.readouterr()
+    assert status == 1
+    for name in ("empty.jpg", "text.png", "short.jpg", "lost.png", "nosuch.jpg"):
+        assert name in said.err
+    assert "5 of the inputs failed" in said.err and "5 images done" in said.out
+    assert len(list(out.rglob("*.png"))) == 5
+    assert len((photos / "s.csv").read_text().splitlines()) == 6
+
+
+def test_only_what_can_be_mended_is_refused(photos, call, tmp_path, checkpoint):
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "junk.pth").write_bytes(b"junk" * 100)
+    torch.save({"state_dict": {"layer.weight": torch.zeros(3)}}, tmp_path / "foreign.pth")
+    for words, said in (
+        ([tmp_path / "bare"], "no image in"),
+        ([tmp_path / "missing.jpg"], "no image in"),
+        ([], "Which images"),
+        ([photos, "--threshold", "1.5"], "THRESHOLD"),
+        ([photos, "--threshold", "auto"], "needs MASKS"),
+        ([photos, "--image-size", 96, 128, 160], "IMAGE_SIZE"),
+        ([photos, "--flips", "both"], "FLIPS"),
+        ([photos, "--probabilities", "12"], "PROBABILITIES"),
+        ([photos, "--submission", "rows.txt"], "SUBMISSION"),
+        (["--export", "model.tflite"], "EXPORT"),
+        ([photos, "--masks", tmp_path / "nowhere"], "MASKS"),
+        ([photos, "--masks", tmp_path / "bare"], "no mask there fits"),
+    ):
+        with pytest.raises(UserError, match=said):
+            call(*words)
+    for name, said in (("nosuch.pth", "no such checkpoint"), ("junk.pth", "junk.pth"), ("foreign.pth", "what network")):
+        with pytest.raises(UserError, match=said):
+            predict.main([str(photos), "--checkpoint", str(tmp_path / name)])
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_exit_status_and_no_traceback(photos, checkpoint, tmp_path):
+    (photos / "text.png").write_text("hello")
+    script = Path(predict.__file__)
+    command = [sys.executable, script, "--checkpoint", checkpoint, "--output-dir", tmp_path / "o", photos / "*.png"]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert ended.returncode == 1 and "Traceback" not in ended.stderr and "text.png" in ended.stderr
+    assert [path.name for path in (tmp_path / "o").iterdir()] == ["grey.png"]
+
+
+def test_equal_names_keep_their_folders_and_true_collisions_are_refused(photos, call, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    Image.fromarray(blobs(50, 70)).save(other / "a.png")
+    _, out = call(photos, other)
+    assert load(out / "photos" / "a.png").shape == (100, 150) and load(out / "other" / "a.png").shape == (50, 70)
+    Image.fromarray(blobs(50, 70)).save(photos / "a.png")
+    with pytest.raises(UserError, match="a.jpg and .*a.png"):
+        call(photos)
+    with pytest.raises(UserError, match="come more than once: a.png"):
+        call(photos / "a.png", other / "a.png", "--submission", tmp_path / "s.csv")
+
+
+def test_no_picture_is_overwritten_and_outputs_are_no_inputs(photos, checkpoint):
+    with pytest.raises(UserError, match="grey.png"):
+        predict.main([str(photos), "--checkpoint", str(checkpoint), "--output-dir", str(photos)])
+    out = photos / "predictions"
+    for _ in range(2):  # the second time the folder holds masks
+        found, missing = find_pictures([str(photos)], out)
+        assert len(found) == 5 and not missing
+        predict.main([str(photos), "--checkpoint", str(checkpoint), "--output-dir", str(out)])
+    assert len(list(out.rglob("*.png"))) == 5
+
+
+def test_inputs_given_twice_and_patterns(photos, tmp_path):
+    found, missing = find_pictures([str(photos), str(photos / "a.jpg"), str(photos / "*.png"), "no*.jpg"], tmp_path)
+    assert len(found) == 5 and missing == ["no*.jpg"]
+
+
+def test_overlays_and_probability_maps(photos, call):
+    _, plain = call(photos)
+    before = {path.name: load(path) for path in plain.rglob("*.png")}
+    for bits, kind in ((8, np.uint8), (16, np.uint16)):
+        status, out = call(photos, "--overlays", "--probabilities", bits)
+        assert status == 0
+        for picture, _ in ((path, 0) for path in out.rglob("*.png") if "probabilities" not in path.parts):
+            name = picture.relative_to(out)
+            mask, chances = load(picture), load(out / "probabilities" / name)
+            assert (mask == before[picture.name]).all(), "the extras change nothing"
+            assert chances.dtype == kind and ((chances > np.iinfo(kind).max / 2) == (mask > 0)).mean() > 0.99
+            overlay = load(out / "overlays" / name.with_suffix(".jpg"))
+            assert overlay.shape == (*mask.shape, 3)
+
+
+def test_the_articles_checkpoint_needs_nothing_more(photos, network, checkpoint, tmp_path, call):
+    torch.save({"state_dict": network.state_dict(), "optimizer": {}}, tmp_path / "article.pth")
+    flags = [str(photos / "a.jpg"), "--output-dir", str(tmp_path / "article"), "--precision", "float32"]
+    predict.main([*flags, "--checkpoint", str(tmp_path / "article.pth")])
+    _, out = call(photos / "a.jpg", "--image-size", 320, 480)
+    assert (load(tmp_path / "article" / "a.png") == load(out / "a.png")).all()
+
+
+def test_order_and_results_do_not_depend_on_batches_threads_and_room(photos, network, monkeypatch):
+    (photos / "text.png").write_text("hello")
+    wanted, _ = find_pictures([str(photos)], None)
+    results = []
+    for room, batch_size, threads in ((1e9, 1, 1), (1, 4, 2), (1e9, 4, 3)):
+        monkeypatch.setattr(predicting, "PENDING_BYTES", room)
+        for size in ((96, 128), "own"):
+            outcomes = list(
+                predicting.predict_pictures(
+                    wanted, Runner(network, CPU), predicting.Finish(runs=True), size, batch_size, threads
+                )
+            )
+            assert [it.picture for it in outcomes] == wanted
+            results.append([it.runs for it in outcomes])
+    assert results[0] == results[2] == results[4] and results[1] == results[3] == results[5]
+    assert [runs is None for runs in results[0]] == [it.path.name == "text.png" for it in wanted]
+
+
+# --- the network ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [(300, 420), (301, 423), (130, 500)])
+def test_windows_give_the_whole_pictures_mask(network, size):
+    image = blobs(*size)
+    runner = Runner(network, CPU, window=128)
+    assert runner.overlap >= 2 * runner.reach and not runner.fits(size)
+    whole, windows = runner.logits(image[None])(0), runner.logits_in_windows(image)
+    assert windows.shape == size and windows.dtype == np.float32
+    assert ((windows > 0) != (whole > 0)).mean() < 1e-4
+    assert np.abs(windows - whole).max() < 1e-3
+
+
+def test_windows_with_too_little_overlap_differ_only_near_seams(network):
+    image = blobs(300, 420)
+    whole = Runner(network, CPU).logits(image[None])(0)
+    runner = Runner(network, CPU, window=128, overlap=16)
+    apart = np.abs(runner.logits_in_windows(image) - whole)
+    assert apart.max() > 1e-3, "this is what the default overlap is for"
+    assert ((runner.logits_in_windows(image) > 0) != (whole > 0)).mean() < 0.05
+
+
+def test_weights_of_all_windows_sum_to_one(network):
+    for window, overlap, length in ((128, None, 1000), (128, 16, 1000), (100, 40, 101), (64, 0, 333), (128, None, 90)):
+        runner = Runner(network, CPU, window=window, overlap=overlap)
+        total = np.zeros(2000)
+        for start, weights in runner._axis(length):
+            assert start % runner.stride == 0
+            total[start : start + len(weights)] += weights
+        assert np.allclose(total[:length], 1, atol=1e-6)
+
+
+def test_nothing_beyond_its_reach_changes_a_logit(network):
+    runner, image = Runner(network, CPU), blobs(96, 96)
+    reach = reach_of(network)
+    other = image.copy()
+    other[:, 50:] = 255 - other[:, 50:]
+    apart = np.abs(runner.logits(image[None])(0) - runner.logits(other[None])(0)).max(axis=0)
+    assert (apart[: 50 - reach] == 0).all() and apart[50 - 8 : 50].max() > 0
+
+
+def test_a_size_of_its_own_and_tiny_pictures(photos, call):
+    Image.fromarray(blobs(1, 3)).save(photos / "tiny.png")
+    status, out = call(photos, "--image-size", "own", "--window", 128)
+    assert status == 0
+    assert load(out / "tiny.png").shape == (1, 3) and load(out / "sub" / "b.c.png").shape == (161, 241)
+
+
+def test_sizes_that_pool_evenly_are_run_as_the_network_alone(network):
+    image = blobs(96, 128)
+    with torch.no_grad():
+        alone = network(torch.from_numpy(image).permute(2, 0, 1)[None] / 255)[0, 0].numpy()
+    assert np.allclose(Runner(network, CPU).logits(image[None])(0), alone, atol=1e-5)
+
+
+def test_folding_changes_nothing(network):
+
+
+    image = blobs(96, 128)[None]
+    folded = fold_batchnorm(deepcopy(network))
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in folded.modules())
+    assert np.allclose(Runner(network, CPU).logits(image)(0), Runner(folded, CPU).logits(image)(0), atol=1e-4)
+
+
+@pytest.mark.parametrize("mirrors, axes", [("h", 1), ("v", 0), ("hv", (0, 1))])
+def test_mirrored_runs_make_the_mask_blind_to_mirroring(network, mirrors, axes):
+    image = blobs(96, 128)
+    runner, plain = Runner(network, CPU, mirrors=mirrors), Runner(network, CPU)
+    turned = np.ascontiguousarray(np.flip(image, axes))
+    first, second = runner.logits(image[None])(0), np.flip(runner.logits(turned[None])(0), axes)
+    assert np.allclose(first, second, atol=1e-4)
+    assert not np.allclose(plain.logits(image[None])(0), first, atol=1e-2)
+
+
+def test_bfloat16_finds_nearly_the_same(photos, call):
+    _, out = call(photos)
+    exact = {path: load(path) for path in out.rglob("*.png")}
+    call(photos, precision="bfloat16")
+    for path, mask in exact.items():
+        assert (load(path) != mask).mean() < 0.03
+
+
+# --- scores --------------------------------------------------------------------------------------
+
+
+def test_scores_worked_out_by_hand(tmp_path):
+    truth = np.zeros((4, 4), np.uint8)
+    truth[:2] = 1  # 8 pixels
+    half, none = np.zeros((2, 4, 4), np.uint8)
+    half[1:3, :2] = 1  # 4 pixels, 2 of them right
+    table = Table()
+    for name, pair in (("perfect", (truth, truth)), ("half", (half, truth)), ("missed", (none, truth))):
+        table.add(name, count(*pair))
+    table.add("empty", count(none, none))
+    dice, iou = table.scores()
+    assert dice.tolist() == [1, 2 * 2 / 12, 0, 1] and iou.tolist() == [1, 2 / 10, 0, 1]
+    assert table.worst(2) == [2, 1]
+    table.write(tmp_path / "scores.csv")
+    rows = list(csv.DictReader((tmp_path / "scores.csv").open()))
+    assert rows[1] == dict(
+        image="half", dice="0.333333", iou="0.200000", pixels_in_both="2", predicted_pixels="4", true_pixels="8"
+    )
+    assert rows[4]["image"] == "mean" and float(rows[4]["dice"]) == pytest.approx((1 + 1 / 3 + 0 + 1) / 4, abs=1e-6)
+
+
+def test_its_own_masks_score_one_and_their_opposites_nothing(photos, call, tmp_path, capsys):
+    _, out = call(photos)
+    truths = tmp_path / "truths"
+    (truths / "sub").mkdir(parents=True)
+    for path in out.rglob("*.png"):
+        target = truths / path.relative_to(out).with_name(path.stem + "_mask.png")
+        mask = load(path)
+        Image.fromarray(255 - mask if path.stem == "grey" else mask).save(target)
+    status, out = call(photos, "--masks", truths)
+    assert status == 0
+    rows = {row["image"]: row for row in csv.DictReader((out / "scores.csv").open())}
+    assert float(rows[str(photos / "a.jpg")]["dice"]) == 1 and float(rows[str(photos / "grey.png")]["dice"]) == 0
+    assert float(rows["mean"]["dice"]) == 0.8
+    said = capsys.readouterr().out
+    assert "Dice 0.8000, IoU 0.8000: means over 5" in said
+    assert re.search(r"0\.0000 .*grey\.png", said)
+    assert load(out / "worst.png").shape[0] > 5 * 240
+
+
+def test_a_mask_of_another_size_is_scored_at_its_own(photos, call, tmp_path):
+    truths = tmp_path / "truths"
+    truths.mkdir()
+    _, out = call(photos / "a.jpg")
+    small = load(out / "a.png")
+    Image.fromarray(cv2.resize(small, (300, 200), interpolation=cv2.INTER_LINEAR)).convert("1", dither=0).save(
+        truths / "a.png"
+    )
+    _, out = call(photos, "--masks", truths, "--no-save-masks")
+    row = next(csv.DictReader((out / "scores.csv").open()))
+    assert float(row["dice"]) > 0.85  # the edges of noise differ
+    assert int(row["true_pixels"]) == int((load(truths / "a.png") > 0).sum()), "counted on 200x300"
+
+
+def test_masks_are_found_by_place_first_and_then_by_name(tmp_path):
+    masks = tmp_path / "masks"
+    (masks / "left").mkdir(parents=True)
+    for name in ("left/a.png", "a_mask.gif", "only_mask.png"):
+        Image.fromarray(np.zeros((4, 4), np.uint8)).save(masks / name)
+    pictures = [Picture(Path("x.jpg"), Path(name)) for name in ("left/a", "a", "right/only", "none")]
+    found = {str(picture.name): path.name for picture, path in find_masks(pictures, masks).items()}
+    assert found == {"left/a": "a.png", "a": "a_mask.gif", "right/only": "only_mask.png"}
+    with pytest.raises(UserError, match="More than one mask"):
+        find_masks([Picture(Path("x.jpg"), Path("right/a"))], masks)
+
+
+def test_the_chosen_threshold_is_the_best_of_all():
+    rng = np.random.default_rng(0)
+    images = []
+    for shift in (-1.0, -1.5, 0.0):
+        truth = (rng.random((40, 50)) < 0.3).astype(np.uint8)
+        images.append((((truth * 3 - 1.5) + rng.normal(0, 1, truth.shape) + shift).astype(np.float32), truth))
+    chosen, dice, at_half = best_threshold([histogram(*image) for image in images])
+
+    def mean_dice(threshold):
+        table = Table()
+        for logits, truth in images:
+            table.add("", count(1 / (1 + np.exp(-logits.astype(np.float64))) > threshold, truth))
+        return table.scores()[0].mean()
+
+    by_hand = [mean_dice(k / BINS) for k in range(1, BINS)]
+    assert dice == pytest.approx(max(by_hand), abs=1e-3) == pytest.approx(mean_dice(chosen), abs=1e-3)
+    assert at_half == pytest.approx(mean_dice(0.5), abs=1e-3) and chosen < 0.45 and dice > at_half + 0.01
+
+
+def test_equally_good_thresholds_give_the_one_in_the_middle():
+    truth = np.array([[0, 1]], np.uint8)
+    assert best_threshold([histogram(np.array([[-9, 9]], np.float32), truth)]) == (0.5, 1, 1)
+
+
+def test_threshold_auto_raises_the_score(photos, call, tmp_path, capsys):
+    _, out = call(photos, "--threshold", 0.8)
+    truths = tmp_path / "truths"
+    for path in out.rglob("*.png"):
+        (truths / path.relative_to(out)).parent.mkdir(parents=True, exist_ok=True)
+        path.rename(truths / path.relative_to(out))
+    capsys.readouterr()
+    call(photos, "--threshold", "auto", "--masks", truths)
+    said = capsys.readouterr().out
+    assert 0.78 < float(re.search(r"Threshold ([\d.]+)", said)[1]) < 0.82
+    assert float(re.search(r"\nDice ([\d.]+)", said)[1]) > 0.98
+
+
+# --- the submission ------------------------------------------------------------------------------
+
+
+def test_runs_worked_out_by_hand():
+    mask = np.array([[0, 1, 1], [1, 0, 1]])
+    assert submission.encode(mask) == "2 3 6 1", "row by row: pixels 2, 3, 4 and 6"
+    assert submission.encode(mask, order="F") == "2 2 5 2", "column by column: 2, 3 and 5, 6"
+    row = np.zeros((1, 16), int)
+    row[0, [0, 1, 2, 9, 10, 11, 12, 13]] = 1
+    assert submission.encode(row) == "1 3 10 5", "the example of the competition's page"
+    assert submission.encode(np.zeros((3, 3))) == "" and submission.encode(np.ones((3, 3))) == "1 9"
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_runs_come_back_as_the_mask(order):
+    rng = np.random.default_rng(0)
+    for share in (0, 0.01, 0.5, 0.99, 1):
+        for size in ((1, 1), (1, 40), (37, 1), (61, 83)):
+            mask = (rng.random(size) < share).astype(np.uint8)
+            assert (submission.decode(submission.encode(mask, order), size, order) == mask).all()
+    for wrong in ("0 3", "5 2 6 1", "9 2", "3 0", "8 1 1 2"):
+        with pytest.raises(ValueError, match="do not fit"):
+            submission.decode(wrong, (3, 3))
+
+
+def test_the_submission_decodes_to_the_masks(photos, call, tmp_path):
+    for path in (tmp_path / "rows.csv", tmp_path / "deep" / "rows.csv.gz"):
+        _, out = call(photos, "--submission", path)
+        opener = gzip.open if path.suffix == ".gz" else open
+        with opener(path, "rt") as file:
+            rows = list(csv.reader(file))
+        assert rows[0] == ["img", "rle_mask"] and len(rows) == 6
+        assert [row[0] for row in rows[1:]] == ["a.jpg", "grey.png", "palette.gif", "turned.jpg", "b.c.png"]
+        masks = {mask.stem: load(mask) for mask in out.rglob("*.png")}
+        for name, runs in rows[1:]:
+            mask = masks[Path(name).stem]
+            assert (submission.decode(runs, mask.shape) * 255 == mask).all()
+
+
+def test_rows_are_written_as_they_come_and_appear_when_complete(tmp_path):
+    path = tmp_path / "rows.csv"
+
+    def rows():
+        for index in range(1000):
+            assert not path.exists()
+            yield f"{index}.jpg", "1 1"
+
+    submission.write_submission(path, rows())
+    assert len(path.read_text().splitlines()) == 1001
+
+    def broken():
+        yield "a.jpg", "1 1"
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        submission.write_submission(path, broken())
+    assert len(path.read_text().splitlines()) == 1001 and len(list(tmp_path.iterdir())) == 1
+
+
+# --- elsewhere -----------------------------------------------------------------------------------
+
+
+def test_the_exported_program_gives_the_same_at_any_size(network, checkpoint, tmp_path, capsys):
+    assert predict.main(["--checkpoint", str(checkpoint), "--export", str(tmp_path / "model.pt2")]) == 0
+    assert "any N" in capsys.readouterr().out
+    program = torch.export.load(tmp_path / "model.pt2").module()
+    for shape in ((1, 3, 64, 64), (3, 3, 33, 47), (2, 3, 96, 130)):
+        images = torch.rand(shape)
+        with torch.no_grad():
+            assert torch.allclose(program(images), network(images), atol=1e-4)
+
+
+def test_onnx_is_compared_or_its_packages_are_named(checkpoint, network, tmp_path):
+    flags = ["--checkpoint", str(checkpoint), "--export", str(tmp_path / "model.onnx")]
+    try:
+        import onnx  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError:
+        with pytest.raises(UserError, match="pip install onnx"):
+            predict.main(flags)
+        assert not (tmp_path / "model.onnx").exists()
+        return
+    assert predict.main(flags) == 0
+    assert (tmp_path / "model.onnx").stat().st_size > 4 * sum(p.numel() for p in network.parameters())
