@@ -9,6 +9,7 @@ included. A picture depends on (seed, car, view, size) alone, so a larger set be
 """
 
 import hashlib
+import shlex
 from pathlib import Path
 
 from tqdm import tqdm
@@ -58,8 +59,8 @@ def main():
     settings = settings_of(__file__)
     images, masks = draw_dataset(settings.folder, settings.cars, settings.views, settings.image_size, settings.seed)
     print(f"{settings.cars} cars from {settings.views} sides: {images} and {masks}.")
-    folders = f"--img-dir {images} --mask-dir {masks} --output-dir {settings.folder}"
-    print(f"Next: python augment.py {folders} --val-images 0.2")
+    folders = ["--img-dir", str(images), "--mask-dir", str(masks), "--output-dir", settings.folder]
+    print("Next: " + shlex.join(["python", "augment.py", *folders, "--val-images", "0.2"]))
 
 
 if __name__ == "__main__":
