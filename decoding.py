@@ -102,7 +102,7 @@ def _loaded(picture, draft):
         picture.draft(None, (width, height))
     picture.load()
     kind = picture.format
-    if turned in _UPRIGHT:
+    if turned > 1:
         picture = picture.transpose(_UPRIGHT[turned])
     return Decoded(picture, kind, raw, size, frames, turned)
 
@@ -125,9 +125,10 @@ def _orientation(picture):
     if picture.format == "PNG" and "exif" not in picture.info:
         return 1  # asking on would decode all of it
     try:
-        return picture.getexif().get(274, 1)
+        turned = picture.getexif().get(274)
     except Exception:  # damaged metadata is no reason to lose the picture; viewers show it as it lies
         return 1
+    return turned if turned in _UPRIGHT else 1
 
 
 def _unusable(path, error):

@@ -139,7 +139,7 @@ class Memory:
         self.place, self.head = place and Path(place), [VERSION, eighths]
         self.old, self.known, self.stamps, self.changed = {}, {}, {}, False
         with suppress(OSError, ValueError, KeyError, TypeError):  # none yet, or not ours: look again
-            found = json.loads(self.place.read_text())
+            found = json.loads(self.place.read_text()) if place else {"head": None}
             self.old = found["files"] if found["head"] == self.head else {}
 
     def get(self, kind, path):
