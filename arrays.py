@@ -112,8 +112,12 @@ class DecodeDataset(_Batches):
         if get_worker_info() is not None:
             cv2.setNumThreads(0)  # the other cores have workers of their own; 1 would hang after a fork
         pairs = [self.pairs[index] for index in indices]
-        images = [read_image(pair.image, self.image_size) for pair in pairs]
-        return np.stack(images), np.stack([read_mask(pair.mask, self.rule, self.image_size) for pair in pairs])
+        try:
+            images = [read_image(pair.image, self.image_size) for pair in pairs]
+            masks = [read_mask(pair.mask, self.rule, self.image_size) for pair in pairs]
+        except UserError as error:  # of one argument, as a DataLoader needs it to pass it on
+            raise UserError(str(error)) from None
+        return np.stack(images), np.stack(masks)
 
 
 def collate_batch(batch):
