@@ -259,8 +259,9 @@ def test_sizes_are_height_and_width_and_shrinking_averages(tmp_path):
 
 
 def test_small_jpeg_is_close_to_the_full_one_shrunk(tmp_path):
-    y, x = np.mgrid[:640, :959]
-    photo = np.stack([127 + 100 * np.sin(x / 9), 127 + 100 * np.cos(y / 13), 127 + 100 * np.sin((x + y) / 50)], 2).astype(np.uint8)
+    y, x = np.mgrid[:640, :960]
+    waves = [np.sin(x / 9), np.cos(y / 13), np.sin((x + y) / 50)]
+    photo = (127 + 100 * np.stack(waves, axis=2)).astype(np.uint8)
     for orientation, size in ((1, (160, 240)), (6, (240, 160))):
         turned(orientation, photo)(tmp_path / "a.jpg")
         small = read_image(tmp_path / "a.jpg", size).astype(float)
