@@ -124,6 +124,8 @@ def _refuse_unclear_sides(rule):
 
 def _two_ends(seen, kind):
     """(MaskRule, observations that do not read by it) of masks with soft or JPEG edges, else (None, [])."""
+    if not any(len(it.counts) > 2 or it.between for it in seen):
+        return None, []
     ends = _colour_ends(seen) if kind == COLOURS else _number_ends(seen)
     if ends is None:
         return None, []

@@ -22,8 +22,8 @@ class Observation:
 
     `counts`: [value, pixels] of each value; colours are 0xRRGGBB. `thick`: the same of those pixels
     whose eight neighbours are equal to them, which those of a soft edge are not. Where a coloured file
-    holds more than MANY colours, `counts` has the two main ones with all that is near them, and
-    `between` = [pixels, thick pixels, colours] of the rest; otherwise it is None.
+    has soft edges, `counts` has its two main colours with all that is nearer to each, and `between` is
+    [pixels, thick pixels] of what is near to neither; otherwise it is None.
     """
 
     path: str
@@ -213,16 +213,20 @@ def _condensed(counts, thick, lossy):
     listed_thick = [it for it in thick if it[0] in kept]
     if second is None:
         return listed, listed_thick, None
-    sums = []
+    ends, between, kinds = [], [], []
     for part in (counts, thick):
         values, pixels = np.array(part or [[first, 0]]).T
-        side = near_which(unpack(values), (first, second))
-        sums.append([int(pixels[side == which].sum()) for which in (0, 1, -1)] + [int((side == -1).sum())])
-    (*ends, rest, colours), (*thick_ends, thick_rest, _) = sums
-    if rest > sum(ends) / 3 or thick_rest > rest / 10 or (colours < 3 and not lossy):
+        colours = unpack(values)
+        side = near_which(colours, (first, second))
+        nearer = (np.square(colours[:, None] - unpack((first, second))).sum(axis=2)).argmin(axis=1)
+        ends.append(sorted([end, int(pixels[nearer == index].sum())] for index, end in enumerate((first, second))))
+        between.append(int(pixels[side == -1].sum()))
+        kinds.append(int((side == -1).sum()))
+    if between[0] > sum(pixels for _, pixels in counts) / 4 or between[1] > between[0] / 10:
         return listed, listed_thick, None
-    ends, thick_ends = (sorted(map(list, zip((first, second), it))) for it in (ends, thick_ends))
-    return ends, thick_ends, [rest, thick_rest, colours]
+    if kinds[0] < 3 and not lossy:
+        return listed, listed_thick, None
+    return ends[0], ends[1], between
 
 
 def name_value(value, kind):

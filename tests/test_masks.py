@@ -1,0 +1,371 @@
+"""What a mask's pixels mean: every legal way of writing one reads back equal, every other one is refused in words."""
+
+import json
+import pickle
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFilter
+
+from errors import UserError
+from masks import (
+    MaskRule,
+    decide_mask_rule,
+    find_mask_rule,
+    foreground_share,
+    observe_mask,
+    read_mask,
+    resize_mask,
+)
+from reading import UnusableFile
+
+H, W = 48, 64
+
+
+def blob(seed=0, height=H, width=W):
+    """A mask of {0, 1}: an ellipse that no flip or turn leaves as it is."""
+    draw = np.random.default_rng(seed)
+    y, x = np.mgrid[:height, :width]
+    cy, cx = draw.uniform(0.3, 0.45, 2) * (height, width)
+    return (((y - cy) / (height * 0.25)) ** 2 + ((x - cx + (y - cy) / 3) / (width * 0.2)) ** 2 < 1).astype(np.uint8)
+
+
+def grey(mask, low=0, high=255, dtype=np.uint8):
+    return Image.fromarray(np.where(mask, high, low).astype(dtype))
+
+
+def coloured(mask, foreground, background=(0, 0, 0), alpha=None):
+    colours = np.array([background, foreground], np.uint8)[mask]
+    if alpha is not None:
+        colours = np.dstack([colours, np.array(alpha, np.uint8)[mask]])
+    return Image.fromarray(colours)
+
+
+def indexed(mask, colours, values=(0, 1)):
+    picture = Image.fromarray(np.where(mask, values[1], values[0]).astype(np.uint8), mode="P")
+    picture.putpalette(sum((list(colour) for colour in colours), []))
+    return picture
+
+
+def upright_by_exif(mask, path):
+    exif = Image.Exif()
+    exif[274] = 6
+    grey(np.rot90(mask)).save(path, exif=exif)
+
+
+def animated(mask, path):
+    grey(mask).save(path, save_all=True, append_images=[grey(1 - mask)])
+
+
+VOC = [(0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0)]
+# name -> how a mask of {0, 1} is written; each must read back equal
+LEGAL = {
+    "0-255.png": lambda m, p: grey(m).save(p),
+    "0-255.bmp": lambda m, p: grey(m).save(p),
+    "0-255.tif": lambda m, p: grey(m).save(p),
+    "0-1.png": lambda m, p: grey(m, 0, 1).save(p),
+    "0-1.tif": lambda m, p: grey(m, 0, 1).save(p),
+    "0-7.png": lambda m, p: grey(m, 0, 7).save(p),
+    "0-254.png": lambda m, p: grey(m, 0, 254).save(p),
+    "0-128.pgm": lambda m, p: grey(m, 0, 128).save(p),
+    "1-bit.png": lambda m, p: grey(m).convert("1").save(p),
+    "1-bit.tif": lambda m, p: grey(m).convert("1").save(p, compression="group4"),
+    "1-bit.bmp": lambda m, p: grey(m).convert("1").save(p),
+    "1-bit.pbm": lambda m, p: grey(m).convert("1").save(p),
+    "carvana.gif": lambda m, p: grey(m).save(p),
+    "1-bit.gif": lambda m, p: grey(m).convert("1").save(p),
+    "grey palette.png": lambda m, p: indexed(m, [(0, 0, 0), (255, 255, 255)]).save(p),
+    "reversed grey palette.png": lambda m, p: indexed(m, [(255,) * 3, (0,) * 3], (1, 0)).save(p),
+    "voc.png": lambda m, p: indexed(m, VOC).save(p),
+    "voc.gif": lambda m, p: indexed(m, VOC, (0, 3)).save(p),
+    "palette with transparency.png": lambda m, p: indexed(m, VOC).save(p, transparency=bytes([0, 255])),
+    "web palette.png": lambda m, p: grey(m).convert("RGB").convert("P").save(p),
+    "16-bit 0-1.png": lambda m, p: grey(m, 0, 1, np.uint16).save(p),
+    "16-bit 0-65535.png": lambda m, p: grey(m, 0, 65535, np.uint16).save(p),
+    "16-bit.tif": lambda m, p: grey(m, 0, 1000, np.uint16).save(p),
+    "32-bit.tif": lambda m, p: grey(m, 0, 100_000, np.int32).save(p),
+    "float.tif": lambda m, p: grey(m, 0, 1, np.float32).save(p),
+    "rgb white.png": lambda m, p: coloured(m, (255,) * 3).save(p),
+    "rgb 0-1.png": lambda m, p: coloured(m, (1, 1, 1)).save(p),
+    "rgb red.png": lambda m, p: coloured(m, (255, 0, 0)).save(p),
+    "rgb nearly black.bmp": lambda m, p: coloured(m, (0, 0, 1)).save(p),
+    "rgba opaque.png": lambda m, p: coloured(m, (255,) * 3, alpha=(255, 255)).save(p),
+    "rgba see-through.png": lambda m, p: coloured(m, (255, 0, 0), alpha=(0, 0)).save(p),
+    "rgba where black.png": lambda m, p: coloured(m, (0, 255, 0), alpha=(0, 255)).save(p),
+    "grey alpha.png": lambda m, p: grey(m).convert("LA").save(p),
+    "white.webp": lambda m, p: grey(m).save(p, lossless=True),
+    "red.webp": lambda m, p: coloured(m, (255, 0, 0)).save(p, lossless=True),
+    "animated.gif": animated,
+    "turned by exif.png": upright_by_exif,
+    "UPPER.PNG": lambda m, p: grey(m).save(p),
+    "no suffix's kind.png": lambda m, p: grey(m).save(p, format="BMP"),
+}
+
+
+def write_all(folder, write, name, masks):
+    paths = [folder / f"{index} {name}" for index in range(len(masks))]
+    for path, mask in zip(paths, masks):
+        write(mask, path)
+    return paths
+
+
+@pytest.mark.parametrize("name", LEGAL)
+def test_every_legal_encoding_reads_back_equal(tmp_path, name):
+    """Random masks of many sizes and shares, among them empty and full ones; read by one rule."""
+    draw = np.random.default_rng(sum(map(ord, name)))
+    masks = [blob(), np.zeros((H, W), np.uint8), np.ones((H, W), np.uint8)]
+    for _ in range(9):
+        height, width = draw.integers(1, 40, 2)
+        masks.append((draw.random((height, width)) < draw.random()).astype(np.uint8))
+    paths = write_all(tmp_path, LEGAL[name], name, masks)
+    seen = [observe_mask(path) for path in paths]
+    rule = decide_mask_rule(seen)
+    assert find_mask_rule(paths) == rule and not rule.soft
+    for mask, path, it in zip(masks, paths, seen):
+        found = read_mask(path, rule)
+        assert found.dtype == np.uint8
+        np.testing.assert_array_equal(found, mask)
+        assert foreground_share(it, rule) == pytest.approx(mask.mean()) and it.size == list(mask.shape)
+
+
+def jpeg(low, high, quality):
+    return lambda m, p: coloured(m, high, low).save(p, quality=quality)
+
+
+SOFT = {
+    "jpeg 95.jpg": lambda m, p: grey(m).save(p, quality=95),
+    "jpeg 50.jpg": lambda m, p: grey(m).save(p, quality=50),
+    "jpeg in png.png": lambda m, p: again_as_png(m, p, 75),
+    "good jpeg in png.png": lambda m, p: again_as_png(m, p, 95),
+    "blurred.png": lambda m, p: grey(m).filter(ImageFilter.GaussianBlur(1.5)).save(p),
+    "white not quite white.png": lambda m, p: Image.fromarray(m * np.uint8(255) - (m & np.roll(m, 9, 1))).save(p),
+    "red.jpg": jpeg((0, 0, 0), (255, 0, 0), 85),
+    "red blurred.png": lambda m, p: coloured(m, (255, 0, 0)).filter(ImageFilter.GaussianBlur(1.5)).save(p),
+    "lossy.webp": lambda m, p: grey(m).save(p, quality=80),
+    "16-bit blurred.png": lambda m, p: Image.fromarray(
+        np.asarray(grey(m).filter(ImageFilter.GaussianBlur(1.5))).astype(np.uint16) * 257
+    ).save(p),
+}
+
+
+def again_as_png(mask, path, quality):
+    grey(mask).save(path.with_suffix(".jpg"), quality=quality)
+    with Image.open(path.with_suffix(".jpg")) as picture:
+        picture.save(path)
+
+
+@pytest.mark.parametrize("name", SOFT)
+def test_soft_edges_are_cut_at_the_middle(tmp_path, name):
+    masks = [blob(seed, 120, 160) for seed in range(4)] + [np.zeros((120, 160), np.uint8)]
+    paths = write_all(tmp_path, SOFT[name], name, masks)
+    rule = find_mask_rule(paths)
+    assert rule.soft and "middle" in rule.describe()
+    for mask, path in zip(masks, paths):
+        wrong = read_mask(path, rule) != mask
+        assert wrong.mean() < 0.005
+    assert foreground_share(observe_mask(paths[0]), rule) == pytest.approx(masks[0].mean(), abs=0.005)
+
+
+def classes(values, seed=0):
+    """Areas of each of the values."""
+    cells = np.random.default_rng(seed).permutation(np.resize(values, 48)).reshape(6, 8)
+    return Image.fromarray(np.kron(cells, np.ones((8, 8))).astype(np.uint8))
+
+
+def with_border(mask):
+    """VOC's way: class 15, and 255 around it."""
+    border = mask - np.asarray(Image.fromarray(mask).filter(ImageFilter.MinFilter(3)))
+    return Image.fromarray(np.where(border, 255, mask * 15).astype(np.uint8))
+
+
+def alpha_tells(mask):
+    return coloured(mask, (255, 255, 255), (255, 255, 255), alpha=(0, 255))
+
+
+def two(first, second):
+    """A maker of two masks, each in its own way."""
+
+    def make(folder):
+        first(blob(0)).save(folder / "a.png")
+        second(blob(1)).save(folder / "b.png")
+
+    return make
+
+
+def one(make, name="a.png", **options):
+    return lambda folder: make(blob()).save(folder / name, **options)
+
+
+# name -> (what makes masks in a folder, words of the message)
+REFUSED = {
+    "classes 0..11": (lambda f: classes(range(12)).save(f / "a.png"), ["several classes", "11 (", "MASK_FOREGROUND"]),
+    "classes 0, 1, 255": (lambda f: classes([0, 1, 255]).save(f / "a.png"), ["0 (33 %), 1 (33 %), 255 (33 %)"]),
+    "voc with borders": (one(with_border), ["several classes", "15 (", "255 ("]),
+    "trimap": (lambda f: classes([0, 128, 255]).save(f / "a.png"), ["several classes", "128 ("]),
+    "five even steps": (lambda f: classes([0, 64, 128, 191, 255]).save(f / "a.png"), ["several classes"]),
+    "a small third class": (lambda f: classes([0] * 30 + [255] * 17 + [128]).save(f / "a.png"), ["128 ("]),
+    "many classes": (lambda f: classes(range(48)).save(f / "a.png"), ["several classes", "and 8 more"]),
+    "classes in jpeg": (lambda f: classes(range(0, 24, 2)).save(f / "a.jpg"), ["several classes", "as PNG"]),
+    "coloured classes": (
+        lambda f: coloured(blob() + 0, (255, 0, 0), (0, 255, 0)).save(f / "a.png")
+        or coloured(blob() + 0, (0, 0, 255)).save(f / "b.png"),
+        ["do not all mean the same", "0xFF0000", "0x0000FF"],
+    ),
+    "three colours": (
+        lambda f: Image.fromarray(np.array([(0, 0, 0), (255, 0, 0), (0, 255, 0)], np.uint8)[classes([0, 1, 2])]).save(
+            f / "a.png"
+        ),
+        ["several classes", "0xFF0000 (33 %)"],
+    ),
+    "{0, 1} and {0, 255}": (
+        two(lambda m: grey(m, 0, 1), grey),
+        ["do not all mean the same", "{0, 1} in 1", "{0, 255} in 1"],
+    ),
+    "{0, 1} and soft {0, 255}": (
+        lambda f: [grey(blob(i)).filter(ImageFilter.GaussianBlur(1.5)).save(f / f"{i}.png") for i in range(3)]
+        and grey(blob(), 0, 1).save(f / "b.png"),
+        ["b.png holds 0, 1"],
+    ),
+    "red and white": (two(grey, lambda m: coloured(m, (255, 0, 0))), ["do not all mean the same"]),
+    "1-bit and {0, 1}": (two(lambda m: grey(m).convert("1"), lambda m: grey(m, 0, 1)), ["{0, 1} in 1"]),
+    "16-bit and 8-bit": (two(grey, lambda m: grey(m, 0, 65535, np.uint16)), ["65535"]),
+    "{1, 2}": (one(lambda m: grey(m, 1, 2)), ["neither is black", "--mask-foreground 2"]),
+    "red on green": (one(lambda m: coloured(m, (255, 0, 0), (0, 255, 0))), ["neither is black", "0xFF0000"]),
+    "red on green, jpeg": (
+        lambda f: coloured(blob(0, 240, 320), (200, 0, 0), (0, 200, 0)).save(f / "a.jpg"),
+        ["neither is black"],
+    ),
+    "mask in the alpha": (one(alpha_tells), ["alpha"]),
+    "mask in a soft alpha": (
+        one(lambda m: Image.merge("LA", [Image.new("L", (W, H)), grey(m).filter(ImageFilter.GaussianBlur(2))])),
+        ["alpha"],
+    ),
+    "fractions": (one(lambda m: grey(m, 0, 0.5, np.float32), "a.tif"), ["fractions"]),
+    "not a number": (one(lambda m: grey(m, np.nan, 1, np.float32), "a.tif"), ["fractions or infinite"]),
+    "negative": (one(lambda m: grey(m, -1, 1, np.int32), "a.tif"), ["negative"]),
+    "a photograph": (
+        lambda f: Image.fromarray(np.random.default_rng(0).integers(0, 256, (H, W, 3), np.uint8)).save(f / "a.png"),
+        ["several classes"],
+    ),
+    "a photograph, jpeg": (
+        lambda f: Image.fromarray(
+            np.random.default_rng(0).integers(0, 256, (6, 8, 3), np.uint8).repeat(8, 0).repeat(8, 1)
+        ).save(f / "a.jpg"),
+        ["several classes"],
+    ),
+    "a grey photograph": (
+        lambda f: Image.fromarray((np.indices((H, W)).sum(0) * 2).astype(np.uint8)).save(f / "a.png"),
+        ["several classes"],
+    ),
+    "text": (lambda f: (f / "a.png").write_text("mask"), ["no picture"]),
+    "empty file": (lambda f: (f / "a.png").write_bytes(b""), ["0 bytes"]),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_could_be_read_wrongly_is_refused(tmp_path, name):
+    make, words = REFUSED[name]
+    make(tmp_path)
+    with pytest.raises(UserError) as caught:
+        find_mask_rule(sorted(tmp_path.iterdir()))
+    message = str(caught.value)
+    for word in words:
+        assert word in message
+    if "neither is black" not in message:
+        assert str(tmp_path) in message
+
+
+def test_palettes_that_disagree_are_read_by_colour(tmp_path):
+    red, swapped = [(0, 0, 0), (255, 0, 0)], [(255, 0, 0), (0, 0, 0)]
+    indexed(blob(0), red).save(tmp_path / "a.png")
+    indexed(blob(1), swapped, (1, 0)).save(tmp_path / "b.png")
+    paths = sorted(tmp_path.iterdir())
+    rule = find_mask_rule(paths)
+    assert rule.kind == "colours"
+    for seed, path in enumerate(paths):
+        np.testing.assert_array_equal(read_mask(path, rule), blob(seed))
+    with pytest.raises(UserError, match="index 0 of their palettes"):
+        find_mask_rule(paths, 1)
+    coloured(blob(2), (255, 0, 0)).save(tmp_path / "c.png")  # one without a palette beside them
+    assert find_mask_rule(sorted(tmp_path.iterdir())) == rule
+
+
+def test_camvid_with_car_8(tmp_path):
+    """CamVid as it is distributed: class indices 0 to 11, of which 8 is car."""
+    masks = []
+    for index in range(3):
+        masks.append(classes(range(12), index))
+        masks[-1].save(tmp_path / f"{index}.png")
+    paths = sorted(tmp_path.iterdir())
+    with pytest.raises(UserError) as caught:
+        find_mask_rule(paths)
+    for value in range(12):
+        assert f" {value} (8.3 %)" in str(caught.value)
+    assert "--mask-foreground" in str(caught.value)
+    rule = find_mask_rule(paths, 8)
+    both = find_mask_rule(paths, (8, 10))
+    for path, mask in zip(paths, masks):
+        np.testing.assert_array_equal(read_mask(path, rule), np.asarray(mask) == 8)
+        np.testing.assert_array_equal(read_mask(path, both), np.isin(mask, (8, 10)))
+    assert foreground_share(observe_mask(paths[0]), rule) == pytest.approx(1 / 12)
+    with pytest.raises(UserError, match="MASK_FOREGROUND = 99: no mask holds that"):
+        find_mask_rule(paths, 99)
+
+
+def test_foreground_by_colour_and_the_other_way_round(tmp_path):
+    coloured(blob(), (255, 0, 0), (0, 255, 0)).save(tmp_path / "a.png")
+    rule = find_mask_rule([tmp_path / "a.png"], 0x00FF00)
+    np.testing.assert_array_equal(read_mask(tmp_path / "a.png", rule), 1 - blob())
+    grey(blob()).save(tmp_path / "b.png")
+    np.testing.assert_array_equal(read_mask(tmp_path / "b.png", find_mask_rule([tmp_path / "b.png"], 0)), 1 - blob())
+    grey(blob()).save(tmp_path / "c.jpg")
+    inverted = find_mask_rule([tmp_path / "c.jpg"], 0)
+    assert inverted.soft and (read_mask(tmp_path / "c.jpg", inverted) == 1 - blob()).mean() > 0.99
+    classes(range(0, 48, 4)).save(tmp_path / "d.jpg")
+    with pytest.raises(UserError, match="d.jpg.*compression has blurred"):
+        find_mask_rule([tmp_path / "d.jpg"], 8)
+    two_rules = two(lambda m: grey(m, 0, 1), grey)
+    two_rules(tmp_path)
+    paths = [tmp_path / "a.png", tmp_path / "b.png"]
+    rule = find_mask_rule(paths, (1, 255))
+    assert all((read_mask(path, rule) == blob(seed)).all() for seed, path in enumerate(paths))
+
+
+def test_a_mask_that_the_rule_does_not_know_is_refused(tmp_path):
+    grey(blob(), 0, 1).save(tmp_path / "a.png")
+    coloured(blob(), (255, 0, 0)).save(tmp_path / "b.png")
+    for name in ("a.png", "b.png"):
+        with pytest.raises(UnusableFile) as caught:
+            read_mask(tmp_path / name, MaskRule())
+        assert name in str(caught.value) and "255 is foreground" in str(caught.value)
+    with pytest.raises(UnusableFile):
+        read_mask(tmp_path / "a.png", MaskRule("colours", (0,), (0xFF0000,)))
+
+
+def test_rules_travel(tmp_path):
+    grey(blob()).save(tmp_path / "a.png")
+    for rule in (find_mask_rule([tmp_path / "a.png"]), MaskRule("colours", (), (1, 2), rest=True)):
+        assert MaskRule.from_dict(json.loads(json.dumps(rule.to_dict()))) == rule
+    seen = observe_mask(tmp_path / "a.png")
+    assert pickle.loads(pickle.dumps(seen)) == seen
+    assert type(seen)(**json.loads(json.dumps(vars(seen)))) == seen
+
+
+def test_half_of_an_area_decides(tmp_path):
+    mask = np.zeros((4, 8), np.uint8)
+    mask[:2, :2] = 1  # all of the first cell
+    mask[0, 2:4] = 1  # half of the second
+    mask[0, 4] = 1  # a quarter of the third
+    np.testing.assert_array_equal(resize_mask(mask, (2, 4)), [[1, 1, 0, 0], [0, 0, 0, 0]])
+    grey(mask).save(tmp_path / "a.png")
+    np.testing.assert_array_equal(read_mask(tmp_path / "a.png", MaskRule(), (2, 4)), resize_mask(mask, (2, 4)))
+    assert set(np.unique(resize_mask(blob(), (200, 300)))) == {0, 1}
+    big = blob(0, 480, 640)
+    small = resize_mask(big, (160, 213))
+    back = resize_mask(small, big.shape)
+    assert (big & back).sum() / (big | back).sum() > 0.98
+
+
+def test_no_masks():
+    with pytest.raises(UserError, match="no masks"):
+        find_mask_rule([])
