@@ -1,0 +1,417 @@
+"""augment.py: the split, exact copies, the same bytes every time and after every kind of death."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT, script
+from PIL import Image
+
+from augment import FOLDERS, augmentation, make_augmented, split
+from demo import draw_dataset
+from errors import UserError
+from masks import MaskRule, read_mask
+from reading import COPIES, group_of, pair_files, read_image
+
+WHITE = MaskRule("numbers", (0,), (255,))
+TRAIN_IMAGES, TRAIN_MASKS, TEST_IMAGES, TEST_MASKS = FOLDERS
+
+
+def make(raw, out, **keywords):
+    keywords = {"val_images": 5, "progress": False, **keywords}
+    return make_augmented(raw / "train", raw / "train_masks", out, **keywords)
+
+
+def contents(out):
+    """Every file that a run leaves to the user, and its bytes."""
+    return {
+        path.relative_to(out).as_posix(): path.read_bytes()
+        for path in sorted(Path(out).rglob("*"))
+        if path.is_file() and not path.name.startswith(".")
+    }
+
+
+@pytest.fixture(scope="module")
+def cars(tmp_path_factory):
+    """4 cars from 4 sides, as JPEG and GIF."""
+    folder = tmp_path_factory.mktemp("cars")
+    draw_dataset(folder, cars=4, views=4, size=(64, 96), progress=False)
+    return folder
+
+
+@pytest.fixture
+def raw(cars, tmp_path):
+    """A copy of `cars` to spoil."""
+    return shutil.copytree(cars, tmp_path / "raw")
+
+
+@pytest.fixture(scope="module")
+def made(cars, tmp_path_factory):
+    out = tmp_path_factory.mktemp("made")
+    return out, make(cars, out)
+
+
+def plain_set(folder, count, suffix=".png", size=(24, 36)):
+    """img_000, img_001, …: noise, and a mask of {0, 255} that lies on the bright part of it."""
+    for kind in ("train", "train_masks"):
+        (folder / kind).mkdir(parents=True)
+    for index in range(count):
+        rng = np.random.default_rng(index)
+        mask = np.zeros(size, np.uint8)
+        mask[rng.integers(1, 8) : rng.integers(12, 20), rng.integers(1, 10) : rng.integers(15, 30)] = 255
+        image = rng.integers(0, 90, (*size, 3), np.uint8) + (mask // 2)[..., None]
+        Image.fromarray(image).save(folder / "train" / f"img_{index:03d}{suffix}")
+        Image.fromarray(mask).save(folder / "train_masks" / f"img_{index:03d}.png")
+    return folder
+
+
+# ---- the split
+
+
+def test_no_car_on_both_sides_and_the_last_by_name_held_out(cars, made):
+    out, done = made
+    sources = sorted(path.stem for path in (cars / "train").iterdir())
+    test = sorted(path.stem for path in (out / TEST_IMAGES).iterdir())
+    train = {path.stem for path in (out / TRAIN_IMAGES).iterdir()}
+    assert test == sources[-5:]
+    assert not {group_of(name) for name in test} & {group_of(name) for name in train}
+    # the 5 are one car and a view of another one, whose 3 other views are left out
+    assert (done.train, done.val, done.left_out) == (8, 5, 3)
+    assert (done.train_groups, done.val_groups) == (2, 2)
+    assert train == {f"{name}{end}" for name in sources[:8] for end in ("", "_hflip", "_vflip", "_grid")}
+
+
+def test_names_that_do_not_fit_lose_nothing(tmp_path):
+    raw = plain_set(tmp_path, 10)
+    pairs = pair_files(raw / "train", raw / "train_masks")
+    train, val, left_out = split(pairs, 3)
+    assert [pair.name for pair in val] == ["img_007", "img_008", "img_009"]
+    assert len(train) == 7 and not left_out
+    assert [len(part) for part in split(pairs, 0.2)] == [8, 2, 0]
+    assert [len(part) for part in split(pairs, 0.01)] == [9, 1, 0]
+
+
+def test_a_group_pattern_of_ones_own(tmp_path):
+    for kind in ("train", "train_masks"):
+        (tmp_path / kind).mkdir()
+        for name in ("a_1", "a_2", "b_1", "b_2", "c_1", "c_2"):
+            Image.fromarray(np.eye(8, dtype=np.uint8) * 255).save(tmp_path / kind / f"{name}.png")
+    pairs = pair_files(tmp_path / "train", tmp_path / "train_masks")
+    train, val, left_out = split(pairs, 3, r"(.+)_")
+    assert [[pair.name for pair in part] for part in (train, val, left_out)] == [
+        ["a_1", "a_2"], ["b_2", "c_1", "c_2"], ["b_1"]]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("keywords", "words"),
+    [
+        ({"val_images": 0}, "VAL_IMAGES is 0"),
+        ({"val_images": -1}, "VAL_IMAGES"),
+        ({"val_images": 16}, "from 1 to 15"),
+        ({"val_images": 1.0}, "fraction"),
+        ({"group": "("}, "no regular expression"),
+        ({"group": ""}, "Nothing is left"),
+        ({"jpeg_quality": 0}, "JPEG_QUALITY"),
+        ({"num_workers": 0}, "NUM_WORKERS"),
+    ],
+)
+def test_settings_that_cannot_be_in_words(cars, tmp_path, keywords, words):
+    with pytest.raises(UserError, match=words.replace("(", r"\(")):
+        make(cars, tmp_path / "out", **keywords)
+    assert not (tmp_path / "out").exists()
+
+
+# ---- the copies
+
+
+def test_lossless_images_stay_so_and_flips_are_flips(tmp_path):
+    raw, out = plain_set(tmp_path / "raw", 6), tmp_path / "out"
+    make(raw, out, val_images=2)
+    for source in sorted((raw / "train").iterdir())[:4]:
+        image = np.asarray(Image.open(source))
+        mask = np.asarray(Image.open(raw / "train_masks" / source.name))
+        for end, flip in (("", np.s_[:, :]), ("_hflip", np.s_[:, ::-1]), ("_vflip", np.s_[::-1])):
+            name = f"{source.stem}{end}.png"
+            assert np.array_equal(read_image(out / TRAIN_IMAGES / name), image[flip]), name
+            assert np.array_equal(read_mask(out / TRAIN_MASKS / name, WHITE) * 255, mask[flip]), name
+        assert (out / TRAIN_IMAGES / source.name).read_bytes() == source.read_bytes()
+
+
+def test_the_grid_bends_image_and_mask_alike(tmp_path):
+    """The mask's noise reaches 89, the foreground begins at 127: the image tells where the mask must be."""
+    raw, out = plain_set(tmp_path / "raw", 6, size=(96, 128)), tmp_path / "out"
+    make(raw, out, val_images=2)
+    draws = []
+    for index in range(4):
+        image = read_image(out / TRAIN_IMAGES / f"img_{index:03d}_grid.png")
+        mask = read_mask(out / TRAIN_MASKS / f"img_{index:03d}_grid.png", WHITE)
+        agree = (image.mean(2) > 108) == mask.astype(bool)
+        assert agree.mean() > 0.97
+        assert not np.array_equal(image, read_image(raw / "train" / f"img_{index:03d}.png"))
+        draws.append(image == 0)
+    assert any(not np.array_equal(draws[0], other) for other in draws[1:])
+
+
+def test_masks_are_binary_for_every_reader(made):
+    out, _ = made
+    for folder in (TRAIN_MASKS, TEST_MASKS):
+        for path in (out / folder).iterdir():
+            with Image.open(path) as mask:
+                assert mask.format == "PNG"
+                assert set(np.unique(np.asarray(mask.convert("L")))) == {0, 255}
+
+
+def test_jpeg_originals_byte_for_byte_and_copies_of_good_quality(cars, made):
+    out, _ = made
+    for path in sorted((out / TEST_IMAGES).iterdir()):
+        assert path.read_bytes() == (cars / "train" / path.name).read_bytes()
+    for source in sorted((cars / "train").iterdir())[:8]:
+        assert (out / TRAIN_IMAGES / source.name).read_bytes() == source.read_bytes()
+        image = read_image(source).astype(int)
+        for end, flip in (("_hflip", np.s_[:, ::-1]), ("_vflip", np.s_[::-1])):
+            path = out / TRAIN_IMAGES / f"{source.stem}{end}.jpg"
+            with Image.open(path) as copy:
+                assert copy.format == "JPEG"
+            assert np.abs(read_image(path) - image[flip]).mean() < 4
+
+
+def test_a_rotated_photograph_is_written_upright(raw, tmp_path):
+    name = sorted((raw / "train").iterdir())[0].stem
+    upright = Image.open(raw / "train" / f"{name}.jpg")
+    exif = Image.Exif()
+    exif[274] = 6  # to be turned by 90 degrees clockwise
+    upright.transpose(Image.Transpose.ROTATE_90).save(raw / "train" / f"{name}.jpg", quality=95, exif=exif)
+    make(raw, tmp_path / "out")
+    with Image.open(tmp_path / "out" / TRAIN_IMAGES / f"{name}.jpg") as written:
+        assert written.size == (96, 64) and 274 not in written.getexif()
+        assert np.abs(np.asarray(written, int) - np.asarray(upright, int)).mean() < 6
+
+
+def test_cmyk_and_palettes_become_rgb(raw, tmp_path):
+    first, second = (path.stem for path in sorted((raw / "train").iterdir())[:2])
+    Image.open(raw / "train" / f"{first}.jpg").convert("CMYK").save(raw / "train" / f"{first}.jpg")
+    Image.open(raw / "train" / f"{second}.jpg").quantize(16).save(raw / "train" / f"{second}.png")
+    (raw / "train" / f"{second}.jpg").unlink()
+    make(raw, tmp_path / "out")
+    for name in (f"{first}.jpg", f"{second}.png"):
+        with Image.open(tmp_path / "out" / TRAIN_IMAGES / name) as written:
+            assert written.mode == "RGB"
+
+
+def test_augmentation_as_in_the_article(cars):
+    pair = pair_files(cars / "train", cars / "train_masks")[0]
+    images, masks = augmentation(str(pair.image), str(pair.mask))
+    assert len(images) == len(masks) == 1 + len(COPIES)
+    assert np.array_equal(images[0], read_image(pair.image))
+    assert np.array_equal(images[1], images[0][:, ::-1]) and np.array_equal(masks[1], masks[0][:, ::-1])
+    assert np.array_equal(images[2], images[0][::-1]) and np.array_equal(masks[2], masks[0][::-1])
+    for image, mask in zip(images, masks):
+        assert image.dtype == mask.dtype == np.uint8 and image.shape == (*mask.shape, 3)
+        assert set(np.unique(mask)) == {0, 255}
+
+
+def test_what_is_written_pairs_up_again(made):
+    out, done = made
+    assert len(pair_files(out / TRAIN_IMAGES, out / TRAIN_MASKS)) == 4 * done.train
+    assert len(pair_files(out / TEST_IMAGES, out / TEST_MASKS)) == done.val
+    with Image.open(out / "augmented_preview.png") as sheet:
+        assert sheet.width > 800
+
+
+# ---- the same bytes
+
+
+def test_byte_for_byte_the_same_whoever_does_the_work(cars, made, tmp_path):
+    out, _ = made
+    np.random.seed(123)
+    random.seed(123)
+    make(cars, tmp_path / "alone", num_workers=1)
+    assert contents(tmp_path / "alone") == contents(out)
+    code = (
+        "import multiprocessing, sys; from pathlib import Path\n"
+        "if __name__ == '__main__':\n"
+        "    multiprocessing.set_start_method('spawn')\n"
+        f"    sys.path.insert(0, {str(ROOT)!r}); from augment import make_augmented\n"
+        f"    raw = Path({str(cars)!r})\n"
+        "    make_augmented(raw / 'train', raw / 'train_masks', 'out', val_images=5, num_workers=2, progress=False)\n"
+    )
+    (tmp_path / "run.py").write_text(code)
+    subprocess.run([sys.executable, "run.py"], cwd=tmp_path, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert contents(tmp_path / "out") == contents(out)
+
+
+def start(raw, out):
+    flags = ["--img-dir", raw / "train", "--mask-dir", raw / "train_masks", "--output-dir", out]
+    return subprocess.Popen(
+        [sys.executable, ROOT / "augment.py", *flags, "--val-images", "20", "--num-workers", "2"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        text=True,
+    )
+
+
+def wait_for_images(out, process, count):
+    while process.poll() is None and len(list((out / TRAIN_IMAGES).glob("*.*"))) < count:
+        time.sleep(0.002)
+
+
+def nobody_left(group):
+    for _ in range(500):
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.01)
+    return False
+
+
+@pytest.mark.skipif(not hasattr(os, "killpg"), reason="needs POSIX signals")
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGKILL, -9), (signal.SIGINT, 130)])
+def test_killed_at_random_moments_it_ends_with_the_same_bytes(tmp_path, number, status):
+    raw = plain_set(tmp_path / "raw", 120, ".jpg", (120, 160))
+    make(raw, tmp_path / "undisturbed", val_images=20)
+    expected = contents(tmp_path / "undisturbed")
+    out = tmp_path / "out"
+    moments = sorted(random.Random(number).sample(range(1, 340), 2))
+    killed = 0
+    for moment in moments:
+        process = start(raw, out)
+        wait_for_images(out, process, moment)
+        os.kill(process.pid, number)
+        process.communicate()
+        killed += process.returncode == status
+        assert nobody_left(process.pid)
+        found = contents(out)
+        assert found.items() <= expected.items()  # nothing half-written under a real name
+    assert killed and len(found) < len(expected)
+    process = start(raw, out)
+    printed = process.communicate()[0]
+    assert process.returncode == 0 and "Going on: " in printed
+    assert contents(out) == expected
+    assert not list(out.rglob("*.part"))
+
+
+def test_a_second_run_writes_nothing(cars, made):
+    out, first = made
+    times = {path: path.stat().st_mtime_ns for path in out.rglob("augmented_t*/*")}
+    again = make(cars, out)
+    assert first.written == first.total == again.total and again.written == 0
+    assert times == {path: path.stat().st_mtime_ns for path in out.rglob("augmented_t*/*")}
+
+
+# ---- changes, and other people's files
+
+
+def test_a_changed_setting_is_noticed_and_said(raw, made, tmp_path, capsys):
+    out = tmp_path / "out"
+    make(raw, out, seed=7)
+    assert contents(out) != contents(made[0])
+    capsys.readouterr()
+    assert make(raw, out).written == make(raw, tmp_path / "other").total
+    assert "SEED was 7, now 0" in capsys.readouterr().out
+    assert contents(out) == contents(made[0])
+
+
+def test_another_split_leaves_no_car_behind(raw, tmp_path):
+    out = tmp_path / "out"
+    make(raw, out, val_images=5)
+    make(raw, out, val_images=9)
+    make(raw, tmp_path / "fresh", val_images=9)
+    assert contents(out) == contents(tmp_path / "fresh")
+
+
+def test_a_changed_source_is_made_anew_alone(raw, tmp_path, capsys):
+    out = tmp_path / "out"
+    make(raw, out)
+    first, second, *_ = sorted((raw / "train").iterdir())
+    shutil.copy(raw / "train_masks" / f"{second.stem}_mask.gif", raw / "train_masks" / f"{first.stem}_mask.gif")
+    capsys.readouterr()
+    assert make(raw, out).written == 4
+    assert f"1 source changed, e.g. {first.stem}" in capsys.readouterr().out
+    make(raw, tmp_path / "fresh")
+    assert contents(out) == contents(tmp_path / "fresh")
+
+
+def test_files_of_a_source_that_is_gone_go_too(raw, tmp_path):
+    out = tmp_path / "out"
+    make(raw, out)
+    first = sorted((raw / "train").iterdir())[0]
+    first.unlink()
+    (raw / "train_masks" / f"{first.stem}_mask.gif").unlink()
+    make(raw, out)
+    assert not [name for name in contents(out) if first.stem in name]
+
+
+def test_other_peoples_files_are_kept_and_named(raw, tmp_path):
+    out = tmp_path / "out"
+    (out / TRAIN_IMAGES).mkdir(parents=True)
+    mine = out / TRAIN_IMAGES / "holiday.jpg"
+    shutil.copy(sorted((raw / "train").iterdir())[0], mine)
+    with pytest.raises(UserError, match="holiday.jpg") as caught:
+        make(raw, out)
+    assert "--output-dir" in str(caught.value)
+    assert list(contents(out)) == [f"{TRAIN_IMAGES}/holiday.jpg"]
+    mine.unlink()
+    make(raw, out)
+    (out / TRAIN_IMAGES / "holiday.jpg").write_bytes(b"x")
+    with pytest.raises(UserError, match="holiday.jpg"):
+        make(raw, out, val_images=9)
+
+
+def test_every_damaged_file_is_named_and_the_rest_is_done(raw, tmp_path):
+    first, second, third, *_ = sorted((raw / "train").iterdir())
+    whole = {path: path.read_bytes() for path in (first, second, third)}
+    first.write_bytes(whole[first][:500])
+    second.write_bytes(b"")
+    Image.open(third).resize((20, 20)).save(third)
+    with pytest.raises(UserError) as caught:
+        make(raw, tmp_path / "out")
+    for name in (first.name, second.name, f"{third.stem}_mask.gif"):
+        assert name in str(caught.value)
+    for path, data in whole.items():
+        path.write_bytes(data)
+    done = make(raw, tmp_path / "out")
+    assert done.written == 12
+    make(raw, tmp_path / "fresh")
+    assert contents(tmp_path / "out") == contents(tmp_path / "fresh")
+
+
+def test_sources_that_look_like_copies_may_not_collide(tmp_path):
+    raw = plain_set(tmp_path / "raw", 4)
+    for kind in ("train", "train_masks"):
+        shutil.copy(raw / kind / "img_000.png", raw / kind / "img_000_hflip.png")
+    with pytest.raises(UserError, match="img_000_hflip"):
+        make(raw, tmp_path / "out", val_images=1)
+
+
+def test_its_own_output_is_no_source(cars, made):
+    out, _ = made
+    with pytest.raises(UserError, match="originals"):
+        make_augmented(out / TRAIN_IMAGES, out / TRAIN_MASKS, out, val_images=5, progress=False)
+
+
+def test_no_data_in_words(tmp_path):
+    done = script("augment.py", cwd=tmp_path)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    for words in ("dataset/train", "carvana-image-masking-challenge", "train_masks.zip", "train.py --demo"):
+        assert words in done.stderr
+    (tmp_path / "train").mkdir()
+    with pytest.raises(UserError, match="is empty(.|\n)*carvana-image-masking-challenge"):
+        make(tmp_path, tmp_path / "out")
+
+
+def test_the_script_tells_what_it_did(cars, tmp_path):
+    flags = ["--img-dir", cars / "train", "--mask-dir", cars / "train_masks", "--val-images", 5]
+    done = script("augment.py", *flags, "--output-dir", "my data", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for words in ("8 images of 2 groups", "5 images of 2 groups", "Left out: 3", "images a second", "preview.png"):
+        assert words in done.stdout
+    assert "python train.py --train-img-dir 'my data/augmented_train_images'" in done.stdout
