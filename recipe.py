@@ -4,6 +4,7 @@ import math
 import platform
 from contextlib import nullcontext
 from copy import deepcopy
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -70,9 +71,10 @@ class Loss(nn.Module):
         logits, targets = logits.float(), targets.float()
         loss = F.binary_cross_entropy_with_logits(logits, targets)
         if self.dice:
-            chances, targets = logits.sigmoid().flatten(1), targets.flatten(1)
-            both, all_ = (chances * targets).sum(1), chances.sum(1) + targets.sum(1)
-            loss = loss + 1 - ((2 * both + 1) / (all_ + 1)).mean()
+            probabilities, targets = logits.sigmoid().flatten(1), targets.flatten(1)
+            both = (probabilities * targets).sum(1)
+            areas = probabilities.sum(1) + targets.sum(1)
+            loss = loss + 1 - ((2 * both + 1) / (areas + 1)).mean()
         return loss
 
 
@@ -147,7 +149,8 @@ class WeightAverage:
     """An exponential moving average of the weights, in `network`; scored and saved in their place.
 
     The decay grows to its height as (1 + n) / (10 + n) over the first n steps, so that the random
-    first weights are forgotten soon. BatchNorm's statistics are taken as they are.
+    first weights are forgotten soon. BatchNorm's running statistics are averaged too: those of small
+    batches are noisy, and averaged weights beside unaveraged statistics score worse than neither.
     """
 
     def __init__(self, network, decay):
@@ -159,10 +162,14 @@ class WeightAverage:
         """Takes in the weights of `network` after one step."""
         self.steps += 1
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
-        averages, weights = list(self.network.parameters()), list(network.parameters())
-        torch._foreach_lerp_(averages, weights, 1 - decay)
-        for average, buffer in zip(self.network.buffers(), network.buffers()):
-            average.copy_(buffer)
+        averages, values = [], []
+        for average, value in zip(_numbers(self.network), _numbers(network)):
+            if average.is_floating_point():
+                averages.append(average)
+                values.append(value)
+            else:  # BatchNorm's count of batches
+                average.copy_(value)
+        torch._foreach_lerp_(averages, values, 1 - decay)
 
     def state_dict(self):
         """The count alone: the weights are the checkpoint's `state_dict`."""
@@ -171,6 +178,10 @@ class WeightAverage:
     def load_state_dict(self, state, weights):
         self.steps = state["steps"] if state else 0
         self.network.load_state_dict(weights)
+
+
+def _numbers(network):
+    return chain(network.parameters(), network.buffers())
 
 
 def named_generator(*numbers):

@@ -125,13 +125,37 @@ def test_the_average_by_hand():
     assert average.network.weight.item() == pytest.approx((before + 4) / 2)
 
 
-def test_the_average_takes_batchnorms_statistics_as_they_are():
-    network = UNet(features=(2,))
+def test_the_average_is_of_batchnorms_statistics_too():
+    network = nn.BatchNorm1d(1)
     average = recipe.WeightAverage(network, 0.9)
-    network(torch.rand(2, 3, 8, 8))
-    average.update(network)
-    for mine, theirs in zip(average.network.buffers(), network.buffers()):
-        assert torch.equal(mine, theirs)
+    network.running_mean.fill_(11.0)
+    network.num_batches_tracked.fill_(7)
+    average.update(network)  # decay 2/11, from a mean of 0
+    assert average.network.running_mean.item() == pytest.approx(9) and average.network.num_batches_tracked == 7
+    assert not average.network.training and not average.network.weight.requires_grad
+
+
+def test_the_average_resumes_exactly():
+    network = UNet(features=(2,))
+    draws = recipe.named_generator(5)
+
+    def step(averages):
+        with torch.no_grad():
+            for parameter in network.parameters():
+                parameter.add_(torch.randn(parameter.shape, generator=draws))
+        network(torch.rand(2, 3, 8, 8, generator=draws))
+        for average in averages:
+            average.update(network)
+
+    whole = recipe.WeightAverage(network, 0.5)
+    for _ in range(3):
+        step([whole])
+    resumed = recipe.WeightAverage(network, 0.5)
+    resumed.load_state_dict(whole.state_dict(), whole.network.state_dict())
+    for _ in range(10):
+        step([whole, resumed])
+    expected = whole.network.state_dict()
+    assert all(torch.equal(value, expected[key]) for key, value in resumed.network.state_dict().items())
 
 
 def test_flips_take_the_mask_along_and_repeat_by_name():
