@@ -1,0 +1,340 @@
+"""The audit: every problem of a dataset at once, each with its file; nothing read twice; nothing skipped."""
+
+import io
+import json
+import os
+
+import numpy as np
+import pytest
+from conftest import draw_pairs, script
+from PIL import Image
+
+import dataset
+from audit import audit
+from errors import UserError
+from findings import LINES
+from looking import look
+from reading import pair_files, shown
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Folders of 12 good pairs for training and 4 for validation."""
+    draw_pairs(tmp_path / "ti", tmp_path / "tm", 12)
+    draw_pairs(tmp_path / "vi", tmp_path / "vm", 4, first=20)
+    return tmp_path
+
+
+def looked_at(data, **named):
+    return audit(data / "ti", data / "tm", data / "vi", data / "vm", progress=False, **named)
+
+
+def problems(report):
+    return "\n".join(report.problems)
+
+
+def as_carvana(folder, old, new):
+    (folder / f"{old}.png").rename(folder / f"{new}.png")
+
+
+def test_good_data(data):
+    report = looked_at(data, sheet=data / "new" / "sheet.png")
+    assert report.problems == [] and report.warnings == []
+    assert len(report.train) == 12 and len(report.val) == 4
+    shares = sorted((np.asarray(Image.open(pair.mask)) > 0).mean() for pair in report.train + report.val)
+    assert report.foreground == pytest.approx((shares[0], np.median(shares), shares[-1]))
+    assert report.rule.foreground == (255,)
+    text = report.text()
+    for words in ("12 for training, 4 for validation", "all 40x60", "PNG RGB", "255 is foreground", "sheet.png"):
+        assert words in text
+    report.stop_if_spoiled()
+    with Image.open(data / "new" / "sheet.png") as sheet:
+        pixels = np.asarray(sheet.convert("RGB")).reshape(-1, 3).astype(int)
+    outlines = np.abs(pixels - (230, 0, 126)).max(axis=1) < 20
+    assert outlines.sum() > 100
+
+
+def test_one_folder_pair_alone(data):
+    report = audit(data / "ti", data / "tm", progress=False)
+    assert report.problems == [] and report.val == []
+
+
+def test_all_problems_at_once(data):
+    Image.new("RGB", (60, 40)).save(data / "ti" / "lonely.png")
+    Image.new("L", (60, 40)).save(data / "vm" / "orphan_mask.png")
+    for name in ("x.png", "x.jpg"):
+        Image.new("RGB", (60, 40)).save(data / "ti" / name)
+    (data / "ti" / "img_001.png").write_bytes(b"")
+    mask = (data / "tm" / "img_002.png").read_bytes()
+    (data / "tm" / "img_002.png").write_bytes(mask[: len(mask) // 2])
+    (data / "ti" / "img_003.png").write_text("not a picture")
+    Image.new("RGB", (61, 40), 9).save(data / "ti" / "img_004.png")
+    Image.open(data / "ti" / "img_005.png").transpose(Image.Transpose.ROTATE_90).save(data / "ti" / "img_005.png")
+    Image.open(data / "ti" / "img_006.png").save(data / "vi" / "img_020.png")
+    Image.fromarray(np.asarray(Image.open(data / "tm" / "img_007.png")) // 255).save(data / "tm" / "img_007.png")
+    for folder, view in (("ti", "01"), ("vi", "02")):
+        masks = folder.replace("i", "m")
+        for place in (folder, masks):
+            as_carvana(data / place, "img_008" if folder == "ti" else "img_021", f"00087a6bd4dc_{view}")
+    report = looked_at(data)
+    text = problems(report)
+    for words in (
+        "lonely.png: has no mask",
+        "orphan_mask.png: is the mask of no image",
+        "x.jpg, ",
+        "img_001.png: is empty (0 bytes)",
+        "img_002.png: is damaged or cut short",
+        "img_003.png: is no picture",
+        "img_004.png is 40x61",
+        "height and width are swapped",
+        "img_020.png is ",
+        "{0, 1} in 1",
+        "00087a6bd4dc: ",
+    ):
+        assert words in text, words
+    assert report.rule is None
+    with pytest.raises(UserError) as caught:
+        report.stop_if_spoiled()
+    assert text.split("\n")[0] in str(caught.value)
+    # unusable files come first, leaks last
+    assert text.index("img_001.png") < text.index("lonely.png") < text.index("{0, 1}") < text.index("00087a6bd4dc: ")
+
+
+@pytest.mark.parametrize("gone", ["ti", "tm", "vi"])
+def test_a_missing_folder_is_a_problem_among_others(data, gone):
+    (data / gone).rename(data / "elsewhere")
+    (data / "vm" / "img_020.png").write_bytes(b"")
+    report = looked_at(data)
+    assert f"{data / gone}: there is no such folder" in problems(report)
+    if gone != "vi":
+        assert "img_020.png: is empty" in problems(report)
+
+
+def test_no_pair_at_all(data):
+    for index, path in enumerate(sorted((data / "vm").iterdir())):
+        path.rename(path.with_name(f"other{index}.png"))
+    assert "no image there has a mask" in problems(looked_at(data))
+
+
+def test_rules_of_training_and_validation_must_agree(data):
+    for path in (data / "vm").iterdir():
+        Image.fromarray(np.asarray(Image.open(path)) // 255).save(path)
+    assert "{0, 255} in 12" in problems(looked_at(data)) and "{0, 1} in 4" in problems(looked_at(data))
+    assert looked_at(data, mask_foreground=(1, 255)).problems == []
+
+
+def test_classes_are_refused_and_one_is_taken(data):
+    for folder in ("tm", "vm"):
+        for path in (data / folder).iterdir():
+            mask = np.asarray(Image.open(path))
+            rows = np.arange(len(mask), dtype=np.uint8)[:, None] // 8
+            Image.fromarray(np.where(mask, 8, rows).astype(np.uint8)).save(path)
+    report = looked_at(data)
+    assert "several classes" in problems(report) and report.rule is None
+    report = looked_at(data, mask_foreground=8)
+    assert report.problems == [] and report.rule.foreground == (8,)
+
+
+def test_exif_mismatch_is_called_a_rotation(data):
+    exif = Image.Exif()
+    exif[274] = 6
+    Image.open(data / "ti" / "img_000.png").save(data / "ti" / "img_000.png", exif=exif)
+    report = looked_at(data)
+    assert "img_000.png is 60x40" in problems(report) and "EXIF tag" in problems(report)
+    Image.open(data / "tm" / "img_000.png").save(data / "tm" / "img_000.png", exif=exif)
+    report = looked_at(data)
+    assert report.problems == [] and "1 image set upright" in report.text()
+
+
+def test_same_pixels_and_same_groups_on_both_sides(data):
+    Image.open(data / "ti" / "img_000.png").save(data / "vi" / "img_020.png", compress_level=1)
+    report = looked_at(data)
+    assert len(report.problems) == 1 and "img_020.png is " in problems(report) and "img_000.png" in problems(report)
+    report = looked_at(data, group=r"(img)_")
+    assert "1 group of images on both sides" in problems(report) and len(report.problems) == 2
+    with pytest.raises(UserError, match="GROUP"):
+        looked_at(data, group="(")
+
+
+def test_flips_belong_to_the_group_of_their_original(data):
+    for folder in ("ti", "tm"):
+        as_carvana(data / folder, "img_000", "00087a6bd4dc_01_hflip")
+    for folder in ("vi", "vm"):
+        as_carvana(data / folder, "img_020", "00087a6bd4dc_02")
+    assert "00087a6bd4dc: " in problems(looked_at(data))
+
+
+def test_equal_numbers_are_only_a_warning(data):
+    for folder in ("vi", "vm"):
+        as_carvana(data / folder, "img_020", "img_003")
+    report = looked_at(data)
+    assert report.problems == [] and "numbered alike" in "\n".join(report.warnings)
+
+
+def test_duplicates_are_compared_by_all_their_pixels(data):
+    """Files equal in the rows that are summed up at first, and in an eighth of their size, are not equal."""
+    one = np.asarray(Image.open(data / "ti" / "img_000.png")).copy()
+    Image.fromarray(one).save(data / "ti" / "img_001.png", compress_level=0)
+    one[3, 3] ^= 1
+    Image.fromarray(one).save(data / "ti" / "img_002.png")
+    report = looked_at(data)
+    (warning,) = report.warnings
+    assert "2 images for training" in warning and "img_000.png" in warning and "img_001.png" in warning
+    assert "img_002.png" not in warning
+    for folder in ("ti", "vi"):
+        for path in (data / folder).iterdir():
+            picture = Image.open(path).convert("RGB").resize((64, 48))
+            picture.save(path.with_suffix(".jpg"), quality=90)
+            path.unlink()
+    for folder in ("tm", "vm"):
+        for path in (data / folder).iterdir():
+            Image.open(path).resize((64, 48), Image.Resampling.NEAREST).save(path)
+    (data / "ti" / "img_005.jpg").write_bytes((data / "vi" / "img_020.jpg").read_bytes() + b"more")
+    text = problems(looked_at(data))
+    assert text.count(" is ") == 1 and "img_005.jpg" in text and "img_020.jpg" in text
+
+
+def test_what_is_odd_but_usable_is_a_warning(data):
+    Image.fromarray(np.zeros((40, 60), np.uint8)).save(data / "tm" / "img_000.png")
+    Image.fromarray(np.full((40, 60), 255, np.uint8)).save(data / "tm" / "img_001.png")
+    first, second = (Image.new("RGB", (60, 40), colour).quantize(4) for colour in ("red", "blue"))
+    first.save(data / "ti" / "img_002.gif", save_all=True, append_images=[second])
+    (data / "ti" / "img_002.png").unlink()
+    for name in ("Thumbs.db", ".hidden.png", "notes.txt"):
+        (data / "ti" / name).write_text("x")
+    (data / "ti" / "deeper.png").mkdir()
+    report = looked_at(data)
+    assert report.problems == []
+    text = report.text()
+    assert "1 masks empty, 1 all foreground" in text
+    assert "first one is used" in text and "img_002.gif" in text
+    assert "4 that are no pictures" in text and "Thumbs.db" in text
+
+
+def test_soft_masks_are_said(data):
+    for path in (data / "tm").iterdir():
+        Image.open(path).save(path.with_suffix(".jpg"), quality=80)
+        path.unlink()
+    report = looked_at(data)
+    assert report.problems == [] and report.rule.soft and "JPEG edges" in report.text()
+
+
+def test_nothing_but_empty_masks_is_a_problem(data):
+    for path in (data / "vm").iterdir():
+        Image.fromarray(np.zeros((40, 60), np.uint8)).save(path)
+    assert "Every mask for validation is empty" in problems(looked_at(data))
+
+
+def test_sixteen_bits_that_use_twelve(data):
+    draw = np.random.default_rng(0)
+    for path in (data / "ti").iterdir():
+        Image.fromarray(draw.integers(0, 4000, (40, 60), np.uint16)).save(path)
+    assert "12 images of 16 bits that use only the lowest 12" in problems(looked_at(data))
+    Image.fromarray(draw.integers(0, 60000, (40, 60), np.uint16)).save(data / "ti" / "img_000.png")
+    report = looked_at(data)
+    assert report.problems == [] and "11 images of 16 bits" in report.text()
+
+
+def test_long_lists_are_cut_and_counts_are_exact(tmp_path):
+    draw_pairs(tmp_path / "ti", tmp_path / "tm", 3)
+    for index in range(LINES + 7):
+        Image.new("L", (4, 4)).save(tmp_path / "ti" / f"more{index}.png")
+    report = audit(tmp_path / "ti", tmp_path / "tm", progress=False)
+    (problem,) = report.problems
+    assert f"{LINES + 7} files for training" in problem and "and 7 more" in problem
+    assert problem.count("has no mask") == LINES
+
+
+def test_unchanged_files_are_not_read_again(data):
+    cache = data / "seen" / "audit.json"
+    before = looked_at(data, cache=cache)
+    stamps = {path: os.stat(path) for folder in ("ti", "tm", "vi", "vm") for path in (data / folder).iterdir()}
+    for path, stamp in stamps.items():  # other bytes, of the same length and time
+        path.write_bytes(bytes(stamp.st_size))
+        os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    after = looked_at(data, cache=cache)
+    assert after.problems == before.problems == [] and after.foreground == before.foreground
+    assert after.text() == before.text()
+    os.utime(data / "ti" / "img_003.png", ns=(0, 0))
+    (data / "vm" / "img_021.png").write_bytes(b"x")
+    text = problems(looked_at(data, cache=cache))
+    assert "img_003.png" in text and "img_021.png" in text and "2 files cannot be used" in text
+    assert "img_004.png" not in text
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"head": [1, false], "files": []}', "null", "\x00"])
+def test_a_damaged_memory_is_not_believed(data, content):
+    cache = data / "audit.json"
+    cache.write_text(content)
+    assert looked_at(data, cache=cache).problems == []
+    assert len(json.loads(cache.read_text())["files"]) == 32
+
+
+def test_memory_that_cannot_be_kept_stops_nothing(data):
+    (data / "file").write_text("")
+    assert looked_at(data, cache=data / "file" / "audit.json").problems == []
+
+
+def test_bad_files_are_not_remembered(data):
+    """A file that had no permission, or was being copied, is looked at again."""
+    cache, path = data / "audit.json", data / "ti" / "img_000.png"
+    good, stamp = path.read_bytes(), os.stat(path)
+    path.write_bytes(bytes(len(good)))
+    os.utime(path, ns=(1, 1))
+    assert "img_000.png" in problems(looked_at(data, cache=cache))
+    path.write_bytes(good)
+    os.utime(path, ns=(1, 1))
+    assert os.stat(path).st_size == stamp.st_size and looked_at(data, cache=cache).problems == []
+
+
+def test_several_processes_see_the_same(data):
+    pairs = pair_files(data / "ti", data / "tm") + pair_files(data / "vi", data / "vm")
+    assert look(pairs, num_workers=2, progress=False) == look(pairs, num_workers=0, progress=False)
+
+
+def test_every_fault_at_once_by_the_script(data):
+    """Exit status 2, one message that names all of them, no traceback."""
+    file = io.BytesIO()
+    Image.open(data / "ti" / "img_000.png").save(file, "JPEG")
+    faults = {
+        "zero.png": b"",
+        "text.png": b"hello",
+        "cut.jpg": file.getvalue()[:-200],
+        "name with space [x].png": b"\x89PNG\r\n\x1a\n",
+        "日本 é.png": b"GIF89a",
+        os.fsdecode(b"byte-\xff.png"): b"x",
+    }
+    for name, content in faults.items():
+        (data / "ti" / name).write_bytes(content)
+        Image.new("L", (60, 40)).save((data / "tm" / name).with_suffix(".png"))
+    (data / "ti" / "loop.png").symlink_to(data / "ti" / "loop.png")
+    Image.new("L", (60, 40)).save(data / "tm" / "loop.png")
+    os.mkfifo(data / "ti" / "pipe.png")
+    Image.new("L", (60, 40)).save(data / "tm" / "pipe.png")
+    (data / "ti" / "folder.png").mkdir()
+    done = script("dataset.py", data / "ti", data / "tm", cwd=data)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "8 files cannot be used" in done.stderr
+    for name in (*faults, "loop.png", "pipe.png"):
+        assert shown(name) in done.stderr
+
+
+def test_the_script_on_good_data(data):
+    done = script("dataset.py", data / "ti", data / "tm", data / "vi", data / "vm", cwd=data)
+    assert done.returncode == 0, done.stderr
+    assert "No problems." in done.stdout and (data / "audit.png").is_file()
+
+
+def test_the_scripts_flags(data, capsys):
+    folders = [str(data / name) for name in ("ti", "tm")]
+    with pytest.raises(UserError, match="VAL_MASK_DIR"):
+        dataset.main([*folders, str(data / "vi")])
+    with pytest.raises(UserError, match="there is no such folder"):
+        dataset.main([folders[0], str(data / "nothing"), "--sheet", "none"])
+    for path in (data / "tm").iterdir():
+        mask = np.asarray(Image.open(path))
+        Image.fromarray(np.where(mask, 8, np.arange(40, dtype=np.uint8)[:, None] // 8).astype(np.uint8)).save(path)
+    with pytest.raises(UserError, match="several classes.*\n?.*--mask-foreground"):
+        dataset.main([*folders, "--sheet", "none"])
+    dataset.main([*folders, "--sheet", "none", "--mask-foreground", "8", "--group", "(x)"])
+    assert "8 is foreground, every other value is background" in capsys.readouterr().out
