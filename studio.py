@@ -81,7 +81,7 @@ class Scene:
 
     def background(self):
         height, width = self.height // 4 + 1, self.width // 4 + 1  # smooth, so a coarse grid will do
-        y, x = np.mgrid[0:1 : height * 1j, 0:1 : width * 1j].astype(np.float32)
+        y, x = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j].astype(np.float32)
         horizon = 0.46 + 0.1 * (x - 0.5) ** 2
         below = 1 / (1 + np.exp(-(y - horizon) / 0.025))[..., None]
         light = (1 + self.lean * (x - 0.5) + self.fall * (y - 0.4) - 0.5 * ((x - 0.5) ** 2 + (y - 0.5) ** 2))[..., None]
