@@ -7,7 +7,7 @@ import torch
 from torch.utils.data import DataLoader, Sampler, default_collate
 
 import processes
-from arrays import DecodeDataset, collate_batch, make_arrays
+from arrays import ArrayDataset, DecodeDataset, collate_batch, make_arrays
 from dataset import ImageDataset
 from errors import UserError
 from masks import find_mask_rule
@@ -88,7 +88,7 @@ def get_loaders(
             data,
             batch_size=batch_size,
             sampler=EpochSampler(data, shuffle, seed),
-            num_workers=num_workers,
+            num_workers=0 if isinstance(data, ArrayDataset) else num_workers,  # a slice is had sooner than handed over
             pin_memory=pin_memory and torch.cuda.is_available(),
             collate_fn=collate,
             drop_last=shuffle and len(data) >= batch_size * processes.world_size(),
@@ -101,10 +101,10 @@ def get_loaders(
 def _arrays_or_files(pairs, rule, image_size, image_dir, wanted):
     """The batches' source: arrays on disk, made by process 0 first, or else the files themselves."""
     folder = image_dir.parent / ".arrays" / f"{image_dir.name}-{image_size[0]}x{image_size[1]}"
-    if wanted:
-        made = processes.first(lambda: make_arrays(pairs, rule, image_size, folder) is not None)
-        if made:
-            return make_arrays(pairs, rule, image_size, folder, progress=False)
+    if wanted and processes.world_size() == 1:
+        return make_arrays(pairs, rule, image_size, folder) or DecodeDataset(pairs, rule, image_size)
+    if wanted and processes.first(lambda: make_arrays(pairs, rule, image_size, folder) is not None):
+        return make_arrays(pairs, rule, image_size, folder, progress=False)
     return DecodeDataset(pairs, rule, image_size)
 
 

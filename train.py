@@ -16,10 +16,10 @@ import time
 from contextlib import nullcontext
 from pathlib import Path
 
-import augment
 import torch
 from tqdm import tqdm
 
+import augment
 import demo
 import errors
 import pictures
@@ -44,7 +44,7 @@ MASK_FOREGROUND: int | tuple | None = None  # the mask value(s) that are foregro
 GROUP = CARVANA_GROUP  # pattern of the part of a name that must not stand on both sides of the split
 IMAGE_SIZE = (320, 480)  # height and width of training; higher finds finer edges and costs its pixels
 ARRAYS = True  # decode once into arrays on disk; False decodes in every epoch
-NUM_WORKERS = 2  # processes that fetch batches
+NUM_WORKERS = 2  # processes that decode where there are no arrays; arrays need none
 PIN_MEMORY = True  # page-locked batches, which CUDA copies in the background
 FEATURES = (64, 128, 256, 512)  # channels of each level; more levels see more of the picture
 ENCODER: str | None = None  # a torchvision encoder such as resnet34 or vgg16_bn in the place of the plain one
@@ -81,10 +81,11 @@ DEMO_SETTINGS = dict(
     IMAGE_SIZE=(128, 192),
     FEATURES=(16, 32, 64, 128),
     BATCH_SIZE=8,
-    NUM_EPOCHS=6,
+    NUM_EPOCHS=3,
     LEARNING_RATE=2e-3,
 )
-READ_LOSS_EVERY = 20  # steps between two looks at the loss: each look waits for the device
+# Steps between two looks at the loss, each of which waits for the device.
+READ_LOSS_EVERY = 20
 
 
 def train_fn(loader, run, settings, bar):
@@ -157,7 +158,8 @@ def prepare_data(settings):
     """Draws the demo's cars if asked, and looks at every file before the first epoch. Returns the report."""
     if settings.demo:
         source = Path(settings.train_img_dir).parent
-        demo.draw_dataset(source, cars=20, views=16, size=(256, 384), seed=settings.seed)
+        if len(list((source / "train_masks").glob("*.gif"))) < 20 * 16:
+            demo.draw_dataset(source, cars=20, views=16, size=(256, 384))
         augment.make_augmented(source / "train", source / "train_masks", source, val_images=64)
     folders = [settings.train_img_dir, settings.train_mask_dir, settings.val_img_dir, settings.val_mask_dir]
     for folder in map(Path, folders):

@@ -13,14 +13,14 @@ from test_train import history, same_runs, wait_for_epochs
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 ALONE = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-ALONE["OMP_NUM_THREADS"] = "1"
+ALONE["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
 
 
 def start(*flags, cwd):
     return subprocess.Popen(
         [*TORCHRUN, *map(str, flags)],
         cwd=cwd,
-        env=ALONE | {"PYTHONPATH": str(ROOT)},
+        env=ALONE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -60,7 +60,7 @@ def test_gradients_of_two_processes_are_those_of_one(tmp_path):
     (tmp_path / "step.py").write_text(ONE_STEP)
     code, _, err = together(tmp_path / "step.py", tmp_path / "two.pt", cwd=tmp_path)
     assert code == 0, err
-    one = script(tmp_path / "step.py", tmp_path / "one.pt", cwd=tmp_path, env=ALONE | {"PYTHONPATH": str(ROOT)})
+    one = script(tmp_path / "step.py", tmp_path / "one.pt", cwd=tmp_path, env=ALONE)
     assert one.returncode == 0, one.stderr
     for alone, shared in zip(torch.load(tmp_path / "one.pt"), torch.load(tmp_path / "two.pt"), strict=True):
         torch.testing.assert_close(alone, shared, rtol=1e-4, atol=1e-6)
@@ -89,7 +89,7 @@ def test_scores_of_11_images_are_exactly_those_of_one_process(prepared):
     (prepared / "score.py").write_text(SCORE)
     code, _, err = together(prepared / "score.py", prepared / "dataset", prepared / "two.json", cwd=prepared)
     assert code == 0, err
-    env = ALONE | {"PYTHONPATH": str(ROOT)}
+    env = ALONE
     one = script(prepared / "score.py", prepared / "dataset", prepared / "one.json", cwd=prepared, env=env)
     assert one.returncode == 0, one.stderr
     assert (prepared / "one.json").read_text() == (prepared / "two.json").read_text()
