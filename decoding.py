@@ -93,7 +93,7 @@ def _refuse_special(path):
 def _loaded(picture, draft):
     turned = _orientation(picture)
     raw = str(picture.tile[0][3]) if picture.tile else ""
-    size = picture.size if turned >= 5 else picture.size[::-1]
+    size = _upright_size(picture, turned)
     frames = picture.format != "MPO" and getattr(picture, "is_animated", False)  # MPO: previews
     if picture.format in ("JPEG", "MPO"):
         _refuse_blank_end(picture)
@@ -154,8 +154,15 @@ def _unusable(path, error):
 def image_size(path):
     """(height, width) of a picture, after EXIF, from the head of its file. UnusableFile."""
     with _opened(path) as picture:
-        width, height = picture.size
-        return (width, height) if _orientation(picture) >= 5 else (height, width)
+        return _upright_size(picture, _orientation(picture))
+
+
+def _upright_size(picture, turned):
+    """(height, width) of a picture that is open."""
+    size = picture.size
+    if picture.format == "TIFF":  # whose size some versions of Pillow swap here, and others when it is loaded
+        size, turned = (picture.tag_v2[256], picture.tag_v2[257]), picture.tag_v2.get(274, 1)
+    return tuple(size) if 5 <= turned <= 8 else tuple(size[::-1])
 
 
 def rgb(picture, path):

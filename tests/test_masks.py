@@ -172,10 +172,21 @@ def classes(values, seed=0):
     return Image.fromarray(np.kron(cells, np.ones((8, 8))).astype(np.uint8))
 
 
+def edge(mask):
+    """The outermost pixels of the foreground."""
+    return mask - np.asarray(Image.fromarray(mask).filter(ImageFilter.MinFilter(3)))
+
+
 def with_border(mask):
     """VOC's way: class 15, and 255 around it."""
-    border = mask - np.asarray(Image.fromarray(mask).filter(ImageFilter.MinFilter(3)))
-    return Image.fromarray(np.where(border, 255, mask * 15).astype(np.uint8))
+    return Image.fromarray(np.where(edge(mask), 255, mask * 15).astype(np.uint8))
+
+
+def grain(mask):
+    """A grey picture with a white area and a black one, and noise that is an eighth of it."""
+    picture = mask * np.uint8(255)
+    picture[-H // 8 :] = np.random.default_rng(0).integers(40, 215, (H // 8, W), np.uint8)
+    return picture
 
 
 def alpha_tells(mask):
@@ -204,6 +215,20 @@ REFUSED = {
     "trimap": (lambda f: classes([0, 128, 255]).save(f / "a.png"), ["several classes", "128 ("]),
     "five even steps": (lambda f: classes([0, 64, 128, 191, 255]).save(f / "a.png"), ["several classes"]),
     "a small third class": (lambda f: classes([0] * 30 + [255] * 17 + [128]).save(f / "a.png"), ["128 ("]),
+    "a thin third class": (
+        one(lambda m: Image.fromarray(np.where(edge(m), 128, m * 255).astype(np.uint8))),
+        ["several classes", "128 ("],
+    ),
+    "a thin third colour": (
+        one(lambda m: Image.fromarray(np.array([(0, 0, 0), (255, 0, 0), (0, 0, 255)], np.uint8)[m + edge(m)])),
+        ["several classes", "0x0000FF ("],
+    ),
+    "a trimap among soft masks": (
+        lambda f: [grey(blob(i)).filter(ImageFilter.GaussianBlur(1.5)).save(f / f"{i}.png") for i in range(9)]
+        and classes([0] * 40 + [255] * 7 + [128]).save(f / "b.png"),
+        ["b.png holds 0, 128, 255"],
+    ),
+    "grain between black and white": (one(lambda m: Image.fromarray(grain(m))), ["several classes"]),
     "many classes": (lambda f: classes(range(48)).save(f / "a.png"), ["several classes", "and 8 more"]),
     "classes in jpeg": (lambda f: classes(range(0, 24, 2)).save(f / "a.jpg"), ["several classes", "as PNG"]),
     "coloured classes": (
