@@ -154,6 +154,15 @@ def write_history(folder, history):
     pictures.draw_curves(history, folder / "curves.png")
 
 
+def set_aside(output):
+    """A new run in an old one's folder leaves the old one's work under another name, until the next new one."""
+    for name in ("checkpoint.pth", "best.pth", "history.csv"):
+        old = output / name
+        if old.exists():
+            kept = old.replace(output / f"{old.stem}.previous{old.suffix}")
+            print(f"{old} of an earlier run is now {kept}")
+
+
 def prepare_data(settings):
     """Draws the demo's cars if asked, and looks at every file before the first epoch. Returns the report."""
     if settings.demo:
@@ -234,6 +243,8 @@ def train(settings, device):
 
     if first:
         remove_leftovers(output)
+        if not settings.load_model:
+            set_aside(output)
         if run.history:
             write_history(output, run.history)  # a run killed while writing them is set right here
     if not run.epoch:
@@ -271,10 +282,9 @@ def train(settings, device):
     seconds = time.perf_counter() - start
     say(f"Best Dice {run.best_dice:.4f} after {run.epoch} epochs; this run trained {seconds:.0f} s.")
     if waiting > 0.2:
-        say(
-            f"{100 * waiting:.0f} % of the last epoch was spent waiting for data: raise NUM_WORKERS"
-            + ("." if settings.arrays else ", or set ARRAYS = True.")
-        )
+        arrays = train_loader.num_workers == 0 and settings.num_workers > 0
+        cure = "put the dataset on a faster disk" if arrays else "raise NUM_WORKERS, or set ARRAYS = True"
+        say(f"{100 * waiting:.0f} % of the last epoch was spent waiting for data: {cure}.")
     say(f"Look at {pictures_dir}/ and {output / 'curves.png'}; the network is in {output / 'best.pth'}.")
 
 

@@ -3,6 +3,7 @@
 import re
 
 from conftest import ROOT
+
 from settings import _constants
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")

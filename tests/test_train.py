@@ -126,7 +126,7 @@ def test_a_changed_setting_is_said_on_resuming(prepared, monkeypatch, capsys):
 
 
 def test_sigterm_ends_cleanly_and_leaves_no_worker(prepared):
-    process = start(*SMALL, "--num-epochs", 500, "--num-workers", 2, cwd=prepared)
+    process = start(*SMALL, "--num-epochs", 500, "--num-workers", 2, "--no-arrays", cwd=prepared)
     wait_for_epochs(prepared, 1, process)
     children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
     process.send_signal(signal.SIGTERM)
@@ -209,7 +209,8 @@ def test_foreground_never_predicted_is_said(prepared, monkeypatch, capsys):
 
 
 def kill_a_worker(prepared, folder):
-    process = start(*SMALL, "--num-epochs", 500, "--num-workers", 2, "--output-dir", folder, cwd=prepared)
+    flags = ["--num-epochs", 500, "--num-workers", 2, "--no-arrays", "--output-dir", folder]
+    process = start(*SMALL, *flags, cwd=prepared)
     wait_for_epochs(folder, 1, process)
     for _ in range(200):  # workers live for one epoch each
         found = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
@@ -256,5 +257,7 @@ def test_more_pictures_change_the_arrays(prepared, monkeypatch, capsys):
     run_here(monkeypatch, prepared, "--num-epochs", 1)
     draw_pairs(prepared / "dataset/augmented_train_images", prepared / "dataset/augmented_train_masks", 2, first=90)
     capsys.readouterr()
+    before = torch.load(prepared / "best.pth")
     run_here(monkeypatch, prepared, "--num-epochs", 1)
     assert "3 steps an epoch" in capsys.readouterr().out
+    assert_same(torch.load(prepared / "best.previous.pth"), before, "the earlier run's")
