@@ -232,8 +232,8 @@ def main():
         settings.seed,
     )
     output = settings.output_dir
-    print(f"Training: {done.train} images of {done.train_groups} groups, {done.train * 4} with their copies.")
-    print(f"Validation: {done.val} images of {done.val_groups} groups, as they are.")
+    print(f"Training: {_words(done.train, done.train_groups)}, {done.train * 4} with their copies.")
+    print(f"Validation: {_words(done.val, done.val_groups)}, as they are.")
     if done.left_out:
         print(f"Left out: {done.left_out} images, which share their group with a validation image.")
     rate = f", {done.written / done.seconds:.1f} images a second" if done.written else ""
@@ -242,6 +242,10 @@ def main():
     flags = ("--train-img-dir", "--train-mask-dir", "--val-img-dir", "--val-mask-dir")
     folders = [part for flag, folder in zip(flags, FOLDERS) for part in (flag, str(Path(output) / folder))]
     print("Next: " + shlex.join(["python", "train.py"] + (folders if output != OUTPUT_DIR else [])))
+
+
+def _words(images, groups):
+    return f"{images} images of {groups} group{'s' * (groups != 1)}"
 
 
 if __name__ == "__main__":
