@@ -3,9 +3,11 @@
 import os
 import shutil
 import tempfile
+import threading
 from pathlib import Path
 
 _SUFFIX = ".part"  # what an interrupted write leaves behind ends in this
+_UMASK = threading.Lock()
 
 
 def write_whole(path, write, sync=True):
@@ -15,7 +17,7 @@ def write_whole(path, write, sync=True):
     `sync=False` spares the flush to disk for files that are cheap to make again.
     """
     path = Path(path)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_SUFFIX)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:40]}.", suffix=_SUFFIX)
     try:
         with os.fdopen(handle, "wb") as file:
             write(file)
@@ -43,7 +45,7 @@ def copy_whole(source, target):
 
     Sharing is safe because no file is ever changed in its place, only replaced.
     """
-    handle, name = tempfile.mkstemp(dir=Path(target).parent, prefix=f".{Path(target).name}.", suffix=_SUFFIX)
+    handle, name = tempfile.mkstemp(dir=Path(target).parent, prefix=f".{Path(target).name[:40]}.", suffix=_SUFFIX)
     os.close(handle)
     try:
         os.unlink(name)
@@ -63,8 +65,9 @@ def remove_leftovers(folder):
 
 
 def _umask():
-    value = os.umask(0)
-    os.umask(value)
+    with _UMASK:  # it can only be read by changing it, for the whole process
+        value = os.umask(0)
+        os.umask(value)
     return value
 
 

@@ -2,9 +2,11 @@
 
 import csv
 import gzip
+import os
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from pathlib import Path
 
@@ -14,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
+import pictures
 import predict
 import predicting
 import submission
@@ -218,6 +221,25 @@ def test_inputs_given_twice_and_patterns(photos, tmp_path):
     assert len(found) == 5 and missing == ["no*.jpg"]
 
 
+def test_files_written_by_many_threads_have_the_usual_permissions(tmp_path):
+    before = os.umask(0o027)
+    try:
+        with ThreadPoolExecutor(16) as pool:
+            tiny = np.zeros((2, 2), np.uint8)
+            list(pool.map(lambda i: pictures.save_image(tmp_path / f"{i}.png", tiny), range(200)))
+    finally:
+        after = os.umask(before)
+    assert after == 0o027, "the process's own mask has been restored each time"
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o640}
+
+
+def test_the_longest_names_are_written_too(call, tmp_path):
+    path = tmp_path / ("ü" * 125 + ".jpg")
+    Image.fromarray(blobs(30, 40)).save(path)
+    status, out = call(path)
+    assert status == 0 and [mask.stem for mask in out.iterdir()] == [path.stem]
+
+
 def test_overlays_and_probability_maps(photos, call):
     _, plain = call(photos)
     before = {path.name: load(path) for path in plain.rglob("*.png")}
@@ -403,8 +425,8 @@ def test_masks_are_found_by_place_first_and_then_by_name(tmp_path):
     (masks / "left").mkdir(parents=True)
     for name in ("left/a.png", "a_mask.gif", "only_mask.png"):
         Image.fromarray(np.zeros((4, 4), np.uint8)).save(masks / name)
-    pictures = [Picture(Path("x.jpg"), Path(name)) for name in ("left/a", "a", "right/only", "none")]
-    found = {str(picture.name): path.name for picture, path in find_masks(pictures, masks).items()}
+    wanted = [Picture(Path("x.jpg"), Path(name)) for name in ("left/a", "a", "right/only", "none")]
+    found = {str(picture.name): path.name for picture, path in find_masks(wanted, masks).items()}
     assert found == {"left/a": "a.png", "a": "a_mask.gif", "right/only": "only_mask.png"}
     with pytest.raises(UserError, match="More than one mask"):
         find_masks([Picture(Path("x.jpg"), Path("right/a"))], masks)
