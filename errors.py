@@ -18,9 +18,22 @@ class Terminated(BaseException):
     """SIGTERM has arrived; like KeyboardInterrupt it passes through `except Exception`."""
 
 
+_asked_by = None  # the signal that has arrived
+
+
 def _first_signal(number, frame):
+    global _asked_by
+    _asked_by = number
     signal.signal(number, signal.SIG_DFL)  # the second one ends the process at once
-    raise KeyboardInterrupt if number == signal.SIGINT else Terminated
+    stop_if_asked()
+
+
+def stop_if_asked():
+    """Raises for a signal that has arrived; long loops call it, because Python drops what a handler raises
+    in the middle of a destructor or a weak reference's callback.
+    """
+    if _asked_by is not None:
+        raise KeyboardInterrupt if _asked_by == signal.SIGINT else Terminated
 
 
 def watch_signals():

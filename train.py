@@ -95,6 +95,7 @@ def train_fn(loader, run, settings, bar):
     losses, looked, total, waited = [], 0, 0.0, 0.0
     begin = asked = time.perf_counter()
     for index, (images, masks) in enumerate(loader):
+        errors.stop_if_asked()
         waited += time.perf_counter() - asked
         images, masks = to_device(images, masks, run.device)
         if settings.flip:

@@ -288,7 +288,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_bytes(tmp_path, number, 
     for moment in moments:
         process = start(raw, out)
         wait_for_images(out, process, moment)
-        os.kill(process.pid, number)
+        process.send_signal(number)
         process.communicate()
         killed += process.returncode == status
         assert nobody_left(process.pid)
