@@ -27,7 +27,7 @@ from errors import UserError, run
 from files import remove_leftovers
 from masks import MaskRule, find_mask_rule, read_mask
 from parallel import each, one_at_a_time
-from reading import CARVANA_GROUP, group_of, image_size, pair_files, read_image, shown
+from reading import CARVANA_GROUP, HOW_TO_GET_CARVANA, group_of, image_size, pair_files, read_image, shown
 from settings import settings_of
 
 IMG_DIR = "dataset/train"  # the images; Carvana's train.zip unpacks into this
@@ -39,13 +39,6 @@ MASK_FOREGROUND: int | tuple | None = None  # the mask values that mean car, whe
 JPEG_QUALITY = 95  # of the copies of JPEG images; originals are copied byte for byte, PNG stays lossless
 NUM_WORKERS: int | None = None  # processes; none: one a core
 SEED = 0  # of the grid distortions; each image has its own draw, by its name
-
-HOW_TO_GET_CARVANA = """\
-To get Carvana's photographs: sign in to Kaggle, accept the rules of the competition
-carvana-image-masking-challenge, download train.zip and train_masks.zip, and unpack both into dataset/,
-which gives dataset/train/ and dataset/train_masks/. Then: python augment.py && python train.py
-For images of your own: python augment.py --img-dir IMAGES --mask-dir MASKS
-To try everything without any data: python train.py --demo"""
 
 PREVIEW = "augmented_preview.png"
 WRITTEN_MASKS = MaskRule("numbers", (0,), (255,))

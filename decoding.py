@@ -6,6 +6,7 @@ import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 from PIL import Image
 
@@ -13,6 +14,7 @@ from errors import UserError
 
 LARGEST = 500_000_000  # pixels; one picture of that size fills 1.5 GB
 _AGAIN = "Fetch or export it again, or remove it"
+_PNG_END = bytes(4) + b"IEND\xaeB`\x82"  # the last chunk, which is empty, with its checksum
 
 # EXIF's orientation (tag 274) -> what sets the pixels upright
 _UPRIGHT = {
@@ -149,6 +151,23 @@ def _unusable(path, error):
         return UnusableFile(path, "does not fit into memory", "Shrink it, or cut it into tiles")
     why = str(error).strip().rstrip(".") or type(error).__name__
     return UnusableFile(path, f"is damaged or cut short ({why})", _AGAIN)
+
+
+def plain_png(path):
+    """uint8 (H, W, 3) of an ordinary PNG of 8-bit RGB by OpenCV, which takes three quarters of Pillow's time.
+
+    None for every other file, and for one that OpenCV refuses: decode says what is wrong with it.
+    """
+    with _opened(path) as picture:
+        raw = str(picture.tile[0][3]) if picture.tile else ""
+        if (picture.format, raw) != ("PNG", "RGB") or "exif" in picture.info or picture.is_animated:
+            return None
+        picture.fp.seek(-12, os.SEEK_END)
+        if picture.fp.read() != _PNG_END:  # cut short, about which libpng would print a line
+            return None
+    data = np.fromfile(path, np.uint8)  # cv2.imread would crash on a name that is no Unicode
+    array = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    return None if array is None else cv2.cvtColor(array, cv2.COLOR_BGR2RGB)
 
 
 def image_size(path):

@@ -8,9 +8,7 @@ import urllib.error
 from pathlib import Path
 
 import torch
-import torchvision
 from torch import nn
-from torchvision.models.feature_extraction import create_feature_extractor
 
 from checkpoints import load_weights, read_checkpoint
 from errors import UserError
@@ -57,10 +55,14 @@ class EncoderUNet(nn.Module):
         super().__init__()
         if name not in NODES:
             raise UserError(f"ENCODER = {name!r}: choose {', '.join(NODES)}, or None for the plain U-Net.")
+        # here, because it takes a second or two to load, and the plain U-Net does without
+        from torchvision.models import get_model
+        from torchvision.models.feature_extraction import create_feature_extractor
+
         self.in_channels = 3
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).reshape(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(IMAGENET_STD).reshape(1, 3, 1, 1))
-        whole = getattr(torchvision.models, name)(weights=None)
+        whole = get_model(name, weights=None)
         self.encoder = create_feature_extractor(whole, NODES[name])
         if weights is not None:
             load_encoder(self.encoder, encoder_weights_of(name, weights), f"ENCODER_WEIGHTS = {weights!r}")
@@ -104,7 +106,9 @@ def encoder_weights_of(name, weights):
     """The state dict that `weights` means for torchvision's network `name`, from a file or by its name."""
     if Path(weights).is_file():
         return read_checkpoint(weights)["state_dict"]
-    known = torchvision.models.get_model_weights(name)
+    from torchvision.models import get_model_weights
+
+    known = get_model_weights(name)
     if weights not in known.__members__:
         names = ", ".join(["DEFAULT", *(member.name for member in known)])
         raise UserError(f"ENCODER_WEIGHTS = {weights!r} is neither a file nor among {names}. None trains from scratch.")

@@ -71,6 +71,18 @@ def mask_image(mask):
     return np.repeat((np.asarray(mask) > 0).astype(np.uint8)[..., None] * 255, 3, axis=2)
 
 
+def grid(masks, across=8, gap=2):
+    """Masks (N, H, W), `across` in a row on grey, as torchvision's make_grid sets them: one uint8 picture."""
+    count, height, width = masks.shape
+    across = min(across, count)
+    rows, cell = -(-count // across), (height + gap, width + gap)
+    page = np.full((rows * cell[0] + gap, across * cell[1] + gap), 128, np.uint8)
+    for index, mask in enumerate(masks):
+        top, left = (gap + at * side for at, side in zip(divmod(index, across), cell))
+        page[top : top + height, left : left + width] = np.where(mask, 255, 0)
+    return page
+
+
 def load_mask(path):
     """The mask {0, 1} of a black-and-white picture that save_image wrote."""
     with Image.open(path) as picture:

@@ -65,10 +65,15 @@ def world_size():
 
 
 def wrap(network, device, sync_batchnorm=False):
-    """`network` as training calls it: itself, or a DistributedDataParallel around it."""
+    """`network` as training calls it: itself, or a DistributedDataParallel around it.
+
+    UserError: `sync_batchnorm` on a device for which PyTorch has none.
+    """
     if world_size() == 1:
         return network
     if sync_batchnorm:
+        if device.type == "cpu":
+            raise UserError("SYNC_BATCHNORM: PyTorch synchronises it on GPUs alone. Leave it off on a CPU.")
         network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(network)
     # BatchNorm's statistics are shared once an epoch (same_everywhere), not before every step.
     devices = [device.index] if device.type == "cuda" else None

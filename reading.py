@@ -9,12 +9,13 @@ from pathlib import Path
 
 import cv2
 
-from decoding import UnusableFile, decode, image_size, rgb, shown
+from decoding import UnusableFile, decode, image_size, plain_png, rgb, shown
 from errors import UserError
 
 __all__ = [
     "CARVANA_GROUP",
     "COPIES",
+    "HOW_TO_GET_CARVANA",
     "SUFFIXES",
     "Listing",
     "Pair",
@@ -35,6 +36,12 @@ __all__ = [
 ]
 
 CARVANA_GROUP = r"([0-9a-f]{12})_\d+"  # a car's twelve hex digits, before the number of the view
+HOW_TO_GET_CARVANA = """\
+To get Carvana's photographs: sign in to Kaggle, accept the rules of the competition
+carvana-image-masking-challenge, download train.zip and train_masks.zip, and unpack both into dataset/,
+which gives dataset/train/ and dataset/train_masks/. Then: python augment.py && python train.py
+For images of your own: python augment.py --img-dir IMAGES --mask-dir MASKS
+To try everything without any data: python train.py --demo"""
 COPIES = ("hflip", "vflip", "grid")  # what augment.py appends to the name of a copy
 MASK_ENDINGS = ("_mask", ".mask")  # which a mask's stem may have over its image's
 SUFFIXES = (  # no .jp2, whose decoder takes some files that are cut short for whole
@@ -185,9 +192,11 @@ def read_image(path, size=None):
     16-bit greys keep their upper 8 bits; transparency is dropped. Shrinking averages areas (a JPEG of
     four times the size or more halves itself first), enlarging is linear. UnusableFile.
     """
-    # 2n - 1, because a JPEG of 1918 columns halves to 959, which is near enough to twice 480
-    decoded = decode(path, size and (2 * size[0] - 1, 2 * size[1] - 1))
-    array = rgb(decoded.picture, path)
+    array = plain_png(path) if os.fspath(path).lower().endswith(".png") else None
+    if array is None:
+        # 2n - 1, because a JPEG of 1918 columns halves to 959, which is near enough to twice 480
+        decoded = decode(path, size and (2 * size[0] - 1, 2 * size[1] - 1))
+        array = rgb(decoded.picture, path)
     return array if size is None else resize_image(array, size)
 
 

@@ -19,7 +19,6 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-import augment
 import demo
 import errors
 import pictures
@@ -30,7 +29,7 @@ from checkpoints import save_run, sole_writer
 from errors import Terminated, UserError
 from files import remove_leftovers, write_text
 from loading import files_of_batch, get_loaders, told_by_worker
-from reading import CARVANA_GROUP
+from reading import CARVANA_GROUP, HOW_TO_GET_CARVANA
 from settings import settings_of, table
 from training import Training
 from utils import check_accuracy, save_examples, save_predictions, symptom, to_device
@@ -167,6 +166,8 @@ def set_aside(output):
 def prepare_data(settings):
     """Draws the demo's cars if asked, and looks at every file before the first epoch. Returns the report."""
     if settings.demo:
+        import augment  # here, because albumentations takes a second or two to load, and the demo alone needs it
+
         source = Path(settings.train_img_dir).parent
         if len(list((source / "train_masks").glob("*.gif"))) < 20 * 16:
             demo.draw_dataset(source, cars=20, views=16, size=(256, 384))
@@ -174,7 +175,7 @@ def prepare_data(settings):
     folders = [settings.train_img_dir, settings.train_mask_dir, settings.val_img_dir, settings.val_mask_dir]
     for folder in map(Path, folders):
         if not folder.is_dir() or not any(folder.iterdir()):
-            raise UserError(f"{folder}: no images here.\n{augment.HOW_TO_GET_CARVANA}")
+            raise UserError(f"{folder}: no images here.\n{HOW_TO_GET_CARVANA}")
     output = Path(settings.output_dir)
     report = audit(
         *folders,

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torchvision.utils import make_grid
 
 import pictures
 import processes
@@ -157,9 +156,8 @@ def save_predictions(loader, model, folder="saved_images/", device=None, dtype=N
             break
         truths = masks.reshape(len(masks), *masks.shape[-2:]) > 0.5
         found = predict(images, model, device, dtype)
-        for name, grid in ((f"pred_{index}.png", found), (f"{index}.png", truths)):
-            cells = make_grid(grid.unsqueeze(1).byte() * 255, pad_value=128)
-            pictures.save_image(folder / name, cells[0].numpy())
+        for name, shown in ((f"pred_{index}.png", found), (f"{index}.png", truths)):
+            pictures.save_image(folder / name, pictures.grid(shown.numpy()))
     model.train(training)
 
 

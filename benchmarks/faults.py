@@ -2,9 +2,10 @@
 
     python benchmarks/faults.py --kills 100
 
-Each training is killed (SIGKILL) at a random moment and goes on with LOAD_MODEL until it is done; in
-between every checkpoint that exists must load, and at the end weights, optimizer, history and pictures
-must be those of a run that was never killed. Exit status 1 where one is not.
+Each training is killed (SIGKILL) at a random moment, every third time one while a checkpoint is being
+written, and goes on with LOAD_MODEL until it is done; in between every checkpoint that exists must load,
+and at the end weights, optimizer, history and pictures must be those of a run that was never killed.
+Exit status 1 where one is not.
 """
 
 import argparse
@@ -20,6 +21,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+os.environ["OMP_NUM_THREADS"] = "1"  # or forked children wait for threads that only their parent has
 
 import torch  # noqa: E402
 from conftest import SMALL, draw_pairs  # noqa: E402
@@ -28,6 +30,10 @@ from test_train import same_runs  # noqa: E402
 import train  # noqa: E402
 from checkpoints import read_checkpoint, save_checkpoint  # noqa: E402
 from unet import UNet  # noqa: E402
+
+PARTS = ".*.pth.*.part"  # how files.py calls a checkpoint that is being written
+# Weights enough for a checkpoint to take a while, pictures few enough that an epoch does not
+SETTINGS = ["--features", "16", "32", "64", "--num-epochs", "3", "--picture-batches", "1"]
 
 
 def start(folder, output, *flags):
@@ -41,7 +47,7 @@ def start(folder, output, *flags):
         os.dup2(log.fileno(), 2)
     status = 1
     try:
-        train.main([*SMALL, "--num-epochs", "6", "--output-dir", str(output), *flags])
+        train.main([*SMALL, *SETTINGS, "--output-dir", str(output), *flags])
         status = 0
     finally:
         os._exit(status)
@@ -49,6 +55,13 @@ def start(folder, output, *flags):
 
 def wait(child):
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def wait_for_a_save(output, child):
+    """Until a checkpoint is being written (earlier deaths have left others), or the training has ended."""
+    before, look = set(output.glob(PARTS)), os.WEXITED | os.WNOHANG | os.WNOWAIT
+    while not set(output.glob(PARTS)) - before and os.waitid(os.P_PID, child, look) is None:
+        time.sleep(2e-4)
 
 
 def kill_and_resume(folder, kills, draw):
@@ -63,7 +76,11 @@ def kill_and_resume(folder, kills, draw):
         while True:
             child = start(folder, output, *(["--load-model"] if checkpoint.exists() else []))
             if killed < kills:
-                time.sleep(draw.uniform(0, length))
+                if killed % 3 == 2:
+                    wait_for_a_save(output, child)
+                    time.sleep(draw.uniform(0, 0.02))
+                else:
+                    time.sleep(draw.uniform(0, length))
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(child, signal.SIGKILL)
             status = wait(child)
@@ -71,7 +88,7 @@ def kill_and_resume(folder, kills, draw):
                 break
             assert status == -signal.SIGKILL, (folder / "log.txt").read_text()[-2000:]
             killed += 1
-            saving += any(output.glob(".*.pth.*.part"))
+            saving += any(output.glob(PARTS))
             for path in output.glob("*.pth"):
                 read_checkpoint(path)
         same_runs(folder / "whole", output)

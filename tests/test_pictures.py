@@ -2,7 +2,9 @@
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from torchvision.utils import make_grid
 
 import pictures
 
@@ -89,6 +91,13 @@ def test_masks_and_maps_come_back_as_they_were_saved(tmp_path, kind):
     mask = (array > np.iinfo(kind).max // 2).astype(np.uint8)
     pictures.save_image(tmp_path / "mask.png", mask * 255)
     assert (pictures.load_mask(tmp_path / "mask.png") == mask).all()
+
+
+@pytest.mark.parametrize("count", [2, 8, 11])
+def test_grids_are_those_of_torchvision(count):
+    masks = np.random.default_rng(count).integers(0, 2, (count, 5, 7), np.uint8)
+    theirs = make_grid(torch.from_numpy(masks)[:, None] * 255, pad_value=128)[0].numpy()
+    assert np.array_equal(pictures.grid(masks), theirs)
 
 
 @pytest.mark.parametrize("epochs", [1, 3, 200])

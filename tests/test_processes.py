@@ -6,7 +6,6 @@ import subprocess
 import sys
 import time
 
-import pytest
 import torch
 from conftest import ROOT, SMALL, script
 from test_train import history, same_runs, wait_for_epochs
@@ -53,6 +52,11 @@ with processes.together("cpu") as device:
     counts = processes.sum_over_all(torch.tensor([rank + 1.0]))
     assert counts.item() == world * (world + 1) / 2 and processes.largest(rank) == world - 1
     assert processes.first(lambda: rank) == 0
+    try:
+        processes.wrap(network, device, sync_batchnorm=True)
+        assert world == 1
+    except processes.UserError as error:
+        assert world == 2 and "SYNC_BATCHNORM" in str(error)
 """
 
 
@@ -129,7 +133,6 @@ def test_one_killed_ends_the_other(prepared):
     torch.load(prepared / "checkpoint.pth")
 
 
-@pytest.mark.parametrize("flags", [["--train-mask-dir", "nowhere"]])
-def test_a_mistake_is_told_once(prepared, flags):
-    code, _, err = together(ROOT / "train.py", *SMALL, *flags, cwd=prepared)
+def test_a_mistake_is_told_once(prepared):
+    code, _, err = together(ROOT / "train.py", *SMALL, "--train-mask-dir", "nowhere", cwd=prepared)
     assert code != 0 and err.count("nowhere: ") == 1

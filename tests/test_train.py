@@ -139,6 +139,11 @@ def test_sigterm_ends_cleanly_and_leaves_no_worker(prepared):
     torch.load(prepared / "checkpoint.pth")
 
 
+def test_ten_kills_at_random_moments_lose_nothing(tmp_path):
+    done = script("benchmarks/faults.py", "--kills", 10, "--saves", 0, cwd=tmp_path)
+    assert done.returncode == 0 and done.stdout.startswith("10 kills"), done.stderr
+
+
 def test_a_second_ctrl_c_ends_at_once(prepared):
     process = start(*SMALL, "--num-epochs", 500, cwd=prepared)
     wait_for_epochs(prepared, 1, process)
@@ -196,6 +201,46 @@ def test_a_loss_that_is_not_finite_names_the_files(prepared):
     flags = ["--learning-rate", "1e30", "--clip-gradient", "0", "--optimizer", "adam", "--warmup", "0"]
     done = script("train.py", *SMALL, "--num-epochs", 4, *flags, cwd=prepared)
     assert done.returncode == 2 and "The loss is" in done.stderr and "img_" in done.stderr, done.stderr
+
+
+OTHERWISE = {  # constants of training -> another value than that of SMALL or the default
+    "IMAGE_SIZE": [40, 48],
+    "FEATURES": [4, 6],
+    "BATCH_SIZE": [3],
+    "ACCUMULATE": [2],
+    "LEARNING_RATE": [0.02],
+    "OPTIMIZER": ["adam"],
+    "WEIGHT_DECAY": [0.1],
+    "SCHEDULE": ["cosine"],
+    "WARMUP": [0.6],
+    "LOSS": ["bce"],
+    "CLIP_GRADIENT": [0.01],
+    "EMA_DECAY": [0.9],
+    "PRECISION": ["bfloat16"],
+    "SEED": [1],
+    "ENCODER": ["resnet18", "--encoder-weights", "none"],
+}
+
+
+def test_no_constant_of_training_is_ignored(prepared, monkeypatch):
+    def weights(name, *flags):
+        base = ["--num-epochs", 1, "--batch-size", 2, "--precision", "float32", "--output-dir", name]
+        run_here(monkeypatch, prepared, *base, *flags)
+        return {key: value.tolist() for key, value in torch.load(prepared / name / "best.pth")["state_dict"].items()}
+
+    usual = weights("usual")
+    assert weights("again") == usual
+    flags = {name: [f"--{name.lower().replace('_', '-')}", *values] for name, values in OTHERWISE.items()}
+    flags["FLIP"] = ["--no-flip"]
+    assert [name for name in flags if weights(name, *flags[name]) == usual] == []
+
+
+def test_the_plateau_schedule_follows_dice_with_its_patience(prepared, monkeypatch):
+    for patience, falls_in in ((0, 3), (2, 5)):  # the first epoch is the best: nothing can be learnt at this rate
+        flags = ["--learning-rate", "1e-6", "--schedule", "plateau", "--warmup", 0, "--num-epochs", 5]
+        run_here(monkeypatch, prepared, *flags, "--plateau-patience", patience, "--output-dir", f"{patience}")
+        rates = [float(line["learning_rate"]) for line in history(prepared / f"{patience}")]
+        assert [epoch for epoch, rate in enumerate(rates, 1) if rate < 5e-7][:1] == [falls_in]
 
 
 def test_patience_ends_the_run(prepared, monkeypatch, capsys):
