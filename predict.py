@@ -29,7 +29,7 @@ from inputs import find_masks, find_pictures, refuse_overwriting
 from masks import MaskRule, find_mask_rule
 from parallel import cores
 from predicting import Finish, predict_pictures
-from processes import pick_device
+from processes import keep_freed_memory, pick_device
 from recipe import autocast_dtype
 from scores import Table, best_threshold
 from settings import settings_of
@@ -113,6 +113,8 @@ def check(settings):
 def make_runner(settings, network):
     """The network where it runs best."""
     device = pick_device(settings.device)
+    if device.type == "cpu":
+        keep_freed_memory()
     network = fold_batchnorm(network).to(device)
     if device.type != "mps":
         network.to(memory_format=torch.channels_last)

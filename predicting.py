@@ -1,7 +1,7 @@
 """Pictures through the network and out again: decoding ahead of it, writing behind it, in threads."""
 
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -131,18 +131,18 @@ def predict_pictures(wanted, runner, finish, size, batch_size, threads, say=lamb
             if ahead.futures:
                 item = ahead.get()
                 if batch and (item.error or item.image.shape != batch[0].image.shape):
-                    _run(batch, runner, finish, pool, behind)
+                    _run(batch, runner, finish, pool, ahead, behind)
                 if item.error:
                     behind.put(item, pool.submit(Outcome, item.picture, item.error))
                 elif runner.fits(item.image.shape):
                     batch.append(item)
                     if len(batch) >= min(batch_size, runner.batch_of(item.image.shape)):
-                        _run(batch, runner, finish, pool, behind)
+                        _run(batch, runner, finish, pool, ahead, behind)
                 else:
                     logits = runner.logits_in_windows(item.image, say)
                     behind.put(item, pool.submit(finish, item, lambda logits=logits: logits))
             elif batch:
-                _run(batch, runner, finish, pool, behind)
+                _run(batch, runner, finish, pool, ahead, behind)
             ended = not (coming or ahead.futures or batch)
             while behind.futures and (ended or behind.overfull() or behind.futures[0].done()):
                 yield behind.get()
@@ -196,8 +196,11 @@ def _decode(item, size, full):
     return item
 
 
-def _run(batch, runner, finish, pool, behind):
+def _run(batch, runner, finish, pool, ahead, behind):
     """The network over a batch of equally large pictures, which `finish` then gets; empties the batch."""
+    if runner.device.type == "cpu":
+        # The network has a thread for each core: one that is held up by decoding makes the others wait.
+        wait([*ahead.futures, *behind.futures])
     fetch = runner.logits(np.stack([item.image for item in batch]))
     for index, item in enumerate(batch):
         behind.put(item, pool.submit(finish, item, partial(fetch, index)))

@@ -4,7 +4,9 @@ Without torchrun's variables nothing of torch.distributed is touched, and every 
 plain thing for one process. Sums travel by gloo or NCCL, whichever the tensor's device needs.
 """
 
+import ctypes
 import os
+import sys
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 
@@ -52,6 +54,22 @@ def pick_device(name, local_rank=0):
         torch.cuda.set_device(local_rank)
         return torch.device("cuda", local_rank)
     return torch.device(name)
+
+
+def keep_freed_memory(keep=True):
+    """On Linux, has malloc keep what is freed, rather than hand each large tensor's pages back to the system.
+
+    Faulting them in again costs a training step on a CPU a fifth of its time. `keep=False`: as malloc
+    settles by itself. (mallopt(3): M_MMAP_MAX -4, M_TRIM_THRESHOLD -1, M_MMAP_THRESHOLD -3.)
+    """
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if not hasattr(libc, "mallopt") or not hasattr(libc, "malloc_trim"):  # another C library
+        return
+    largest = 32 << 20  # bytes, of what malloc takes from its heap
+    for option, value in ((-4, 0), (-1, -1)) if keep else ((-4, 65536), (-1, 2 * largest), (-3, largest)):
+        libc.mallopt(option, value)
+    if not keep:
+        libc.malloc_trim(0)
 
 
 def rank():

@@ -294,6 +294,8 @@ def main(argv=None):
     settings = settings_of(__file__, argv, presets={"DEMO": DEMO_SETTINGS})
     check(settings)
     with processes.together(settings.device) as device:
+        if device.type == "cpu":
+            processes.keep_freed_memory()
         try:
             with sole_writer(settings.output_dir) if processes.rank() == 0 else nullcontext():
                 train(settings, device)

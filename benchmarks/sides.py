@@ -13,6 +13,7 @@ import torch  # noqa: E402
 from torch import nn  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
+import processes  # noqa: E402
 import recipe  # noqa: E402
 import train  # noqa: E402
 from training import Training  # noqa: E402
@@ -32,6 +33,7 @@ class Article:
 
     def steps(self, batches):
         """Trains on uint8 batches; returns how many there were."""
+        processes.keep_freed_memory(False)
         self.network.train()
         count = 0
         for images, masks in batches:
@@ -64,6 +66,8 @@ class Ours:
 
     def steps(self, batches):
         """Trains on a sized collection of uint8 batches, as large at every call: an epoch to train_fn."""
+        if self.run.device.type == "cpu":
+            processes.keep_freed_memory()
         bar = SimpleNamespace(update=lambda *_: None, set_postfix=lambda **_: None)
         train.train_fn(batches, self.run, self.settings, bar)
         self.run.epoch += 1
