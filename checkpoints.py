@@ -49,6 +49,15 @@ def save_run(state, last, best=None):
         copy_whole(best, last)
 
 
+def set_aside(output):
+    """A new run in an old one's folder leaves the old one's work under another name, until the next new one."""
+    for name in ("checkpoint.pth", "best.pth", "history.csv"):
+        old = output / name
+        if old.exists():
+            kept = old.replace(output / f"{old.stem}.previous{old.suffix}")
+            print(f"{old} of an earlier run is now {kept}")
+
+
 def read_checkpoint(filename, device="cpu"):
     """The dictionary in `filename`, its weights under `state_dict` without a wrapper's prefixes.
 
@@ -132,7 +141,11 @@ def sole_writer(folder):
         if fcntl is not None:
             try:
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+            except OSError as error:
+                if not isinstance(error, (BlockingIOError, PermissionError)):
+                    print(f"{folder}: its file system has no locks, so a second run here would not be noticed.")
+                    yield
+                    return
                 file.seek(0)
                 raise UserError(
                     f"{folder}: another run writes here ({file.read().strip() or 'unknown process'}). "

@@ -1,5 +1,6 @@
 """Batches: which images, in what order, out of which source."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -104,7 +105,8 @@ def _arrays_or_files(pairs, rule, image_size, image_dir, wanted):
     if wanted and processes.world_size() == 1:
         return make_arrays(pairs, rule, image_size, folder) or DecodeDataset(pairs, rule, image_size)
     if wanted and processes.first(lambda: make_arrays(pairs, rule, image_size, folder) is not None):
-        return make_arrays(pairs, rule, image_size, folder, progress=False)
+        arrays = make_arrays(pairs, rule, image_size, folder, progress=False)
+        return arrays or DecodeDataset(pairs, rule, image_size)  # on another machine, with a full disk of its own
     return DecodeDataset(pairs, rule, image_size)
 
 
@@ -127,6 +129,19 @@ def files_of_batch(loader, epoch, batch):
     start = batch * loader.batch_size
     order = loader.sampler.order(epoch)[start : start + loader.batch_size]
     return [loader.dataset.pairs[index].image for index in order]
+
+
+def refuse_infinite(values, loader, epoch, first):
+    """Ends the run where a loss is not finite, naming the files of that batch."""
+    for offset, value in enumerate(values):
+        if not math.isfinite(value):
+            names = "\n".join(f"  {name}" for name in files_of_batch(loader, epoch, first + offset))
+            raise UserError(
+                f"The loss is {value} in epoch {epoch + 1}, batch {first + offset + 1}, of these files:\n"
+                f"{names}\n"
+                "The last checkpoint is from before it. Look at the files; then lower LEARNING_RATE, keep "
+                "CLIP_GRADIENT on, or try PRECISION = 'float32'."
+            )
 
 
 def fetch(loader, indices):

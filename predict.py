@@ -103,7 +103,7 @@ def check(settings):
         (settings.probabilities not in (None, 8, 16), "PROBABILITIES is 8 or 16 (bits)."),
         (settings.window < 64, "WINDOW is at least 64 pixels."),
         (settings.submission and not ends, f"SUBMISSION ends in .csv or .csv.gz, not {settings.submission}."),
-        (suffix not in ("", ".onnx", ".pt2"), f"EXPORT ends in .onnx or .pt2, not {suffix}."),
+        (settings.export and suffix not in (".onnx", ".pt2"), f"EXPORT ends in .onnx or .pt2, not {settings.export}."),
         (not settings.inputs and not settings.export, "Which images? Name files, folders or patterns; see --help."),
     ):
         if wrong:
@@ -207,9 +207,14 @@ def make_job(settings, runner, size):
             def say(window, windows):
                 bar.set_postfix_str(f"window {window}/{windows}")
 
-            for outcome in predict_pictures(items, runner, finish, size, batch_size, threads, say):
-                bar.update()
-                yield outcome
+            try:
+                for outcome in predict_pictures(items, runner, finish, size, batch_size, threads, say):
+                    bar.update()
+                    yield outcome
+            except torch.OutOfMemoryError as error:
+                raise UserError(
+                    f"The device has run out of memory. Lower BATCH_SIZE ({batch_size}) or WINDOW ({settings.window})."
+                ) from error
 
     return job
 
@@ -278,7 +283,8 @@ def main(argv=None):
         write_submission(settings.submission, rows)
     for _ in outcomes:  # all of them, where no submission has taken them
         pass
-    places = [str(folder)] * settings.save_masks + [settings.submission] * bool(settings.submission)
+    drawn = settings.save_masks or settings.overlays or settings.probabilities
+    places = [str(folder)] * bool(drawn) + [settings.submission] * bool(settings.submission)
     print(f"{len(wanted) + len(missing) - len(failures)} images done; see {' and '.join(places) or 'below'}.")
     if table.names:
         folder.mkdir(parents=True, exist_ok=True)

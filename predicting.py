@@ -121,7 +121,7 @@ def predict_pictures(wanted, runner, finish, size, batch_size, threads, say=lamb
     `say(window, windows)` is called where a picture does not fit.
     """
     with _Threads(threads) as pool:
-        heads = map(_head, wanted)
+        own, heads = size == "own", map(_head, wanted)
         coming = next(heads, None)
         ahead, batch, behind = _Queue(batch_size + 2 * threads), [], _Queue(batch_size + 2 * threads)
         while coming or ahead.futures or batch or behind.futures:
@@ -136,7 +136,8 @@ def predict_pictures(wanted, runner, finish, size, batch_size, threads, say=lamb
                     behind.put(item, pool.submit(Outcome, item.picture, item.error))
                 elif runner.fits(item.image.shape):
                     batch.append(item)
-                    if len(batch) >= min(batch_size, runner.batch_of(item.image.shape)):
+                    # At sizes of their own the pictures of a batch may be large, and the window bounds memory.
+                    if len(batch) >= (min(batch_size, runner.batch_of(item.image.shape)) if own else batch_size):
                         _run(batch, runner, finish, pool, ahead, behind)
                 else:
                     logits = runner.logits_in_windows(item.image, say)

@@ -18,7 +18,7 @@ from errors import UserError
 
 
 class Elsewhere(UserError):
-    """Process 0 has failed and says why; the others end without a word of their own."""
+    """Another process has failed and says why; this one ends without a word of its own."""
 
 
 @contextmanager
@@ -31,10 +31,8 @@ def together(device="auto"):
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     # Making the arrays of a large set may take process 0 a while, and the others wait that long.
     dist.init_process_group(backend, timeout=timedelta(hours=2))
-    try:
-        yield device
-    finally:
-        dist.destroy_process_group()
+    yield device
+    dist.destroy_process_group()  # at a good end alone: after an error NCCL's may wait for the others for ever
 
 
 def pick_device(name, local_rank=0):
@@ -45,15 +43,17 @@ def pick_device(name, local_rank=0):
     kind = name.split(":")[0]
     if kind not in available or not available[kind]():
         raise UserError(f'DEVICE = "{name}" is not to be had on this machine. "auto" takes what there is.')
-    if name == "cuda":
-        if local_rank >= torch.cuda.device_count():
-            raise UserError(
-                f"Process {local_rank} finds {torch.cuda.device_count()} GPUs. "
-                "Start no more processes than GPUs (--nproc_per_node)."
-            )
-        torch.cuda.set_device(local_rank)
-        return torch.device("cuda", local_rank)
-    return torch.device(name)
+    if kind != "cuda":
+        return torch.device(kind)
+    index = name.partition(":")[2] or str(local_rank)
+    if not index.isdigit() or int(index) >= torch.cuda.device_count():
+        raise UserError(
+            f'DEVICE = "cuda:{index}": there are {torch.cuda.device_count()} GPUs, counted from 0. '
+            "Start no more processes than GPUs (--nproc_per_node)."
+        )
+    device = torch.device("cuda", int(index))
+    torch.cuda.set_device(device)  # events and NCCL go by the current one
+    return device
 
 
 def keep_freed_memory(keep=True):
@@ -136,6 +136,12 @@ def first(function):
     if not outcome[1]:
         raise Elsewhere("")
     return outcome[0]
+
+
+def told_by_peer(error):
+    """Elsewhere, where `error` is only that another process has ended, else None."""
+    lost = isinstance(error, dist.DistError) or "by peer" in str(error)
+    return Elsewhere("") if world_size() > 1 and lost else None
 
 
 @torch.no_grad()

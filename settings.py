@@ -76,7 +76,12 @@ def _constants(source):
         target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
         if not (isinstance(target, ast.Name) and target.id.isupper()) or node.end_lineno not in comments:
             continue
-        value = _value(node.value, known)
+        try:
+            value = _value(node.value, known)
+        except ValueError:
+            raise UserError(
+                f"Line {node.lineno}: {target.id} = {ast.unparse(node.value)}: write the value itself, worked out."
+            ) from None
         annotation = getattr(node, "annotation", None)
         types = ast.unparse(annotation).split(" | ") if annotation else [type(value).__name__]
         constants[target.id] = (value, types, comments[node.end_lineno])

@@ -24,11 +24,12 @@ import errors
 import pictures
 import processes
 import recipe
+from arrays import ArrayDataset
 from audit import audit
-from checkpoints import save_run, sole_writer
+from checkpoints import save_run, set_aside, sole_writer
 from errors import Terminated, UserError
 from files import remove_leftovers, write_text
-from loading import files_of_batch, get_loaders, told_by_worker
+from loading import get_loaders, refuse_infinite, told_by_worker
 from reading import CARVANA_GROUP, HOW_TO_GET_CARVANA
 from settings import settings_of, table
 from training import Training
@@ -60,6 +61,7 @@ PLATEAU_PATIENCE = 3  # epochs without a better Dice until the plateau schedule 
 LOSS = "bce+dice"  # or bce, the article's
 CLIP_GRADIENT = 1.0  # largest norm of a step's gradient; 0 for none, the article's
 EMA_DECAY = 0.0  # of the running mean of the weights that is scored and saved, such as 0.999; 0 for none
+HALF_SIZE = 0.0  # share of all steps, the first ones, that see images at half of IMAGE_SIZE, for a quarter of the cost
 FLIP = True  # mirror each training image left-right half of the time, on the device
 PATIENCE = 0  # end after so many epochs without a better Dice; 0 for never
 DEVICE = "auto"  # or cuda, mps, cpu
@@ -100,6 +102,9 @@ def train_fn(loader, run, settings, bar):
         if settings.flip:
             draws = recipe.named_generator(run.seed, run.epoch, index, processes.rank())
             images, masks = recipe.flip_batch(images, masks, draws)
+        step = (run.epoch * -(-len(loader) // accumulate)) + index // accumulate
+        if step < settings.half_size * run.schedule.total:
+            images, masks = recipe.at_half_size(images, masks)
         group = min(accumulate, len(loader) - index // accumulate * accumulate)
         last = index % accumulate == group - 1
         with processes.synchronised(run.model, last):
@@ -108,7 +113,6 @@ def train_fn(loader, run, settings, bar):
             loss = run.loss_fn(predictions.float(), masks)
             run.scaler.scale(loss / group).backward()
         if last:
-            step = (run.epoch * -(-len(loader) // accumulate)) + index // accumulate
             run.schedule.before_step(step)
             if settings.clip_gradient:
                 run.scaler.unscale_(run.optimizer)
@@ -131,19 +135,6 @@ def train_fn(loader, run, settings, bar):
     return float(sums[0] / sums[1]), waited / (time.perf_counter() - begin)
 
 
-def refuse_infinite(values, loader, epoch, first):
-    """Ends the run where a loss is not finite, naming the files of that batch."""
-    for offset, value in enumerate(values):
-        if not torch.isfinite(torch.tensor(value)):
-            names = "\n".join(f"  {name}" for name in files_of_batch(loader, epoch, first + offset))
-            raise UserError(
-                f"The loss is {value} in epoch {epoch + 1}, batch {first + offset + 1}, of these files:\n"
-                f"{names}\n"
-                "The last checkpoint is from before it. Look at the files; then lower LEARNING_RATE, keep "
-                "CLIP_GRADIENT on, or try PRECISION = 'float32'."
-            )
-
-
 def write_history(folder, history):
     """history.csv and curves.png, made anew from all epochs."""
     text = io.StringIO()
@@ -152,15 +143,6 @@ def write_history(folder, history):
     writer.writerows(history)
     write_text(folder / "history.csv", text.getvalue())
     pictures.draw_curves(history, folder / "curves.png")
-
-
-def set_aside(output):
-    """A new run in an old one's folder leaves the old one's work under another name, until the next new one."""
-    for name in ("checkpoint.pth", "best.pth", "history.csv"):
-        old = output / name
-        if old.exists():
-            kept = old.replace(output / f"{old.stem}.previous{old.suffix}")
-            print(f"{old} of an earlier run is now {kept}")
 
 
 def prepare_data(settings):
@@ -194,14 +176,19 @@ def check(settings):
     wrong = [
         f"{name.upper()} = {value!r}: {words}"
         for name, fits, words in (
-            ("image_size", lambda v: len(v) == 2 and min(v) > 0, "two whole numbers, height and width"),
-            ("features", lambda v: len(v) > 0 and min(v) > 0, "one or more channel counts"),
+            ("image_size", lambda v: isinstance(v, tuple) and len(v) == 2 and min(v) > 0, "height and width"),
+            ("features", lambda v: isinstance(v, tuple) and len(v) > 0 and min(v) > 0, "one or more channel counts"),
             ("num_epochs", lambda v: v >= 1, "at least 1"),
             ("batch_size", lambda v: v >= 1, "at least 1"),
             ("accumulate", lambda v: v >= 1, "at least 1"),
             ("num_workers", lambda v: v >= 0, "0 or more"),
             ("learning_rate", lambda v: v > 0, "more than 0"),
+            ("weight_decay", lambda v: v >= 0, "0 or more"),
+            ("clip_gradient", lambda v: v >= 0, "0 for none, or more"),
+            ("seed", lambda v: v >= 0, "0 or more"),
+            ("picture_batches", lambda v: v >= 0, "0 or more"),
             ("warmup", lambda v: 0 <= v < 1, "a share, 0 or more and below 1"),
+            ("half_size", lambda v: 0 <= v < 1, "a share, 0 or more and below 1"),
             ("ema_decay", lambda v: 0 <= v < 1, "0, or below 1 such as 0.999"),
             ("patience", lambda v: v >= 0, "0 or more epochs"),
         )
@@ -232,8 +219,8 @@ def train(settings, device):
     )
     steps = -(-len(train_loader) // settings.accumulate)
     run = Training(settings, device, steps * settings.num_epochs)
-    if min(settings.image_size) < run.network.smallest:
-        smallest = run.network.smallest
+    smallest = run.network.smallest * (2 if settings.half_size else 1)
+    if min(settings.image_size) < smallest:
         raise UserError(f"IMAGE_SIZE is too small: the network's poolings need at least {smallest} {smallest}.")
     if settings.load_model:
         run.restore(output / "checkpoint.pth", settings)
@@ -260,7 +247,8 @@ def train(settings, device):
             loss, waiting = train_fn(train_loader, run, settings, bar)
         run.epoch += 1
         processes.same_everywhere(run.network)
-        processes.same_everywhere(run.scored)
+        if run.average:
+            processes.same_everywhere(run.average.network)
         scores = check_accuracy(val_loader, run.scored, device, run.dtype)
         rate = run.optimizer.param_groups[0]["lr"]
         run.schedule.after_epoch(scores.dice)
@@ -284,15 +272,31 @@ def train(settings, device):
     seconds = time.perf_counter() - start
     say(f"Best Dice {run.best_dice:.4f} after {run.epoch} epochs; this run trained {seconds:.0f} s.")
     if waiting > 0.2:
-        arrays = train_loader.num_workers == 0 and settings.num_workers > 0
+        arrays = isinstance(train_loader.dataset, ArrayDataset)
         cure = "put the dataset on a faster disk" if arrays else "raise NUM_WORKERS, or set ARRAYS = True"
         say(f"{100 * waiting:.0f} % of the last epoch was spent waiting for data: {cure}.")
     say(f"Look at {pictures_dir}/ and {output / 'curves.png'}; the network is in {output / 'best.pth'}.")
 
 
+def written(path):
+    """When `path` was written, None where it is not there."""
+    return path.stat().st_mtime_ns if path.exists() else None
+
+
+def say_how_to_go_on(argv, saved, settings):
+    """Prints the command that goes on with a run that was stopped; `saved`: it has finished an epoch."""
+    goes_on = saved or settings.load_model
+    start = ["python"] if processes.world_size() == 1 else ["torchrun", "..."]
+    words = [word for word in argv if word != "--load-model"] + ["--load-model"] * goes_on
+    does = "Go on after the last finished epoch" if goes_on else "No epoch was finished; start again"
+    print(f"\n{does} with:\n  {shlex.join([*start, 'train.py', *words])}", file=sys.stderr)
+
+
 def main(argv=None):
     settings = settings_of(__file__, argv, presets={"DEMO": DEMO_SETTINGS})
     check(settings)
+    checkpoint = Path(settings.output_dir) / "checkpoint.pth"
+    before = written(checkpoint)
     with processes.together(settings.device) as device:
         if device.type == "cpu":
             processes.keep_freed_memory()
@@ -303,13 +307,10 @@ def main(argv=None):
             sizes = (settings.batch_size, settings.image_size, settings.accumulate)
             raise UserError(recipe.out_of_memory_message(error, *sizes)) from error
         except (RuntimeError, UserError) as error:
-            raise told_by_worker(error) or error from None
+            raise processes.told_by_peer(error) or told_by_worker(error) or error from None
         except (KeyboardInterrupt, Terminated):
-            words = [word for word in (sys.argv[1:] if argv is None else argv) if word != "--load-model"]
-            saved = (Path(settings.output_dir) / "checkpoint.pth").exists()
-            words += ["--load-model"] * saved
-            does = "Go on after the last finished epoch" if saved else "No epoch was finished; start again"
-            print(f"\n{does} with:\n  {shlex.join(['python', 'train.py', *words])}", file=sys.stderr)
+            if processes.rank() == 0:
+                say_how_to_go_on(sys.argv[1:] if argv is None else argv, written(checkpoint) != before, settings)
             raise
 
 

@@ -77,6 +77,7 @@ class Training:
         load_weights(self.network, saved.get("training_state_dict") or saved["state_dict"], str(path))
         if self.average:
             self.average.load_state_dict(saved.get("average"), saved["state_dict"])
+        own = [{key: it for key, it in group.items() if key != "params"} for group in self.optimizer.param_groups]
         parts = dict(optimizer=self.optimizer, schedule=self.schedule, scaler=self.scaler)
         for name, part in parts.items():
             if saved.get(name):
@@ -84,6 +85,8 @@ class Training:
                     part.load_state_dict(saved[name])
                 except (ValueError, KeyError, RuntimeError) as error:
                     print(f"The {name} starts anew: its state in {path} does not fit ({error}).")
+        for group, kept in zip(self.optimizer.param_groups, own):
+            group.update(kept)  # WEIGHT_DECAY and the like are those of now, not the saved ones
         self.epoch = saved.get("epoch", 0)
         self.best_dice = saved.get("best_dice", -1.0)
         self.history = saved.get("history", [])
@@ -94,6 +97,8 @@ class Training:
             for name in now
             if name in before and before[name] != now[name]
         ]
+        if processes.rank():
+            return
         if changed:
             print("Not the run that would have been, for these have changed: " + ", ".join(changed))
         print(f"Going on after epoch {self.epoch}, best Dice {self.best_dice:.4f}")

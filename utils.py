@@ -90,7 +90,7 @@ def check_accuracy(loader, model, device=None, dtype=None):
     everyone = torch.zeros(len(loader.dataset), 3, dtype=torch.float64, device=_exact_device(device))
     order = loader.sampler.order(0) if isinstance(loader.sampler, EpochSampler) else slice(None)
     if counts:
-        everyone[order] = torch.cat(counts).to(everyone)
+        everyone[order] = torch.cat(counts).to(everyone.device).to(everyone.dtype)
     both, predicted, true = processes.sum_over_all(everyone).cpu().numpy().T
     pixels = processes.largest(pixels) * len(both)
     right = pixels - int((predicted + true - 2 * both).sum())
@@ -191,11 +191,11 @@ def _save_strip(folder, image, truth, prediction, epoch, dice):
     """Keeps this epoch's mask as `strip/EPOCH_DICE.png` and draws up to eight of them, evenly spread."""
     kept = folder / "strip"
     kept.mkdir(exist_ok=True)
-    for old in kept.glob("*.png"):
+    for old in kept.glob("[0-9][0-9][0-9][0-9]_*.png"):
         if int(old.stem.split("_")[0]) >= epoch:  # of a run that went further than the one that goes on here
             old.unlink()
     pictures.save_image(kept / f"{epoch:04d}_{dice:.4f}.png", prediction * 255)
-    frames = sorted(kept.glob("*.png"))
+    frames = sorted(kept.glob("[0-9][0-9][0-9][0-9]_*.png"))
     frames = [frames[i] for i in sorted(set(np.linspace(0, len(frames) - 1, 8).round().astype(int)))]
     named = [frame.stem.split("_") for frame in frames]
     captions = [f"epoch {int(number)}, Dice {dice}" for number, dice in named]

@@ -1,11 +1,13 @@
 """Two gloo processes on one machine."""
 
 import os
+import platform
 import signal
 import subprocess
 import sys
 import time
 
+import pytest
 import torch
 from conftest import ROOT, SMALL, script
 from test_train import history, same_runs, wait_for_epochs
@@ -97,6 +99,28 @@ def test_scores_of_11_images_are_exactly_those_of_one_process(prepared):
     one = script(prepared / "score.py", prepared / "dataset", prepared / "one.json", cwd=prepared, env=env)
     assert one.returncode == 0, one.stderr
     assert (prepared / "one.json").read_text() == (prepared / "two.json").read_text()
+
+
+FAULTS = """
+import resource, torch, processes
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):
+        torch.ones(16 << 20)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+for keep in (False, True):
+    processes.keep_freed_memory(keep)
+    faults()
+    print(faults())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's malloc can be told to keep its memory")
+def test_freed_memory_is_kept_for_the_next_tensor(tmp_path):
+    (tmp_path / "faults.py").write_text(FAULTS)
+    done = script(tmp_path / "faults.py", cwd=tmp_path, env=ALONE)
+    given_back, kept = map(int, done.stdout.split())
+    assert given_back > 100_000 > 2 * kept, "10 times 64 MiB are 163,840 pages of 4 KiB"
 
 
 FLAGS = [*SMALL, "--batch-size", "2", "--num-epochs", "4", "--accumulate", "2"]

@@ -107,6 +107,10 @@ def test_the_plateau_schedule_waits_for_its_patience_and_resumes():
     resumed.load_state_dict(schedule.state_dict())
     for pair in ((optimizer, schedule), (other, resumed)):
         assert [rate(*pair, dice) for dice in (0.6, 0.7)] == pytest.approx([0.1, 0.1])
+    optimizer.param_groups[0]["lr"] = 5.0  # LEARNING_RATE is another one now
+    lower = recipe.Schedule(optimizer, "plateau", 100, plateau_patience=1)
+    lower.load_state_dict(schedule.state_dict())
+    assert rate(optimizer, lower, 0.8) == pytest.approx(0.5)
 
 
 def test_the_average_by_hand():
@@ -172,6 +176,13 @@ def test_flips_take_the_mask_along_and_repeat_by_name():
     assert torch.equal(again, flipped)
     others = [recipe.flip_batch(images, masks, recipe.named_generator(0, 1, n))[0] for n in range(3, 7)]
     assert any(not torch.equal(other, flipped) for other in others)
+
+
+def test_half_size_averages_images_and_keeps_masks_binary():
+    images = torch.arange(8.0).reshape(1, 1, 2, 4)
+    masks = torch.tensor([[[[1.0, 0, 0, 0], [1, 0, 1, 0]]]])
+    small, along = recipe.at_half_size(images, masks)
+    assert small.tolist() == [[[[2.5, 4.5]]]] and along.tolist() == [[[[1.0, 0.0]]]]
 
 
 def test_out_of_memory_names_the_constants_with_numbers():

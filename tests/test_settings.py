@@ -92,3 +92,9 @@ def test_the_table_names_every_constant(script):
     assert [line.split()[0] for line in table(settings_of(script, [])).splitlines()] == [
         "COUNT", "SHARE", "SIZE", "FLIP", "FOREGROUND", "RATE", "FOLDER", "GROUP", "DEMO",
     ]  # fmt: skip
+
+
+def test_an_edited_constant_that_is_to_be_worked_out_is_told_in_words(tmp_path):
+    (tmp_path / "a.py").write_text("RATE = 5e-4 * 8**0.5  # of eight processes\n")
+    with pytest.raises(UserError, match="RATE = 0.0005"):
+        settings_of(tmp_path / "a.py", [])

@@ -125,6 +125,25 @@ def test_a_changed_setting_is_said_on_resuming(prepared, monkeypatch, capsys):
     assert [line["epoch"] for line in history(prepared)] == ["1", "2"]
 
 
+def test_a_resumed_run_has_the_optimizer_settings_of_now(prepared, monkeypatch):
+    run_here(monkeypatch, prepared, "--num-epochs", 1)
+    run_here(monkeypatch, prepared, "--num-epochs", 2, "--weight-decay", 0.3, "--load-model")
+    groups = torch.load(prepared / "checkpoint.pth")["optimizer"]["param_groups"]
+    assert [group["weight_decay"] for group in groups] == [0.3, 0]
+
+
+def test_a_run_stopped_before_its_first_epoch_does_not_claim_an_earlier_runs(prepared):
+    assert script("train.py", *SMALL, "--num-epochs", 1, cwd=prepared).returncode == 0
+    process = start(*SMALL, "--num-epochs", 500, "--seed", 1, cwd=prepared)
+    for line in process.stdout:
+        if "Settings" in line:
+            break
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    goes_on = (prepared / "history.previous.csv").exists() and len(history(prepared)) > 0
+    assert ("--load-model" in err) == goes_on, err
+
+
 def test_sigterm_ends_cleanly_and_leaves_no_worker(prepared):
     process = start(*SMALL, "--num-epochs", 500, "--num-workers", 2, "--no-arrays", cwd=prepared)
     wait_for_epochs(prepared, 1, process)
@@ -174,6 +193,8 @@ def test_no_data_is_told_in_one_message(tmp_path):
     [
         (["--batch-size", "0"], "BATCH_SIZE = 0"),
         (["--image-size", "32"], "IMAGE_SIZE"),
+        (["--clip-gradient", "-1"], "CLIP_GRADIENT = -1"),
+        (["--seed", "-1"], "SEED = -1"),
         (["--loss", "hinge"], "hinge"),
         (["--schedule", "stairs"], "stairs"),
         (["--optimizer", "magic"], "magic"),
@@ -216,6 +237,7 @@ OTHERWISE = {  # constants of training -> another value than that of SMALL or th
     "LOSS": ["bce"],
     "CLIP_GRADIENT": [0.01],
     "EMA_DECAY": [0.9],
+    "HALF_SIZE": [0.5],
     "PRECISION": ["bfloat16"],
     "SEED": [1],
     "ENCODER": ["resnet18", "--encoder-weights", "none"],
