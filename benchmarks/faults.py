@@ -33,7 +33,7 @@ from unet import UNet  # noqa: E402
 
 PARTS = ".*.pth.*.part"  # how files.py calls a checkpoint that is being written
 # Weights enough for a checkpoint to take a while, pictures few enough that an epoch does not
-SETTINGS = ["--features", "16", "32", "64", "--num-epochs", "3", "--picture-batches", "1"]
+SETTINGS = ["--features", "16", "32", "64", "--num-epochs", "2", "--picture-batches", "0"]
 
 
 def start(folder, output, *flags):
@@ -121,8 +121,8 @@ def main():
         folder = Path(name)
         if options.kills:
             data = folder / "dataset"
-            draw_pairs(data / "augmented_train_images", data / "augmented_train_masks", 11)
-            draw_pairs(data / "augmented_test_images", data / "augmented_test_masks", 5, first=50)
+            draw_pairs(data / "augmented_train_images", data / "augmented_train_masks", 8)
+            draw_pairs(data / "augmented_test_images", data / "augmented_test_masks", 2, first=50)
             killed, trainings, saving = kill_and_resume(folder, options.kills, random.Random(options.seed))
             print(f"{killed} kills over {trainings} trainings, {saving} of them while a checkpoint was being written:")
             print("every checkpoint loaded, every training ended in the same weights, history and pictures")

@@ -1,5 +1,6 @@
 """Two gloo processes on one machine."""
 
+import json
 import os
 import platform
 import signal
@@ -10,7 +11,7 @@ import time
 import pytest
 import torch
 from conftest import ROOT, SMALL, script
-from test_train import history, same_runs, wait_for_epochs
+from test_train import history, run_here, same_runs, wait_for_epochs
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 ALONE = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
@@ -35,8 +36,11 @@ def together(*flags, cwd):
 
 
 ONE_STEP = """
-import sys, torch, processes
+import json, sys, torch, processes
+from loading import get_loaders
 from unet import UNet
+from utils import check_accuracy
+PARTS = ("train_images", "train_masks", "test_images", "test_masks")
 with processes.together("cpu") as device:
     torch.manual_seed(0)
     network = UNet(features=(4, 8)).eval()  # BatchNorm frozen: each process sees half of the batch
@@ -59,45 +63,25 @@ with processes.together("cpu") as device:
         assert world == 1
     except processes.UserError as error:
         assert world == 2 and "SYNC_BATCHNORM" in str(error)
-"""
-
-
-def test_gradients_of_two_processes_are_those_of_one(tmp_path):
-    (tmp_path / "step.py").write_text(ONE_STEP)
-    code, _, err = together(tmp_path / "step.py", tmp_path / "two.pt", cwd=tmp_path)
-    assert code == 0, err
-    one = script(tmp_path / "step.py", tmp_path / "one.pt", cwd=tmp_path, env=ALONE)
-    assert one.returncode == 0, one.stderr
-    for alone, shared in zip(torch.load(tmp_path / "one.pt"), torch.load(tmp_path / "two.pt"), strict=True):
-        torch.testing.assert_close(alone, shared, rtol=1e-4, atol=1e-6)
-
-
-SCORE = """
-import sys, json, torch, processes
-from loading import get_loaders
-from unet import UNet
-from utils import check_accuracy
-data = sys.argv[1]
-with processes.together("cpu"):
-    torch.manual_seed(0)
-    network = UNet(features=(4, 8))
-    folders = [f"{data}/augmented_test_images", f"{data}/augmented_test_masks"]
-    train = [f"{data}/augmented_train_images", f"{data}/augmented_train_masks"]
-    loader = get_loaders(*folders, *train, 2, 0, image_size=(32, 48))[1]
+    folders = [f"{sys.argv[2]}/dataset/augmented_{part}" for part in PARTS]
+    loader = get_loaders(*folders[2:], *folders[:2], 2, 0, image_size=(32, 48))[1]
     scores = check_accuracy(loader, network)
-    if processes.rank() == 1 or processes.world_size() == 1:
-        with open(sys.argv[2], "w") as file:
+    if rank == 1 or world == 1:
+        with open(sys.argv[1] + ".json", "w") as file:
             json.dump([scores.dice, scores.iou, scores.accuracy, scores.per_image], file)
 """
 
 
-def test_scores_of_11_images_are_exactly_those_of_one_process(prepared):
-    (prepared / "score.py").write_text(SCORE)
-    code, _, err = together(prepared / "score.py", prepared / "dataset", prepared / "two.json", cwd=prepared)
+def test_gradients_and_scores_of_two_processes_are_those_of_one(prepared):
+    """Of one step, to rounding; of 11 validation images, exactly."""
+    (prepared / "step.py").write_text(ONE_STEP)
+    code, _, err = together(prepared / "step.py", prepared / "two", prepared, cwd=prepared)
     assert code == 0, err
-    env = ALONE
-    one = script(prepared / "score.py", prepared / "dataset", prepared / "one.json", cwd=prepared, env=env)
+    one = script(prepared / "step.py", prepared / "one", prepared, cwd=prepared, env=ALONE)
     assert one.returncode == 0, one.stderr
+    for alone, shared in zip(torch.load(prepared / "one"), torch.load(prepared / "two"), strict=True):
+        torch.testing.assert_close(alone, shared, rtol=1e-4, atol=1e-6)
+    assert len(json.loads((prepared / "one.json").read_text())[3]) == 11
     assert (prepared / "one.json").read_text() == (prepared / "two.json").read_text()
 
 
@@ -123,10 +107,10 @@ def test_freed_memory_is_kept_for_the_next_tensor(tmp_path):
     assert given_back > 100_000 > 2 * kept, "10 times 64 MiB are 163,840 pages of 4 KiB"
 
 
-FLAGS = [*SMALL, "--batch-size", "2", "--num-epochs", "4", "--accumulate", "2"]
+FLAGS = [*SMALL, "--batch-size", "2", "--num-epochs", "3", "--accumulate", "2", "--picture-batches", "1"]
 
 
-def test_interrupted_and_resumed_is_uninterrupted_and_one_process_goes_on(prepared):
+def test_interrupted_and_resumed_is_uninterrupted_and_one_process_goes_on(prepared, monkeypatch, capsys):
     whole, stopped = prepared / "whole", prepared / "stopped"
     code, out, err = together(ROOT / "train.py", *FLAGS, "--output-dir", whole, cwd=prepared)
     assert code == 0, err
@@ -138,10 +122,10 @@ def test_interrupted_and_resumed_is_uninterrupted_and_one_process_goes_on(prepar
     code, _, err = together(ROOT / "train.py", *FLAGS, "--output-dir", stopped, "--load-model", cwd=prepared)
     assert code == 0, err
     same_runs(whole, stopped)
-    flags = [*FLAGS, "--num-epochs", "5", "--output-dir", stopped, "--load-model"]
-    alone = script("train.py", *flags, cwd=prepared, env=ALONE)
-    assert alone.returncode == 0 and "PROCESSES 2 -> 1" in alone.stdout, alone.stderr
-    assert len(history(stopped)) == 5
+    flags = [*FLAGS, "--num-epochs", "4", "--output-dir", stopped, "--load-model"]
+    run_here(monkeypatch, prepared, *flags)
+    assert "PROCESSES 2 -> 1" in capsys.readouterr().out
+    assert len(history(stopped)) == 4
 
 
 def test_one_killed_ends_the_other(prepared):

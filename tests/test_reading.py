@@ -234,14 +234,14 @@ def test_cut_anywhere_it_is_refused_or_whole(tmp_path, kind):
     assert refused > len(data) / 11 * 0.9
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(3))
 def test_a_damaged_png_gives_what_pillow_gives_or_is_refused(tmp_path, seed):
     """OpenCV decodes plain ones in read_image: it must not accept what Pillow refuses, nor read it otherwise."""
     path, draw = tmp_path / "a.png", np.random.default_rng(seed)
     image = Image.fromarray(colours() if seed % 2 else smooth())
-    image.save(path, compress_level=seed, **[{}, {"transparency": (9, 9, 9)}, {"gamma": 0.5}, {}, {}][seed])
+    image.save(path, compress_level=3 * seed, **({"transparency": (9, 9, 9)} if seed == 1 else {}))
     data, refused = path.read_bytes(), 0
-    for _ in range(300):
+    for _ in range(200):
         damaged = bytearray(data)
         damaged[draw.integers(len(data))] ^= 1 << draw.integers(8)
         path.write_bytes(damaged)
@@ -257,7 +257,7 @@ def test_a_damaged_png_gives_what_pillow_gives_or_is_refused(tmp_path, seed):
         if found is not None:
             assert expected is not None, "OpenCV has accepted what Pillow refuses"
             np.testing.assert_array_equal(found, expected)
-    assert refused > 100
+    assert refused > 60
 
 
 def test_nothing_is_printed_about_odd_metadata(tmp_path):
