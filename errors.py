@@ -36,9 +36,16 @@ def stop_if_asked():
         raise KeyboardInterrupt if _asked_by == signal.SIGINT else Terminated
 
 
+def _tell_dropped(dropped):
+    """What Python drops it prints with a traceback; a signal is no news, stop_if_asked raises it again."""
+    if not issubclass(dropped.exc_type, (KeyboardInterrupt, Terminated)):
+        sys.__unraisablehook__(dropped)
+
+
 def watch_signals():
     """The first Ctrl-C or SIGTERM unwinds the program; a second one ends it on the spot."""
     if threading.current_thread() is threading.main_thread():
+        sys.unraisablehook = _tell_dropped
         signal.signal(signal.SIGINT, _first_signal)
         signal.signal(signal.SIGTERM, _first_signal)
 

@@ -24,6 +24,7 @@ errors.run(main)
 def test_a_signal_that_python_drops_still_ends_the_loop():
     done = subprocess.run([sys.executable, "-c", DROPPED], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 130 and "still running" in done.stdout and "never reached" not in done.stdout
+    assert done.stderr == "\nStopped.\n"
 
 
 def test_each_end_has_its_status_and_no_traceback():
