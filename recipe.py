@@ -1,4 +1,4 @@
-"""How the weights are updated: precision, loss, optimizer, schedule, running mean, flips."""
+"""How the weights are updated: precision, loss, optimizer, schedule, running mean, flips and colours."""
 
 import math
 import platform
@@ -18,6 +18,7 @@ PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.floa
 LOSSES = ("bce", "bce+dice")
 OPTIMIZERS = ("adam", "adamw")
 SCHEDULES = ("constant", "linear", "cosine", "plateau")
+FULL_SIZE_FROM = 0.95  # share of the steps after which images that have grown are whole
 
 
 def autocast_dtype(device, precision="auto"):
@@ -190,6 +191,13 @@ def named_generator(*numbers):
     return torch.Generator().manual_seed(int(seed >> np.uint64(1)))
 
 
+def vary_batch(images, masks, flip, color_jitter, generator):
+    """Images (N, 3, H, W) in [0, 1] and masks (N, 1, H, W), as the constants FLIP and COLOR_JITTER vary them."""
+    if flip:
+        images, masks = flip_batch(images, masks, generator)
+    return jitter_colors(images, color_jitter, generator) if color_jitter else images, masks
+
+
 def flip_batch(images, masks, generator):
     """Mirrors each image of (N, C, H, W), and its mask, left-right with a chance of one half."""
     chosen = (torch.rand(len(images), generator=generator) < 0.5).to(images.device, non_blocking=True)
@@ -197,13 +205,37 @@ def flip_batch(images, masks, generator):
     return torch.where(chosen, images.flip(3), images), torch.where(chosen, masks.flip(3), masks)
 
 
-def at_half_size(images, masks):
-    """Images and masks (N, C, H, W), averaged over 2x2 pixels; a mask's pixel is foreground from a half on.
+def jitter_colors(images, strength, generator):
+    """Changes each image's contrast about its mean, its brightness and its channels' balance, at random.
 
-    A step there costs a quarter, and most of what a network learns first shows at that size: the
+    Factors are drawn from 1 - strength to 1 + strength, a channel's from the square root of that. Values
+    may leave [0, 1] a little: nothing is cut off that the camera saw.
+    """
+    draws = 1 + strength * (2 * torch.rand(len(images), 5, generator=generator) - 1)
+    draws = draws.to(images.device, non_blocking=True)[:, :, None, None]
+    contrast, brightness, balance = draws[:, :1], draws[:, 1:2], draws[:, 2:].sqrt()
+    mean = images.mean((1, 2, 3), keepdim=True)
+    return ((images - mean) * contrast + mean * brightness) * balance
+
+
+def size_factor(share, half_size):
+    """What IMAGE_SIZE is multiplied by after `share` of the steps: a half up to `half_size`, then evenly more."""
+    if not half_size or share >= FULL_SIZE_FROM:
+        return 1.0
+    return 0.5 + 0.5 * max(0.0, share - half_size) / (FULL_SIZE_FROM - half_size)
+
+
+def shrink_batch(images, masks, factor, multiple):
+    """Images and masks (N, C, H, W) at `factor` of their size, rounded to `multiple` pixels; masks stay binary.
+
+    A step at half the size costs a quarter, and most of what a network learns first shows there: the
     progressive resizing of Howard's fast.ai entry to DAWNBench, 2018.
     """
-    return F.avg_pool2d(images, 2), (F.avg_pool2d(masks, 2) >= 0.5).float()
+    if factor == 1:
+        return images, masks
+    size = [max(multiple, round(side * factor / multiple) * multiple) for side in images.shape[2:]]
+    images, masks = (F.interpolate(batch, size, mode="bilinear", antialias=True) for batch in (images, masks))
+    return images.contiguous(memory_format=torch.channels_last), (masks >= 0.5).float()
 
 
 def compile_or_not(network, shape, dtype):

@@ -61,8 +61,9 @@ PLATEAU_PATIENCE = 3  # epochs without a better Dice until the plateau schedule 
 LOSS = "bce+dice"  # or bce, the article's
 CLIP_GRADIENT = 1.0  # largest norm of a step's gradient; 0 for none, the article's
 EMA_DECAY = 0.0  # of the running mean of the weights that is scored and saved, such as 0.999; 0 for none
-HALF_SIZE = 0.0  # share of the steps, the first ones, at half of IMAGE_SIZE; 0.6 learnt most in minutes on a CPU
+HALF_SIZE = 0.0  # share of the steps, the first ones, at half of IMAGE_SIZE, which then grow to all of it; 0 for none
 FLIP = True  # mirror each training image left-right half of the time, on the device
+COLOR_JITTER = 0.4  # how far contrast, brightness and colours of training images vary; 0 for none, the article's
 PATIENCE = 0  # end after so many epochs without a better Dice; 0 for never
 DEVICE = "auto"  # or cuda, mps, cpu
 PRECISION = "auto"  # bfloat16 where the hardware has it, float16 on older CUDA, else float32; or one of these
@@ -99,12 +100,11 @@ def train_fn(loader, run, settings, bar):
         errors.stop_if_asked()
         waited += time.perf_counter() - asked
         images, masks = to_device(images, masks, run.device)
-        if settings.flip:
-            draws = recipe.named_generator(run.seed, run.epoch, index, processes.rank())
-            images, masks = recipe.flip_batch(images, masks, draws)
+        draws = recipe.named_generator(run.seed, run.epoch, index, processes.rank())
+        images, masks = recipe.vary_batch(images, masks, settings.flip, settings.color_jitter, draws)
         step = (run.epoch * -(-len(loader) // accumulate)) + index // accumulate
-        if step < settings.half_size * run.schedule.total:
-            images, masks = recipe.at_half_size(images, masks)
+        factor = recipe.size_factor(step / run.schedule.total, settings.half_size)
+        images, masks = recipe.shrink_batch(images, masks, factor, run.network.smallest)
         group = min(accumulate, len(loader) - index // accumulate * accumulate)
         last = index % accumulate == group - 1
         with processes.synchronised(run.model, last):
@@ -188,7 +188,8 @@ def check(settings):
             ("seed", lambda v: v >= 0, "0 or more"),
             ("picture_batches", lambda v: v >= 0, "0 or more"),
             ("warmup", lambda v: 0 <= v < 1, "a share, 0 or more and below 1"),
-            ("half_size", lambda v: 0 <= v < 1, "a share, 0 or more and below 1"),
+            ("half_size", lambda v: 0 <= v < 0.95, "a share, 0 or more and below 0.95"),
+            ("color_jitter", lambda v: 0 <= v < 1, "0 for none, or below 1 such as 0.3"),
             ("ema_decay", lambda v: 0 <= v < 1, "0, or below 1 such as 0.999"),
             ("patience", lambda v: v >= 0, "0 or more epochs"),
         )

@@ -178,11 +178,32 @@ def test_flips_take_the_mask_along_and_repeat_by_name():
     assert any(not torch.equal(other, flipped) for other in others)
 
 
-def test_half_size_averages_images_and_keeps_masks_binary():
-    images = torch.arange(8.0).reshape(1, 1, 2, 4)
-    masks = torch.tensor([[[[1.0, 0, 0, 0], [1, 0, 1, 0]]]])
-    small, along = recipe.at_half_size(images, masks)
-    assert small.tolist() == [[[[2.5, 4.5]]]] and along.tolist() == [[[[1.0, 0.0]]]]
+def test_jitter_changes_each_image_by_its_own_factors():
+    images = torch.rand(6, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    images = images.contiguous(memory_format=torch.channels_last)
+    jittered = recipe.jitter_colors(images, 0.3, recipe.named_generator(0, 1, 2))
+    assert jittered.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(jittered, recipe.jitter_colors(images, 0.3, recipe.named_generator(0, 1, 2)))
+    spread = (jittered.std((2, 3)) / images.std((2, 3))).flatten()  # contrast times a channel's balance
+    assert spread.min() >= 0.7**1.5 - 1e-4 and spread.max() <= 1.3**1.5 + 1e-4 and spread.std() > 0.1
+    light = jittered.mean((1, 2, 3)) / images.mean((1, 2, 3))
+    assert light.std() > 0.05 and light.min() >= 0.7**1.5 - 0.01 and light.max() <= 1.3**1.5 + 0.01
+    for one, other in zip(jittered.flatten(2).transpose(0, 1), images.flatten(2).transpose(0, 1)):
+        assert all(torch.corrcoef(torch.stack(pair))[0, 1] > 0.9999 for pair in zip(one, other))  # straight lines
+
+
+def test_images_grow_from_half_their_size_and_masks_stay_binary():
+    factors = [recipe.size_factor(step / 100, 0.6) for step in range(100)]
+    assert factors[:61] == [0.5] * 61 and factors[95:] == [1.0] * 5 and factors == sorted(factors)
+    assert 0.74 < factors[77] < 0.76 and {recipe.size_factor(step / 9, 0.0) for step in range(9)} == {1.0}
+    rows = torch.arange(32.0).reshape(1, 1, 32, 1)
+    images, masks = rows.expand(1, 3, 32, 64).contiguous(), (rows < 11).float().expand(1, 1, 32, 64)
+    small, along = recipe.shrink_batch(images, masks, 0.5, 4)
+    assert small.shape == (1, 3, 16, 32) and small.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(small[0, 1, 2:14, 5], 2 * torch.arange(2.0, 14.0) + 0.5)  # a mean, not every second row
+    assert along.unique().tolist() == [0.0, 1.0] and along.sum().item() / 32 in (5, 6)
+    assert recipe.shrink_batch(images, masks, 0.6, 16)[0].shape == (1, 3, 16, 32)
+    assert recipe.shrink_batch(images, masks, 1.0, 16)[0] is images
 
 
 def test_out_of_memory_names_the_constants_with_numbers():

@@ -238,6 +238,7 @@ OTHERWISE = {  # constants of training -> another value than that of SMALL or th
     "CLIP_GRADIENT": [0.01],
     "EMA_DECAY": [0.9],
     "HALF_SIZE": [0.5],
+    "COLOR_JITTER": [0.3],
     "PRECISION": ["bfloat16"],
     "SEED": [1],
     "ENCODER": ["resnet18", "--encoder-weights", "none"],
