@@ -26,7 +26,7 @@ from files import write_text
 from masks import read_mask
 from origins import difference, fact, origin
 from parallel import each, one_at_a_time
-from reading import read_image
+from reading import read_image, shown
 
 _FILES = ("images.npy", "masks.npy")
 _KEY = "key.json"
@@ -140,16 +140,16 @@ def make_arrays(pairs, rule, image_size, folder, *, num_workers=None, progress=T
         if _mismatch(folder, source.text) is not None:
             folder.parent.mkdir(parents=True, exist_ok=True)
             lock = folder.parent / f".{folder.name}.lock"
-            with one_at_a_time(lock, f"{folder}: waiting for another process that makes them.") as alone:
+            with one_at_a_time(lock, f"{shown(folder)}: waiting for another process that makes them.") as alone:
                 reason = _mismatch(folder, source.text)  # whoever was waited for may have made them
                 if reason is not None:
                     if reason:
-                        print(f"{folder}: made again, because {reason}.")
+                        print(f"{shown(folder)}: made again, because {reason}.")
                     _clear_leftovers(folder, alone)
                     _make(source, folder, num_workers, progress)
     except OSError as error:
         why = error.strerror or error
-        print(f"{folder}: no arrays can be kept here ({why}). Every epoch decodes the files, which is slower.")
+        print(f"{shown(folder)}: no arrays can be kept here ({why}). Every epoch decodes the files, which is slower.")
         return None
     dataset = ArrayDataset(source.pairs, folder, _fingerprint(source.text))
     dataset._open()  # at once: they stay readable even if another run replaces them
@@ -214,7 +214,7 @@ def _make(source, folder, num_workers, progress):
         shutil.rmtree(part, ignore_errors=True)
     if progress:
         rate = count / (time.perf_counter() - started)
-        print(f"{folder}: {count:,} pairs decoded once, {rate:.0f} a second, {need / 1e9:.2f} GB.")
+        print(f"{shown(folder)}: {count:,} pairs decoded once, {rate:.0f} a second, {need / 1e9:.2f} GB.")
 
 
 def _make_room(folder, need):

@@ -23,7 +23,7 @@ from findings import (
 )
 from looking import look
 from masks import MaskRule, decide_mask_rule, foreground_share, read_mask
-from reading import CARVANA_GROUP, read_image, shown
+from reading import CARVANA_GROUP, fits_group, read_image, shown
 
 TILES = 16  # overlays on the sheet
 
@@ -77,6 +77,9 @@ def audit(
     sheet: where to write a picture of some masks on their images, or None
     cache: a JSON file that remembers what was seen, so that only new and changed files are read again
     """
+    fits_group("", group)  # a pattern that is none is told now, not after the looking
+    if sheet:
+        _check_sheet(Path(sheet), train_img_dir, train_mask_dir, val_img_dir, val_mask_dir)
     sides = [Side("training", train_img_dir, train_mask_dir)]
     if val_img_dir is not None:
         sides.append(Side("validation", val_img_dir, val_mask_dir))
@@ -99,8 +102,18 @@ def audit(
     look_at_depth(report, sides)
     _look_at_foreground(report, sides)
     if sheet and report.rule:
-        _draw_sheet(report, sides, Path(sheet))
+        try:
+            _draw_sheet(report, sides, Path(sheet))
+        except OSError as error:  # what was found is worth more than its picture
+            report.warnings.append(f"{shown(sheet)} could not be written ({error.strerror}).")
     return report
+
+
+def _check_sheet(sheet, *folders):
+    if sheet.suffix.lower() not in (".png", ".jpg", ".jpeg"):
+        raise UserError(f"{shown(sheet)}: the sheet of overlays is a .png or a .jpg file.")
+    if sheet.resolve().parent in [Path(folder).resolve() for folder in folders if folder is not None]:
+        raise UserError(f"{shown(sheet)}: there the sheet would be taken for one of the images. Give another folder.")
 
 
 def _decide_rule(report, sides, foreground):

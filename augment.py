@@ -10,7 +10,6 @@ The work runs on all cores, a run that was stopped goes on where it was, and eve
 sources ends with the same bytes. Look at augmented_preview.png before training.
 """
 
-import re
 import shlex
 import time
 from contextlib import closing
@@ -62,10 +61,7 @@ def split(pairs, val_images=VAL_IMAGES, group=GROUP):
     A fraction counts of all images. What shares its group with a validation image is left out.
     UserError: numbers or a pattern that leave nothing on one side.
     """
-    try:
-        groups = {pair: group_of(pair.name, group) for pair in pairs}
-    except re.error as error:
-        raise UserError(f"GROUP (--group) is no regular expression: {group!r}: {error}.") from None
+    groups = {pair: group_of(pair.name, group) for pair in pairs}
     number = val_images if isinstance(val_images, int) else max(1, round(val_images * len(pairs)))
     if val_images <= 0 or isinstance(val_images, float) and val_images >= 1 or number >= len(pairs):
         raise UserError(
@@ -152,6 +148,11 @@ def _check(img_dir, mask_dir, output_dir, jpeg_quality, num_workers):
             raise UserError(f"{shown(folder)}: {state}.\n{HOW_TO_GET_CARVANA}")
         if folder.resolve() in [(Path(output_dir) / name).resolve() for name in FOLDERS]:
             raise UserError(f"{shown(folder)}: augment.py writes there itself. Give the folder of the originals.")
+        if folder.resolve() == Path(output_dir).resolve():
+            raise UserError(
+                f"{shown(folder)}: {PREVIEW} would be taken for one of the images there. Give another OUTPUT_DIR "
+                "(--output-dir)."
+            )
     if not 1 <= jpeg_quality <= 100:
         raise UserError(f"JPEG_QUALITY (--jpeg-quality) goes from 1 to 100, got {jpeg_quality}.")
     if num_workers is not None and num_workers < 1:

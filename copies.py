@@ -86,6 +86,10 @@ class Maker:
         try:
             decoded = decode(item.image)
             image, mask = read_pair(item.image, item.mask, self.rule, decoded)
+            if len(item.files) > 2 and not (min(image.shape[:2]) >= 5 and max(image.shape[:2]) < 32767):
+                size = "×".join(map(str, image.shape[:2]))
+                what = f"is {size}, and grid distortion takes sides of 5 to 32,766 pixels"
+                raise UnusableFile(item.image, what, "Cut it into tiles, or remove it and its mask")
         except UnusableFile as fault:
             return fault
         half = len(item.files) // 2

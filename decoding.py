@@ -163,7 +163,7 @@ def plain_png(path):
         if (picture.format, raw) != ("PNG", "RGB") or "exif" in picture.info or picture.is_animated:
             return None
         picture.fp.seek(-12, os.SEEK_END)
-        if picture.fp.read() != _PNG_END:  # cut short, about which libpng would print a line
+        if picture.fp.read() != _PNG_END:  # cut short: libpng would print a line of its own first
             return None
     data = np.fromfile(path, np.uint8)  # cv2.imread would crash on a name that is no Unicode
     array = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)

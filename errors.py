@@ -88,6 +88,7 @@ def describe(error):
         errno.EACCES: "permission denied. Change the folder's permissions, or give another one",
         errno.ENOTDIR: "a part of this path is a file, where a folder is needed. Give another one",
         errno.EISDIR: "this is a folder, where a file is needed. Give another name",
+        errno.ENAMETOOLONG: "the name is too long for the file system. Shorten it",
         errno.EPERM: "permission denied. Change the folder's permissions, or give another one",
     }
     return f"{where}{cures[error.errno]}." if error.errno in cures else None

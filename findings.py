@@ -118,7 +118,7 @@ def compare_sides(report, train, val, group):
     if alike:
         heading = f"{number(len(alike), 'name')} in both training and validation, with other pixels. Are these "
         heading += "numbered alike, or copies of one picture?"
-        report.warnings.append(listed(heading, map(shown, alike[:3]) if len(alike) > 3 else map(shown, alike)))
+        report.warnings.append(listed(heading, map(shown, alike)))
 
 
 def _by_pixels(side):

@@ -54,8 +54,12 @@ def find_pictures(inputs, output_dir):
 def files_below(folder, but=None):
     """The picture files below `folder`, sorted; hidden ones and the folder `but` are left out."""
     but = os.path.abspath(but) if but else None
-    files = []
+    files, seen = [], set()
     for place, folders, names in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(place)) in seen:  # a link that leads back
+            folders[:] = []
+            continue
+        seen.add(real)
         folders[:] = sorted(
             name
             for name in folders

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from mask_values import Observation, observe_mask
 from parallel import each
 from reading import UnusableFile
 
-VERSION = 1  # raise it when something else is seen in the same files
+VERSION = 2  # raise it when something else is seen in the same files
 
 
 def look(pairs, cache=None, num_workers=None, progress=True):
@@ -33,13 +33,17 @@ def look(pairs, cache=None, num_workers=None, progress=True):
     unseen = [(pair, *(memory.get(*file) is None for file in _files(pair))) for pair in pairs]
     unseen = [it for it in unseen if it[1] or it[2]]
     faults = {}
-    work = each(_Look(eighths), unseen, num_workers)
-    for index, outcomes in tqdm(work, "looking at", len(unseen), unit=" pairs", disable=_bar(progress, unseen)):
-        for file, outcome in zip(_files(unseen[index][0]), outcomes):
-            if isinstance(outcome, UnusableFile):
-                faults[file] = outcome
-            elif outcome is not None:
-                memory.put(*file, outcome)
+    with closing(each(_Look(eighths), unseen, num_workers)) as work:
+        try:
+            for index, outcomes in tqdm(work, "looking at", len(unseen), unit=" pairs", disable=_bar(progress, unseen)):
+                for file, outcome in zip(_files(unseen[index][0]), outcomes):
+                    if isinstance(outcome, UnusableFile):
+                        faults[file] = outcome
+                    elif outcome is not None:
+                        memory.put(*file, outcome)
+        except BaseException:
+            memory.save()  # what has been seen need not be seen again
+            raise
     images = [faults.get(file) or memory.get(*file) for file in (_files(pair)[0] for pair in pairs)]
     _tell_twins(pairs, images, memory, num_workers)
     memory.save()
@@ -170,4 +174,4 @@ def _stamp(path):
         state = os.stat(path)
     except OSError:
         return None
-    return [state.st_size, state.st_mtime_ns]
+    return [state.st_size, state.st_mtime_ns, state.st_ctime_ns]  # the last changes where a copy keeps its time

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 
 from errors import UserError
-from mask_values import COLOURS, FAR, NEAR, NUMBERS, name_files, name_value, near_which, unpack
+from mask_values import COLOURS, FAR, NEAR, NUMBERS, name_files, name_value, near_which, pack, unpack
 
 DARK = 32  # of 255: up to here the darker side of soft edges is black
 _AS_ONE = "Write all masks the same way, or list the values of the foreground in MASK_FOREGROUND"
@@ -54,7 +54,7 @@ def decide_mask_rule(observations, foreground=None):
     UserError: masks of several classes, masks that read by different rules, a `foreground` that no mask has.
     """
     seen = list(observations)
-    wanted = None if foreground is None else tuple(sorted({int(value) for value in np.atleast_1d(foreground)}))
+    wanted = None if foreground is None else _wanted(foreground)
     if any(it.kind == COLOURS for it in seen):
         seen = [as_colours(it) for it in seen]
     elif clash := _palette_clash(seen):
@@ -62,6 +62,9 @@ def decide_mask_rule(observations, foreground=None):
             raise UserError(clash)
         seen = [as_colours(it) for it in seen]
     kind = seen[0].kind
+    if wanted and kind == COLOURS and len(wanted) == 3 and max(wanted) <= 255:  # red, green and blue of one
+        wanted = tuple(pack(np.array([[wanted]], np.uint8)).ravel().tolist())
+    wanted = wanted and tuple(sorted(set(wanted)))
     rule, odd = _two_values(seen, kind), []
     if rule is None:
         rule, odd = _two_ends(seen, kind)
@@ -71,8 +74,15 @@ def decide_mask_rule(observations, foreground=None):
         raise UserError(_several(seen, kind))
     if odd:
         raise UserError(_odd_ones(odd, kind, rule))
-    _refuse_unclear_sides(rule)
+    _refuse_unclear_sides(rule, _palette(seen))
     return rule
+
+
+def _wanted(foreground):
+    values = np.atleast_1d(foreground).tolist()
+    if not values or not all(type(value) is int for value in values):
+        raise UserError(f"MASK_FOREGROUND = {foreground!r}: give one or more whole numbers, a colour as 0xFF0000.")
+    return tuple(values)
 
 
 def as_colours(seen):
@@ -107,12 +117,20 @@ def _two_values(seen, kind):
     if len(values) == 1:
         white = 0xFFFFFF if kind == COLOURS else 255
         return MaskRule(kind, (0,), (values[0] or white,))
+    if _palette(seen).get(values[1]) == 0:  # the colour of this index
+        values.reverse()
     return MaskRule(kind, (values[0],), (values[1],))
 
 
-def _refuse_unclear_sides(rule):
+def _palette(seen):
+    return {index: colour for it in seen for index, colour in it.palette or ()}
+
+
+def _refuse_unclear_sides(rule, palette):
     """Which of two values is foreground is plain only where the other one is black, or nearly."""
     (one,), (other,) = rule.background, rule.foreground
+    if palette.get(one) == 0:
+        return
     darkest = unpack([one])[0].max() if rule.kind == COLOURS else one * 255 / max(other, 255)
     if darkest > (DARK if rule.soft else 0):
         one, other = name_value(one, rule.kind), name_value(other, rule.kind)

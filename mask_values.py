@@ -46,7 +46,7 @@ def observe_mask(path):
 def observe(decoded, path):
     """The Observation of a Decoded mask."""
     kind, array, palette = values_of(decoded, path)
-    lossy = decoded.format in ("JPEG", "MPO", "WEBP", "AVIF", "JPEG2000")
+    lossy = decoded.format in ("JPEG", "MPO", "WEBP", "AVIF", "JPEG2000") and not _is_lossless_webp(path)
     between = None
     if kind == NUMBERS:
         counts = count_values(array)
@@ -62,6 +62,12 @@ def observe(decoded, path):
     size = list(array.shape[:2])
     mode = decoded.picture.mode
     return Observation(str(path), kind, counts, thick, between, palette, lossy, size, mode, decoded.frames)
+
+
+def _is_lossless_webp(path):
+    with open(path, "rb") as file:
+        head = file.read(64)
+    return head[8:12] == b"WEBP" and b"VP8L" in head  # RFC 9649, section 2.6
 
 
 def values_of(decoded: Decoded, path):
@@ -92,7 +98,11 @@ def values_of(decoded: Decoded, path):
 
 def colours_of(decoded, path):
     """The mask as colours, uint8 (H, W, 3), whatever it was saved as."""
-    return rgb(decoded.picture, path)
+    picture = decoded.picture
+    if picture.mode.startswith("I"):  # as mask_rules.as_colours has them
+        values = np.minimum(_whole_numbers(np.asarray(picture), path), 255).astype(np.uint8)
+        return np.repeat(values[..., None], 3, axis=2)
+    return rgb(picture, path)
 
 
 def pack(colours):
@@ -151,13 +161,13 @@ def _refuse_telling_alpha(array, path):
 
 
 def count_values(array):
-    """[value, pixels] of each value of an array of whole numbers, ascending; 16 bits come in steps if many."""
+    """[value, pixels] of each value of an array of whole numbers, ascending; 16 bits come in steps if very many."""
     array = np.ascontiguousarray(array).ravel()
     if array.dtype == np.uint8 and 0 < array.size < 2**24:  # up to which calcHist's float32 counts exactly
         counts = cv2.calcHist([array], [0], None, [256], [0, 256]).ravel().astype(np.int64)
     elif array.dtype in (np.uint8, np.uint16):
         counts = np.bincount(array)
-        if np.count_nonzero(counts) > 256:  # 257 v is what 8 bits v become in 16
+        if np.count_nonzero(counts) > 4096:  # 257 v is what 8 bits v become in 16
             counts = np.bincount((array >> 8).astype(np.int32) * 257)
     else:
         return _count_few(array)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from errors import UserError
 from masks import MaskRule
+from reading import shown
 
 LAYOUT = 1  # raise it when the arrays are laid out in another way
 RESIZE_RULE = 1  # raise it when read_image or read_mask begin to give other pixels
@@ -85,5 +86,5 @@ def difference(old, new):
         for change, names in changes.items():
             if names:
                 files = "1 file" if len(names) == 1 else f"{len(names)} files"
-                reasons.append(f"{kind}: {files} {change}, e.g. {os.path.basename(names[0])}")
+                reasons.append(f"{kind}: {files} {change}, e.g. {shown(os.path.basename(names[0]))}")
     return "; ".join(reasons) or "the files come in another order"

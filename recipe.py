@@ -238,18 +238,20 @@ def shrink_batch(images, masks, factor, multiple):
     return images.contiguous(memory_format=torch.channels_last), (masks >= 0.5).float()
 
 
-def compile_or_not(network, shape, dtype):
-    """torch.compile, tried on zeros of `shape` (N, C, H, W); a failure leaves the network as it was.
+def compile_or_not(network, shape, dtype, half_size=0.0):
+    """torch.compile, tried on zeros of `shape` (N, C, H, W), and of half its size where training starts there.
 
-    Compiled in its place, the network keeps its keys. Returns whether it is compiled.
+    Compiled in its place, the network keeps its keys; a failure leaves it as it was. Returns whether it is compiled.
     """
     device = next(network.parameters()).device
     images = torch.zeros(shape, device=device).contiguous(memory_format=torch.channels_last)
     statistics = [buffer.clone() for buffer in network.buffers()]
     network.compile()
     try:
-        with torch.autocast(device.type, dtype=dtype) if dtype else nullcontext():
-            network(images).sum().backward()
+        for factor in {1.0, size_factor(0.0, half_size)}:
+            batch, _ = shrink_batch(images, images, factor, network.smallest)
+            with torch.autocast(device.type, dtype=dtype) if dtype else nullcontext():
+                network(batch).sum().backward()
         compiled = True
     except Exception as error:  # whatever the compiler trips over: training goes on without it
         print(f"torch.compile failed, training goes on without it ({type(error).__name__}).")

@@ -226,7 +226,8 @@ def train(settings, device):
     if settings.load_model:
         run.restore(output / "checkpoint.pth", settings)
     if settings.compile and device.type == "cuda":
-        recipe.compile_or_not(run.network, (settings.batch_size, 3, *settings.image_size), run.dtype)
+        shape = (settings.batch_size, 3, *settings.image_size)
+        recipe.compile_or_not(run.network, shape, run.dtype, settings.half_size)
     run.model = processes.wrap(run.network, device, settings.sync_batchnorm)
     parameters = sum(parameter.numel() for parameter in run.network.parameters())
     say(f"{parameters:,} parameters on {device}, {run.dtype or torch.float32}, {steps} steps an epoch")

@@ -58,7 +58,7 @@ class Ours:
         self.run = Training(settings, device, total_steps)
         self.dtype = self.run.dtype
         if compiled_for:
-            recipe.compile_or_not(self.run.network, compiled_for, self.dtype)
+            recipe.compile_or_not(self.run.network, compiled_for, self.dtype, settings.half_size)
 
     @property
     def scored(self):

@@ -209,6 +209,12 @@ def remove_a_pair(root):
     return "images: 1 file gone, e.g. car 001.jpg; masks: 1 file gone, e.g. car 001.png"
 
 
+def add_a_name_that_is_no_unicode(root):
+    shutil.copy(root / "images" / "car 001.jpg", root / "images" / os.fsdecode(b"caf\xe9.jpg"))
+    shutil.copy(root / "masks" / "car 001.png", root / "masks" / os.fsdecode(b"caf\xe9.png"))
+    return r"images: 1 file new, e.g. caf\udce9.jpg; masks"
+
+
 def damage_the_arrays(root):
     os.truncate(root / "arrays" / "images.npy", 1000)
     return "damaged"
@@ -230,6 +236,7 @@ CHANGES = [
     touch_two_masks,
     add_a_pair,
     remove_a_pair,
+    add_a_name_that_is_no_unicode,
     damage_the_arrays,
     damage_the_key,
     come_from_another_version,

@@ -10,10 +10,12 @@ from conftest import draw_pairs, script
 from PIL import Image
 
 import dataset
+import looking
 from audit import audit
 from errors import UserError
 from findings import LINES
 from looking import look
+from parallel import each
 from reading import pair_files, shown
 
 
@@ -248,21 +250,51 @@ def test_long_lists_are_cut_and_counts_are_exact(tmp_path):
 def test_unchanged_files_are_not_read_again(data):
     cache = data / "seen" / "audit.json"
     before = looked_at(data, cache=cache)
-    stamps = {path: os.stat(path) for folder in ("ti", "tm", "vi", "vm") for path in (data / folder).iterdir()}
-    for path, stamp in stamps.items():  # other bytes, of the same length and time
-        path.write_bytes(bytes(stamp.st_size))
-        os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    cache.write_text(cache.read_text().replace('"mode":"L"', '"mode":"remembered"'))
     after = looked_at(data, cache=cache)
     assert after.problems == before.problems == [] and after.foreground == before.foreground
-    assert after.text() == before.text()
-    os.utime(data / "ti" / "img_003.png", ns=(0, 0))
+    assert before.text().replace("mode L", "mode remembered") == after.text() != before.text()
+    for name in ("ti/img_003.png", "tm/img_004.png"):  # other bytes, of the same length and time
+        stamp = os.stat(data / name)
+        (data / name).write_bytes(bytes(stamp.st_size))
+        os.utime(data / name, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
     (data / "vm" / "img_021.png").write_bytes(b"x")
     text = problems(looked_at(data, cache=cache))
-    assert "img_003.png" in text and "img_021.png" in text and "2 files cannot be used" in text
-    assert "img_004.png" not in text
+    assert all(name in text for name in ("img_003.png", "img_004.png", "img_021.png", "3 files cannot be used"))
+    assert "img_005.png" not in text
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"head": [1, false], "files": []}', "null", "\x00"])
+def test_a_stopped_audit_remembers_what_it_has_seen(data, monkeypatch):
+    def stopped(function, items, workers):
+        for number, outcome in enumerate(each(function, items, workers)):
+            if number == 5:
+                raise KeyboardInterrupt
+            yield outcome
+
+    cache = data / "audit.json"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(looking, "each", stopped)
+        looked_at(data, cache=cache)
+    assert len(json.loads(cache.read_text())["files"]) == 10
+    assert looked_at(data, cache=cache).problems == [] and len(json.loads(cache.read_text())["files"]) == 32
+
+
+def test_a_sheet_that_cannot_be_written_costs_only_itself(data):
+    (data / "file").write_text("")
+    report = looked_at(data, sheet=data / "file" / "audit.png")
+    assert report.problems == [] and report.sheet is None and "could not be written" in report.text()
+    for sheet, words in ((data / "overlays", r"\.png"), (data / "vi" / "audit.png", "taken for one of the images")):
+        with pytest.raises(UserError, match=words):
+            looked_at(data, sheet=sheet)
+
+
+def test_a_group_that_is_no_pattern_is_told_before_the_looking(data):
+    with pytest.raises(UserError, match="no regular expression"):
+        looked_at(data, group="(", cache=data / "audit.json")
+    assert not (data / "audit.json").exists()
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"head": [2, false], "files": []}', "null", "\x00"])
 def test_a_damaged_memory_is_not_believed(data, content):
     cache = data / "audit.json"
     cache.write_text(content)

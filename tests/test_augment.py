@@ -401,6 +401,30 @@ def test_its_own_output_is_no_source(cars, made):
         make_augmented(out / TRAIN_IMAGES, out / TRAIN_MASKS, out, val_images=5, progress=False)
 
 
+def test_its_preview_does_not_lie_among_the_images(raw):
+    with pytest.raises(UserError, match="OUTPUT_DIR"):
+        make_augmented(raw / "train", raw / "train_masks", raw / "train", val_images=5, progress=False)
+
+
+def test_pictures_that_the_grid_cannot_bend_are_named(tmp_path):
+    raw = plain_set(tmp_path / "raw", 4)
+    for kind in ("train", "train_masks"):
+        with Image.open(raw / kind / "img_001.png") as picture:
+            small = picture.resize((40, 4), Image.Resampling.NEAREST)
+        small.save(raw / kind / "img_001.png")
+    with pytest.raises(UserError, match="img_001.png: is 4×40, and grid distortion"):
+        make(raw, tmp_path / "out", val_images=1)
+
+
+def test_a_name_that_grows_too_long_is_told(tmp_path):
+    raw = plain_set(tmp_path / "raw", 4)
+    for kind in ("train", "train_masks"):
+        (raw / kind / "img_000.png").rename(raw / kind / ("a" * 248 + ".png"))
+    flags = ["--img-dir", raw / "train", "--mask-dir", raw / "train_masks", "--val-images", 1]
+    done = script("augment.py", *flags, cwd=tmp_path)
+    assert done.returncode == 2 and "too long" in done.stderr and "Traceback" not in done.stderr, done.stderr
+
+
 def test_no_data_in_words(tmp_path):
     done = script("augment.py", cwd=tmp_path)
     assert done.returncode == 2 and "Traceback" not in done.stderr

@@ -78,6 +78,8 @@ LEGAL = {
     "reversed grey palette.png": lambda m, p: indexed(m, [(255,) * 3, (0,) * 3], (1, 0)).save(p),
     "voc.png": lambda m, p: indexed(m, VOC).save(p),
     "voc.gif": lambda m, p: indexed(m, VOC, (0, 3)).save(p),
+    "palette of white and black.png": lambda m, p: indexed(m, [(255,) * 3, (0,) * 3, (9, 0, 0)], (1, 0)).save(p),
+    "black in the middle.png": lambda m, p: indexed(m, [(9, 0, 0), (0,) * 3, (255,) * 3], (1, 2)).save(p),
     "palette with transparency.png": lambda m, p: indexed(m, VOC).save(p, transparency=bytes([0, 255])),
     "web palette.png": lambda m, p: grey(m).convert("RGB").convert("P").save(p),
     "16-bit 0-1.png": lambda m, p: grey(m, 0, 1, np.uint16).save(p),
@@ -341,6 +343,11 @@ def test_foreground_by_colour_and_the_other_way_round(tmp_path):
     coloured(blob(), (255, 0, 0), (0, 255, 0)).save(tmp_path / "a.png")
     rule = find_mask_rule([tmp_path / "a.png"], 0x00FF00)
     np.testing.assert_array_equal(read_mask(tmp_path / "a.png", rule), 1 - blob())
+    for values in ((0, 255, 0), 0x00FF00):  # red, green, blue; or all in one
+        assert find_mask_rule([tmp_path / "a.png"], values) == rule
+    for values in ((255.7, 0.2), "car"):
+        with pytest.raises(UserError, match="whole numbers"):
+            find_mask_rule([tmp_path / "a.png"], values)
     grey(blob()).save(tmp_path / "b.png")
     np.testing.assert_array_equal(read_mask(tmp_path / "b.png", find_mask_rule([tmp_path / "b.png"], 0)), 1 - blob())
     grey(blob()).save(tmp_path / "c.jpg")
@@ -354,6 +361,27 @@ def test_foreground_by_colour_and_the_other_way_round(tmp_path):
     paths = [tmp_path / "a.png", tmp_path / "b.png"]
     rule = find_mask_rule(paths, (1, 255))
     assert all((read_mask(path, rule) == blob(seed)).all() for seed, path in enumerate(paths))
+
+
+def test_sixteen_bits_beside_colours_read_as_they_are_counted(tmp_path):
+    grey(blob(0), 0, 1, np.uint16).save(tmp_path / "a.png")
+    coloured(blob(1), (1, 1, 1), (0, 9, 0)).save(tmp_path / "b.png")
+    paths = sorted(tmp_path.iterdir())
+    rule = find_mask_rule(paths, 0x010101)
+    for seed, path in enumerate(paths):
+        np.testing.assert_array_equal(read_mask(path, rule), blob(seed))
+        assert foreground_share(observe_mask(path), rule) == blob(seed).mean()
+
+
+def test_lossless_webp_and_many_instances_are_counted_exactly(tmp_path):
+    classes([0, 1, 2, 3]).convert("RGB").save(tmp_path / "a.webp", lossless=True)
+    rule = find_mask_rule([tmp_path / "a.webp"], 2)
+    np.testing.assert_array_equal(read_mask(tmp_path / "a.webp", rule), np.asarray(classes([0, 1, 2, 3])) == 2)
+    instances = np.arange(H * W, dtype=np.uint16).reshape(H, W) // 4
+    Image.fromarray(instances).save(tmp_path / "b.png")
+    rule = find_mask_rule([tmp_path / "b.png"], 5)
+    assert foreground_share(observe_mask(tmp_path / "b.png"), rule) == 4 / (H * W)
+    np.testing.assert_array_equal(read_mask(tmp_path / "b.png", rule), instances == 5)
 
 
 def test_a_mask_that_the_rule_does_not_know_is_refused(tmp_path):

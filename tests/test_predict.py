@@ -22,7 +22,7 @@ import predicting
 import submission
 from checkpoints import save_checkpoint
 from errors import UserError
-from inputs import Picture, find_masks, find_pictures
+from inputs import Picture, files_below, find_masks, find_pictures
 from scores import BINS, Table, best_threshold, count, histogram
 from unet import UNet
 from windows import Runner, fold_batchnorm, reach_of
@@ -214,6 +214,13 @@ def test_no_picture_is_overwritten_and_outputs_are_no_inputs(photos, checkpoint)
         assert len(found) == 5 and not missing
         predict.main([str(photos), "--checkpoint", str(checkpoint), "--output-dir", str(out)])
     assert len(list(out.rglob("*.png"))) == 5
+
+
+def test_links_that_lead_in_circles_are_walked_once(tmp_path):
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    for name in ("one", "two"):
+        (tmp_path / name).symlink_to(tmp_path)
+    assert files_below(tmp_path) == [tmp_path / "a.png"]
 
 
 def test_inputs_given_twice_and_patterns(photos, tmp_path):
