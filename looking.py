@@ -24,7 +24,7 @@ def look(pairs, cache=None, num_workers=None, progress=True):
 
     Facts of an image are a dictionary of plain values; of a mask, its Observation. Files are decoded in
     `num_workers` processes (None: one a core). `cache` is a JSON file of what was seen before; a file
-    of the same path, size and modification time is not read again.
+    of the same path, size, modification and change times is not read again.
     """
     # At an eighth of their size JPEGs decode in half the time, and are compared all the same. Among
     # other formats they must be decoded wholly, to be told from or equalled to those.
@@ -137,7 +137,7 @@ def _tell_twins(pairs, images, memory, num_workers):
 
 
 class Memory:
-    """Facts of files by kind, path, size and modification time, kept in a JSON file (or nowhere: None)."""
+    """Facts of files by kind, path, size, modification and change times, kept in a JSON file (or nowhere: None)."""
 
     def __init__(self, place, eighths):
         self.place, self.head = place and Path(place), [VERSION, eighths]

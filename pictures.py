@@ -8,10 +8,6 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from matplotlib import get_data_path
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageDraw, ImageFont
 
 from files import write_whole
@@ -28,7 +24,6 @@ MARGIN = 12  # pixels around and between tiles
 TILE_HEIGHT = 240  # pixels
 WIDEST = 2.0  # a tile's width over its height, beyond which it is shrunk to fit
 FONT = 14  # pixels
-FONT_FILE = Path(get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"  # Pillow's own has no accents
 
 CURVE_LABELS = {"dice": "Dice", "iou": "IoU", "loss": "training loss"}
 CURVE_COLOURS = {"dice": "#009e73", "iou": "#56b4e9", "loss": "#0072b2", "val_loss": "#d55e00"}
@@ -199,7 +194,10 @@ def _write(draw, place, text, width, size=FONT, colour=TEXT):
 
 @cache
 def _font(size):
-    return ImageFont.truetype(FONT_FILE, size) if FONT_FILE.is_file() else ImageFont.load_default(size=size)
+    from matplotlib import get_data_path  # as below: half a second, for what only some runs draw
+
+    file = Path(get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"  # Pillow's own has no accents
+    return ImageFont.truetype(file, size) if file.is_file() else ImageFont.load_default(size=size)
 
 
 def draw_curves(history, path):
@@ -208,6 +206,10 @@ def draw_curves(history, path):
     history: a list of dictionaries, one each epoch, with `epoch` and numbers under names such as `loss`,
     `val_loss`, `dice`, `iou`. The best epoch by Dice is marked.
     """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
     epochs = [line["epoch"] for line in history]
     names = list(dict.fromkeys(name for line in history for name in line))
     losses = [name for name in names if name.endswith("loss")]
