@@ -227,7 +227,8 @@ def draw(records, minutes, path):
     if records:
         size = "x".join(map(str, records[0]["image_size"]))
         axes.set_title(f"{records[0]['data']}, {size}, {records[0]['device']}", fontsize=9)
-        axes.set_ylim(bottom=max(0.0, min(point[2] for record in records for point in record["curve"][-2:]) - 0.02))
+        low = min(point[2] for record in records for point in record["curve"][-2:])
+        axes.set_ylim(max(0.0, low - 0.02), 1.0)
         axes.legend()
     axes.grid(alpha=0.3)
     figure.tight_layout()
