@@ -5,6 +5,7 @@ plain thing for one process. Sums travel by gloo or NCCL, whichever the tensor's
 """
 
 import ctypes
+import importlib
 import os
 import sys
 from contextlib import contextmanager, nullcontext
@@ -28,6 +29,9 @@ def together(device="auto"):
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield device
         return
+    # DistributedDataParallel imports it. Imported after the processes have joined it holds on to their group,
+    # whose threads then outlive destroy_process_group and, now and then, abort the interpreter at its end.
+    importlib.import_module("torch._dynamo")
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     # Making the arrays of a large set may take process 0 a while, and the others wait that long.
     dist.init_process_group(backend, timeout=timedelta(hours=2))
@@ -93,9 +97,11 @@ def wrap(network, device, sync_batchnorm=False):
         if device.type == "cpu":
             raise UserError("SYNC_BATCHNORM: PyTorch synchronises it on GPUs alone. Leave it off on a CPU.")
         network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(network)
-    # BatchNorm's statistics are shared once an epoch (same_everywhere), not before every step.
-    devices = [device.index] if device.type == "cuda" else None
-    return DistributedDataParallel(network, device_ids=devices, broadcast_buffers=False)
+    model = DistributedDataParallel(network, device_ids=[device.index] if device.type == "cuda" else None)
+    # BatchNorm's statistics are shared once an epoch (same_everywhere), not before every step. The newest
+    # PyTorch has another name for the argument and keeps this attribute.
+    model.broadcast_buffers = False
+    return model
 
 
 def synchronised(model, last):

@@ -77,6 +77,7 @@ def test_gradients_and_scores_of_two_processes_are_those_of_one(prepared):
     (prepared / "step.py").write_text(ONE_STEP)
     code, _, err = together(prepared / "step.py", prepared / "two", prepared, cwd=prepared)
     assert code == 0, err
+    assert "Warning" not in err
     one = script(prepared / "step.py", prepared / "one", prepared, cwd=prepared, env=ALONE)
     assert one.returncode == 0, one.stderr
     for alone, shared in zip(torch.load(prepared / "one"), torch.load(prepared / "two"), strict=True):
@@ -110,9 +111,20 @@ def test_freed_memory_is_kept_for_the_next_tensor(tmp_path):
 FLAGS = [*SMALL, "--batch-size", "2", "--num-epochs", "3", "--accumulate", "2", "--picture-batches", "1"]
 
 
+TRAIN_AND_LOOK = """
+import sys, train
+from pathlib import Path
+train.main(sys.argv[1:])
+threads = [(task / "comm").read_text() for task in Path("/proc/self/task").glob("*")]
+assert not any("gloo_runloop" in name for name in threads), threads
+"""
+
+
 def test_interrupted_and_resumed_is_uninterrupted_and_one_process_goes_on(prepared, monkeypatch, capsys):
     whole, stopped = prepared / "whole", prepared / "stopped"
-    code, out, err = together(ROOT / "train.py", *FLAGS, "--output-dir", whole, cwd=prepared)
+    # A thread of gloo that outlives the training may abort the interpreter at its end, one time in a hundred.
+    (prepared / "train_and_look.py").write_text(TRAIN_AND_LOOK)
+    code, out, err = together(prepared / "train_and_look.py", *FLAGS, "--output-dir", whole, cwd=prepared)
     assert code == 0, err
     assert out.count("Best Dice") == 1, "process 0 alone prints"
     process = start(ROOT / "train.py", *FLAGS, "--output-dir", stopped, cwd=prepared)
