@@ -35,8 +35,11 @@ def together(device="auto"):
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     # Making the arrays of a large set may take process 0 a while, and the others wait that long.
     dist.init_process_group(backend, timeout=timedelta(hours=2))
-    yield device
-    dist.destroy_process_group()  # at a good end alone: after an error NCCL's may wait for the others for ever
+    try:
+        yield device
+    finally:
+        if backend == "gloo" or sys.exc_info()[0] is None:  # after an error NCCL's may wait for the others for ever
+            dist.destroy_process_group()
 
 
 def pick_device(name, local_rank=0):
