@@ -1,9 +1,9 @@
 """A script's constants, and the flags that override them for one run.
 
-A constant is an UPPER_CASE assignment at the top level of a script; the comment behind it is its
-reason and becomes the flag's help text. `NUM_EPOCHS = 20  # ...` gives `--num-epochs N`, a boolean
-gives `--x` and `--no-x`, a tuple takes several values. Where the default does not tell the type, an
-annotation does: `ENCODER: str | None = None`.
+A constant is an UPPER_CASE assignment at the top level of a script, with a comment behind it or in one
+block with such a one. The comment is its reason and becomes the flag's help text.
+`NUM_EPOCHS = 20  # ...` gives `--num-epochs N`, a boolean gives `--x` and `--no-x`, a tuple takes
+several values. Where the default does not tell the type, an annotation does: `ENCODER: str | None = None`.
 """
 
 import argparse
@@ -62,6 +62,14 @@ def table(settings):
     return "\n".join(f"  {name.upper():<{width}}  {value!r}" for name, value in values.items())
 
 
+def fits(test, value):
+    """Whether `test(value)` is true; a value of a kind that it cannot be asked of does not fit."""
+    try:
+        return bool(test(value))
+    except TypeError:
+        return False
+
+
 def _constants(source):
     """{NAME: (value, allowed types, reason)} for each constant that `source` declares."""
     comments = {
@@ -69,37 +77,47 @@ def _constants(source):
         for token in tokenize.generate_tokens(io.StringIO(source).readline)
         if token.type == tokenize.COMMENT
     }
-    known, constants = {}, {}
+    known, blocks, last = {}, [], None
     for node in ast.parse(source).body:
         if isinstance(node, ast.ImportFrom):
             known.update({alias.asname or alias.name: (node.module, alias.name) for alias in node.names})
         target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
-        if not (isinstance(target, ast.Name) and target.id.isupper()) or node.end_lineno not in comments:
+        if not (isinstance(target, ast.Name) and target.id.isupper()):
             continue
-        try:
-            value = _value(node.value, known)
-        except ValueError:
-            raise UserError(
-                f"Line {node.lineno}: {target.id} = {ast.unparse(node.value)}: write the value itself, worked out."
-            ) from None
-        annotation = getattr(node, "annotation", None)
-        types = ast.unparse(annotation).split(" | ") if annotation else [type(value).__name__]
-        constants[target.id] = (value, types, comments[node.end_lineno])
+        if node.lineno - 1 != last:
+            blocks.append({})
+        blocks[-1][target.id] = node
+        last = node.end_lineno
+    constants = {}
+    for block in blocks:
+        if not any(node.end_lineno in comments for node in block.values()):
+            continue
+        for name, node in block.items():
+            value = _value(name, node, known)
+            annotation = getattr(node, "annotation", None)
+            types = ast.unparse(annotation).split(" | ") if annotation else [type(value).__name__]
+            constants[name] = (value, types, comments.get(node.end_lineno, ""))
     return constants
 
 
-def _value(node, imported):
+def _value(name, node, imported):
     """A literal's value, or that of a constant imported by name from a module beside the script."""
-    if isinstance(node, ast.Name):
-        module, name = imported[node.id]
+    if isinstance(node.value, ast.Name) and node.value.id in imported:
+        module, name = imported[node.value.id]
         return getattr(__import__(module), name)
-    return ast.literal_eval(node)
+    try:
+        value = ast.literal_eval(node.value)
+    except ValueError:
+        raise UserError(
+            f"Line {node.lineno}: {name} = {ast.unparse(node.value)}: write the value itself, worked out."
+        ) from None
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _add_flag(parser, name, value, types, reason):
     flag = "--" + name.lower().replace("_", "-")
     shown = " ".join(map(str, value)) if isinstance(value, tuple) else value
-    text = f"{reason} (default: {shown})".replace("%", "%%")
+    text = f"{reason} (default: {shown})".strip().replace("%", "%%")
     if types == ["bool"]:
         parser.add_argument(flag, action=argparse.BooleanOptionalAction, help=text)
         return

@@ -31,7 +31,7 @@ from errors import Terminated, UserError
 from files import remove_leftovers, write_text
 from loading import get_loaders, refuse_infinite, told_by_worker
 from reading import CARVANA_GROUP, HOW_TO_GET_CARVANA
-from settings import settings_of, table
+from settings import fits, settings_of, table
 from training import Training
 from utils import check_accuracy, save_examples, save_predictions, symptom, to_device
 
@@ -175,7 +175,7 @@ def check(settings):
     """Refuses, in one message, constants that cannot be meant."""
     wrong = [
         f"{name.upper()} = {value!r}: {words}"
-        for name, fits, words in (
+        for name, test, words in (
             ("image_size", lambda v: isinstance(v, tuple) and len(v) == 2 and min(v) > 0, "height and width"),
             ("features", lambda v: isinstance(v, tuple) and len(v) > 0 and min(v) > 0, "one or more channel counts"),
             ("num_epochs", lambda v: v >= 1, "at least 1"),
@@ -193,7 +193,7 @@ def check(settings):
             ("ema_decay", lambda v: 0 <= v < 1, "0, or below 1 such as 0.999"),
             ("patience", lambda v: v >= 0, "0 or more epochs"),
         )
-        if not fits(value := getattr(settings, name))
+        if not fits(test, value := getattr(settings, name))
     ]
     if wrong:
         raise UserError("These constants of train.py cannot be used:\n  " + "\n  ".join(wrong))

@@ -29,6 +29,7 @@ from settings import settings_of
 PAIRS = 48  # source images; a quarter of them are held out, as originals alone
 SERIAL_PAIRS = 6  # of them the article's way does only so many, evenly chosen: it takes two seconds each
 IMAGE_SIZE = (1280, 1918)  # height and width of the sources, Carvana's by default
+
 TARGETS = {"JPEG": 10, "PNG": 4}
 
 

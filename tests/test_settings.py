@@ -14,6 +14,7 @@ RATE = 1e-4  # a rate
 FOLDER = "here"  # a folder
 GROUP = CARVANA_GROUP  # a pattern
 DEMO = False  # small
+
 HIDDEN = 4
 '''
 
@@ -98,3 +99,11 @@ def test_an_edited_constant_that_is_to_be_worked_out_is_told_in_words(tmp_path):
     (tmp_path / "a.py").write_text("RATE = 5e-4 * 8**0.5  # of eight processes\n")
     with pytest.raises(UserError, match="RATE = 0.0005"):
         settings_of(tmp_path / "a.py", [])
+
+
+def test_an_edited_constant_may_lose_its_comment_and_be_a_list(script):
+    edited = SCRIPT.replace("COUNT = 3  # how many", "COUNT = 4").replace("(160, 240)  # height and width", "[8, 9]")
+    script.write_text(edited.replace("DEMO = False  # small", "DEMO = True"))
+    settings = settings_of(script, ["--size", "16", "16"])
+    assert (settings.count, settings.size, settings.demo) == (4, (16, 16), True)
+    assert settings_of(script, []).size == (8, 9)

@@ -13,6 +13,7 @@ from conftest import ROOT, SMALL, draw_pairs, script
 
 import train
 from errors import UserError
+from settings import settings_of
 
 ARTEFACTS = {"checkpoint.pth", "best.pth", "history.csv", "curves.png", "saved_images"}
 
@@ -208,6 +209,13 @@ def test_no_data_is_told_in_one_message(tmp_path):
 def test_mistakes_are_told_in_words(prepared, monkeypatch, flags, words):
     with pytest.raises(UserError, match=words):
         run_here(monkeypatch, prepared, "--num-epochs", "1", *flags)
+
+
+def test_a_constant_edited_into_another_kind_is_told_in_words(tmp_path):
+    source = (ROOT / "train.py").read_text().replace("\nNUM_EPOCHS = 20 ", '\nNUM_EPOCHS = "20" ')
+    (tmp_path / "edited.py").write_text(source)
+    with pytest.raises(UserError, match="NUM_EPOCHS = '20': at least 1"):
+        train.check(settings_of(tmp_path / "edited.py", []))
 
 
 def test_a_checkpoint_of_another_architecture_is_refused(prepared, monkeypatch):
