@@ -74,7 +74,7 @@ class Hostile:
 def test_a_hostile_file_is_refused_and_not_run(tmp_path):
     trap = tmp_path / "trap"
     torch.save({"state_dict": Hostile(trap)}, tmp_path / "hostile.pth")
-    (tmp_path / "plain.pth").write_bytes(pickle.dumps(Hostile(trap)))
+    (tmp_path / "plain.pth").write_bytes(pickle.dumps(Hostile(trap), protocol=2))
     for name in ("hostile.pth", "plain.pth"):
         with pytest.raises(UserError, match=name):
             read_checkpoint(tmp_path / name)
