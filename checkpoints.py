@@ -81,7 +81,7 @@ def read_checkpoint(filename, device="cpu"):
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{path}: refused, because it is damaged or holds more than tensors and plain values, "
-            f"which could run code. {expected}. ({_first_line(error)})"
+            f"which could run code. {expected}."  # PyTorch's own words tell how to run it
         ) from error
     except Exception as error:  # a truncated or foreign file fails in many ways, all of them meaning this
         raise UserError(f"{path}: not a readable checkpoint ({_first_line(error)}). {expected}.") from error

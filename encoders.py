@@ -43,6 +43,43 @@ def build_network(
     return EncoderUNet(encoder, encoder_weights, out_channels)
 
 
+def load_network(path):
+    """(network, checkpoint) of a file that train.py or the article's code saved; the network is in eval mode.
+
+    It takes images (N, 3, H, W) in [0, 1] and gives logits (N, 1, H, W); UserError where it would not.
+    """
+    checkpoint = read_checkpoint(path)
+    for key in ("network", "settings"):  # another's file may hold none, or something else
+        if not isinstance(checkpoint.get(key), dict):
+            checkpoint[key] = {}
+    architecture = checkpoint["network"] or architecture_of(checkpoint["state_dict"])
+    if architecture is None:
+        raise UserError(f"{path}: neither says what network it is of, nor are its weights those of the plain one.")
+    try:
+        network = build_network(**{**architecture, "encoder_weights": None})
+    except TypeError as error:
+        raise UserError(f"{path}: says of its network what is not understood here ({error}).") from error
+    channels = network.in_channels, network.output_conv.out_channels
+    if channels != (3, 1):
+        raise UserError(
+            f"{path}: its network has {channels[0]} channels in and {channels[1]} out. RGB (3) and one mask are needed."
+        )
+    load_weights(network, checkpoint.pop("state_dict"), str(path))  # popped: its memory is free again
+    return network.eval(), checkpoint
+
+
+def architecture_of(weights):
+    """The plain network that has these weights, for build_network, or None."""
+    try:
+        features = []
+        while f"encoder.{len(features)}.conv.0.weight" in weights:
+            features.append(weights[f"encoder.{len(features)}.conv.0.weight"].shape[0])
+        channels = weights["encoder.0.conv.0.weight"].shape[1], weights["output_conv.weight"].shape[0]
+    except (KeyError, IndexError):
+        return None
+    return dict(in_channels=channels[0], out_channels=channels[1], features=features)
+
+
 class EncoderUNet(nn.Module):
     """torchvision's network `name` up to its last feature map, under U-Net's decoder.
 

@@ -87,6 +87,7 @@ def describe(error):
         errno.EROFS: "the file system is read-only. Give another folder",
         errno.EACCES: "permission denied. Change the folder's permissions, or give another one",
         errno.ENOTDIR: "a part of this path is a file, where a folder is needed. Give another one",
+        errno.EEXIST: "a file has the name of a folder that is needed. Give another one",
         errno.EISDIR: "this is a folder, where a file is needed. Give another name",
         errno.ENAMETOOLONG: "the name is too long for the file system. Shorten it",
         errno.EPERM: "permission denied. Change the folder's permissions, or give another one",

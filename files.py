@@ -17,7 +17,7 @@ def write_whole(path, write, sync=True):
     `sync=False` spares the flush to disk for files that are cheap to make again.
     """
     path = Path(path)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:40]}.", suffix=_SUFFIX)
+    handle, name = _temporary(path)
     try:
         with os.fdopen(handle, "wb") as file:
             write(file)
@@ -28,7 +28,7 @@ def write_whole(path, write, sync=True):
         os.replace(name, path)
     except BaseException as error:
         Path(name).unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename is None:
+        if isinstance(error, OSError) and error.filename in (None, name):
             error.filename = str(path)  # "disk full" should say where
         raise
     if sync:
@@ -45,7 +45,7 @@ def copy_whole(source, target):
 
     Sharing is safe because no file is ever changed in its place, only replaced.
     """
-    handle, name = tempfile.mkstemp(dir=Path(target).parent, prefix=f".{Path(target).name[:40]}.", suffix=_SUFFIX)
+    handle, name = _temporary(Path(target))
     os.close(handle)
     try:
         os.unlink(name)
@@ -56,6 +56,15 @@ def copy_whole(source, target):
         Path(name).unlink(missing_ok=True)
         with open(source, "rb") as original:
             write_whole(target, lambda file: shutil.copyfileobj(original, file))
+
+
+def _temporary(path):
+    """(handle, name) of a new file beside `path`."""
+    try:
+        return tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:40]}.", suffix=_SUFFIX)
+    except OSError as error:
+        error.filename = str(path)  # the name that the reader knows
+        raise
 
 
 def remove_leftovers(folder):

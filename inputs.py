@@ -2,8 +2,10 @@
 
 import glob
 import os
+import sys
 import unicodedata
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path, PurePath
 
 from errors import UserError
@@ -18,25 +20,29 @@ class Picture:
     name: PurePath
 
 
-def find_pictures(inputs, output_dir):
+def find_pictures(inputs, output_dir=None, mask_dir=None):
     """(pictures, missing) of the files, folders and patterns in `inputs`.
 
-    A folder is searched with all that lies below it (but for `output_dir`), and its tree of names
-    kept; a file gives its own name. Where that would make two outputs one, all of them keep their
-    place below the folder that they have in common. UserError where two would still be one.
-    `missing` are the inputs that are no file, folder or pattern with matches.
+    A folder is searched with all that lies below it, and its tree of names kept; a file gives its own
+    name. Where that would make two outputs one, all of them keep their place below the folder that they
+    have in common. UserError where two would still be one.
+    What lies in `output_dir` or `mask_dir` is left out, unless it is asked for by that very name; of a
+    folder that is itself `mask_dir`, what ends in _mask is. `missing` says in words what gave nothing.
     """
+    own = {os.path.realpath(folder) for folder in (output_dir, mask_dir) if folder}
     found, missing = {}, []  # the absolute path (each picture once) -> Picture
     for text in inputs:
-        if os.path.exists(text):
-            places = [text]
-        else:
-            places = sorted(glob.glob(text, recursive=True))
+        places = [text]
+        if not os.path.exists(text):
+            apart = [folder for folder in own if _lies_in(folder, _root(text)) and not _lies_in(_root(text), folder)]
+            matches = sorted(glob.glob(text, recursive=True))
+            places = [place for place in matches if not any(_lies_in(place, folder) for folder in apart)]
         if not places:
-            missing.append(text)
+            missing.append(f"{shown(text)}: there is no such file or folder.")
         for place in map(Path, places):
-            files = files_below(place, output_dir) if place.is_dir() else [place]
-            base = place if place.is_dir() else place.parent
+            files, base = [place], place.parent
+            if place.is_dir():
+                files, base = _files_of(place, own, mask_dir, len(inputs) > 1, missing), place
             for file in files:
                 name = PurePath(file.relative_to(base)).with_suffix("")
                 found.setdefault(os.path.abspath(file), Picture(file, name))
@@ -51,11 +57,49 @@ def find_pictures(inputs, output_dir):
     return pictures, missing
 
 
-def files_below(folder, but=None):
-    """The picture files below `folder`, sorted; hidden ones and the folder `but` are left out."""
-    but = os.path.abspath(but) if but else None
+def _root(pattern):
+    """The folder that a pattern starts from: its parts before the first with a wildcard."""
+    return Path(*takewhile(lambda part: not glob.has_magic(part), Path(pattern).parts))
+
+
+def _lies_in(place, folder):
+    """Whether `place` is `folder`, or anywhere below it, links followed."""
+    return Path(os.path.realpath(place)).is_relative_to(os.path.realpath(folder))
+
+
+def _files_of(folder, own, mask_dir, among_others, missing):
+    """The pictures of a folder that was asked for; see find_pictures."""
+    real = os.path.realpath(folder)
+    files = files_below(folder, own - {real}, missing)
+    if real in own:
+        rest = [file for file in files if len(mask_stems(file)) == 1]
+        if mask_dir and real == os.path.realpath(mask_dir) and (len(rest) < len(files) or not among_others):
+            if len(rest) == len(files):
+                raise UserError(
+                    f"{shown(folder)}: is given both for images and for MASKS, and no file there ends in _mask. "
+                    "Name the masks like a_mask.png, or keep them in another folder."
+                )
+            return rest
+        if among_others:  # as where the shell's * names all that there is
+            print(f"{shown(folder)}: left out, because it is OUTPUT_DIR or MASKS.", file=sys.stderr)
+            return []
+    if not files and among_others:
+        missing.append(f"{shown(folder)}: there is no image in it.")
+    return files
+
+
+def files_below(folder, apart=(), missing=None):
+    """The picture files below `folder`, sorted; hidden ones and the folders `apart` (real paths) are left out.
+
+    Where a list `missing` is given, it gets a line for each folder that cannot be read.
+    """
+
+    def tell(error):
+        if missing is not None:
+            missing.append(f"{shown(error.filename)}: cannot be read ({error.strerror}).")
+
     files, seen = [], set()
-    for place, folders, names in os.walk(folder, followlinks=True):
+    for place, folders, names in os.walk(folder, followlinks=True, onerror=tell):
         if (real := os.path.realpath(place)) in seen:  # a link that leads back
             folders[:] = []
             continue
@@ -63,7 +107,7 @@ def files_below(folder, but=None):
         folders[:] = sorted(
             name
             for name in folders
-            if not name.startswith(".") and os.path.abspath(os.path.join(place, name)) != but
+            if not name.startswith(".") and os.path.realpath(os.path.join(place, name)) not in apart
         )
         files += [
             Path(place, name)
@@ -97,15 +141,21 @@ def output_path(folder, picture, suffix):
 
 
 def refuse_overwriting(outputs, originals):
-    """UserError where one of the `outputs` stands twice, or is one of the `originals` (paths both)."""
+    """UserError where one of the `outputs` stands twice, is a folder, or is one of the `originals` (paths all)."""
     originals = {os.path.realpath(path) for path in originals}
-    seen, wrong = set(), []
+    seen, wrong, twice = set(), [], []
     for path in map(os.path.realpath, outputs):
-        if path in originals or path in seen:
+        if path in originals or os.path.isdir(path):
             wrong.append(shown(path))
+        elif path in seen:
+            twice.append(shown(path))
         seen.add(path)
     if wrong:
-        raise UserError("These files would be overwritten. Give another OUTPUT_DIR:\n  " + "\n  ".join(wrong))
+        raise UserError(
+            "These files or folders would be overwritten. Give another OUTPUT_DIR:\n  " + "\n  ".join(wrong)
+        )
+    if twice:
+        raise UserError("Two outputs would be this one file. Rename the picture of its name:\n  " + "\n  ".join(twice))
 
 
 def find_masks(pictures, mask_dir):
@@ -118,7 +168,10 @@ def find_masks(pictures, mask_dir):
         raise UserError(f"{mask_dir}: there is no such folder. MASKS names the one with the true masks.")
     names = {picture: unicodedata.normalize("NFC", picture.name.name) for picture in pictures}
     known, by_place, by_name = set(names.values()), {}, {}
+    paths = {os.path.realpath(picture.path) for picture in pictures}  # which may lie beside their masks
     for mask in files_below(mask_dir):
+        if os.path.realpath(mask) in paths:
+            continue
         stems = mask_stems(mask)
         stem = stems[0] if stems[0] in known else stems[-1]  # a_mask.png belongs to a_mask, or to a
         by_place.setdefault((mask.relative_to(mask_dir).parent, stem), []).append(mask)

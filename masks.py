@@ -22,16 +22,20 @@ __all__ = [
 ]
 
 
-def find_mask_rule(mask_paths, foreground=None, num_workers=None):
-    """The MaskRule of these masks, looking at all of them; see decide_mask_rule."""
+def find_mask_rule(mask_paths, foreground=None, num_workers=None, strict=True):
+    """The MaskRule of these masks, looking at all of them; see decide_mask_rule.
+
+    Files that cannot be decoded are a UserError that names them all; if not `strict`, where no others are left.
+    """
     paths = list(mask_paths)
     if not paths:
         raise UserError("There are no masks to find a rule from. Check the folders.")
     found = sorted(each(_observed_or_fault, paths, num_workers), key=lambda it: it[0])
     faults = [str(it) for _, it in found if isinstance(it, UnusableFile)]
-    if faults:
+    seen = [it for _, it in found if not isinstance(it, UnusableFile)]
+    if faults and (strict or not seen):
         raise UserError("\n".join(faults))
-    return decide_mask_rule([it for _, it in found], foreground)
+    return decide_mask_rule(seen, foreground)
 
 
 def _observed_or_fault(path):

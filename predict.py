@@ -21,8 +21,7 @@ import torch
 from tqdm import tqdm
 
 import pictures
-from checkpoints import load_weights, read_checkpoint
-from encoders import build_network
+from encoders import load_network
 from errors import UserError, run
 from export import export
 from inputs import find_masks, find_pictures, refuse_overwriting
@@ -30,6 +29,7 @@ from masks import MaskRule, find_mask_rule
 from parallel import cores
 from predicting import Finish, predict_pictures
 from processes import keep_freed_memory, pick_device
+from reading import shown
 from recipe import autocast_dtype
 from scores import Table, best_threshold
 from settings import settings_of
@@ -62,34 +62,12 @@ ARTICLE_SIZE = (320, 480)
 WORST = 10
 
 
-def load_network(path):
-    """(network, checkpoint) of a file that train.py or the article's code saved."""
-    checkpoint = read_checkpoint(path)
-    architecture = checkpoint.get("network") or architecture_of(checkpoint["state_dict"])
-    if architecture is None:
-        raise UserError(f"{path}: neither says what network it is of, nor are its weights those of the plain one.")
-    network = build_network(**{**architecture, "encoder_weights": None})
-    load_weights(network, checkpoint.pop("state_dict"), str(path))  # popped: its memory is free again
-    return network.eval(), checkpoint
-
-
-def architecture_of(weights):
-    """The plain network that has these weights, for build_network, or None."""
-    try:
-        features = []
-        while f"encoder.{len(features)}.conv.0.weight" in weights:
-            features.append(weights[f"encoder.{len(features)}.conv.0.weight"].shape[0])
-        channels = weights["encoder.0.conv.0.weight"].shape[1], weights["output_conv.weight"].shape[0]
-    except (KeyError, IndexError):
-        return None
-    return dict(in_channels=channels[0], out_channels=channels[1], features=features)
-
-
 def check(settings):
     """Refuses in words the values that nothing can be done with."""
     size = settings.image_size
     whole = isinstance(size, tuple) and len(size) == 2 and all(isinstance(n, int) and n > 0 for n in size)
     suffix = Path(settings.export or "").suffix
+    kept = (settings.save_masks, settings.overlays, settings.probabilities, settings.masks, settings.submission)
     ends = str(settings.submission).endswith((".csv", ".csv.gz"))
     for wrong, words in (
         (size not in (None, "own") and not whole, f'IMAGE_SIZE is height and width, or "own", not {size!r}.'),
@@ -104,6 +82,10 @@ def check(settings):
         (settings.window < 64, "WINDOW is at least 64 pixels."),
         (settings.submission and not ends, f"SUBMISSION ends in .csv or .csv.gz, not {settings.submission}."),
         (settings.export and suffix not in (".onnx", ".pt2"), f"EXPORT ends in .onnx or .pt2, not {settings.export}."),
+        (settings.overlap is not None and settings.overlap < 0, "OVERLAP is 0 or more pixels."),
+        (min(settings.batch_size or 0, settings.num_workers or 0) < 0, "BATCH_SIZE and NUM_WORKERS are not negative."),
+        (settings.export and settings.inputs, "EXPORT writes the network and takes no images; run it without them."),
+        (not settings.export and not any(kept), "Nothing would be kept: leave SAVE_MASKS on, or ask for more."),
         (not settings.inputs and not settings.export, "Which images? Name files, folders or patterns; see --help."),
     ):
         if wrong:
@@ -131,15 +113,15 @@ def true_masks(settings, wanted, checkpoint):
     if not settings.masks:
         return None, None
     truths = find_masks(wanted, settings.masks)
-    lacking = [str(picture.path) for picture in wanted if picture not in truths]
+    lacking = [shown(picture.path) for picture in wanted if picture not in truths]
     if lacking:
         more = f" and {len(lacking) - 5} more" if len(lacking) > 5 else ""
         print(f"Without a mask in {settings.masks}, so not scored: {', '.join(lacking[:5])}{more}")
-    told = checkpoint.get("settings", {}).get("mask_foreground") is not None and "mask_rule" in checkpoint
+    told = checkpoint["settings"].get("mask_foreground") is not None and "mask_rule" in checkpoint
     if told and settings.mask_foreground is None:
         rule = MaskRule.from_dict(checkpoint["mask_rule"])
     else:
-        rule = find_mask_rule(truths.values(), settings.mask_foreground, settings.num_workers)
+        rule = find_mask_rule(truths.values(), settings.mask_foreground, settings.num_workers or None, strict=False)
     print(f"In the masks {rule.describe()}.")
     return truths, rule
 
@@ -179,21 +161,21 @@ def followed(outcomes, table, failures):
             tqdm.write(outcome.error, file=sys.stderr)
             failures.append(outcome.picture)
         if outcome.counts:
-            table.add(str(outcome.picture.path), outcome.counts)
+            table.add(shown(outcome.picture.path), outcome.counts)
         yield outcome
 
 
 def draw_worst(job, table, finish, path):
     """A sheet of the lowest Dice: image, truth, prediction, difference."""
-    by_path = {str(picture.path): picture for picture in finish.masks}
+    by_path = {shown(picture.path): picture for picture in finish.masks}
     dice, iou = table.scores()
     captions = {table.names[i]: f"{table.names[i]}  Dice {dice[i]:.4f}, IoU {iou[i]:.4f}" for i in table.worst(WORST)}
     again = replace(finish, folder=None, overlays=None, probabilities=None, runs=False, show=True)
     outcomes = [it for it in job([by_path[name] for name in captions], again, "worst") if it.shown]
     if outcomes:
-        shown = zip(*(it.shown for it in outcomes))
-        texts = [captions[str(it.picture.path)] for it in outcomes]
-        pictures.save_image(path, pictures.examples_sheet(*shown, texts, "The lowest Dice"))
+        tiles = zip(*(it.shown for it in outcomes))
+        texts = [captions[shown(it.picture.path)] for it in outcomes]
+        pictures.save_image(path, pictures.examples_sheet(*tiles, texts, "The lowest Dice"))
 
 
 def make_job(settings, runner, size):
@@ -231,9 +213,9 @@ def describe(settings, checkpoint, runner, size, number):
 
 def find_inputs(settings):
     """(pictures, missing), said aloud and refused where nothing is to be done or a name would be lost."""
-    wanted, missing = find_pictures(settings.inputs, settings.output_dir)
+    wanted, missing = find_pictures(settings.inputs, settings.output_dir, settings.masks)
     for text in missing:
-        print(f"{text}: there is no such file or folder.", file=sys.stderr)
+        print(text, file=sys.stderr)
     if not wanted:
         raise UserError(f"There is no image in {', '.join(settings.inputs)}.")
     names = Counter(picture.path.name for picture in wanted)
@@ -290,6 +272,8 @@ def main(argv=None):
         folder.mkdir(parents=True, exist_ok=True)
         table.write(folder / "scores.csv")
         draw_worst(job, table, finish, folder / "worst.png")
+        if not any(true for _, _, true in table.counts):
+            print("No pixel of these masks reads as foreground. If they are not empty, MASK_FOREGROUND says what is.")
         print(f"{table.text(WORST)}\nAll of them: {folder / 'scores.csv'}. The lowest: {folder / 'worst.png'}.")
     if failures:
         print(f"{len(failures)} of the inputs failed; see above.", file=sys.stderr)

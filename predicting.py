@@ -14,10 +14,11 @@ import submission
 from errors import UserError
 from inputs import Picture, output_path
 from masks import MaskRule, read_mask, resize_mask
-from reading import image_size, read_image, resize_image
+from reading import image_size, read_image, resize_image, shown
 
 PENDING_BYTES = 300e6  # of pictures that wait for the network, and as many for being written
 SHEET_HEIGHT = 480  # pixels
+LONGEST_JPEG = 65_500  # pixels, libjpeg's own limit
 PICTURE_BYTES = 8  # a pixel: the picture, its logits, its mask
 
 
@@ -71,11 +72,17 @@ class Finish:
     def __call__(self, item, logits):
         """The Outcome of an Item; `logits()` gives float32 (H, W) at the network's size."""
         picture, outcome, logits = item.picture, Outcome(item.picture), logits()
+        if np.isnan(logits).any():
+            cure = 'Try PRECISION = "float32", or another checkpoint.'
+            outcome.error = f"{shown(picture.path)}: the network's output is not a number. {cure}"
+            return outcome
         at_own = resize_image(logits, item.size)
         mask = (at_own > self.cut).astype(np.uint8)
         if self.folder:
             pictures.save_image(output_path(self.folder, picture, ".png"), mask * 255)
-        if self.overlays:
+        if self.overlays and max(item.size) > LONGEST_JPEG:
+            outcome.error = f"{shown(picture.path)}: too long for an overlay, a JPEG of at most {LONGEST_JPEG} pixels."
+        elif self.overlays:
             pictures.save_image(output_path(self.overlays, picture, ".jpg"), pictures.overlay(item.full, mask))
         if self.probabilities:
             shades = probability_map(at_own, self.bits)
@@ -88,6 +95,11 @@ class Finish:
             except UserError as mistake:
                 outcome.error = str(mistake)
                 return outcome
+            if _differ_in_shape(truth.shape, mask.shape):
+                sizes = [f"{height}x{width} (height x width)" for height, width in (mask.shape, truth.shape)]
+                pair = f"{shown(picture.path)} is {sizes[0]}, {shown(self.masks[picture])} is {sizes[1]}"
+                outcome.error = f"{pair}: one is turned or cut, so it is not scored."
+                return outcome
             if truth.shape != mask.shape:
                 at_own = resize_image(logits, truth.shape)
                 mask = (at_own > self.cut).astype(np.uint8)
@@ -99,6 +111,11 @@ class Finish:
                 masks = resize_mask(truth, small), resize_mask(mask, small)
                 outcome.shown = (resize_image(item.full, small), *masks)
         return outcome
+
+
+def _differ_in_shape(one, other):
+    """Whether two sizes (H, W) are no scaled copies of each other, beyond rounding: then one is turned or cut."""
+    return abs(one[0] * other[1] - one[1] * other[0]) > max(*one, *other)
 
 
 def probability_map(logits, bits):

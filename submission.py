@@ -60,7 +60,8 @@ def write_submission(path, rows):
 
     def write(file):
         packed = gzip.GzipFile(filename="", fileobj=file, mode="wb", mtime=0) if str(path).endswith(".gz") else file
-        text = io.TextIOWrapper(packed, encoding="utf-8", newline="")
+        # a name that is no Unicode keeps its bytes
+        text = io.TextIOWrapper(packed, encoding="utf-8", errors="surrogateescape", newline="")
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(COLUMNS)
         writer.writerows(rows)

@@ -21,8 +21,10 @@ import predict
 import predicting
 import submission
 from checkpoints import save_checkpoint
-from errors import UserError
+from errors import UserError, describe
+from files import write_text
 from inputs import Picture, files_below, find_masks, find_pictures
+from masks import MaskRule
 from scores import BINS, Table, best_threshold, count, histogram
 from unet import UNet
 from windows import Runner, fold_batchnorm, reach_of
@@ -79,7 +81,19 @@ def call(checkpoint, tmp_path):
         status = predict.main([str(word) for word in [*words, *flags]])
         return status, folder
 
+    run.checkpoint = checkpoint
     return run
+
+
+@pytest.fixture
+def changed(checkpoint, tmp_path):
+    """changed(key=value, ...) is the path of the checkpoint with other values in it."""
+
+    def save(**values):
+        torch.save(torch.load(checkpoint, weights_only=True) | values, tmp_path / "changed.pth")
+        return str(tmp_path / "changed.pth")
+
+    return save
 
 
 @pytest.fixture
@@ -172,6 +186,10 @@ def test_only_what_can_be_mended_is_refused(photos, call, tmp_path, checkpoint):
         ([photos, "--probabilities", "12"], "PROBABILITIES"),
         ([photos, "--submission", "rows.txt"], "SUBMISSION"),
         (["--export", "model.tflite"], "EXPORT"),
+        ([photos, "--export", "model.pt2"], "takes no images"),
+        ([photos, "--no-save-masks"], "Nothing would be kept"),
+        ([photos, "--overlap", "-1"], "OVERLAP"),
+        ([photos, "--num-workers", "-1"], "NUM_WORKERS"),
         ([photos, "--masks", tmp_path / "nowhere"], "MASKS"),
         ([photos, "--masks", tmp_path / "bare"], "no mask there fits"),
     ):
@@ -216,6 +234,59 @@ def test_no_picture_is_overwritten_and_outputs_are_no_inputs(photos, checkpoint)
     assert len(list(out.rglob("*.png"))) == 5
 
 
+def test_the_runs_own_folders_are_no_inputs_however_they_are_asked_for(photos, tmp_path, monkeypatch, capsys):
+    """By a folder, a link to one, a pattern, and the names that the shell makes of *."""
+    wanted = {"a.jpg", "b.c.png", "grey.png", "palette.gif", "turned.jpg"}
+    for folder in ("predictions", "masks"):
+        (photos / folder).mkdir()
+        Image.new("L", (150, 100)).save(photos / folder / "a.png")
+    (tmp_path / "link").symlink_to(photos)
+    monkeypatch.chdir(photos)
+    for inputs in (["."], [str(tmp_path / "link")], ["**/*.*"], sorted(os.listdir())):
+        found, missing = find_pictures([text for text in inputs if text != "notes.txt"], "predictions", "masks")
+        assert {picture.path.name for picture in found} == (wanted | {"notes.txt"} if "*" in inputs[0] else wanted)
+        assert not missing
+    assert "predictions: left out" in capsys.readouterr().err
+    assert len(find_pictures(["predictions/a.png"], "predictions")[0]) == 1, "by its own name it may be asked for"
+    assert len(find_pictures(["predictions/*.png"], "predictions")[0]) == 1
+
+
+def test_masks_beside_their_pictures_or_below_them_are_no_pictures(photos, call):
+    def scored(inputs, masks):
+        status, out = call(inputs, "--masks", masks)
+        assert status == 0
+        return {Path(row["image"]).name for row in csv.DictReader((out / "scores.csv").open())} - {"mean"}
+
+    _, out = call(photos)
+    beside = photos / "a_mask.png"
+    Image.fromarray(load(out / "a.png")).save(beside)
+    assert scored(photos, photos) == scored(photos / "?.*", photos) == {"a.jpg"}
+    (photos / "masks").mkdir()
+    beside.rename(photos / "masks" / "grey.png")
+    Image.fromarray(load(out / "grey.png")).save(photos / "masks" / "grey.png")
+    assert scored(photos, photos / "masks") == {"grey.png"}
+    with pytest.raises(UserError, match="no file there ends in _mask"):
+        call(photos / "sub", "--masks", photos / "sub")
+
+
+def test_a_folder_that_gives_nothing_is_told(tmp_path, monkeypatch):
+    (tmp_path / "open" / "closed").mkdir(parents=True)
+    (tmp_path / "open" / "empty").mkdir()
+    Image.new("RGB", (4, 4)).save(tmp_path / "open" / "a.png")
+    (tmp_path / "open").chmod(0o755)
+    (tmp_path / "open" / "closed").chmod(0)
+    monkeypatch.chdir(tmp_path / "open")
+    if os.getuid() == 0:
+        os.seteuid(65534)  # nobody: root may read everything
+    try:
+        found, missing = find_pictures([".", "empty"])
+    finally:
+        if os.getuid() == 0:
+            os.seteuid(0)
+    assert len(found) == 1 and len(missing) == 2
+    assert "closed: cannot be read" in missing[0] and missing[1] == "empty: there is no image in it."
+
+
 def test_links_that_lead_in_circles_are_walked_once(tmp_path):
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
     for name in ("one", "two"):
@@ -225,7 +296,7 @@ def test_links_that_lead_in_circles_are_walked_once(tmp_path):
 
 def test_inputs_given_twice_and_patterns(photos, tmp_path):
     found, missing = find_pictures([str(photos), str(photos / "a.jpg"), str(photos / "*.png"), "no*.jpg"], tmp_path)
-    assert len(found) == 5 and missing == ["no*.jpg"]
+    assert len(found) == 5 and missing == ["no*.jpg: there is no such file or folder."]
 
 
 def test_files_written_by_many_threads_have_the_usual_permissions(tmp_path):
@@ -437,6 +508,89 @@ def test_masks_are_found_by_place_first_and_then_by_name(tmp_path):
     assert found == {"left/a": "a.png", "a": "a_mask.gif", "right/only": "only_mask.png"}
     with pytest.raises(UserError, match="More than one mask"):
         find_masks([Picture(Path("x.jpg"), Path("right/a"))], masks)
+
+
+def test_scores_that_would_mislead_are_told(photos, call, tmp_path, capsys):
+    """A mask that is turned, one that is damaged, and a meaning of training's that these masks do not have."""
+    truths = tmp_path / "truths"
+    truths.mkdir()
+    Image.fromarray(np.full((100, 150), 255, np.uint8)).save(truths / "turned.png")  # as stored, before EXIF
+    Image.fromarray(np.full((100, 150), 255, np.uint8)).save(truths / "a.png")
+    (truths / "grey.png").write_bytes(b"no mask")
+    status, out = call(photos, "--masks", truths)
+    said = capsys.readouterr()
+    assert status == 1 and "turned.jpg is 150x100" in said.err and "is turned or cut" in said.err
+    assert "grey.png" in said.err and "2 of the inputs failed" in said.err
+    names = {Path(row["image"]).name for row in csv.DictReader((out / "scores.csv").open())}
+    assert names == {"a.jpg", "mean"} and len(list(out.rglob("*.png"))) == 5 + 1
+    assert "reads as foreground" not in said.out
+
+
+def test_a_meaning_of_training_that_these_masks_do_not_have_is_told(photos, changed, tmp_path, capsys):
+    truths = tmp_path / "truths"
+    truths.mkdir()
+    Image.fromarray(np.full((100, 150), 255, np.uint8)).save(truths / "a.png")
+    rule = MaskRule("numbers", (), (8,), rest=True).to_dict()
+    path = changed(settings={"mask_foreground": 8}, mask_rule=rule)
+    predict.main([str(photos), "--checkpoint", path, "--masks", str(truths), "--output-dir", str(tmp_path / "o")])
+    assert "reads as foreground" in capsys.readouterr().out
+
+
+def test_an_output_that_is_no_number_is_no_mask(photos, changed, network, tmp_path, capsys):
+    weights = network.state_dict()
+    path = changed(state_dict=weights | {"output_conv.bias": weights["output_conv.bias"] * float("nan")})
+    status = predict.main([str(photos), "--checkpoint", path, "--output-dir", str(tmp_path / "o")])
+    said = capsys.readouterr()
+    assert status == 1 and "a.jpg: the network's output is not a number" in said.err and "0 images done" in said.out
+    assert not list(tmp_path.glob("o/*.png"))
+
+
+def test_a_checkpoint_of_another_kind_is_told_or_read(photos, changed, tmp_path):
+    flags = ["--output-dir", str(tmp_path / "o")]
+    for channels in ((1, 1), (4, 1), (3, 3)):
+        torch.save(UNet(*channels, (4, 8)).state_dict(), tmp_path / "other.pth")
+        with pytest.raises(UserError, match=f"{channels[0]} channels in and {channels[1]} out"):
+            predict.main([str(photos), "--checkpoint", str(tmp_path / "other.pth"), *flags])
+    with pytest.raises(UserError, match="not understood"):
+        predict.main([str(photos), "--checkpoint", changed(network={"depth": 4}), *flags])
+    assert predict.main([str(photos), "--checkpoint", changed(network="unet", settings=None), *flags]) == 0
+
+
+def test_names_that_are_no_unicode(checkpoint, tmp_path):
+    name = os.fsdecode(b"caf\xe9")
+    for folder, suffix in (("photos", ".jpg"), ("truths", ".png")):
+        (tmp_path / folder).mkdir()
+        Image.fromarray(blobs(40, 60)[..., 0]).point(lambda v: 255 * (v > 99)).save(tmp_path / folder / (name + suffix))
+    flags = ["--checkpoint", checkpoint, "--masks", tmp_path / "truths", "--submission", tmp_path / "s.csv"]
+    flags += ["--output-dir", tmp_path / "o"]
+    assert predict.main([str(word) for word in (tmp_path / "photos", *flags)]) == 0
+    assert b"\ncaf\xe9.jpg," in (tmp_path / "s.csv").read_bytes()
+    assert len((tmp_path / "o" / "scores.csv").read_text().splitlines()) == 3
+
+
+def test_a_picture_too_long_for_an_overlay_is_told_and_its_mask_written(photos, call, capsys):
+    Image.new("RGB", (70_000, 3)).save(photos / "long.png")
+    status, out = call(photos / "long.png", photos / "grey.png", "--overlays")
+    assert status == 1 and "long.png: too long for an overlay" in capsys.readouterr().err
+    assert load(out / "long.png").shape == (3, 70_000) and (out / "overlays" / "grey.jpg").is_file()
+
+
+def test_places_that_cannot_be_written_are_told_by_their_names(photos, call, tmp_path):
+    (photos / "probabilities").mkdir()
+    (photos / "sub" / "b.c.png").rename(photos / "probabilities" / "a.png")
+    with pytest.raises(UserError, match="Two outputs would be this one file.*\n.*probabilities/a.png"):
+        call(photos, "--probabilities", 8)
+    (tmp_path / "out" / "a.png").mkdir(parents=True)
+    with pytest.raises(UserError, match="overwritten.*\n.*out/a.png"):
+        call(photos / "a.jpg")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError) as caught:
+        predict.main([str(photos), "--output-dir", str(tmp_path / "file"), "--checkpoint", str(call.checkpoint)])
+    assert describe(caught.value).startswith(f"{tmp_path / 'file'}: a file has the name of a folder")
+    with pytest.raises(OSError) as caught:
+        write_text(tmp_path / "out" / "a.png", "text")
+    assert describe(caught.value).startswith(f"{tmp_path / 'out' / 'a.png'}: this is a folder")
+
 
 
 def test_the_chosen_threshold_is_the_best_of_all():
