@@ -95,10 +95,10 @@ class Finish:
             except UserError as mistake:
                 outcome.error = str(mistake)
                 return outcome
-            if _differ_in_shape(truth.shape, mask.shape):
+            if _turned(truth.shape, mask.shape):
                 sizes = [f"{height}x{width} (height x width)" for height, width in (mask.shape, truth.shape)]
                 pair = f"{shown(picture.path)} is {sizes[0]}, {shown(self.masks[picture])} is {sizes[1]}"
-                outcome.error = f"{pair}: one is turned or cut, so it is not scored."
+                outcome.error = f"{pair}: one is turned, so it is not scored."
                 return outcome
             if truth.shape != mask.shape:
                 at_own = resize_image(logits, truth.shape)
@@ -113,9 +113,13 @@ class Finish:
         return outcome
 
 
-def _differ_in_shape(one, other):
-    """Whether two sizes (H, W) are no scaled copies of each other, beyond rounding: then one is turned or cut."""
-    return abs(one[0] * other[1] - one[1] * other[0]) > max(*one, *other)
+def _turned(one, other):
+    """Whether size `one` (H, W) is a scaled copy of `other` turned by 90 degrees, and not of it as it is."""
+
+    def alike(height, width):  # but for rounding
+        return abs(height * other[1] - width * other[0]) <= max(height, width, *other)
+
+    return alike(*one[::-1]) and not alike(*one)
 
 
 def probability_map(logits, bits):
