@@ -5,54 +5,89 @@
 
 The last VAL_IMAGES images by name are held out: they go to augmented_test_images/ and _masks/ as they
 are. Each other one goes to augmented_train_images/ and _masks/ four times: as it is, mirrored, upside
-down, and distorted on a grid (the mask in the same way). Views of one car never stand on both sides.
+down, and distorted on a grid (the mask in the same way). Masks keep their values, palette and depth, so
+they mean what they meant. Views of one car never stand on both sides.
 The work runs on all cores, a run that was stopped goes on where it was, and every run over the same
 sources ends with the same bytes. Look at augmented_preview.png before training.
 """
 
+import hashlib
+import json
+import os
 import shlex
+import shutil
 import time
+import unicodedata
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # or the import waits for the network
+
+import albumentations as A
+import cv2
 import numpy as np
+from PIL import Image
 from tqdm import tqdm
 
-import manifest
-import pictures
-from copies import FOLDERS, Maker, all_copies, plan, read_pair
-from errors import UserError, run
-from files import remove_leftovers
-from masks import MaskRule, find_mask_rule, read_mask
-from parallel import each, one_at_a_time
-from reading import CARVANA_GROUP, HOW_TO_GET_CARVANA, group_of, image_size, pair_files, read_image, shown
-from settings import settings_of
+import dataset
+from parts import pictures, reading
+from parts.files import each, one_at_a_time, remove_leftovers, stamp, write_text, write_whole
+from parts.masks import decide_mask_rule, observe_mask, read_mask
+from parts.reading import UnusableFile, decode, group_of, image_size, pair_files, read_image, rgb, shown
+from parts.script import UserError, refuse_wrong, run, settings_of, whole
 
 IMG_DIR = "dataset/train"  # the images; Carvana's train.zip unpacks into this
 MASK_DIR = "dataset/train_masks"  # their masks; Carvana's train_masks.zip
 OUTPUT_DIR = "dataset"  # gets augmented_{train,test}_{images,masks}/ and augmented_preview.png
-VAL_IMAGES: int | float = 500  # the last so many by name are for validation; below 1 a fraction, such as 0.1
-GROUP = CARVANA_GROUP  # pattern of a name's beginning that tells the car: one car stays on one side
-MASK_FOREGROUND: int | tuple | None = None  # the mask values that mean car, where they are not 1 or white
+VAL_IMAGES = 500  # the last so many by name are for validation; below 1 a fraction, such as 0.1
+GROUP = dataset.GROUP  # pattern of a name's beginning that tells the car: one car stays on one side
+MASK_FOREGROUND: int | tuple | None = dataset.MASK_FOREGROUND  # what the preview tints; see dataset.py
 JPEG_QUALITY = 95  # of the copies of JPEG images; originals are copied byte for byte, PNG stays lossless
-NUM_WORKERS: int | None = None  # processes; none: one a core
+NUM_WORKERS: int | None = None  # processes; None: one a core
 SEED = 0  # of the grid distortions; each image has its own draw, by its name
 
-PREVIEW = "augmented_preview.png"
-WRITTEN_MASKS = MaskRule("numbers", (0,), (255,))
+_PREVIEW = "augmented_preview.png"
+_TRAIN, _TEST = "augmented_train", "augmented_test"
+_FOLDERS = [f"{side}_{kind}" for side in (_TRAIN, _TEST) for kind in ("images", "masks")]
+_JPEG_SUFFIXES = (".jpg", ".jpeg", ".jfif")
 
 
-def augmentation(image, mask, rule=None, seed=SEED):
-    """Two files -> ([4 images uint8 (H, W, 3)], [4 masks uint8 (H, W) of 0 and 255]), as the article has it.
+def augmentation(image, mask, seed=0, opened=None):
+    """Two files -> ([4 images uint8 (H, W, 3)], [4 masks (H, W) or (H, W, C), with the file's own values]).
 
-    In this order: original, horizontal flip, vertical flip, grid distortion. `rule`: the MaskRule of the
-    dataset; by default that of this one mask. UnusableFile.
+    In the article's order: original, horizontal flip, vertical flip, grid distortion, whose draw is that of
+    (seed, the image's name). `opened`: what `_open` gives for the two. UnusableFile.
     """
-    image, mask = Path(image), Path(mask)
-    pixels, inside = read_pair(image, mask, rule or find_mask_rule([mask]))
-    images, masks = all_copies(pixels, inside, image.stem, seed)
-    return images, [mask * np.uint8(255) for mask in masks]
+    _, pixels, picture = opened or _open(image, mask)
+    inside = np.asarray(picture)
+    if not (min(inside.shape[:2]) >= 5 and max(inside.shape[:2]) < 32767):
+        size = "×".join(map(str, inside.shape[:2]))
+        what = f"is {size}, and grid distortion takes sides of 5 to 32,766 pixels"
+        raise UnusableFile(image, what, "Cut it into tiles, or remove it and its mask")
+    # Bilinear; of masks the nearest pixel, so that no value is invented, nor 0 for the last row and column.
+    grid = A.GridDistortion(p=1.0, border_mode=cv2.BORDER_REPLICATE)
+    key = f"{seed}/{unicodedata.normalize('NFC', Path(image).stem)}".encode("utf-8", "surrogateescape")
+    grid.set_random_seed(int.from_bytes(hashlib.sha256(key).digest()[:4], "big"))
+    wide = {np.dtype(bool): np.uint8, np.dtype(np.int32): np.float64}.get(inside.dtype, inside.dtype)  # OpenCV's types
+    bent = grid(image=pixels, mask=inside.astype(wide))
+    images = [pixels, pixels[:, ::-1], pixels[::-1], bent["image"]]
+    return images, [inside, inside[:, ::-1], inside[::-1], bent["mask"].astype(inside.dtype)]
+
+
+def _open(image, mask):
+    """(the image as reading.Decoded, its pixels, the mask as a PIL image of its own values)."""
+    decoded, picture = decode(image), decode(mask).picture
+    pixels = rgb(decoded.picture, image)
+    if picture.mode.startswith("I;16"):
+        picture = Image.fromarray(np.asarray(picture).astype(np.uint16))  # of whatever byte order
+    elif picture.mode not in ("1", "L", "P", "I", "F", "RGB", "RGBA", "LA"):
+        picture = picture.convert("RGBA" if "a" in picture.mode.lower() else "RGB")
+    if pixels.shape[1::-1] != picture.size:
+        sizes = [f"{height}×{width}" for height, width in (picture.size[::-1], pixels.shape[:2])]
+        what = f"is {sizes[0]} (height × width), but its image {shown(image)} {sizes[1]}"
+        raise UnusableFile(mask, what, "Export one of them again, or remove both")
+    return decoded, pixels, picture
 
 
 def split(pairs, val_images=VAL_IMAGES, group=GROUP):
@@ -63,6 +98,8 @@ def split(pairs, val_images=VAL_IMAGES, group=GROUP):
     """
     groups = {pair: group_of(pair.name, group) for pair in pairs}
     number = val_images if isinstance(val_images, int) else max(1, round(val_images * len(pairs)))
+    if len(pairs) < 2:
+        raise UserError("There is one image. Add others: some are trained on, and others are held out.")
     if val_images <= 0 or isinstance(val_images, float) and val_images >= 1 or number >= len(pairs):
         raise UserError(
             f"VAL_IMAGES is {val_images}, of {len(pairs)} images. Give a number from 1 to {len(pairs) - 1}, or a "
@@ -110,23 +147,18 @@ def make_augmented(
 
     UserError: unusable files (all of them named), a split that leaves nothing, another's files in the way.
     """
-    _check(img_dir, mask_dir, output_dir, jpeg_quality, num_workers)
-    pairs = pair_files(img_dir, mask_dir)
-    train, val, left_out = split(pairs, val_images, group)
-    if progress:
-        print(f"{len(pairs)} images and masks in {shown(img_dir)} and {shown(mask_dir)}; looking at every mask ...")
-    rule = find_mask_rule([pair.mask for pair in pairs], mask_foreground, num_workers)
-    items = plan(train, val)
+    _check_folders(img_dir, mask_dir, output_dir)
+    train, val, left_out = split(pair_files(img_dir, mask_dir), val_images, group)
+    items = _plan(train, val)
     output_dir = Path(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     waiting = f"Another augment.py is at work in {shown(output_dir)}; waiting for it ..."
     with one_at_a_time(output_dir / ".augmented.lock", waiting):
-        made_by = {"mask rule": rule.describe(), "JPEG_QUALITY": jpeg_quality, "SEED": seed}
-        missing = _prepare(output_dir, items, made_by)
+        missing = _prepare(output_dir, items, {"JPEG_QUALITY": jpeg_quality, "SEED": seed})
         start = time.perf_counter()
-        _make(missing, Maker(output_dir, rule, jpeg_quality, seed), num_workers, items, progress)
+        _make(missing, _Maker(output_dir, jpeg_quality, seed), num_workers, items, progress)
         seconds = time.perf_counter() - start
-        _draw_preview(output_dir, items[: len(train)])
+        _draw_preview(output_dir, items[: len(train)], mask_foreground)
     return Summary(
         train=len(train),
         val=len(val),
@@ -136,45 +168,57 @@ def make_augmented(
         written=_images(missing),
         total=_images(items),
         seconds=seconds,
-        preview=output_dir / PREVIEW,
+        preview=output_dir / _PREVIEW,
     )
 
 
-def _check(img_dir, mask_dir, output_dir, jpeg_quality, num_workers):
+def _check_folders(img_dir, mask_dir, output_dir):
     for folder in (img_dir, mask_dir):
         folder = Path(folder)
         if not folder.exists() or folder.is_dir() and not any(folder.iterdir()):
             state = "is empty" if folder.exists() else "there is no such folder"
-            raise UserError(f"{shown(folder)}: {state}.\n{HOW_TO_GET_CARVANA}")
-        if folder.resolve() in [(Path(output_dir) / name).resolve() for name in FOLDERS]:
+            raise UserError(f"{shown(folder)}: {state}.\n{reading.HOW_TO_GET_CARVANA}")
+        if folder.resolve() in [(Path(output_dir) / name).resolve() for name in _FOLDERS]:
             raise UserError(f"{shown(folder)}: augment.py writes there itself. Give the folder of the originals.")
         if folder.resolve() == Path(output_dir).resolve():
             raise UserError(
-                f"{shown(folder)}: {PREVIEW} would be taken for one of the images there. Give another OUTPUT_DIR "
+                f"{shown(folder)}: {_PREVIEW} would be taken for one of the images there. Give another OUTPUT_DIR "
                 "(--output-dir)."
             )
-    if not 1 <= jpeg_quality <= 100:
-        raise UserError(f"JPEG_QUALITY (--jpeg-quality) goes from 1 to 100, got {jpeg_quality}.")
-    if num_workers is not None and num_workers < 1:
-        raise UserError(f"NUM_WORKERS (--num-workers) is 1 or more, or none for one a core; got {num_workers}.")
 
 
-def _prepare(output_dir, items, settings):
-    """Clears away what is not to stay in `output_dir`, writes the manifest; the Items yet to be made."""
-    old = manifest.load(output_dir)
-    manifest.refuse_foreign(output_dir, FOLDERS, old)
-    for folder in FOLDERS:
-        (output_dir / folder).mkdir(exist_ok=True)
-        remove_leftovers(output_dir / folder)
-    new = {item.name: {"from": manifest.source_facts(item.image, item.mask), "files": item.files} for item in items}
-    reasons = manifest.remove_stale(output_dir, old, settings, new)
-    manifest.store(output_dir, settings, new)
-    missing = [item for item in items if not manifest.is_complete(output_dir, new[item.name])]
-    if reasons:
-        print(f"Making anew what has changed since the last run: {reasons}.")
-    elif missing and len(missing) < len(items):
-        print(f"Going on: {len(items) - len(missing)} of {len(items)} images are done.")
-    return missing
+# ---- the files
+
+
+@dataclass(frozen=True)
+class Item:
+    """A pair and the files to make of it, below the output folder: images, then as many masks."""
+
+    image: Path
+    mask: Path
+    name: str
+    files: list
+
+
+def _plan(train, val):
+    """The Items of all pairs; UserError where two of them would write one file."""
+    items, taken = [], {}
+    for side, pairs in ((_TRAIN, train), (_TEST, val)):
+        for pair in pairs:
+            suffix = pair.image.suffix if pair.image.suffix.lower() in _JPEG_SUFFIXES else ".png"
+            mask_suffix = ".tif" if pair.mask.suffix.lower() in (".tif", ".tiff") else ".png"  # TIFF may have 32 bits
+            stems = [pair.image.stem] + [f"{pair.image.stem}_{copy}" for copy in reading.COPIES if side == _TRAIN]
+            files = [f"{side}_images/{stem}{suffix}" for stem in stems]
+            files += [f"{side}_masks/{stem}{mask_suffix}" for stem in stems]
+            items.append(Item(pair.image, pair.mask, pair.name, files))
+            for stem in stems:
+                other = taken.setdefault((side, stem.lower()), pair.image)  # Windows and macOS ignore case
+                if other is not pair.image:
+                    raise UserError(
+                        f"{shown(other)} and {shown(pair.image)} would both become {side}_images/{shown(stem)}. "
+                        "Rename one of them, or remove it if it is a copy that augment.py made."
+                    )
+    return items
 
 
 def _images(items):
@@ -186,17 +230,84 @@ def _make(missing, maker, num_workers, items, progress):
     total = _images(items)
     bar = tqdm(total=total, initial=total - _images(missing), unit=" images", desc="augmenting", disable=not progress)
     with bar, closing(each(maker, missing, num_workers)) as outcomes:
-        for index, fault in outcomes:
+        for item, fault in zip(missing, outcomes):
             if fault is not None:
-                faults.append((missing[index].name, str(fault)))
-            bar.update(len(missing[index].files) // 2)
+                faults.append(str(fault))
+            bar.update(len(item.files) // 2)
     if faults:
-        raise UserError("\n".join(text for _, text in sorted(faults)))
+        raise UserError("\n".join(faults))
 
 
-def _draw_preview(output_dir, items, rows=5):
+@dataclass(frozen=True)
+class _Maker:
+    """Makes the files of one item; it travels to the worker processes."""
+
+    output_dir: Path
+    quality: int
+    seed: int
+
+    def __call__(self, item):
+        """None, or the UnusableFile that keeps this item from being made."""
+        half = len(item.files) // 2
+        targets = [self.output_dir / file for file in item.files]
+        try:
+            decoded, pixels, picture = opened = _open(item.image, item.mask)
+            images, masks = [pixels], [np.asarray(picture)]
+            if half > 1:
+                images, masks = augmentation(item.image, item.mask, self.seed, opened)
+        except UnusableFile as fault:
+            return fault
+        for number, (target, made) in enumerate(zip(targets[:half], images)):
+            if number == 0 and _can_be_copied(decoded, target):
+                with open(item.image, "rb") as original:
+                    _write(target, lambda file, original=original: shutil.copyfileobj(original, file, 1 << 20))
+            else:
+                self._write_image(target, made)
+        for target, made in zip(targets[half:], masks):
+            _write_mask(target, made, picture)
+        return None
+
+    def _write_image(self, target, pixels):
+        pixels = cv2.cvtColor(np.ascontiguousarray(pixels), cv2.COLOR_RGB2BGR)
+        if target.suffix.lower() in _JPEG_SUFFIXES:
+            data = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, self.quality])[1]
+        else:  # photographs have few repetitions to find: Huffman codes alone are fastest and as small
+            options = [cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_HUFFMAN_ONLY]
+            data = cv2.imencode(".png", pixels, options)[1]
+        _write(target, lambda file: file.write(data))
+
+
+def _write(target, write):
+    # No flush to disk: a killed process loses nothing of what it has written, only a power cut would.
+    write_whole(target, write, sync=False)
+
+
+def _can_be_copied(decoded, target):
+    """Whether any program reads from the file itself what was decoded.
+
+    Not where EXIF turns it, where more frames follow, or where CMYK, palettes and 16 bits await.
+    """
+    kind = "JPEG" if target.suffix.lower() in _JPEG_SUFFIXES else "PNG"
+    plain = decoded.picture.mode in ("RGB", "L") and ";16" not in decoded.raw
+    return decoded.format == kind and plain and decoded.turned == 1 and not decoded.frames
+
+
+def _write_mask(target, values, like):
+    """A mask of these values in the encoding of the PIL image `like`, without loss."""
+    values = np.ascontiguousarray(values)
+    if like.mode == "P":
+        picture = Image.frombytes("P", values.shape[1::-1], values.tobytes())
+        picture.putpalette(like.getpalette("RGB"))
+    else:
+        picture = Image.fromarray(values)
+    kind = {"format": "TIFF"} if target.suffix == ".tif" else {"format": "PNG", "compress_level": 1}
+    _write(target, lambda file: picture.save(file, **kind))
+
+
+def _draw_preview(output_dir, items, foreground, rows=5):
     """A sheet of some training images with every copy, masks laid over them."""
     chosen = [items[index] for index in sorted(set(np.linspace(0, len(items) - 1, rows).round().astype(int).tolist()))]
+    rule = _shown_rule([output_dir / item.files[len(item.files) // 2] for item in chosen], foreground)
     tiles = []
     for item in chosen:
         half = len(item.files) // 2
@@ -204,28 +315,156 @@ def _draw_preview(output_dir, items, rows=5):
         size = (2 * pictures.TILE_HEIGHT, max(1, round(2 * pictures.TILE_HEIGHT * width / height)))
         row = []
         for image, mask in zip(item.files[:half], item.files[half:]):
-            found = read_mask(output_dir / mask, WRITTEN_MASKS, size)
-            row.append(pictures.overlay(read_image(output_dir / image, size), found))
+            image = read_image(output_dir / image, size)
+            row.append(pictures.overlay(image, read_mask(output_dir / mask, rule, size)) if rule else image)
         tiles.append(row)
     title = f"{len(chosen)} of {len(items)} training images with every copy: does each mask lie on what you want found?"
     columns = ["original", "horizontal flip", "vertical flip", "grid distortion"]
-    pictures.save_image(output_dir / PREVIEW, pictures.sheet(tiles, [item.name for item in chosen], title, columns))
+    pictures.save_image(output_dir / _PREVIEW, pictures.sheet(tiles, [item.name for item in chosen], title, columns))
 
 
-def main():
-    settings = settings_of(__file__)
-    done = make_augmented(
-        settings.img_dir,
-        settings.mask_dir,
-        settings.output_dir,
-        settings.val_images,
-        settings.group,
-        settings.mask_foreground,
-        settings.jpeg_quality,
-        settings.num_workers,
-        settings.seed,
+def _shown_rule(masks, foreground):
+    """What the preview tints: the foreground where these masks tell it, else every value but 0; None: nothing."""
+    seen = [observe_mask(mask) for mask in masks]
+    others = sorted({value for it in seen for value, _ in it.counts if value})
+    for wanted in (foreground, others):
+        try:
+            return decide_mask_rule(seen, wanted)
+        except UserError:  # train.py's audit says it
+            continue
+    return None
+
+
+# ---- the manifest: what the folder of made files was made from
+#
+# The next run finishes it, or makes it anew and says why. The manifest stands on disk before the first of
+# its files, and files of an older one are removed before a new one stands there. So a file that the manifest
+# lists, if it exists, was made from exactly that source by exactly those settings, wherever a run was killed.
+
+_VERSION = 2  # raise it when the same sources and settings begin to give other files
+_MANIFEST = ".augmented.json"
+
+
+def _prepare(output_dir, items, settings):
+    """Clears away what is not to stay in `output_dir`, writes the manifest; the Items yet to be made."""
+    old = _load_manifest(output_dir)
+    _refuse_foreign(output_dir, old)
+    for folder in _FOLDERS:
+        (output_dir / folder).mkdir(exist_ok=True)
+        remove_leftovers(output_dir / folder)
+    new = {}
+    for item in items:
+        source = [part for path in (item.image, item.mask) for part in (path.name, *(stamp(path) or ["gone"]))]
+        new[item.name] = {"from": source, "files": item.files}  # a folder may move, its files may not change
+    reasons = _remove_stale(output_dir, old, settings, new)
+    manifest = {"version": _VERSION, "settings": settings, "items": new}
+    write_text(output_dir / _MANIFEST, json.dumps(manifest))
+    missing = [item for item in items if not _is_complete(output_dir, item)]
+    if reasons:
+        print(f"Making anew what has changed since the last run: {reasons}.")
+    elif missing and len(missing) < len(items):
+        print(f"Going on: {len(items) - len(missing)} of {len(items)} images are done.")
+    return missing
+
+
+def _load_manifest(folder):
+    """The manifest in `folder`: {"settings": {...}, "items": {name: {"from": [...], "files": [...]}}}."""
+    try:
+        manifest = json.loads((Path(folder) / _MANIFEST).read_text(encoding="utf-8"))
+        if manifest["version"] == _VERSION:
+            return manifest
+        return {**manifest, "settings": {"version of this program": manifest["version"]}}
+    except (OSError, ValueError, KeyError, TypeError):
+        # none, or damaged: its files are unknown then, will count as somebody else's, and stay
+        return {"settings": {}, "items": {}}
+
+
+def _refuse_foreign(folder, manifest):
+    """UserError if pictures lie there that no run has listed: they would be trained on."""
+    ours = {file for item in manifest["items"].values() for file in item["files"]}
+    foreign = []
+    for subfolder in _FOLDERS:
+        if (Path(folder) / subfolder).is_dir():
+            for entry in sorted(os.scandir(Path(folder) / subfolder), key=lambda entry: entry.name):
+                picture = Path(entry.name).suffix.lower() in reading.SUFFIXES and not entry.name.startswith(".")
+                if picture and f"{subfolder}/{entry.name}" not in ours:
+                    foreign.append(entry.path)
+    if foreign:
+        names = "\n".join(f"  {shown(path)}" for path in foreign[:10])
+        more = f"\n  and {len(foreign) - 10} others" if len(foreign) > 10 else ""
+        raise UserError(
+            f"{shown(folder)}: holds {len(foreign)} pictures that augment.py did not write, and that training would "
+            f"take for its own:\n{names}{more}\nMove or delete them, or give another OUTPUT_DIR (--output-dir)."
+        )
+
+
+def _remove_stale(folder, manifest, settings, items):
+    """Removes the files of `manifest` that are not to be made, or not like that; returns why, in words."""
+    old = manifest["items"]
+    if not old:
+        return ""
+    stale = {name for name in old if manifest["settings"] != settings or items.get(name) != old[name]}
+    kept = {file for name, item in old.items() if name not in stale for file in item["files"]}
+    for name in stale:
+        for file in old[name]["files"]:
+            if file not in kept:
+                (Path(folder) / file).unlink(missing_ok=True)
+    return _reasons(manifest, settings, items)
+
+
+def _reasons(manifest, settings, items):
+    before, old = manifest["settings"], manifest["items"]
+    if before != settings:
+        changed = [key for key in {**before, **settings} if before.get(key) != settings.get(key)]
+        words = "; ".join(
+            f"{key} was {before[key]}, now {settings[key]}" if key in before and key in settings else key
+            for key in changed
+        )
+        return f"other settings ({words})"
+    both = [name for name in items if name in old]
+    groups = {
+        "new": [name for name in items if name not in old],
+        "gone": [name for name in old if name not in items],
+        "changed": [name for name in both if items[name]["from"] != old[name]["from"]],
+        "now on the other side of the split": [
+            name for name in both if items[name]["from"] == old[name]["from"] and items[name] != old[name]
+        ],
+    }
+    return "; ".join(
+        f"{len(names)} source{'s' * (len(names) > 1)} {what}, e.g. {shown(names[0])}"
+        for what, names in groups.items()
+        if names
     )
-    output = settings.output_dir
+
+
+def _is_complete(folder, item):
+    """Whether every file of an item is there. A power cut may leave a name whose bytes never arrived."""
+    try:
+        return all(os.stat(Path(folder) / file).st_size > 0 for file in item.files)
+    except OSError:
+        return False
+
+
+def main(argv=None):
+    s = settings_of(globals(), argv)
+    refuse_wrong(
+        s,
+        JPEG_QUALITY=(lambda v: type(v) is int and 1 <= v <= 100, "a whole number from 1 to 100"),
+        NUM_WORKERS=(lambda v: v is None or type(v) is int and v >= 1, "1 or more processes, or None for one a core"),
+        VAL_IMAGES=(lambda v: type(v) in (int, float), "a number, or below 1 a fraction such as 0.1"),
+        SEED=whole(0),
+    )
+    done = make_augmented(
+        s.IMG_DIR,
+        s.MASK_DIR,
+        s.OUTPUT_DIR,
+        s.VAL_IMAGES,
+        s.GROUP,
+        s.MASK_FOREGROUND,
+        s.JPEG_QUALITY,
+        s.NUM_WORKERS,
+        s.SEED,
+    )
     print(f"Training: {_words(done.train, done.train_groups)}, {done.train * 4} with their copies.")
     print(f"Validation: {_words(done.val, done.val_groups)}, as they are.")
     if done.left_out:
@@ -234,8 +473,8 @@ def main():
     print(f"Written: {done.written} of {done.total} images and as many masks, in {done.seconds:.1f} s{rate}.")
     print(f"Look at {done.preview} first: does every mask lie on its car?")
     flags = ("--train-img-dir", "--train-mask-dir", "--val-img-dir", "--val-mask-dir")
-    folders = [part for flag, folder in zip(flags, FOLDERS) for part in (flag, str(Path(output) / folder))]
-    print("Next: " + shlex.join(["python", "train.py"] + (folders if output != OUTPUT_DIR else [])))
+    folders = [part for flag, folder in zip(flags, _FOLDERS) for part in (flag, str(Path(s.OUTPUT_DIR) / folder))]
+    print("Next: " + shlex.join(["python", "train.py"] + (folders if Path(s.OUTPUT_DIR) != Path("dataset") else [])))
 
 
 def _words(images, groups):

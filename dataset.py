@@ -6,37 +6,63 @@ prints counts, sizes, how the masks are read, the share of foreground, and every
 writes a sheet of masks on their images. Exit status 2 where training would be spoiled.
 """
 
+import errno
+import hashlib
+import json
+import os
+import re
+import secrets
+import shutil
+import time
+from contextlib import closing
+from pathlib import Path
+
+import cv2
 import numpy as np
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
+from tqdm import tqdm
 
-from audit import audit
-from errors import UserError, run
-from masks import find_mask_rule, read_mask
-from reading import CARVANA_GROUP, pair_files, read_image
-from settings import settings_of
+from parts import reading
+from parts.audit import audit
+from parts.files import each, one_at_a_time, stamp, write_text
+from parts.masks import MaskRule, find_mask_rule, read_mask
+from parts.reading import pair_files, read_image, shown
+from parts.script import UserError, run, settings_of
 
-MASK_FOREGROUND: int | tuple | None = None  # the value, or values, of foreground in the masks; None: found out
-GROUP = CARVANA_GROUP  # regular expression; names with one first group show one thing, and stay on one side
-SHEET: str | None = "audit.png"  # where the overlays go; none: nowhere
-CACHE: str | None = None  # a JSON file that remembers what was seen; none: every file is read again
-NUM_WORKERS: int | None = None  # processes that decode; none: one a core
+# Shared by all scripts: what the masks mean, and which images belong together.
+MASK_FOREGROUND: int | tuple | None = None  # the mask value(s) that are foreground; None: what the masks say
+GROUP = reading.CARVANA_GROUP  # pattern of the part of a name that must not stand on both sides of the split
+
+SHEET: str | None = "audit.png"  # where the overlays go; None: nowhere
+
+
+class Batch(list):
+    """The items of a batch, as any DataLoader collates them; `whole`: (images, masks), collated already."""
 
 
 class ImageDataset(Dataset):
-    """Images and masks of two folders, decoded whenever they are asked for.
+    """Images and masks of two folders.
 
     `ds[i]` is the image, uint8 (H, W, 3) in RGB, and its mask, uint8 (H, W) of {0, 1}; or what
     `transform(image=..., mask=...)`, as of albumentations, makes of them. A transform with a
     `set_random_seed` is seeded for each item from (seed, epoch, i), whatever worker it runs in.
+    With `image_size` = (height, width) instead, all are resized to it: `ds[i]` is (3, H, W) and (H, W), and
+    a batch is fetched at once: uint8 tensors (n, 3, H, W) in channels_last strides and (n, H, W). Decoded
+    once into arrays on disk (`keep_arrays`), or whenever they are asked for; they are the same, bit for bit.
     `rule` says how masks are read (masks.MaskRule); by default all of them are asked, with `foreground`
     as in MASK_FOREGROUND. `pairs` holds the files. UserError: what is wrong with them.
     """
 
-    def __init__(self, img_dir, mask_dir, transform=None, *, rule=None, foreground=None, seed=0):
-        self.pairs = pair_files(img_dir, mask_dir)
+    def __init__(
+        self, img_dir, mask_dir, transform=None, *, image_size=None, pairs=None, rule=None, foreground=None, seed=0
+    ):
+        self.pairs = pair_files(img_dir, mask_dir) if pairs is None else list(pairs)
         self.rule = rule or find_mask_rule([pair.mask for pair in self.pairs], foreground)
         self.transform, self.seed = transform, seed
+        self.image_size = None if transform or not image_size else tuple(image_size)
+        self.arrays = None
+        self.returns_faults = False  # instead of raising them: a DataLoader's worker changes what is raised there
         # In shared memory, because workers that persist have copies of everything else
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
@@ -44,10 +70,46 @@ class ImageDataset(Dataset):
         """The transform's random draws are those of this epoch from now on."""
         self._epoch.fill_(epoch)
 
+    def keep_arrays(self, folder, num_workers=None, progress=True):
+        """Batches come out of arrays in `folder` from now on, made if need be; False where they cannot be kept."""
+        self.arrays = make_arrays(self.pairs, self.rule, self.image_size, folder, num_workers, progress)
+        return self.arrays is not None
+
     def __len__(self):
         return len(self.pairs)
 
     def __getitem__(self, index):
+        if self.image_size:
+            images, masks = self._batch([index])
+            return images[0], masks[0]
+        return self._item(index)
+
+    def __getitems__(self, indices):
+        """The items in a list, which at `image_size` is a Batch."""
+        if get_worker_info() is not None:
+            cv2.setNumThreads(0)  # the other cores have workers of their own; 1 would hang after a fork
+        try:
+            if not self.image_size:
+                return [self._item(index) for index in indices]
+            images, masks = self._batch(indices)
+        except UserError as fault:
+            if not self.returns_faults:
+                raise
+            return UserError(str(fault))
+        batch = Batch(zip(images, masks))
+        batch.whole = images, masks
+        return batch
+
+    def _batch(self, indices):
+        if self.arrays:
+            images, masks = self.arrays.rows(indices)
+        else:
+            pairs = [self.pairs[index] for index in indices]
+            images = np.stack([read_image(pair.image, self.image_size) for pair in pairs])
+            masks = np.stack([read_mask(pair.mask, self.rule, self.image_size) for pair in pairs])
+        return torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(masks)
+
+    def _item(self, index):
         pair = self.pairs[index]
         image, mask = read_image(pair.image), read_mask(pair.mask, self.rule)
         if self.transform is None:
@@ -59,26 +121,259 @@ class ImageDataset(Dataset):
         return made["image"], made["mask"]
 
 
-image_dataset = ImageDataset
+image_dataset = ImageDataset  # the article's spelling
+
+
+# ---- arrays on disk
+#
+# A folder of arrays holds images.npy (N, H, W, 3), masks.npy (N, H, W) of {0, 1}, and key.json, which says
+# from exactly which files they were made, and how. They are made in a folder beside their place and moved
+# into it by one rename: arrays that can be found are whole.
+
+_FILES = ("images.npy", "masks.npy")
+_KEY = "key.json"
+_LAYOUT = 2  # raise it when the arrays, or their key, are laid out in another way
+_RESIZE_RULE = 1  # raise it when read_image or read_mask begin to give other pixels
+_SPARE = 2**30  # bytes of disk that the arrays leave to checkpoints and pictures
+
+
+class Arrays:
+    """A folder of arrays whose key is `key`. Memory stays flat: only what is asked for is copied.
+
+    Pickled it holds no arrays; they are opened again where it is unpickled, and a UserError says if they have
+    been replaced since.
+    """
+
+    def __init__(self, folder, key):
+        self.folder, self._key = Path(folder), hashlib.sha256(key.encode()).hexdigest()
+        self._opened = None
+        self.open()  # at once: they stay readable even if another run replaces them
+
+    def open(self):
+        """(images, masks): read-only np.memmaps, uint8 (N, H, W, 3) and (N, H, W) of {0, 1}."""
+        if self._opened is None:
+            try:
+                arrays = _load(self.folder)
+                # The key is read last: the three are moved in as one, so if it is ours, all are.
+                ours = hashlib.sha256((self.folder / _KEY).read_bytes()).hexdigest() == self._key
+            except (OSError, ValueError):
+                ours = False
+            if not ours:
+                raise UserError(
+                    f"{self.folder}: these arrays were removed or replaced while a run used them. Start it "
+                    "again; runs with other settings at the same time need a copy of the dataset's folder."
+                )
+            self._opened = arrays
+        return self._opened
+
+    def rows(self, indices):
+        images, masks = self.open()
+        return images[indices], masks[indices]
+
+    def __getstate__(self):
+        return {**self.__dict__, "_opened": None}
+
+
+def make_arrays(pairs, rule, image_size, folder, num_workers=None, progress=True):
+    """The Arrays of `pairs` at `image_size` = (height, width), kept in `folder`, made if need be.
+
+    Arrays of other files (parts.files.stamp), another mask rule, image size or resize rule are made
+    again, and the reason is printed. Any number of processes may call it at once. `num_workers`
+    processes decode (None: one a core). Returns None, having said why, where the disk has no room or the
+    folder cannot be written. UserError names all files that cannot be decoded, are gone, or change meanwhile.
+    """
+    folder, size = Path(folder), tuple(int(side) for side in image_size)
+    stamps = [(stamp(pair.image), stamp(pair.mask)) for pair in pairs]
+    seen = [(path, it) for pair, two in zip(pairs, stamps) for path, it in zip((pair.image, pair.mask), two)]
+    gone = [path for path, it in seen if it is None]
+    if gone:
+        raise UserError("\n".join(f"{path}: has just gone. Put it back, or start again." for path in gone))
+    key = json.dumps(
+        {
+            "layout": [_LAYOUT, _RESIZE_RULE],
+            "image_size": size,
+            "mask_rule": rule.to_dict(),
+            "images": _named(seen[0::2], folder),
+            "masks": _named(seen[1::2], folder),
+        }
+    )
+    try:
+        if _mismatch(folder, key) is not None:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            lock = folder.parent / f".{folder.name}.lock"
+            with one_at_a_time(lock, f"{shown(folder)}: waiting for another process that makes them."):
+                reason = _mismatch(folder, key)  # whoever was waited for may have made them
+                if reason is not None:
+                    if reason:
+                        print(f"{shown(folder)}: made again, because {reason}.")
+                    _make(list(zip(pairs, stamps)), rule, size, folder, key, num_workers, progress)
+    except OSError as error:
+        why = error.strerror or error
+        print(f"{shown(folder)}: no arrays can be kept here ({why}). Every epoch decodes the files, which is slower.")
+        return None
+    return Arrays(folder, key)
+
+
+def _named(files, folder):
+    """[name seen from `folder`, *stamp] of each file: a dataset may be moved together with its arrays."""
+    folders, named = {}, []
+    for path, it in files:
+        parent, name = os.path.split(path)
+        if parent not in folders:
+            try:
+                folders[parent] = Path(os.path.relpath(parent or ".", folder)).as_posix()
+            except ValueError:  # Windows: on another drive
+                folders[parent] = Path(parent).absolute().as_posix()
+        named.append([f"{folders[parent]}/{name}", *it])
+    return named
+
+
+def _load(folder):
+    return [np.load(folder / name, mmap_mode="r") for name in _FILES]
+
+
+def _mismatch(folder, key):
+    """None if the arrays in `folder` have that key, "" if there are none, else why they are others."""
+    try:
+        found = (folder / _KEY).read_text()
+    except OSError:
+        return ""
+    try:
+        if found != key:
+            return _difference(json.loads(found), json.loads(key))
+        _load(folder)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return "the arrays there are damaged"
+    return None
+
+
+def _difference(old, new):
+    """In words, what has changed from one key to another."""
+    if old.get("layout") != new["layout"]:
+        return "another version of this program made them"
+    reasons = []
+    if old["image_size"] != new["image_size"]:
+        reasons.append("IMAGE_SIZE was {}x{}".format(*old["image_size"]))
+    if old["mask_rule"] != new["mask_rule"]:
+        reasons.append(f"the mask rule was: {MaskRule.from_dict(old['mask_rule']).describe()}")
+    for kind in ("images", "masks"):
+        before, after = ({name: it for name, *it in key[kind]} for key in (old, new))
+        changes = {
+            "changed": [name for name in after if name in before and after[name] != before[name]],
+            "new": [name for name in after if name not in before],
+            "gone": [name for name in before if name not in after],
+        }
+        for change, names in changes.items():
+            if names:
+                files = "1 file" if len(names) == 1 else f"{len(names)} files"
+                reasons.append(f"{kind}: {files} {change}, e.g. {shown(os.path.basename(names[0]))}")
+    return "; ".join(reasons) or "the files come in another order"
+
+
+def _make(stamped, rule, size, folder, key, num_workers, progress):
+    """Makes arrays in `folder`, whose lock is held; `stamped`: each pair, and the stamps of its two files."""
+    started = time.perf_counter()
+    ours = re.compile(re.escape(f".{folder.name}.") + r"[0-9a-f]{12}\.part")
+    for part in folder.parent.iterdir():
+        if ours.fullmatch(part.name):  # what a killed run has left
+            shutil.rmtree(part, ignore_errors=True)
+    count = len(stamped)
+    shapes = (count, *size, 3), (count, *size)
+    need = sum(int(np.prod(shape)) for shape in shapes)
+    _make_room(folder, need + len(key))
+    part, old = (folder.with_name(f".{folder.name}.{secrets.token_hex(6)}.part") for _ in range(2))
+    try:
+        part.mkdir()
+        for name, shape in zip(_FILES, shapes):
+            _reserve(part / name, shape)
+        with closing(_RowWriter(part, rule, size)) as writer:
+            work = each(writer, list(enumerate(stamped)), num_workers)
+            work = tqdm(work, "decoding", count, unit=" images", disable=None if progress else True)
+            problems = [problem for problem in work if problem]
+        if problems:
+            raise UserError("\n".join(problems))
+        for name in _FILES:  # whole after a power cut too, before it gets its name
+            with open(part / name, "r+b") as file:
+                os.fsync(file.fileno())
+        write_text(part / _KEY, key)
+        if folder.exists():
+            os.rename(folder, old)
+        os.rename(part, folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+    if progress:
+        rate = count / (time.perf_counter() - started)
+        print(f"{shown(folder)}: {count:,} pairs decoded once, {rate:.0f} a second, {need / 1e9:.2f} GB.")
+
+
+def _make_room(folder, need):
+    """OSError where the disk has no room; arrays that are to be replaced go first if they must."""
+    free = shutil.disk_usage(folder.parent).free - _SPARE
+    if free < need and folder.is_dir():
+        old = sum(file.stat().st_size for file in folder.iterdir())
+        if free + old >= need:
+            shutil.rmtree(folder)
+            return
+    if free < need:
+        raise OSError(errno.ENOSPC, f"they need {need / 1e9:.1f} GB of disk, and {max(free, 0) / 1e9:.1f} are free")
+
+
+def _reserve(path, shape):
+    """An .npy file of zeros. Its rows are written, never mapped: a full disk is an OSError, no SIGBUS."""
+    with open(path, "wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        file.truncate(file.tell() + int(np.prod(shape)))
+
+
+class _RowWriter:
+    """Called with (index, (pair, stamps)), decodes that pair and writes its rows; gives what is wrong, in words."""
+
+    def __init__(self, part, rule, size):
+        self.part, self.rule, self.size = part, rule, size
+        self.files = None  # of each array, where its process has opened it: the file, and where its rows begin
+
+    def __call__(self, item):
+        index, (pair, stamps) = item
+        problem = None
+        try:
+            rows = read_image(pair.image, self.size), read_mask(pair.mask, self.rule, self.size)
+        except (UserError, OSError) as error:
+            problem = str(error) if isinstance(error, UserError) else f"{pair.image} or its mask: {error}"
+        for path, before in zip((pair.image, pair.mask), stamps):
+            if stamp(path) != before:
+                return f"{path}: changed, or went, while it was decoded. Start again once its folder is at rest."
+        if problem is None:
+            self._write(index, rows)
+        return problem
+
+    def _write(self, index, rows):
+        if self.files is None:
+            self.files = [_rows_of(self.part / name) for name in _FILES]
+        for (file, start), row in zip(self.files, rows):
+            file.seek(start + index * row.nbytes)
+            file.write(np.ascontiguousarray(row))
+            file.flush()  # a full disk is noticed here
+
+    def close(self):
+        for file, _ in self.files or ():
+            file.close()
+
+
+def _rows_of(path):
+    file = open(path, "r+b")  # noqa: SIM115 (its process closes it)
+    np.lib.format.read_magic(file)
+    np.lib.format.read_array_header_1_0(file)
+    return file, file.tell()
 
 
 def main(argv=None):
     folders = [(name, {}) for name in ("img_dir", "mask_dir")]
     folders += [(name, {"nargs": "?", "default": None}) for name in ("val_img_dir", "val_mask_dir")]
-    settings = settings_of(__file__, argv, positionals=folders)
-    if settings.val_img_dir and not settings.val_mask_dir:
+    s = settings_of(globals(), argv, positionals=folders)
+    if s.val_img_dir and not s.val_mask_dir:
         raise UserError("VAL_IMG_DIR has no VAL_MASK_DIR beside it. Give both, or neither.")
-    report = audit(
-        settings.img_dir,
-        settings.mask_dir,
-        settings.val_img_dir,
-        settings.val_mask_dir,
-        mask_foreground=settings.mask_foreground,
-        group=settings.group,
-        sheet=settings.sheet,
-        cache=settings.cache,
-        num_workers=settings.num_workers,
-    )
+    report = audit(s.img_dir, s.mask_dir, s.val_img_dir, s.val_mask_dir, s.MASK_FOREGROUND, s.GROUP, sheet=s.SHEET)
     print(report.text())
     report.stop_if_spoiled()
     print("No problems.")

@@ -1,6 +1,6 @@
 """Masks for new images, from a checkpoint that train.py saved.
 
-    python predict.py photo.jpg folder/ "shots/*.png" --checkpoint best.pth
+    python predict.py photo.jpg folder/ --checkpoint best.pth
     python predict.py folder/ --masks masks/          also Dice and IoU at the masks' own size
     python predict.py test/ --submission submission.csv.gz --no-save-masks     Kaggle's rows
     python predict.py --export model.onnx             the network for elsewhere (or model.pt2)
@@ -10,31 +10,34 @@ turn it), in the same tree of names. An unreadable file is reported, the rest is
 status is 1 then; 2 where nothing can be done.
 """
 
+import csv
+import gzip
+import importlib.util
+import io
 import math
+import os
 import sys
+import tempfile
+import unicodedata
 from collections import Counter
-from dataclasses import replace
-from pathlib import Path
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path, PurePath
 
 import cv2
+import numpy as np
 import torch
+from torch.export import Dim
 from tqdm import tqdm
 
-import pictures
-from encoders import load_network
-from errors import UserError, run
-from export import export
-from inputs import find_masks, find_pictures, refuse_overwriting
-from masks import MaskRule, find_mask_rule
-from parallel import cores
-from predicting import Finish, predict_pictures
-from processes import keep_freed_memory, pick_device
-from reading import shown
-from recipe import autocast_dtype
-from scores import Table, best_threshold
-from settings import settings_of
-from submission import write_submission
-from windows import MIRRORS, Runner, fold_batchnorm
+from parts import pictures, reading
+from parts.files import cores, write_text, write_whole
+from parts.inference import MIRRORS, make_runner, predict_pictures, stride_of
+from parts.masks import MaskRule, find_mask_rule, name_files, read_mask, resize_mask
+from parts.reading import image_size, mask_stems, read_image, resize_image, shown
+from parts.recipe import PRECISIONS
+from parts.script import UserError, one_of, refuse_wrong, run, settings_of, sizes, whole
+from utils import count_overlap, dice_from_counts, iou_from_counts, load_network
 
 CHECKPOINT = "best.pth"  # what train.py saved: the weights, and all that is to be known about the network
 OUTPUT_DIR = "predictions"  # where the masks go
@@ -43,7 +46,7 @@ OVERLAYS = False  # also OUTPUT_DIR/overlays/name.jpg: the image with its mask l
 PROBABILITIES: int | None = None  # also OUTPUT_DIR/probabilities/name.png, of 8 or 16 bits
 THRESHOLD: float | str = 0.5  # foreground is what is more probable; "auto": the best for MASKS, by Dice
 IMAGE_SIZE: tuple | str | None = None  # what the network sees; None: the size of training, "own": each image's
-FLIPS = "none"  # "h", "v", "hv": also run the image's mirrored copies and average; costs 2, 2 and 4 runs
+FLIPS: str | None = None  # "h", "v", "hv": also run the image's mirrored copies and average; costs 2, 2 and 4 runs
 WINDOW = 768  # pixels: what is larger than its square runs in windows of it, within the memory of one
 OVERLAP: int | None = None  # of neighbouring windows, pixels; None: what makes the plain network's seams vanish
 MASKS: str | None = None  # a folder of true masks: scores, scores.csv and worst.png at the masks' own size
@@ -55,94 +58,297 @@ NUM_WORKERS: int | None = None  # threads that read and write pictures; None: as
 DEVICE = "auto"  # or cuda, mps, cpu
 PRECISION = "auto"  # bfloat16 where the hardware has it, float16 on older CUDA, else float32; or one of these
 
-POSITIONALS = [("inputs", dict(nargs="*", default=[], metavar="INPUT", help="image files, folders, quoted patterns"))]
-# A checkpoint that does not tell its size, such as the article's, was trained at this one.
-ARTICLE_SIZE = (320, 480)
-# How many images worst.png shows.
-WORST = 10
+_INPUTS = [("inputs", dict(nargs="*", default=[], metavar="INPUT", help="image files and folders"))]
+_ARTICLE_SIZE = (320, 480)  # of the checkpoints that do not tell their size, such as the article's
+_LONGEST_JPEG = 65_500  # pixels, libjpeg's own limit
+_WORST = 10  # images that worst.png shows
+_SHEET_HEIGHT = 480  # pixels, at which they are kept for it
+_BINS = 256  # of probability: thresholds are multiples of 1/256
+_TOLERANCE = 1e-3  # of an exported network's float32 logits: another runtime sums in another order
 
 
-def check(settings):
-    """Refuses in words the values that nothing can be done with."""
-    size = settings.image_size
-    whole = isinstance(size, tuple) and len(size) == 2 and all(isinstance(n, int) and n > 0 for n in size)
-    suffix = Path(settings.export or "").suffix
-    kept = (settings.save_masks, settings.overlays, settings.probabilities, settings.masks, settings.submission)
-    ends = str(settings.submission).endswith((".csv", ".csv.gz"))
-    for wrong, words in (
-        (size not in (None, "own") and not whole, f'IMAGE_SIZE is height and width, or "own", not {size!r}.'),
-        (
-            settings.threshold != "auto"
-            and not (isinstance(settings.threshold, (int, float)) and 0 < settings.threshold < 1),
-            f'THRESHOLD lies between 0 and 1, or is "auto", not {settings.threshold!r}.',
-        ),
-        (settings.threshold == "auto" and not settings.masks, 'THRESHOLD = "auto" needs MASKS to choose it by.'),
-        (settings.flips not in MIRRORS, f"FLIPS is one of {', '.join(MIRRORS)}, not {settings.flips!r}."),
-        (settings.probabilities not in (None, 8, 16), "PROBABILITIES is 8 or 16 (bits)."),
-        (settings.window < 64, "WINDOW is at least 64 pixels."),
-        (settings.submission and not ends, f"SUBMISSION ends in .csv or .csv.gz, not {settings.submission}."),
-        (settings.export and suffix not in (".onnx", ".pt2"), f"EXPORT ends in .onnx or .pt2, not {settings.export}."),
-        (settings.overlap is not None and settings.overlap < 0, "OVERLAP is 0 or more pixels."),
-        (min(settings.batch_size or 0, settings.num_workers or 0) < 0, "BATCH_SIZE and NUM_WORKERS are not negative."),
-        (settings.export and settings.inputs, "EXPORT writes the network and takes no images; run it without them."),
-        (not settings.export and not any(kept), "Nothing would be kept: leave SAVE_MASKS on, or ask for more."),
-        (not settings.inputs and not settings.export, "Which images? Name files, folders or patterns; see --help."),
-    ):
-        if wrong:
-            raise UserError(words)
+# ---- which pictures, what their outputs are called, and which mask belongs to each
 
 
-def make_runner(settings, network):
-    """The network where it runs best."""
-    device = pick_device(settings.device)
-    if device.type == "cpu":
-        keep_freed_memory()
-    network = fold_batchnorm(network).to(device)
-    if device.type != "mps":
-        network.to(memory_format=torch.channels_last)
-    dtype = autocast_dtype(device, settings.precision)
-    return Runner(network, device, dtype, settings.flips, settings.window, settings.overlap)
+@dataclass(frozen=True)
+class Picture:
+    """`path` is the file; `name` what its outputs are called: a relative path without a suffix."""
+
+    path: Path
+    name: PurePath
 
 
-def true_masks(settings, wanted, checkpoint):
-    """({picture: mask file}, the rule that reads them); (None, None) where no scores are asked for.
+def find_pictures(inputs, output_dir=None, mask_dir=None):
+    """(pictures, missing) of the files and folders in `inputs`.
+
+    A folder is searched with all that lies below it, and its tree of names kept; a file gives its own
+    name. Where that would give two the same, all of them keep their place below the folder that they have
+    in common.
+    What lies in `output_dir` or `mask_dir` is left out, unless it is asked for by that very name; of a
+    folder that is itself `mask_dir`, what ends in _mask is. `missing` says in words what gave nothing.
+    """
+    own = {os.path.realpath(folder) for folder in (output_dir, mask_dir) if folder}
+    found, missing = {}, []  # the absolute path (each picture once) -> the file, and the folder that names it
+    for place in map(Path, inputs):
+        if not os.path.exists(place):
+            missing.append(f"{shown(place)}: there is no such file or folder.")
+        elif place.is_dir():
+            for file in _files_of(place, own, mask_dir, len(inputs) > 1, missing):
+                found.setdefault(os.path.abspath(file), (file, place))
+        else:
+            found.setdefault(os.path.abspath(place), (place, place.parent))
+    names = [PurePath(file.relative_to(base)).with_suffix("") for file, base in found.values()]
+    if len({_folded(name) for name in names}) < len(names):
+        common = os.path.commonpath([os.path.dirname(path) for path in found])
+        names = [PurePath(os.path.relpath(path, common)).with_suffix("") for path in found]
+    return [Picture(file, name) for (file, _), name in zip(found.values(), names)], missing
+
+
+def _folded(path):
+    """A name as the file systems see it that do not tell A.png from a.png."""
+    return str(path).casefold()
+
+
+def _files_of(folder, own, mask_dir, among_others, missing):
+    """The pictures of a folder that was asked for; see find_pictures."""
+    real = os.path.realpath(folder)
+    files = files_below(folder, own - {real}, missing)
+    if real in own:
+        images = [file for file in files if len(mask_stems(file)) == 1]
+        holds_masks = mask_dir and real == os.path.realpath(mask_dir)
+        if holds_masks and len(images) < len(files):
+            return images
+        if among_others:  # as where the shell's * names all that there is
+            print(f"{shown(folder)}: left out, because it is OUTPUT_DIR or MASKS.", file=sys.stderr)
+            return []
+        if holds_masks:
+            raise UserError(
+                f"{shown(folder)}: is given both for images and for MASKS, and no file there ends in _mask. "
+                "Name the masks like a_mask.png, or keep them in another folder."
+            )
+    if not files and among_others:
+        missing.append(f"{shown(folder)}: there is no image in it.")
+    return files
+
+
+def files_below(folder, apart, missing):
+    """The picture files below `folder`, sorted; hidden ones and the folders `apart` (real paths) are left out.
+
+    The list `missing` gets a line for each folder that cannot be read.
+    """
+
+    def tell(error):
+        missing.append(f"{shown(error.filename)}: cannot be read ({error.strerror}).")
+
+    files, seen = [], set(apart)
+    for place, folders, names in os.walk(folder, followlinks=True, onerror=tell):
+        if (real := os.path.realpath(place)) in seen:  # also a link that leads back
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        visible = sorted(name for name in names if not name.startswith("."))
+        files += [Path(place, name) for name in visible if name.lower().endswith(tuple(reading.SUFFIXES))]
+    return files
+
+
+def find_masks(wanted, mask_dir):
+    """{picture: mask file} for those of the pictures `wanted` that have one in `mask_dir` or below it.
+
+    A mask in the same subfolder as its picture comes first, then one with its name anywhere.
+    UserError where there is no mask at all, or more than one fits.
+    """
+    if not os.path.isdir(mask_dir):
+        raise UserError(f"{mask_dir}: there is no such folder. MASKS names the one with the true masks.")
+    names = {picture: unicodedata.normalize("NFC", picture.name.name) for picture in wanted}
+    known, by_place, by_name = set(names.values()), {}, {}
+    paths = {os.path.realpath(picture.path) for picture in wanted}  # which may lie beside their masks
+    for mask in files_below(mask_dir, (), []):
+        if os.path.realpath(mask) in paths:
+            continue
+        stems = mask_stems(mask)
+        stem = stems[0] if stems[0] in known else stems[-1]  # a_mask.png belongs to a_mask, or to a
+        by_place.setdefault((mask.relative_to(mask_dir).parent, stem), []).append(mask)
+        by_name.setdefault(stem, []).append(mask)
+    matched, doubtful = {}, []
+    for picture, name in names.items():
+        fitting = by_place.get((Path(picture.name.parent), name)) or by_name.get(name, [])
+        if len(fitting) == 1:
+            matched[picture] = fitting[0]
+        elif fitting:
+            doubtful.append(f"{shown(picture.path)}: " + ", ".join(map(shown, fitting)))
+    if doubtful:
+        raise UserError("More than one mask fits these pictures; keep one of each:\n  " + "\n  ".join(doubtful))
+    if not matched:
+        raise UserError(
+            f"{mask_dir}: no mask there fits any of the pictures. For a.jpg it would be a.png, a_mask.gif or the like."
+        )
+    return matched
+
+
+def find_truths(s, wanted, checkpoint):
+    """({picture: mask file}, the rule that reads them); ({}, None) where no scores are asked for.
 
     They may be of another encoding than those of training, so they are asked what their values mean,
     unless training was told a MASK_FOREGROUND: that holds here too.
     """
-    if not settings.masks:
-        return None, None
-    truths = find_masks(wanted, settings.masks)
-    lacking = [shown(picture.path) for picture in wanted if picture not in truths]
+    if not s.MASKS:
+        return {}, None
+    truths = find_masks(wanted, s.MASKS)
+    lacking = [picture.path for picture in wanted if picture not in truths]
     if lacking:
-        more = f" and {len(lacking) - 5} more" if len(lacking) > 5 else ""
-        print(f"Without a mask in {settings.masks}, so not scored: {', '.join(lacking[:5])}{more}")
-    told = checkpoint["settings"].get("mask_foreground") is not None and "mask_rule" in checkpoint
-    if told and settings.mask_foreground is None:
+        print(f"Without a mask in {s.MASKS}, so not scored: {name_files(lacking)}")
+    told = {name.upper(): value for name, value in checkpoint["settings"].items()}  # older ones are in lower case
+    if s.MASK_FOREGROUND is None and told.get("MASK_FOREGROUND") is not None and "mask_rule" in checkpoint:
         rule = MaskRule.from_dict(checkpoint["mask_rule"])
     else:
-        rule = find_mask_rule(truths.values(), settings.mask_foreground, settings.num_workers or None, strict=False)
+        rule = find_mask_rule(truths.values(), s.MASK_FOREGROUND, s.NUM_WORKERS or None, strict=False)
     print(f"In the masks {rule.describe()}.")
     return truths, rule
 
 
-def outputs_of(settings, wanted):
-    """Every file that the run will write."""
-    folder = Path(settings.output_dir)
-    kinds = (
-        (settings.save_masks, folder, ".png"),
-        (settings.overlays, folder / "overlays", ".jpg"),
-        (settings.probabilities, folder / "probabilities", ".png"),
-    )
-    files = [place / f"{picture.name}{suffix}" for on, place, suffix in kinds if on for picture in wanted]
-    if settings.masks:
-        files += [folder / "scores.csv", folder / "worst.png"]
-    return files + ([Path(settings.submission)] if settings.submission else [])
+# ---- what becomes of a picture's logits
 
 
-def choose_threshold(job, truths, rule):
+@dataclass
+class Outcome:
+    """What became of a picture: `error` in words, or what was asked for."""
+
+    picture: Picture
+    error: str | None = None
+    counts: tuple | None = None  # of pixels: in both, predicted, true
+    runs: str | None = None
+    histogram: np.ndarray | None = None
+    shown: tuple | None = None  # image, truth, prediction
+
+
+@dataclass
+class Finish:
+    """Turns the logits of a picture into what was asked for. Runs in threads."""
+
+    cut: float = 0.0  # logits above it are foreground
+    folders: dict = field(default_factory=dict)  # of "masks", "overlays", "probabilities", where they are wanted
+    bits: int = 8  # of probabilities
+    truths: dict = field(default_factory=dict)  # {picture: file of its true mask}
+    rule: MaskRule | None = None
+    runs: bool = False
+    histogram: bool = False
+    show: bool = False
+
+    def path(self, kind, picture):
+        """The file of that kind; with_suffix would cut names such as a.b."""
+        return self.folders[kind] / f"{picture.name}{'.jpg' if kind == 'overlays' else '.png'}"
+
+    def read(self, picture, size):
+        """The picture at the network's `size` (None: its own), and as it is where that is needed."""
+        image = read_image(picture.path, size)
+        if not self.show and "overlays" not in self.folders:
+            return image, None
+        # decoded once more, so that the network sees the same with and without
+        return image, read_image(picture.path) if size else image
+
+    def __call__(self, item, fetch):
+        """The Outcome of an Item; fetch() gives float32 (H, W) at the network's size."""
+        outcome = Outcome(item.picture, item.error)
+        if item.error:
+            return outcome
+        logits = fetch()
+        if np.isnan(logits).any():
+            cure = 'Try PRECISION = "float32", or another checkpoint.'
+            outcome.error = f"{shown(item.picture.path)}: the network's output is not a number. {cure}"
+            return outcome
+        at_own = resize_image(logits, item.size)
+        mask = (at_own > self.cut).astype(np.uint8)
+        self._save("masks", item.picture, lambda: mask * 255)
+        self._save("probabilities", item.picture, lambda: probability_map(at_own, self.bits))
+        if max(item.size) <= _LONGEST_JPEG:
+            self._save("overlays", item.picture, lambda: pictures.overlay(item.extra, mask))
+        elif "overlays" in self.folders:
+            limit = f"a JPEG of at most {_LONGEST_JPEG} pixels"
+            outcome.error = f"{shown(item.picture.path)}: too long for an overlay, {limit}."
+        if self.runs:
+            outcome.runs = run_lengths(mask)
+        if item.picture in self.truths:
+            try:
+                self._score(item, logits, at_own, outcome)
+            except UserError as mistake:
+                outcome.error = str(mistake)
+        return outcome
+
+    def _save(self, kind, picture, draw):
+        if kind in self.folders:
+            path = self.path(kind, picture)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            pictures.save_image(path, draw())
+
+    def _score(self, item, logits, at_own, outcome):
+        """Compares with the true mask, at its size."""
+        truth = read_mask(self.truths[item.picture], self.rule)
+        if _turned(truth.shape, item.size):
+            sizes = [f"{height}x{width} (height x width)" for height, width in (item.size, truth.shape)]
+            pair = f"{shown(item.picture.path)} is {sizes[0]}, {shown(self.truths[item.picture])} is {sizes[1]}"
+            raise UserError(f"{pair}: one is turned, so it is not scored.")
+        if truth.shape != tuple(item.size):
+            at_own = resize_image(logits, truth.shape)
+        mask = (at_own > self.cut).astype(np.uint8)
+        pair = (torch.from_numpy(np.ascontiguousarray(it)).bool()[None] for it in (mask, truth))
+        outcome.counts = count_overlap(*pair)[0].tolist()
+        if self.histogram:
+            outcome.histogram = histogram(at_own, truth)
+        if self.show:
+            scale = min(1, _SHEET_HEIGHT / truth.shape[0], 2 * _SHEET_HEIGHT / truth.shape[1])
+            small = tuple(max(1, round(side * scale)) for side in truth.shape)
+            outcome.shown = resize_image(item.extra, small), resize_mask(truth, small), resize_mask(mask, small)
+
+
+def _turned(one, other):
+    """Whether size `one` (H, W) is a scaled copy of `other` turned by 90 degrees, and not of it as it is."""
+
+    def alike(height, width):  # but for rounding
+        return abs(height * other[1] - width * other[0]) <= max(height, width, *other)
+
+    return alike(*one[::-1]) and not alike(*one)
+
+
+def probability_map(logits, bits):
+    """The probabilities of logits as uint8 or uint16, 1 being the type's largest value."""
+    kind = np.uint8 if bits == 8 else np.uint16
+    return (np.iinfo(kind).max / (1 + np.exp(-logits.clip(-30, 30)))).round().astype(kind)
+
+
+# ---- scores at the true masks' own size, and the threshold that makes them best
+
+
+def histogram(logits, truth):
+    """How many pixels of (background, foreground) have a probability in each bin: int64 (2, _BINS).
+
+    Bin k holds k/_BINS < p <= (k+1)/_BINS, so that p > k/_BINS is bin k and all above it.
+    logits: float32 (H, W); truth: (H, W) of {0, 1}
+    """
+    scaled = np.exp(-np.clip(logits, -30, 30))
+    scaled += 1
+    np.divide(_BINS, scaled, out=scaled)
+    bins = np.clip(np.ceil(scaled) - 1, 0, _BINS - 1).astype(np.uint16)
+    bins += _BINS * truth.astype(np.uint16)
+    return np.bincount(bins.ravel(), minlength=2 * _BINS).reshape(2, _BINS)
+
+
+def best_threshold(histograms):
+    """(threshold, its mean Dice, mean Dice at 0.5) over images, from their histograms (N, 2, _BINS).
+
+    Of the thresholds k/_BINS with 0 < k < _BINS the one with the highest mean Dice; of equal ones the
+    one nearest to 0.5.
+    """
+    above = np.cumsum(np.asarray(histograms)[..., ::-1], axis=2)[..., ::-1]  # pixels in bin k and all above
+    background, foreground = above[:, 0], above[:, 1]
+    dice = dice_from_counts(foreground, foreground + background, foreground[:, :1]).mean(axis=0)
+    best = max(range(1, _BINS), key=lambda k: (dice[k], -abs(k - _BINS // 2)))
+    return best / _BINS, float(dice[best]), float(dice[_BINS // 2])
+
+
+def choose_threshold(put_through, finish):
     """The threshold that gives the pictures with masks the highest mean Dice."""
-    outcomes = job(list(truths), Finish(masks=truths, rule=rule, histogram=True), "threshold")
+    outcomes = put_through(list(finish.truths), replace(finish, folders={}, runs=False, histogram=True), "threshold")
     histograms = [outcome.histogram for outcome in outcomes if outcome.histogram is not None]
     if not histograms:
         raise UserError("None of the pictures with masks can be read, so no threshold can be chosen.")
@@ -154,127 +360,275 @@ def choose_threshold(job, truths, rule):
     return threshold
 
 
-def followed(outcomes, table, failures):
-    """Passes the outcomes on; says what failed, and keeps the counts."""
+def write_scores(path, names, counts):
+    """A CSV file with one line an image, and the means at the bottom. Returns Dice and IoU of each, float (N,)."""
+    both, predicted, true = np.array(counts, np.int64).T
+    dice, iou = dice_from_counts(both, predicted, true), iou_from_counts(both, predicted, true)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["image", "dice", "iou", "pixels_in_both", "predicted_pixels", "true_pixels"])
+    writer.writerows([name, f"{d:.6f}", f"{i:.6f}", *row] for name, d, i, row in zip(names, dice, iou, counts))
+    writer.writerow(["mean", f"{dice.mean():.6f}", f"{iou.mean():.6f}", "", "", ""])
+    write_text(path, text.getvalue())
+    return dice, iou
+
+
+def tell_scores(folder, scored, put_through, finish):
+    """Leaves scores.csv and worst.png in `folder`, and prints the means and the lowest Dice.
+
+    scored: {picture: counts}. The lowest are put through the network again, now for the sheet.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    wanted, names = list(scored), [shown(picture.path) for picture in scored]
+    dice, iou = write_scores(folder / "scores.csv", names, list(scored.values()))
+    worst = np.argsort(dice, kind="stable")[:_WORST].tolist()
+    captions = {wanted[i]: f"{names[i]}  Dice {dice[i]:.4f}, IoU {iou[i]:.4f}" for i in worst}
+    again = put_through(list(captions), replace(finish, folders={}, runs=False, show=True), "worst")
+    if outcomes := [outcome for outcome in again if outcome.shown]:
+        texts = [captions[outcome.picture] for outcome in outcomes]
+        sheet = pictures.examples_sheet(*zip(*(outcome.shown for outcome in outcomes)), texts, "The lowest Dice")
+        pictures.save_image(folder / "worst.png", sheet)
+    if not any(true for _, _, true in scored.values()):
+        print("No pixel of these masks reads as foreground. If they are not empty, MASK_FOREGROUND says what is.")
+    print(f"Dice {dice.mean():.4f}, IoU {iou.mean():.4f}: means over {len(dice)} images at their masks' size")
+    print("The lowest Dice:", *(f"  {dice[i]:.4f}  {names[i]}" for i in worst), sep="\n")
+    print(f"All of them: {folder / 'scores.csv'}. The lowest: {folder / 'worst.png'}.")
+
+
+# ---- Kaggle's submission
+
+
+def run_lengths(mask):
+    """The runs of foreground in a mask (H, W), row by row, as "start length start length ...", the first pixel being 1.
+
+    The competition's page says that "the pixels are one-indexed and numbered from top to bottom, then left
+    to right: 1 is pixel (1,1), 2 is pixel (1,2), etc.", which contradicts itself. Its data decide: in
+    train_masks.csv the first car's runs start at 879386, 881253, 883140, so one row's run begins 1,867 and
+    1,887 pixels after the last one's: just under the width of 1,918, as under a roof that widens downwards,
+    and nowhere near the height of 1,280.
+    """
+    edges = np.flatnonzero(np.diff(mask.ravel().astype(bool), prepend=False, append=False)) + 1
+    edges[1::2] -= edges[::2]
+    return " ".join(map(str, edges.tolist()))
+
+
+def write_submission(path, rows):
+    """Writes `rows` of (image file name, runs) as they come, to a file that appears when it is complete.
+
+    A `path` that ends in .gz is compressed. Memory does not grow with the rows.
+    """
+
+    def write(file):
+        packed = gzip.GzipFile(filename="", fileobj=file, mode="wb", mtime=0) if str(path).endswith(".gz") else file
+        # a name that is no Unicode keeps its bytes
+        text = io.TextIOWrapper(packed, encoding="utf-8", errors="surrogateescape", newline="")
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(("img", "rle_mask"))
+        writer.writerows(rows)
+        text.flush()
+        text.detach()
+        if packed is not file:
+            packed.close()
+
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, write)
+
+
+# ---- the network for elsewhere
+
+
+def export(network, path):
+    """Writes `network` to `path` (.onnx or .pt2) with a free number of images, height and width.
+
+    Its input `images` is float32 (N, 3, H, W) in [0, 1], its output `logits` (N, 1, H, W), foreground
+    above 0. Before the file appears it is read back, run at several sizes and compared with PyTorch.
+    UserError where packages are missing or the outputs differ. Returns a line of words for the reader.
+    """
+    path = Path(path)
+    network = network.cpu().float().eval()
+    stride = stride_of(network)
+    trials = [(1, 2 * stride, 2 * stride), (2, 3 * stride, 4 * stride), (3, 4 * stride + 3, 2 * stride + 3)]
+    example = (torch.zeros(2, 3, 4 * stride, 4 * stride + 16),)
+    free = ({0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC},)  # number of images, height, width
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        made = Path(folder, "network" + path.suffix)
+        call, runtime = (_to_onnx if path.suffix == ".onnx" else _to_pt2)(network, made, example, free)
+        noise = [torch.rand(n, 3, h, w, generator=torch.Generator().manual_seed(0)) for n, h, w in trials]
+        worst = max(float((call(images) - network(images)).abs().max()) for images in noise)
+        if not worst <= _TOLERANCE:
+            raise UserError(f"{path}: its outputs are up to {worst:.2g} off PyTorch's, so it was not written.")
+        content = made.read_bytes()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, lambda file: file.write(content))
+    return (
+        f"{path}: {len(content) / 1e6:.1f} MB; images float32 (N, 3, H, W) in [0, 1] -> logits (N, 1, H, W), "
+        f"any N, any H and W from {2 * stride}. At {len(trials)} sizes {runtime} differs from PyTorch by "
+        f"{worst:.1e} at most."
+    )
+
+
+def _to_pt2(network, path, example, free):
+    torch.export.save(torch.export.export(network, example, dynamic_shapes=free), path)
+    return torch.export.load(path).module(), "the exported program"
+
+
+def _to_onnx(network, path, example, free):
+    absent = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
+    if absent:
+        raise UserError(
+            f"EXPORT to .onnx needs the package{'s' * (len(absent) > 1)} {' and '.join(absent)}: "
+            f"pip install {' '.join(absent)} onnxruntime. A .pt2 needs nothing more."
+        )
+    names = dict(input_names=["images"], output_names=["logits"])
+    torch.onnx.export(network, example, dynamo=True, dynamic_shapes=free, verbose=False, **names).save(path)
+    if importlib.util.find_spec("onnxruntime"):
+        runtime = importlib.import_module("onnxruntime")
+        session, name = runtime.InferenceSession(path, providers=["CPUExecutionProvider"]), "onnxruntime"
+    else:
+        reference = importlib.import_module("onnx.reference")
+        session, name = reference.ReferenceEvaluator(str(path)), "onnx's reference"
+    return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0]), name
+
+
+# ---- the run
+
+
+def check(s):
+    """Refuses in words the values that nothing can be done with."""
+    own_or_two, two = sizes('height and width, "own", or None', 2)
+
+    def ends(*suffixes):
+        return (lambda v: v is None or v.endswith(suffixes)), f"a file name that ends in {' or '.join(suffixes)}"
+
+    def or_none(rule):
+        return (lambda v: v is None or rule[0](v)), f"{rule[1]}, or None"
+
+    refuse_wrong(
+        s,
+        PROBABILITIES=one_of(None, 8, 16),
+        THRESHOLD=(lambda v: v == "auto" or (type(v) in (int, float) and 0 < v < 1), 'between 0 and 1, or "auto"'),
+        IMAGE_SIZE=(lambda v: v in (None, "own") or own_or_two(v), two),
+        FLIPS=one_of(*MIRRORS),
+        WINDOW=whole(64),
+        OVERLAP=or_none(whole(0)),
+        SUBMISSION=ends(".csv", ".csv.gz"),
+        EXPORT=ends(".onnx", ".pt2"),
+        BATCH_SIZE=or_none(whole(0)),
+        NUM_WORKERS=or_none(whole(0)),
+        PRECISION=one_of("auto", *PRECISIONS),
+    )
+    kept = s.SAVE_MASKS or s.OVERLAYS or s.PROBABILITIES or s.MASKS or s.SUBMISSION
+    for wrong, words in (
+        (s.THRESHOLD == "auto" and not s.MASKS, 'THRESHOLD = "auto" needs MASKS to choose it by.'),
+        (s.EXPORT and s.inputs, "EXPORT writes the network and takes no images; run it without them."),
+        (not s.EXPORT and not kept, "Nothing would be kept: leave SAVE_MASKS on, or ask for more."),
+        (not s.EXPORT and not s.inputs, "Which images? Name files or folders; see --help."),
+    ):
+        if wrong:
+            raise UserError(words)
+
+
+def refuse_lost(s, finish, wanted):
+    """UserError where an output would be lost in another one, or an input in an output."""
+    outputs = [(finish.path(kind, picture), shown(picture.path)) for kind in finish.folders for picture in wanted]
+    outputs += [(Path(s.OUTPUT_DIR, name), "the scores") for name in ("scores.csv", "worst.png") if s.MASKS]
+    outputs += [(Path(s.SUBMISSION), "all images")] if s.SUBMISSION else []
+    originals = {os.path.realpath(path) for path in [*(picture.path for picture in wanted), *finish.truths.values()]}
+    sources, wrong = {}, []
+    for path, source in outputs:
+        sources.setdefault(_folded(os.path.realpath(path)), []).append(f"{shown(path)} of {source}")
+        if os.path.realpath(path) in originals or os.path.isdir(path):
+            wrong.append(f"{shown(path)}: is one of the inputs, or a folder")
+    wrong += [f"one file would be {' and '.join(same)}" for same in sources.values() if len(same) > 1]
+    if wrong:
+        cures = "Give another OUTPUT_DIR, or rename one of two pictures"
+        raise UserError(f"These outputs would overwrite something. {cures}:\n  " + "\n  ".join(wrong))
+    names = Counter(picture.path.name for picture in wanted)
+    doubled = ", ".join([name for name, number in names.items() if number > 1][:10])
+    if s.SUBMISSION and doubled:
+        raise UserError(f"SUBMISSION names images by their file name, and these come more than once: {doubled}.")
+
+
+def put_through(s, runner, wanted, finish, label="predict"):
+    """Puts the pictures `wanted` through the network, under a bar, and yields their Outcomes."""
+    own = s.IMAGE_SIZE == "own"
+    with tqdm(total=len(wanted), desc=label, unit="image", disable=None) as bar:
+        outcomes = predict_pictures(
+            wanted,
+            runner,
+            size_of=lambda picture: image_size(picture.path),
+            read=lambda picture: finish.read(picture, None if own else s.IMAGE_SIZE),
+            finish=finish,
+            batch_size=s.BATCH_SIZE,
+            threads=s.NUM_WORKERS,
+            bounded=own,
+            say=lambda window, windows: bar.set_postfix_str(f"window {window}/{windows}"),
+        )
+        try:
+            for outcome in outcomes:
+                bar.update()
+                yield outcome
+        except torch.OutOfMemoryError as error:
+            smaller = f"Lower BATCH_SIZE ({s.BATCH_SIZE}) or WINDOW ({s.WINDOW})."
+            raise UserError(f"The device has run out of memory. {smaller}") from error
+
+
+def followed(outcomes, scored, failures):
+    """Says what failed, keeps the counts in `scored`, and yields the submission's rows."""
     for outcome in outcomes:
         if outcome.error:
             tqdm.write(outcome.error, file=sys.stderr)
             failures.append(outcome.picture)
         if outcome.counts:
-            table.add(shown(outcome.picture.path), outcome.counts)
-        yield outcome
-
-
-def draw_worst(job, table, finish, path):
-    """A sheet of the lowest Dice: image, truth, prediction, difference."""
-    by_path = {shown(picture.path): picture for picture in finish.masks}
-    dice, iou = table.scores()
-    captions = {table.names[i]: f"{table.names[i]}  Dice {dice[i]:.4f}, IoU {iou[i]:.4f}" for i in table.worst(WORST)}
-    again = replace(finish, folder=None, overlays=None, probabilities=None, runs=False, show=True)
-    outcomes = [it for it in job([by_path[name] for name in captions], again, "worst") if it.shown]
-    if outcomes:
-        tiles = zip(*(it.shown for it in outcomes))
-        texts = [captions[shown(it.picture.path)] for it in outcomes]
-        pictures.save_image(path, pictures.examples_sheet(*tiles, texts, "The lowest Dice"))
-
-
-def make_job(settings, runner, size):
-    """predict_pictures with these settings and a bar: job(pictures, finish, label) yields outcomes."""
-    threads = settings.num_workers or cores()
-    batch_size = settings.batch_size or (1 if runner.device.type == "cpu" else 16)
-
-    def job(items, finish, label="predict"):
-        with tqdm(total=len(items), desc=label, unit="image", disable=None) as bar:
-
-            def say(window, windows):
-                bar.set_postfix_str(f"window {window}/{windows}")
-
-            try:
-                for outcome in predict_pictures(items, runner, finish, size, batch_size, threads, say):
-                    bar.update()
-                    yield outcome
-            except torch.OutOfMemoryError as error:
-                raise UserError(
-                    f"The device has run out of memory. Lower BATCH_SIZE ({batch_size}) or WINDOW ({settings.window})."
-                ) from error
-
-    return job
-
-
-def describe(settings, checkpoint, runner, size, number):
-    """What is about to happen, in a line."""
-    seen = "their own size" if size == "own" else f"{size[0]}x{size[1]}"
-    precision = str(runner.dtype or torch.float32).removeprefix("torch.")
-    return (
-        f"{settings.checkpoint}: epoch {checkpoint.get('epoch', 'unknown')}. {number} images, which the network "
-        f"sees at {seen}, on {runner.device} in {precision}."
-    )
-
-
-def find_inputs(settings):
-    """(pictures, missing), said aloud and refused where nothing is to be done or a name would be lost."""
-    wanted, missing = find_pictures(settings.inputs, settings.output_dir, settings.masks)
-    for text in missing:
-        print(text, file=sys.stderr)
-    if not wanted:
-        raise UserError(f"There is no image in {', '.join(settings.inputs)}.")
-    names = Counter(picture.path.name for picture in wanted)
-    doubled = [name for name, number in names.items() if number > 1]
-    if settings.submission and doubled:
-        raise UserError(
-            f"SUBMISSION names images by their file name, and these come more than once: {', '.join(doubled[:10])}."
-        )
-    return wanted, missing
+            scored[outcome.picture] = outcome.counts
+        if outcome.runs is not None:
+            yield outcome.picture.path.name, outcome.runs
 
 
 def main(argv=None):
-    settings = settings_of(__file__, argv, positionals=POSITIONALS)
-    check(settings)
-    network, checkpoint = load_network(settings.checkpoint)
-    if settings.export:
-        print(export(network, settings.export))
+    s = settings_of(globals(), argv, positionals=_INPUTS)
+    check(s)
+    network, checkpoint = load_network(s.CHECKPOINT)
+    if s.EXPORT:
+        print(export(network, s.EXPORT))
         return 0
-    wanted, missing = find_inputs(settings)
-    truths, rule = true_masks(settings, wanted, checkpoint)
-    refuse_overwriting(outputs_of(settings, wanted), [it.path for it in wanted] + list((truths or {}).values()))
-    size = settings.image_size or tuple(checkpoint.get("image_size", ARTICLE_SIZE))
-    runner = make_runner(settings, network)
-    print(describe(settings, checkpoint, runner, size, len(wanted)))
-    cv2.setNumThreads(1)  # there is a picture for each thread already
-    job = make_job(settings, runner, size)
-    threshold = settings.threshold
-    if threshold == "auto":
-        threshold = choose_threshold(job, truths, rule)
 
-    folder = Path(settings.output_dir)
-    finish = Finish(
-        cut=math.log(threshold / (1 - threshold)),
-        folder=folder if settings.save_masks else None,
-        overlays=folder / "overlays" if settings.overlays else None,
-        probabilities=folder / "probabilities" if settings.probabilities else None,
-        bits=settings.probabilities,
-        masks=truths,
-        rule=rule,
-        runs=bool(settings.submission),
+    wanted, missing = find_pictures(s.inputs, s.OUTPUT_DIR, s.MASKS)
+    for text in missing:
+        print(text, file=sys.stderr)
+    if not wanted:
+        raise UserError(f"There is no image in {', '.join(s.inputs)}.")
+    truths, rule = find_truths(s, wanted, checkpoint)
+    folder = Path(s.OUTPUT_DIR)
+    kinds = dict(masks=s.SAVE_MASKS, overlays=s.OVERLAYS, probabilities=s.PROBABILITIES)
+    folders = {kind: folder if kind == "masks" else folder / kind for kind, on in kinds.items() if on}
+    finish = Finish(folders=folders, bits=s.PROBABILITIES, truths=truths, rule=rule, runs=bool(s.SUBMISSION))
+    refuse_lost(s, finish, wanted)
+
+    runner = make_runner(network, s.DEVICE, s.PRECISION, mirrors=s.FLIPS, window=s.WINDOW, overlap=s.OVERLAP)
+    s.IMAGE_SIZE = s.IMAGE_SIZE or tuple(checkpoint.get("image_size", _ARTICLE_SIZE))
+    s.BATCH_SIZE = s.BATCH_SIZE or (1 if runner.device.type == "cpu" else 16)
+    s.NUM_WORKERS = s.NUM_WORKERS or cores()
+    cv2.setNumThreads(1)  # there is a picture for each thread already
+    seen = "their own size" if s.IMAGE_SIZE == "own" else f"{s.IMAGE_SIZE[0]}x{s.IMAGE_SIZE[1]}"
+    print(
+        f"{s.CHECKPOINT}: epoch {checkpoint.get('epoch', 'unknown')}. {len(wanted)} images, which the network sees "
+        f"at {seen}, on {runner.device} in {str(runner.dtype or torch.float32).removeprefix('torch.')}."
     )
-    table, failures = Table(), list(missing)
-    outcomes = followed(job(wanted, finish), table, failures)
-    if settings.submission:
-        Path(settings.submission).parent.mkdir(parents=True, exist_ok=True)
-        rows = ((it.picture.path.name, it.runs) for it in outcomes if it.runs is not None)
-        write_submission(settings.submission, rows)
-    for _ in outcomes:  # all of them, where no submission has taken them
+    through = partial(put_through, s, runner)
+    threshold = choose_threshold(through, finish) if s.THRESHOLD == "auto" else s.THRESHOLD
+    finish.cut = math.log(threshold / (1 - threshold))
+
+    scored, failures = {}, list(missing)
+    rows = followed(through(wanted, finish), scored, failures)
+    if s.SUBMISSION:
+        write_submission(s.SUBMISSION, rows)
+    for _ in rows:  # all of them, where no submission has taken them
         pass
-    drawn = settings.save_masks or settings.overlays or settings.probabilities
-    places = [str(folder)] * bool(drawn) + [settings.submission] * bool(settings.submission)
+    places = [s.OUTPUT_DIR] * bool(folders) + [s.SUBMISSION] * bool(s.SUBMISSION)
     print(f"{len(wanted) + len(missing) - len(failures)} images done; see {' and '.join(places) or 'below'}.")
-    if table.names:
-        folder.mkdir(parents=True, exist_ok=True)
-        table.write(folder / "scores.csv")
-        draw_worst(job, table, finish, folder / "worst.png")
-        if not any(true for _, _, true in table.counts):
-            print("No pixel of these masks reads as foreground. If they are not empty, MASK_FOREGROUND says what is.")
-        print(f"{table.text(WORST)}\nAll of them: {folder / 'scores.csv'}. The lowest: {folder / 'worst.png'}.")
+    if scored:
+        tell_scores(folder, scored, through, finish)
     if failures:
         print(f"{len(failures)} of the inputs failed; see above.", file=sys.stderr)
     return 1 if failures else 0

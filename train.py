@@ -1,7 +1,7 @@
 """Trains a U-Net on images and masks, and leaves its checkpoints, scores and pictures.
 
     python augment.py && python train.py      Carvana's folders, split and augmented, then trained on
-    python train.py --demo                    drawn cars, a small network, minutes on a CPU
+    python train.py --demo                    drawn cars, a small network, minutes on a CPU: Dice 0.98
     python train.py --load-model              goes on where the last run stopped
     torchrun --standalone --nproc_per_node=2 train.py    one process for each GPU
 
@@ -13,35 +13,52 @@ import io
 import shlex
 import sys
 import time
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-import demo
-import errors
-import pictures
-import processes
-import recipe
-from arrays import ArrayDataset
-from audit import audit
-from checkpoints import save_run, set_aside, sole_writer
-from errors import Terminated, UserError
-from files import remove_leftovers, write_text
-from loading import get_loaders, refuse_infinite, told_by_worker
-from reading import CARVANA_GROUP, HOW_TO_GET_CARVANA
-from settings import fits, settings_of, table
-from training import Training
-from utils import check_accuracy, save_examples, save_predictions, symptom, to_device
+import dataset
+from parts import encoders, pictures, processes, reading, recipe
+from parts.audit import audit
+from parts.files import remove_leftovers, sole_writer, stamp, write_text
+from parts.script import (
+    Terminated,
+    UserError,
+    number,
+    one_of,
+    refuse_wrong,
+    run,
+    settings_of,
+    sizes,
+    stop_if_asked,
+    table,
+    whole,
+)
+from utils import (
+    check_accuracy,
+    get_loaders,
+    load_encoder_weights,
+    refuse_infinite,
+    resume,
+    run_state,
+    save_checkpoint,
+    save_examples,
+    save_predictions,
+    set_aside,
+    symptom,
+    targets_of,
+    to_device,
+)
 
 TRAIN_IMG_DIR = "./dataset/augmented_train_images"  # as augment.py leaves them, or any folder of images
 TRAIN_MASK_DIR = "./dataset/augmented_train_masks"  # their masks: name.png, name_mask.gif, name.mask.png, ...
 VAL_IMG_DIR = "./dataset/augmented_test_images"  # images that training never sees
 VAL_MASK_DIR = "./dataset/augmented_test_masks"  # their masks
 OUTPUT_DIR = "."  # where checkpoints, saved_images/, history.csv and curves.png go
-MASK_FOREGROUND: int | tuple | None = None  # the mask value(s) that are foreground; None: what the masks say
-GROUP = CARVANA_GROUP  # pattern of the part of a name that must not stand on both sides of the split
+MASK_FOREGROUND: int | tuple | None = dataset.MASK_FOREGROUND  # the mask value(s) that are foreground; see dataset.py
+GROUP = dataset.GROUP  # pattern of the part of a name that must not stand on both sides of the split
 IMAGE_SIZE = (320, 480)  # height and width of training; higher finds finer edges and costs its pixels
 ARRAYS = True  # decode once into arrays on disk; False decodes in every epoch
 NUM_WORKERS = 2  # processes that decode where there are no arrays; arrays need none
@@ -60,7 +77,6 @@ WARMUP = 0.15  # share of all steps in which the learning rate rises to its heig
 PLATEAU_PATIENCE = 3  # epochs without a better Dice until the plateau schedule divides the rate by ten
 LOSS = "bce+dice"  # or bce, the article's
 CLIP_GRADIENT = 1.0  # largest norm of a step's gradient; 0 for none, the article's
-EMA_DECAY = 0.0  # of the running mean of the weights that is scored and saved, such as 0.999; 0 for none
 HALF_SIZE = 0.0  # share of the steps at half of IMAGE_SIZE, before it grows to all of it; on a CPU 0.5 learnt most
 FLIP = True  # mirror each training image left-right half of the time, on the device
 COLOR_JITTER = 0.4  # how far contrast, brightness and colours of training images vary; the article's: 0
@@ -74,7 +90,7 @@ SEED = 0  # of the weights, the order of the images and the flips
 PICTURE_BATCHES = 4  # validation batches drawn as pred_N.png and N.png in each epoch
 DEMO = False  # draw a small dataset of cars and train on it with settings that suit a CPU
 
-DEMO_SETTINGS = dict(
+_DEMO_SETTINGS = dict(
     TRAIN_IMG_DIR="demo/dataset/augmented_train_images",
     TRAIN_MASK_DIR="demo/dataset/augmented_train_masks",
     VAL_IMG_DIR="demo/dataset/augmented_test_images",
@@ -86,53 +102,218 @@ DEMO_SETTINGS = dict(
     NUM_EPOCHS=3,
     LEARNING_RATE=2e-3,
 )
-# Steps between two looks at the loss, each of which waits for the device.
-READ_LOSS_EVERY = 20
+_READ_LOSS_EVERY = 20  # steps between two looks at the loss, each of which waits for the device
 
 
-def train_fn(loader, run, settings, bar):
-    """One epoch over `loader`. Returns (mean loss, share of the time spent waiting for data)."""
-    run.model.train()
-    accumulate = settings.accumulate
-    losses, looked, total, waited = [], 0, 0.0, 0.0
+def train_fn(loader, model, optimizer, loss_fn, scaler, schedule, epoch, s, dtype=None, bar=None):
+    """One epoch (counted from 0) with the settings `s`; `dtype` is autocast's.
+
+    Returns (mean loss, share of the time spent waiting for data).
+    """
+    model.train()
+    device, smallest = next(model.parameters()).device, getattr(model, "module", model).smallest
+    batches, losses, looked, total, waited = len(loader), [], 0, 0.0, 0.0
     begin = asked = time.perf_counter()
     for index, (images, masks) in enumerate(loader):
-        errors.stop_if_asked()
+        stop_if_asked()
         waited += time.perf_counter() - asked
-        images, masks = to_device(images, masks, run.device)
-        draws = recipe.named_generator(run.seed, run.epoch, index, processes.rank())
-        images, masks = recipe.vary_batch(images, masks, settings.flip, settings.color_jitter, draws)
-        step = (run.epoch * -(-len(loader) // accumulate)) + index // accumulate
-        factor = recipe.size_factor(step / run.schedule.total, settings.half_size)
-        images, masks = recipe.shrink_batch(images, masks, factor, run.network.smallest)
-        group = min(accumulate, len(loader) - index // accumulate * accumulate)
-        last = index % accumulate == group - 1
-        with processes.synchronised(run.model, last):
-            with torch.autocast(run.device.type, dtype=run.dtype, enabled=run.dtype is not None):
-                predictions = run.model(images)
-            loss = run.loss_fn(predictions.float(), masks)
-            run.scaler.scale(loss / group).backward()
-        if last:
-            run.schedule.before_step(step)
-            if settings.clip_gradient:
-                run.scaler.unscale_(run.optimizer)
-                torch.nn.utils.clip_grad_norm_(run.network.parameters(), settings.clip_gradient)
-            run.scaler.step(run.optimizer)
-            run.scaler.update()
-            run.optimizer.zero_grad(set_to_none=True)
-            if run.average:
-                run.average.update(run.network)
+        place = index % s.ACCUMULATE  # in its step
+        group = min(s.ACCUMULATE, batches - (index - place))  # the last step of an epoch may have fewer batches
+        step = epoch * schedule.steps_per_epoch + index // s.ACCUMULATE
+        images, targets = to_device(images, device), targets_of(masks, device)
+        draws = recipe.named_generator(s.SEED, epoch, index, processes.rank())
+        images, targets = recipe.vary_batch(images, targets, s.FLIP, s.COLOR_JITTER, draws)
+        factor = recipe.size_factor(step / schedule.total, s.HALF_SIZE)
+        images, targets = recipe.shrink_batch(images, targets, factor, smallest)
+
+        # forward in mixed precision, backward
+        with processes.synchronised(model, last=place == group - 1):
+            with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+                predictions = model(images)
+            loss = loss_fn(predictions.float(), targets)
+            scaler.scale(loss / group).backward()
+        if place == group - 1:
+            schedule.before_step(step)
+            if s.CLIP_GRADIENT:
+                scaler.unscale_(optimizer)
+                torch.nn.utils.clip_grad_norm_(model.parameters(), s.CLIP_GRADIENT)
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad(set_to_none=True)
+
         losses.append(loss.detach())
-        if len(losses) == READ_LOSS_EVERY or index == len(loader) - 1 or run.device.type == "cpu":
+        if len(losses) == _READ_LOSS_EVERY or index == batches - 1 or device.type == "cpu":
             values = torch.stack(losses).tolist()
-            refuse_infinite(values, loader, run.epoch, looked)
+            refuse_infinite(values, loader, epoch, looked)
             total, looked, losses = total + sum(values), index + 1, []
-            wait = waited / (time.perf_counter() - begin)
-            bar.set_postfix(loss=f"{total / looked:.4f}", waiting=f"{100 * wait:.0f}%", refresh=False)
-        bar.update()
+            if bar is not None:
+                waiting = waited / (time.perf_counter() - begin)
+                bar.set_postfix(loss=f"{total / looked:.4f}", waiting=f"{100 * waiting:.0f}%", refresh=False)
+        if bar is not None:
+            bar.update()
         asked = time.perf_counter()
     sums = processes.sum_over_all(torch.tensor([total, looked], dtype=torch.float64))
     return float(sums[0] / sums[1]), waited / (time.perf_counter() - begin)
+
+
+def main(argv=None):
+    s = settings_of(globals(), argv, presets={"DEMO": _DEMO_SETTINGS})
+    check(s)
+    output = Path(s.OUTPUT_DIR)
+    with (
+        processes.together(s.DEVICE) as device,
+        ending_in_words(s, argv),
+        sole_writer(output) if processes.rank() == 0 else nullcontext(),
+    ):
+        first = processes.rank() == 0
+        say = print if first else lambda *words: None
+        say(f"Settings (each is a constant at the top of train.py):\n{table(s)}")
+        if device.type == "cpu":
+            processes.keep_freed_memory()
+        report = processes.first(lambda: look_at_data(s, output))
+        train_loader, val_loader = get_loaders(
+            s.TRAIN_IMG_DIR,
+            s.TRAIN_MASK_DIR,
+            s.VAL_IMG_DIR,
+            s.VAL_MASK_DIR,
+            s.BATCH_SIZE,
+            s.NUM_WORKERS,
+            s.PIN_MEMORY,
+            image_size=s.IMAGE_SIZE,
+            report=report,
+            seed=s.SEED,
+            arrays=s.ARRAYS,
+        )
+
+        torch.manual_seed(s.SEED)
+        torch.backends.cudnn.benchmark = not s.HALF_SIZE  # tries its kernels once, where the size stays the same
+        architecture = dict(in_channels=3, out_channels=1, features=list(s.FEATURES), encoder=s.ENCODER)
+        model = encoders.build_network(**architecture)
+        if min(s.IMAGE_SIZE) < (smallest := model.smallest * (2 if s.HALF_SIZE else 1)):
+            raise UserError(f"IMAGE_SIZE is too small: the network's poolings need at least {smallest} {smallest}.")
+        if s.ENCODER and s.ENCODER_WEIGHTS and not s.LOAD_MODEL:
+            load_encoder_weights(model, s.ENCODER, s.ENCODER_WEIGHTS)
+        model = model.to(device) if device.type == "mps" else model.to(device, memory_format=torch.channels_last)
+        loss_fn = recipe.Loss(s.LOSS)
+        optimizer = recipe.make_optimizer(model, s.OPTIMIZER, s.LEARNING_RATE, s.WEIGHT_DECAY)
+        steps = -(-len(train_loader) // s.ACCUMULATE)
+        schedule = recipe.Schedule(optimizer, s.SCHEDULE, steps, s.NUM_EPOCHS, s.WARMUP, s.PLATEAU_PATIENCE)
+        dtype = recipe.autocast_dtype(device, s.PRECISION)
+        scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)  # which alone could underflow
+        history = []
+        if s.LOAD_MODEL:
+            history = resume(output / "checkpoint.pth", model, optimizer, schedule, scaler, s)
+        if s.COMPILE and device.type == "cuda":
+            recipe.compile_or_not(model, (s.BATCH_SIZE, 3, *s.IMAGE_SIZE), dtype, s.HALF_SIZE)
+        trained = processes.wrap(model, device, s.SYNC_BATCHNORM)  # the model itself, or around it
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        say(f"{parameters:,} parameters on {device}, {dtype or torch.float32}, {steps} steps an epoch")
+
+        if first:
+            remove_leftovers(output)
+            if history:
+                write_history(output, history)  # a run killed while writing them is set right here
+            elif not s.LOAD_MODEL:
+                set_aside(output)
+        if not history:
+            check_accuracy(val_loader, model, device, dtype)
+        waiting, start = 0.0, time.perf_counter()
+        for epoch in range(len(history), s.NUM_EPOCHS):
+            train_loader.sampler.set_epoch(epoch)
+            title = f"Epoch {epoch + 1}/{s.NUM_EPOCHS}"
+            with tqdm(total=len(train_loader), desc=title, disable=not first, mininterval=0.5) as bar:
+                loss, waiting = train_fn(
+                    train_loader, trained, optimizer, loss_fn, scaler, schedule, epoch, s, dtype, bar
+                )
+            processes.same_everywhere(model)
+            scores = check_accuracy(val_loader, model, device, dtype)
+            rate = optimizer.param_groups[0]["lr"]
+            schedule.after_epoch(scores.dice)
+            row = dict(epoch=epoch + 1, loss=loss, accuracy=scores.accuracy, dice=scores.dice, iou=scores.iou)
+            history.append(row | dict(learning_rate=rate))
+            best = max(history, key=lambda row: row["dice"])  # the first of several
+            if first:
+                if words := symptom(scores):
+                    print(words)
+                pictures_dir = output / "saved_images"
+                save_predictions(val_loader, model, pictures_dir, device, dtype, s.PICTURE_BATCHES)
+                save_examples(val_loader, model, scores, epoch + 1, pictures_dir, device=device, dtype=dtype)
+                state = run_state(model, optimizer, schedule, scaler, history, s, architecture, report.rule)
+                if best is history[-1]:  # best.pth first: a run killed between the two repeats its epoch
+                    save_checkpoint(state, output / "best.pth", also=output / "checkpoint.pth")
+                else:
+                    save_checkpoint(state, output / "checkpoint.pth")
+                write_history(output, history)
+            if s.PATIENCE and epoch + 1 - best["epoch"] >= s.PATIENCE:
+                say(f"No better Dice for {s.PATIENCE} epochs (PATIENCE): the run ends here.")
+                break
+
+        best = max((row["dice"] for row in history), default=float("nan"))
+        seconds = time.perf_counter() - start
+        say(f"Best Dice {best:.4f} after {len(history)} epochs; this run trained {seconds:.0f} s.")
+        if waiting > 0.2:
+            arrays = train_loader.dataset.arrays
+            cure = "put the dataset on a faster disk" if arrays else "raise NUM_WORKERS, or set ARRAYS = True"
+            say(f"{100 * waiting:.0f} % of the last epoch was spent waiting for data: {cure}.")
+        say(f"Look at {output / 'saved_images'}/ and {output / 'curves.png'}; the network is in {output / 'best.pth'}.")
+
+
+def check(s):
+    """Refuses, in one message, constants that cannot be meant."""
+    refuse_wrong(
+        s,
+        IMAGE_SIZE=sizes("height and width", 2),
+        NUM_WORKERS=whole(0),
+        FEATURES=sizes("one or more channel counts"),
+        ENCODER=one_of(None, *encoders.NODES),
+        NUM_EPOCHS=whole(1),
+        BATCH_SIZE=whole(1),
+        ACCUMULATE=whole(1),
+        LEARNING_RATE=number(above=0),
+        OPTIMIZER=one_of(*recipe.OPTIMIZERS),
+        WEIGHT_DECAY=number(),
+        SCHEDULE=one_of(*recipe.SCHEDULES),
+        WARMUP=number(below=1),
+        PLATEAU_PATIENCE=whole(0),
+        LOSS=one_of(*recipe.LOSSES),
+        CLIP_GRADIENT=number(),
+        HALF_SIZE=number(below=recipe.FULL_SIZE_FROM),
+        COLOR_JITTER=number(below=1),
+        PATIENCE=whole(0),
+        PRECISION=one_of("auto", *recipe.PRECISIONS),
+        SEED=whole(0),
+        PICTURE_BATCHES=whole(0),
+    )
+
+
+def look_at_data(s, output):
+    """The audit's report on every file, before the first epoch. UserError: what would spoil training."""
+    folders = [s.TRAIN_IMG_DIR, s.TRAIN_MASK_DIR, s.VAL_IMG_DIR, s.VAL_MASK_DIR]
+    if s.DEMO:
+        draw_demo(Path(s.TRAIN_IMG_DIR).parent)
+    for folder in map(Path, folders):
+        if not folder.is_dir() or not any(folder.iterdir()):
+            raise UserError(f"{folder}: no images here.\n{reading.HOW_TO_GET_CARVANA}")
+    report = audit(
+        *folders,
+        mask_foreground=s.MASK_FOREGROUND,
+        group=s.GROUP,
+        sheet=output / "saved_images" / "audit.png",
+        cache=Path(s.TRAIN_IMG_DIR).parent / ".arrays" / "audit.json",
+    )
+    print(report.text())
+    report.stop_if_spoiled()
+    return report
+
+
+def draw_demo(folder):
+    """Draws cars in Carvana's layout, and augments them."""
+    import augment  # here, because albumentations takes a second or two to load, and the demo alone needs it
+    from parts.cars import draw_dataset
+
+    if len(list((folder / "train_masks").glob("*.gif"))) < 20 * 16:
+        draw_dataset(folder, cars=20, views=16, size=(256, 384))
+    augment.make_augmented(folder / "train", folder / "train_masks", folder, val_images=64)
 
 
 def write_history(folder, history):
@@ -145,176 +326,25 @@ def write_history(folder, history):
     pictures.draw_curves(history, folder / "curves.png")
 
 
-def prepare_data(settings):
-    """Draws the demo's cars if asked, and looks at every file before the first epoch. Returns the report."""
-    if settings.demo:
-        import augment  # here, because albumentations takes a second or two to load, and the demo alone needs it
-
-        source = Path(settings.train_img_dir).parent
-        if len(list((source / "train_masks").glob("*.gif"))) < 20 * 16:
-            demo.draw_dataset(source, cars=20, views=16, size=(256, 384))
-        augment.make_augmented(source / "train", source / "train_masks", source, val_images=64)
-    folders = [settings.train_img_dir, settings.train_mask_dir, settings.val_img_dir, settings.val_mask_dir]
-    for folder in map(Path, folders):
-        if not folder.is_dir() or not any(folder.iterdir()):
-            raise UserError(f"{folder}: no images here.\n{HOW_TO_GET_CARVANA}")
-    output = Path(settings.output_dir)
-    report = audit(
-        *folders,
-        mask_foreground=settings.mask_foreground,
-        group=settings.group,
-        sheet=output / "saved_images" / "audit.png",
-        cache=Path(settings.train_img_dir).parent / ".arrays" / "audit.json",
-    )
-    print(report.text())
-    report.stop_if_spoiled()
-    return report
-
-
-def check(settings):
-    """Refuses, in one message, constants that cannot be meant."""
-    wrong = [
-        f"{name.upper()} = {value!r}: {words}"
-        for name, test, words in (
-            ("image_size", lambda v: isinstance(v, tuple) and len(v) == 2 and min(v) > 0, "height and width"),
-            ("features", lambda v: isinstance(v, tuple) and len(v) > 0 and min(v) > 0, "one or more channel counts"),
-            ("num_epochs", lambda v: v >= 1, "at least 1"),
-            ("batch_size", lambda v: v >= 1, "at least 1"),
-            ("accumulate", lambda v: v >= 1, "at least 1"),
-            ("num_workers", lambda v: v >= 0, "0 or more"),
-            ("learning_rate", lambda v: v > 0, "more than 0"),
-            ("weight_decay", lambda v: v >= 0, "0 or more"),
-            ("clip_gradient", lambda v: v >= 0, "0 for none, or more"),
-            ("seed", lambda v: v >= 0, "0 or more"),
-            ("picture_batches", lambda v: v >= 0, "0 or more"),
-            ("warmup", lambda v: 0 <= v < 1, "a share, 0 or more and below 1"),
-            ("half_size", lambda v: 0 <= v < 0.95, "a share, 0 or more and below 0.95"),
-            ("color_jitter", lambda v: 0 <= v < 1, "0 for none, or below 1 such as 0.3"),
-            ("ema_decay", lambda v: 0 <= v < 1, "0, or below 1 such as 0.999"),
-            ("patience", lambda v: v >= 0, "0 or more epochs"),
-        )
-        if not fits(test, value := getattr(settings, name))
-    ]
-    if wrong:
-        raise UserError("These constants of train.py cannot be used:\n  " + "\n  ".join(wrong))
-
-
-def train(settings, device):
-    """One run, from looking at the data to the closing summary."""
-    output, first = Path(settings.output_dir), processes.rank() == 0
-    say = print if first else lambda *words: None
-    say(f"Settings (each is a constant at the top of train.py):\n{table(settings)}")
-    report = processes.first(lambda: prepare_data(settings))
-    train_loader, val_loader = get_loaders(
-        settings.train_img_dir,
-        settings.train_mask_dir,
-        settings.val_img_dir,
-        settings.val_mask_dir,
-        settings.batch_size,
-        settings.num_workers,
-        settings.pin_memory,
-        image_size=settings.image_size,
-        rule=report.rule,
-        seed=settings.seed,
-        arrays=settings.arrays,
-    )
-    steps = -(-len(train_loader) // settings.accumulate)
-    run = Training(settings, device, steps * settings.num_epochs)
-    smallest = run.network.smallest * (2 if settings.half_size else 1)
-    if min(settings.image_size) < smallest:
-        raise UserError(f"IMAGE_SIZE is too small: the network's poolings need at least {smallest} {smallest}.")
-    if settings.load_model:
-        run.restore(output / "checkpoint.pth", settings)
-    if settings.compile and device.type == "cuda":
-        shape = (settings.batch_size, 3, *settings.image_size)
-        recipe.compile_or_not(run.network, shape, run.dtype, settings.half_size)
-    run.model = processes.wrap(run.network, device, settings.sync_batchnorm)
-    parameters = sum(parameter.numel() for parameter in run.network.parameters())
-    say(f"{parameters:,} parameters on {device}, {run.dtype or torch.float32}, {steps} steps an epoch")
-
-    if first:
-        remove_leftovers(output)
-        if not settings.load_model:
-            set_aside(output)
-        if run.history:
-            write_history(output, run.history)  # a run killed while writing them is set right here
-    if not run.epoch:
-        check_accuracy(val_loader, run.scored, device, run.dtype)
-    pictures_dir, waiting = output / "saved_images", 0.0
-    start = time.perf_counter()
-    while run.epoch < settings.num_epochs:
-        title = f"Epoch {run.epoch + 1}/{settings.num_epochs}"
-        train_loader.sampler.set_epoch(run.epoch)
-        with tqdm(total=len(train_loader), desc=title, disable=not first, mininterval=0.5) as bar:
-            loss, waiting = train_fn(train_loader, run, settings, bar)
-        run.epoch += 1
-        processes.same_everywhere(run.network)
-        if run.average:
-            processes.same_everywhere(run.average.network)
-        scores = check_accuracy(val_loader, run.scored, device, run.dtype)
-        rate = run.optimizer.param_groups[0]["lr"]
-        run.schedule.after_epoch(scores.dice)
-        improved = scores.dice > run.best_dice
-        run.best_dice = max(scores.dice, run.best_dice)
-        row = dict(epoch=run.epoch, loss=loss, accuracy=scores.accuracy, dice=scores.dice, iou=scores.iou)
-        run.history.append(row | dict(learning_rate=rate))
-        if first:
-            if words := symptom(scores):
-                print(words)
-            seen = (val_loader, run.scored)
-            save_predictions(*seen, pictures_dir, device, run.dtype, settings.picture_batches)
-            save_examples(*seen, scores, run.epoch, pictures_dir, device=device, dtype=run.dtype)
-            state = run.state(settings, report.rule)
-            save_run(state, output / "checkpoint.pth", output / "best.pth" if improved else None)
-            write_history(output, run.history)
-        since_best = run.epoch - max(run.history, key=lambda row: row["dice"])["epoch"]
-        if settings.patience and since_best >= settings.patience:
-            say(f"No better Dice for {since_best} epochs (PATIENCE): the run ends here.")
-            break
-    seconds = time.perf_counter() - start
-    say(f"Best Dice {run.best_dice:.4f} after {run.epoch} epochs; this run trained {seconds:.0f} s.")
-    if waiting > 0.2:
-        arrays = isinstance(train_loader.dataset, ArrayDataset)
-        cure = "put the dataset on a faster disk" if arrays else "raise NUM_WORKERS, or set ARRAYS = True"
-        say(f"{100 * waiting:.0f} % of the last epoch was spent waiting for data: {cure}.")
-    say(f"Look at {pictures_dir}/ and {output / 'curves.png'}; the network is in {output / 'best.pth'}.")
-
-
-def written(path):
-    """When `path` was written, None where it is not there."""
-    return path.stat().st_mtime_ns if path.exists() else None
-
-
-def say_how_to_go_on(argv, saved, settings):
-    """Prints the command that goes on with a run that was stopped; `saved`: it has finished an epoch."""
-    goes_on = saved or settings.load_model
-    start = ["python"] if processes.world_size() == 1 else ["torchrun", "..."]
-    words = [word for word in argv if word != "--load-model"] + ["--load-model"] * goes_on
-    does = "Go on after the last finished epoch" if goes_on else "No epoch was finished; start again"
-    print(f"\n{does} with:\n  {shlex.join([*start, 'train.py', *words])}", file=sys.stderr)
-
-
-def main(argv=None):
-    settings = settings_of(__file__, argv, presets={"DEMO": DEMO_SETTINGS})
-    check(settings)
-    checkpoint = Path(settings.output_dir) / "checkpoint.pth"
-    before = written(checkpoint)
-    with processes.together(settings.device) as device:
-        if device.type == "cpu":
-            processes.keep_freed_memory()
-        try:
-            with sole_writer(settings.output_dir) if processes.rank() == 0 else nullcontext():
-                train(settings, device)
-        except torch.OutOfMemoryError as error:
-            sizes = (settings.batch_size, settings.image_size, settings.accumulate)
-            raise UserError(recipe.out_of_memory_message(error, *sizes)) from error
-        except (RuntimeError, UserError) as error:
-            raise processes.told_by_peer(error) or told_by_worker(error) or error from None
-        except (KeyboardInterrupt, Terminated):
-            if processes.rank() == 0:
-                say_how_to_go_on(sys.argv[1:] if argv is None else argv, written(checkpoint) != before, settings)
-            raise
+@contextmanager
+def ending_in_words(s, argv):
+    """Out of memory is told with what to turn; a run that is stopped, with the command that goes on."""
+    checkpoint = Path(s.OUTPUT_DIR) / "checkpoint.pth"
+    before = stamp(checkpoint)
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise UserError(recipe.out_of_memory_message(error, s.BATCH_SIZE, s.IMAGE_SIZE, s.ACCUMULATE)) from error
+    except (KeyboardInterrupt, Terminated):
+        if processes.rank() == 0:
+            goes_on = s.LOAD_MODEL or stamp(checkpoint) != before  # this run has saved an epoch
+            start = ["python"] if processes.world_size() == 1 else ["torchrun", "..."]
+            words = [word for word in (sys.argv[1:] if argv is None else argv) if word != "--load-model"]
+            does = "Go on after the last finished epoch" if goes_on else "No epoch was finished; start again"
+            command = shlex.join([*start, "train.py", *words, *["--load-model"] * goes_on])
+            print(f"\n{does} with:\n  {command}", file=sys.stderr)
+        raise
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    run(main)

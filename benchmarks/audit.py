@@ -17,18 +17,17 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from audit import audit  # noqa: E402
-from errors import run  # noqa: E402
-from masks import MaskRule, read_mask  # noqa: E402
-from parallel import each  # noqa: E402
-from reading import pair_files, read_image  # noqa: E402
-from settings import settings_of  # noqa: E402
+from parts.audit import audit  # noqa: E402
+from parts.files import each  # noqa: E402
+from parts.masks import MaskRule, read_mask  # noqa: E402
+from parts.reading import pair_files, read_image  # noqa: E402
+from parts.script import run, settings_of  # noqa: E402
 
 PAIRS = 5000  # images, each with its mask
 SIDE = 512  # pixels, height and width
 FORMAT = "jpg"  # of the images; png is slower to decode
 ROUNDS = 3  # how often each of the two is timed; the fastest counts
-NUM_WORKERS: int | None = None  # processes; none: one a core
+NUM_WORKERS: int | None = None  # processes; None: one a core
 
 
 def draw(item):
@@ -63,29 +62,27 @@ def decode_all(pairs, num_workers):
 
 
 def main(argv=None):
-    settings = settings_of(__file__, argv)
+    s = settings_of(globals(), argv)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         folders = folder / "images", folder / "masks"
         for it in folders:
             it.mkdir()
-        items = [(folder, index, settings.side, settings.format) for index in range(settings.pairs)]
-        for _ in each(draw, items, settings.num_workers):
+        for _ in each(draw, [(folder, index, s.SIDE, s.FORMAT) for index in range(s.PAIRS)], s.NUM_WORKERS):
             pass
         pairs = pair_files(*folders)
+        named = dict(sheet=folder / "sheet.png", num_workers=s.NUM_WORKERS, progress=False)
         audits, decodings = [], []
-        for round_ in range(settings.rounds):
-            cache = folder / f"audit{round_}.json"
-            named = dict(cache=cache, num_workers=settings.num_workers, progress=False)
-            audits.append(timed(audit, *folders, sheet=folder / "sheet.png", **named))
-            decodings.append(timed(decode_all, pairs, settings.num_workers))
-        second = timed(audit, *folders, sheet=folder / "sheet.png", **named)
-        ratio = min(audits) / min(decodings)
-        print(f"{settings.pairs:,} pairs of {settings.side}x{settings.side}, {settings.format} and gif")
-        print(f"  audit   {min(audits):6.2f} s  ({', '.join(f'{it:.2f}' for it in audits)})")
-        print(f"  decode  {min(decodings):6.2f} s  ({', '.join(f'{it:.2f}' for it in decodings)})")
-        print(f"  ratio   {ratio:6.2f}    audit : decoding once")
-        print(f"  second audit of the unchanged set {second:.2f} s")
+        for number in range(s.ROUNDS):
+            cache = folder / f"audit{number}.json"
+            audits.append(timed(audit, *folders, cache=cache, **named))
+            decodings.append(timed(decode_all, pairs, s.NUM_WORKERS))
+        second = timed(audit, *folders, cache=cache, **named)
+    print(f"{s.PAIRS:,} pairs of {s.SIDE}x{s.SIDE}, {s.FORMAT} and gif")
+    print(f"  audit   {min(audits):6.2f} s  ({', '.join(f'{it:.2f}' for it in audits)})")
+    print(f"  decode  {min(decodings):6.2f} s  ({', '.join(f'{it:.2f}' for it in decodings)})")
+    print(f"  ratio   {min(audits) / min(decodings):6.2f}    audit : decoding once")
+    print(f"  second audit of the unchanged set {second:.2f} s")
 
 
 if __name__ == "__main__":

@@ -20,17 +20,16 @@ import numpy as np
 from PIL import Image
 
 from augment import make_augmented
-from demo import draw_dataset
-from errors import run
-from parallel import cores
-from reading import pair_files
-from settings import settings_of
+from parts.cars import draw_dataset
+from parts.files import cores
+from parts.reading import pair_files
+from parts.script import run, settings_of
 
 PAIRS = 48  # source images; a quarter of them are held out, as originals alone
 SERIAL_PAIRS = 6  # of them the article's way does only so many, evenly chosen: it takes two seconds each
 IMAGE_SIZE = (1280, 1918)  # height and width of the sources, Carvana's by default
 
-TARGETS = {"JPEG": 10, "PNG": 4}
+_TARGETS = {"JPEG": 10, "PNG": 4}
 
 
 def article(pairs, folder):
@@ -68,19 +67,19 @@ def compare(kind, source, work, serial_pairs):
     ours = done.total / done.seconds
     print(
         f"{kind:>5}: the article's way {slow:6.2f} images/s; augment.py {ours:7.2f} ({ours / slow:5.1f}x), "
-        f"with the checks before and the preview after {whole:7.2f} ({whole / slow:5.1f}x, target {TARGETS[kind]}x)"
+        f"with the checks before and the preview after {whole:7.2f} ({whole / slow:5.1f}x, target {_TARGETS[kind]}x)"
     )
 
 
 def main():
-    settings = settings_of(__file__)
-    print(f"{settings.pairs} pairs of {settings.image_size[1]}x{settings.image_size[0]}, {cores()} cores")
+    s = settings_of(globals())
+    print(f"{s.PAIRS} pairs of {s.IMAGE_SIZE[1]}x{s.IMAGE_SIZE[0]}, {cores()} cores")
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
-        draw_dataset(folder / "jpeg", -(-settings.pairs // 16), 16, settings.image_size, progress=False)
+        draw_dataset(folder / "jpeg", -(-s.PAIRS // 16), 16, s.IMAGE_SIZE, progress=False)
         as_png(folder / "jpeg", folder / "png")
-        compare("JPEG", folder / "jpeg", folder, settings.serial_pairs)
-        compare("PNG", folder / "png", folder, settings.serial_pairs)
+        compare("JPEG", folder / "jpeg", folder, s.SERIAL_PAIRS)
+        compare("PNG", folder / "png", folder, s.SERIAL_PAIRS)
 
 
 if __name__ == "__main__":

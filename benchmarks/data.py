@@ -18,6 +18,7 @@ import tempfile
 import time
 from contextlib import redirect_stdout
 from pathlib import Path
+from types import SimpleNamespace
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -30,10 +31,10 @@ from albumentations.pytorch import ToTensorV2
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from arrays import collate_batch, make_arrays
-from masks import find_mask_rule
-from parallel import cores, each
-from reading import pair_files
+from dataset import ImageDataset
+from parts.files import cores, each
+from parts.masks import find_mask_rule
+from parts.reading import pair_files
 from utils import get_loaders
 
 BATCH = 16
@@ -144,8 +145,10 @@ def article(folder, count):
 def ours(folder, rule, num_workers):
     """The training loader; its pairs also serve for validation, whose arrays are then in place."""
     folders = (folder / "images", folder / "masks") * 2
+    pairs = pair_files(*folders[:2])
+    found = SimpleNamespace(train=pairs, val=pairs, rule=rule)
     with redirect_stdout(sys.stderr):
-        return get_loaders(*folders, BATCH, num_workers, image_size=SIZE, rule=rule)[0]
+        return get_loaders(*folders, BATCH, num_workers, image_size=SIZE, report=found)[0]
 
 
 def first_epoch(folder, rule):
@@ -178,6 +181,21 @@ def compare(folder, options):
         print(f"   {name:32}{png:10.1f} ({png / base:6.1f}x){jpg:10.1f} ({jpg / jpg_base:6.1f}x){jpg / base:22.1f}x")
 
 
+def with_arrays(pairs, rule, size, folder):
+    """The ImageDataset of these pairs, its arrays kept in `folder`."""
+    data = ImageDataset(None, None, image_size=size, pairs=pairs, rule=rule)
+    data.keep_arrays(folder, progress=False)
+    return data
+
+
+def whole(batch):
+    return batch.whole
+
+
+def as_it_is(batch):
+    return batch
+
+
 # ---- memory
 
 
@@ -191,7 +209,7 @@ class Watched(Dataset):
         return len(self.dataset)
 
     def __getitems__(self, indices):
-        return self.dataset.__getitems__(indices), private_bytes()
+        return self.dataset.__getitems__(indices).whole, private_bytes()
 
 
 def private_bytes():
@@ -217,7 +235,7 @@ def peak(dataset, method):
         batch_size=BATCH,
         shuffle=True,
         num_workers=1,
-        collate_fn=collate_batch,
+        collate_fn=as_it_is,
         multiprocessing_context=method,
     )
     return max(private for _ in range(3) for _, private in loader)
@@ -229,10 +247,10 @@ def memory(folder, options):
     draw(folder, (427, 640), ("jpg",), 32, counts[1])
     pairs = pair_files(folder / "jpg/images", folder / "jpg/masks")
     rule = find_mask_rule([pair.mask for pair in pairs[:32]])
-    sets = [make_arrays(pairs[:count], rule, SIZE, folder / str(count), progress=False) for count in counts]
+    sets = [with_arrays(pairs[:count], rule, SIZE, folder / str(count)) for count in counts]
     for method in ("fork", "spawn"):
         small, large = (peak(dataset, method) / 1e6 for dataset in sets)
-        sizes = [(dataset.images.nbytes + dataset.masks.nbytes) / 1e6 for dataset in sets]
+        sizes = [sum(array.nbytes for array in dataset.arrays.open()) / 1e6 for dataset in sets]
         print(
             f"   {method:6} {sizes[0]:6.0f} MB of arrays: {small:7.1f}; {sizes[1]:6.0f} MB: {large:7.1f} "
             f"({100 * (large / small - 1):+.1f} %)"
@@ -251,11 +269,11 @@ def growth(folder, options):
     rule = find_mask_rule([pair.mask for pair in pairs[:32]])
     for count in counts:
         times = [time.perf_counter()]
-        make_arrays(pairs[:count], rule, size, folder / "arrays", progress=False)
+        with_arrays(pairs[:count], rule, size, folder / "arrays")
         times.append(time.perf_counter())
-        dataset = make_arrays(pairs[:count], rule, size, folder / "arrays", progress=False)
+        dataset = with_arrays(pairs[:count], rule, size, folder / "arrays")
         times.append(time.perf_counter())
-        loader = DataLoader(dataset, BATCH, shuffle=True, num_workers=NUM_WORKERS, collate_fn=collate_batch)
+        loader = DataLoader(dataset, BATCH, shuffle=True, num_workers=NUM_WORKERS, collate_fn=whole)
         rate(loader)
         times.append(time.perf_counter())
         making, starting, epoch = np.diff(times)

@@ -24,12 +24,11 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 os.environ["OMP_NUM_THREADS"] = "1"  # or forked children wait for threads that only their parent has
 
 import torch  # noqa: E402
-from conftest import SMALL, draw_pairs  # noqa: E402
-from test_train import same_runs  # noqa: E402
+from helpers import SMALL, draw_pairs, same_runs  # noqa: E402
 
 import train  # noqa: E402
-from checkpoints import read_checkpoint, save_checkpoint  # noqa: E402
 from unet import UNet  # noqa: E402
+from utils import read_checkpoint, save_checkpoint  # noqa: E402
 
 PARTS = ".*.pth.*.part"  # how files.py calls a checkpoint that is being written
 # Weights enough for a checkpoint to take a while, pictures few enough that an epoch does not

@@ -10,7 +10,6 @@ It draws the images itself. The weights are random: they cost what trained ones 
 import argparse
 import contextlib
 import io
-import os
 import resource
 import subprocess
 import sys
@@ -26,11 +25,11 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import predict
-from checkpoints import save_checkpoint
-from encoders import build_network
-from inputs import find_pictures
-from predicting import Finish, predict_pictures
-from windows import Runner
+from parts.files import cores
+from parts.inference import Runner, make_runner, predict_pictures
+from parts.reading import image_size
+from unet import UNet
+from utils import load_network, save_checkpoint
 
 
 def smooth_noise(size, seed):
@@ -50,7 +49,7 @@ def make_checkpoint(path, features, image_size):
     """Random weights, shifted so that about half of a picture is foreground."""
     torch.manual_seed(0)
     architecture = dict(in_channels=3, out_channels=1, features=list(features))
-    network = build_network(**architecture).eval()
+    network = UNet(**architecture).eval()
     with torch.no_grad(), contextlib.redirect_stdout(io.StringIO()):
         logits = network(torch.from_numpy(smooth_noise((256, 256), 0)).permute(2, 0, 1)[None] / 255)
         scale = 3 / logits.std()
@@ -62,12 +61,9 @@ def make_checkpoint(path, features, image_size):
 
 def runner_of(checkpoint, precision, device, plain=False):
     """The network as predict.py runs it, or as it is (`plain`)."""
-    network, _ = predict.load_network(checkpoint)
-    settings = argparse.Namespace(device=device, precision=precision, flips="none", window=768, overlap=None)
-    runner = predict.make_runner(settings, network)
+    runner = make_runner(load_network(checkpoint)[0], device, precision)
     if plain:
-        network, _ = predict.load_network(checkpoint)
-        network = network.to(runner.device, memory_format=torch.channels_last)
+        network = load_network(checkpoint)[0].to(runner.device, memory_format=torch.channels_last)
         runner = Runner(network, runner.device, runner.dtype)
     return runner
 
@@ -108,14 +104,22 @@ def speed(options, folder):
     make_checkpoint(checkpoint, options.features, size)
     draw(folder / "images", options.images, tuple(options.photo_size))
     paths = sorted((folder / "images").iterdir())
-    wanted, _ = find_pictures([str(folder / "images")], None)
+    wanted, _ = predict.find_pictures([str(folder / "images")])
     ours = runner_of(checkpoint, options.precision, options.device)
     plain = runner_of(checkpoint, options.precision, options.device, plain=True)
     batch_size = options.batch_size or (1 if ours.device.type == "cpu" else 16)
-    threads = os.cpu_count()
+    finish = predict.Finish(folders={"masks": folder / "ours"})
 
     def ours_all():
-        for outcome in predict_pictures(wanted, ours, Finish(folder=folder / "ours"), size, batch_size, threads):
+        for outcome in predict_pictures(
+            wanted,
+            ours,
+            size_of=lambda picture: image_size(picture.path),
+            read=lambda picture: finish.read(picture, size),
+            finish=finish,
+            batch_size=batch_size,
+            threads=cores(),
+        ):
             assert outcome.error is None
 
     contenders = {
@@ -148,7 +152,8 @@ def large(options, folder):
     draw(folder / "images", 1, size)
     command = [sys.executable, predict.__file__, folder / "images", "--checkpoint", checkpoint]
     command += ["--image-size", "own", "--precision", options.precision, "--device", options.device]
-    command += ["--output-dir", folder / "masks"]
+    command += ["--output-dir", folder / "masks", "--save-masks", "--masks", "none", "--export", "none"]
+    command += ["--flips", "none", "--window", "768", "--overlap", "none", "--threshold", "0.5"]
     begin = time.perf_counter()
     subprocess.run(command, check=True)
     unit = 1 if sys.platform == "darwin" else 1024  # bytes

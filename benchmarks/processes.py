@@ -18,13 +18,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import torch
-from sides import ROOT, Ours, clocked
+from sides import Ours, clocked
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 
-import errors
-import processes
-from parallel import cores
-from settings import settings_of
+import train
+from parts import processes
+from parts.files import cores
+from parts.script import UserError, run, settings_of
 
 
 def child(options):
@@ -37,10 +37,9 @@ def child(options):
 
     with processes.together(options.device) as device:
         flags = ["--batch-size", str(options.batch_size), "--features", *map(str, options.features)]
-        ours = Ours(device, settings_of(ROOT / "train.py", flags), 10**6)
-        ours.run.model = processes.wrap(ours.run.network, device)
+        ours = Ours(device, settings_of(vars(train), flags), 1, 10**6)
         if processes.world_size() > 1:
-            ours.run.model.register_comm_hook(None, counted)
+            ours.trained.register_comm_hook(None, counted)
         shape = (options.batch_size, 3, *options.image_size)
         images = torch.randint(0, 256, shape, dtype=torch.uint8).contiguous(memory_format=torch.channels_last)
         batches = [(images, torch.randint(0, 2, (len(images), *options.image_size), dtype=torch.uint8))]
@@ -59,7 +58,7 @@ def measure(number, threads, arguments):
     command += [__file__, "--child", *arguments]
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True)
     if done.returncode:
-        raise errors.UserError(f"{number} processes ended with status {done.returncode}.")
+        raise UserError(f"{number} processes ended with status {done.returncode}.")
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -67,10 +66,10 @@ def compare(options, arguments):
     cuda = processes.pick_device(options.device).type == "cuda"
     counts = [(number, cores() // number if not cuda else 1) for number in options.processes]
     runs = counts if cuda else [(1, 1), *counts]
-    found = {run: [] for run in runs}
+    found = {one: [] for one in runs}
     for _ in range(options.rounds):
-        for run in runs:
-            found[run].append(measure(*run, arguments))
+        for one in runs:
+            found[one].append(measure(*one, arguments))
     size = "x".join(map(str, options.image_size))
     print(f"Training steps of {options.batch_size} images a process at {size}; median of {options.rounds} rounds.\n")
     print("| processes | threads of each | images/s | of one such process | gradients a step | sent by each a step |")
@@ -102,4 +101,4 @@ def main():
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    run(main)

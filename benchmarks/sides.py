@@ -1,10 +1,10 @@
 """The two sides that benchmarks/train.py compares, and the clock and the measures that it holds to them."""
 
+import ctypes
 import itertools
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -13,10 +13,9 @@ import torch  # noqa: E402
 from torch import nn  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
-import processes  # noqa: E402
-import recipe  # noqa: E402
 import train  # noqa: E402
-from training import Training  # noqa: E402
+from parts import processes, recipe  # noqa: E402
+from parts.encoders import build_network  # noqa: E402
 from unet import UNet  # noqa: E402
 
 
@@ -26,14 +25,14 @@ class Article:
     def __init__(self, device, seed=0):
         self.device, self.dtype = device, torch.float16 if device.type == "cuda" else None
         torch.manual_seed(seed)
-        self.scored = self.network = UNet().to(device)
+        self.network = UNet().to(device)
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=1e-4)
         self.loss_fn = nn.BCEWithLogitsLoss()
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype is not None)
 
     def steps(self, batches):
         """Trains on uint8 batches; returns how many there were."""
-        processes.keep_freed_memory(False)
+        give_freed_memory_back()
         self.network.train()
         count = 0
         for images, masks in batches:
@@ -50,27 +49,39 @@ class Article:
         return count
 
 
+def give_freed_memory_back():
+    """malloc as it settles by itself (parts.processes.keep_freed_memory says what is undone, and why it was done)."""
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if hasattr(libc, "malloc_trim"):
+        largest = 32 << 20  # bytes, of what malloc takes from its heap
+        for option, value in ((-4, 65536), (-1, 2 * largest), (-3, largest)):
+            libc.mallopt(option, value)
+        libc.malloc_trim(0)
+
+
 class Ours:
-    """What train.py does, as many steps at a time as are asked for."""
+    """What train.py does, as many steps at a time as are asked for: an epoch of its own to train_fn."""
 
-    def __init__(self, device, settings, total_steps, compiled_for=None):
-        self.settings = settings
-        self.run = Training(settings, device, total_steps)
-        self.dtype = self.run.dtype
+    def __init__(self, device, s, steps_per_epoch, epochs, compiled_for=None):
+        self.s, self.epoch = s, 0
+        torch.manual_seed(s.SEED)
+        self.network = build_network(3, 1, s.FEATURES, s.ENCODER).to(device, memory_format=torch.channels_last)
+        optimizer = recipe.make_optimizer(self.network, s.OPTIMIZER, s.LEARNING_RATE, s.WEIGHT_DECAY)
+        self.dtype = recipe.autocast_dtype(device, s.PRECISION)
+        scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
+        schedule = recipe.Schedule(optimizer, s.SCHEDULE, steps_per_epoch, epochs, s.WARMUP, s.PLATEAU_PATIENCE)
+        self.parts = optimizer, recipe.Loss(s.LOSS), scaler, schedule
         if compiled_for:
-            recipe.compile_or_not(self.run.network, compiled_for, self.dtype, settings.half_size)
-
-    @property
-    def scored(self):
-        return self.run.scored
+            recipe.compile_or_not(self.network, compiled_for, self.dtype, s.HALF_SIZE)
+        self.trained = processes.wrap(self.network, device, s.SYNC_BATCHNORM)
+        self.on_cpu = device.type == "cpu"
 
     def steps(self, batches):
-        """Trains on a sized collection of uint8 batches, as large at every call: an epoch to train_fn."""
-        if self.run.device.type == "cpu":
+        """Trains on a sized collection of uint8 batches, as large at every call."""
+        if self.on_cpu:
             processes.keep_freed_memory()
-        bar = SimpleNamespace(update=lambda *_: None, set_postfix=lambda **_: None)
-        train.train_fn(batches, self.run, self.settings, bar)
-        self.run.epoch += 1
+        train.train_fn(batches, self.trained, *self.parts, self.epoch, self.s, self.dtype)
+        self.epoch += 1
         return len(batches)
 
 

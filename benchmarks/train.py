@@ -37,14 +37,12 @@ import matplotlib.pyplot as plt  # noqa: E402
 import torch  # noqa: E402
 from sides import Article, Ours, Part, clocked, endless, matrix_peak, training_flops, until  # noqa: E402
 
-import augment  # noqa: E402
-import demo  # noqa: E402
-import errors  # noqa: E402
-from files import write_text, write_whole  # noqa: E402
-from loading import get_loaders  # noqa: E402
-from processes import pick_device  # noqa: E402
-from settings import settings_of  # noqa: E402
-from utils import check_accuracy  # noqa: E402
+import train as script  # noqa: E402
+from parts.cars import draw_dataset  # noqa: E402
+from parts.files import write_text, write_whole  # noqa: E402
+from parts.processes import pick_device  # noqa: E402
+from parts.script import run, settings_of  # noqa: E402
+from utils import check_accuracy, get_loaders  # noqa: E402
 
 ARTICLE_BATCH = 16
 SIDES = {"article": "the article's settings", "sixth": "ours, planned for a sixth", "whole": "ours, planned for all"}
@@ -53,14 +51,14 @@ MARGIN = 0.9  # of the time is planned for: a run that is a little slower than i
 
 def compare_steps(device, image_size, batch, rounds, flags):
     """Prints the table of part (a)."""
-    settings = ours_settings(device, [*flags, "--half-size", "0"], 0)
+    s = ours_settings(device, [*flags, "--half-size", "0"], 0)
     shape = (batch, 3, *image_size)
     images = torch.randint(0, 256, shape, dtype=torch.uint8).contiguous(memory_format=torch.channels_last)
     masks = torch.randint(0, 2, (batch, *image_size), dtype=torch.uint8)
     cuda = device.type == "cuda"
-    makers = {"the article's settings": lambda: Article(device), "ours": lambda: Ours(device, settings, 10**6)}
+    makers = {"the article's settings": lambda: Article(device), "ours": lambda: Ours(device, s, 1, 10**6)}
     if cuda:
-        makers["ours, compiled"] = lambda: Ours(device, settings, 10**6, shape)
+        makers["ours, compiled"] = lambda: Ours(device, s, 1, 10**6, shape)
     sides, memory = {}, {}
     repeats = [(images, masks)] * (20 if cuda else 1)
     for name, make in makers.items():
@@ -97,7 +95,7 @@ def compare_steps(device, image_size, batch, rounds, flags):
 def ours_settings(device, flags, seed):
     """train.py's constants with `flags` over them; two CPU cores learn most from small batches of growing images."""
     small = ["--batch-size", "2", "--half-size", "0.5"] if device.type == "cpu" else []
-    return settings_of(ROOT / "train.py", [*small, *flags, "--seed", str(seed)])
+    return settings_of(vars(script), [*small, *flags, "--seed", str(seed)])
 
 
 def prepared(data, work, cars, val_images):
@@ -105,37 +103,37 @@ def prepared(data, work, cars, val_images):
     if data is None:
         data = work / f"drawn-{cars}"
         if not (data / "train").is_dir():
-            demo.draw_dataset(data, cars=cars)
+            draw_dataset(data, cars=cars)
     if (data / "augmented_train_images").is_dir():
         return data
     output = work / f"{data.name}-augmented"
     if not (output / "augmented_train_images").is_dir():
+        import augment  # here, because not every machine has albumentations
+
         augment.make_augmented(data / "train", data / "train_masks", output, val_images=val_images)
     return output
 
 
-def loaders(folder, batch, settings, image_size):
+def loaders(folder, batch, s, image_size):
     """(training, validation) as train.py has them; a batch is uint8 from the arrays on disk."""
     places = [folder / f"augmented_{part}_{kind}" for part in ("train", "test") for kind in ("images", "masks")]
-    return get_loaders(
-        *places, batch, settings.num_workers, settings.pin_memory, image_size=image_size, seed=settings.seed
-    )
+    return get_loaders(*places, batch, s.NUM_WORKERS, s.PIN_MEMORY, image_size=image_size, seed=s.SEED)
 
 
 def race(side, device, folder, image_size, seed, minutes, points, flags):
     """Trains one side; returns its record: [minutes of training, images, Dice] at `points` times."""
-    settings = ours_settings(device, flags, seed)
-    batch = ARTICLE_BATCH if side == "article" else settings.batch_size
-    train_loader, val_loader = loaders(folder, batch, settings, image_size)
+    s = ours_settings(device, flags, seed)
+    batch = ARTICLE_BATCH if side == "article" else s.BATCH_SIZE
+    train_loader, val_loader = loaders(folder, batch, s, image_size)
     limit, plan = 60 * minutes * (1 / 6 if side == "sixth" else 1), None
     if side == "article":
         runner = Article(device, seed)
         Article(device, seed).steps(Part(endless(train_loader), 1))  # the first step anywhere is slower
     else:
-        compiled = (batch, 3, *image_size) if settings.compile and device.type == "cuda" else None
-        seconds = trial_seconds(settings, device, train_loader, compiled)
+        compiled = (batch, 3, *image_size) if s.COMPILE and device.type == "cuda" else None
+        seconds = trial_seconds(s, device, train_loader, compiled)
         plan = max(1, int(MARGIN * limit / seconds / points))
-        runner = Ours(device, settings, points * -(-plan // settings.accumulate), compiled)
+        runner = Ours(device, s, -(-plan // s.ACCUMULATE), points, compiled)
     train_loader.sampler.set_epoch(0)
     source, spent, seen, curve = endless(train_loader), 0.0, 0, []
     for point in range(1, points + 1):
@@ -146,17 +144,17 @@ def race(side, device, folder, image_size, seed, minutes, points, flags):
         seconds, count = clocked(runner, part, device)
         spent, seen = spent + seconds, seen + count * batch
         with redirect_stdout(io.StringIO()):
-            dice = check_accuracy(val_loader, runner.scored, device, runner.dtype).dice
+            dice = check_accuracy(val_loader, runner.network, device, runner.dtype).dice
         curve.append([spent / 60, seen, dice])
         print(f"  {side}, seed {seed}: {spent / 60:.2f} minutes, {seen} images, Dice {dice:.4f}", flush=True)
     return dict(curve=curve, batch=batch, training_images=len(train_loader.dataset), validation=len(val_loader.dataset))
 
 
-def trial_seconds(settings, device, loader, compiled):
+def trial_seconds(s, device, loader, compiled):
     """Seconds of a mean step of ours, from a short run of its own, which passes through all sizes of HALF_SIZE."""
     count = 400 if device.type == "cuda" else 40
     for _ in range(2):  # what is done for the first time is slower
-        trial = Ours(device, settings, -(-count // settings.accumulate), compiled)
+        trial = Ours(device, s, -(-count // s.ACCUMULATE), 1, compiled)
         seconds, _ = clocked(trial, Part(endless(loader), count), device)
     return seconds / count
 
@@ -255,7 +253,7 @@ def main():
     parser.add_argument("--points", type=int, default=6, help="how often a race is validated")
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "time_to_dice.json")
     parser.add_argument("--work", type=Path, default=ROOT / "demo" / "benchmark", help="where data are prepared")
-    parser.add_argument("flags", nargs="*", help="after --: constants of train.py, such as --ema-decay 0.97")
+    parser.add_argument("flags", nargs="*", help="after --: constants of train.py, such as --loss bce")
     args = parser.parse_args()
     device = pick_device(args.device)
     print(machine(device))
@@ -267,4 +265,4 @@ def main():
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    run(main)

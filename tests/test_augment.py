@@ -11,22 +11,27 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, script
+from helpers import ROOT, WAIT, script
 from PIL import Image
 
-from augment import FOLDERS, augmentation, make_augmented, split
-from demo import draw_dataset
-from errors import UserError
-from masks import MaskRule, read_mask
-from reading import COPIES, group_of, pair_files, read_image
+from augment import augmentation, make_augmented, split
+from parts.audit import audit
+from parts.cars import draw_dataset
+from parts.masks import MaskRule, find_mask_rule, read_mask
+from parts.reading import CARVANA_GROUP, COPIES, group_of, pair_files, read_image
+from parts.script import UserError
 
 WHITE = MaskRule("numbers", (0,), (255,))
-TRAIN_IMAGES, TRAIN_MASKS, TEST_IMAGES, TEST_MASKS = FOLDERS
+TRAIN_IMAGES, TRAIN_MASKS, TEST_IMAGES, TEST_MASKS = (
+    f"augmented_{side}_{kind}" for side in ("train", "test") for kind in ("images", "masks")
+)
+# Every constant of augment.py but the folders, so that no test depends on how somebody has edited them
+CONSTANTS = dict(val_images=5, group=CARVANA_GROUP, mask_foreground=None, jpeg_quality=95, num_workers=None, seed=0)
+FLAGS = ["--group", CARVANA_GROUP, "--mask-foreground", "none", "--jpeg-quality", 95, "--num-workers", 2, "--seed", 0]
 
 
 def make(raw, out, **keywords):
-    keywords = {"val_images": 5, "progress": False, **keywords}
-    return make_augmented(raw / "train", raw / "train_masks", out, **keywords)
+    return make_augmented(raw / "train", raw / "train_masks", out, **{**CONSTANTS, "progress": False, **keywords})
 
 
 def contents(out):
@@ -92,11 +97,11 @@ def test_no_car_on_both_sides_and_the_last_by_name_held_out(cars, made):
 def test_names_that_do_not_fit_lose_nothing(tmp_path):
     raw = plain_set(tmp_path, 10)
     pairs = pair_files(raw / "train", raw / "train_masks")
-    train, val, left_out = split(pairs, 3)
+    train, val, left_out = split(pairs, 3, CARVANA_GROUP)
     assert [pair.name for pair in val] == ["img_007", "img_008", "img_009"]
     assert len(train) == 7 and not left_out
-    assert [len(part) for part in split(pairs, 0.2)] == [8, 2, 0]
-    assert [len(part) for part in split(pairs, 0.01)] == [9, 1, 0]
+    assert [len(part) for part in split(pairs, 0.2, CARVANA_GROUP)] == [8, 2, 0]
+    assert [len(part) for part in split(pairs, 0.01, CARVANA_GROUP)] == [9, 1, 0]
 
 
 def test_a_group_pattern_of_ones_own(tmp_path):
@@ -119,17 +124,96 @@ def test_a_group_pattern_of_ones_own(tmp_path):
         ({"val_images": 1.0}, "fraction"),
         ({"group": "("}, "no regular expression"),
         ({"group": ""}, "Nothing is left"),
-        ({"jpeg_quality": 0}, "JPEG_QUALITY"),
-        ({"num_workers": 0}, "NUM_WORKERS"),
     ],
 )
-def test_settings_that_cannot_be_in_words(cars, tmp_path, keywords, words):
+def test_splits_that_cannot_be_in_words(cars, tmp_path, keywords, words):
     with pytest.raises(UserError, match=words.replace("(", r"\(")):
         make(cars, tmp_path / "out", **keywords)
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("flags", [("--jpeg-quality", 0), ("--num-workers", 0), ("--val-images", "many")])
+def test_constants_that_cannot_be_in_words(cars, tmp_path, flags):
+    done = script("augment.py", "--img-dir", cars / "train", "--mask-dir", cars / "train_masks", *flags, cwd=tmp_path)
+    assert done.returncode == 2 and flags[0][2:] in done.stderr.lower().replace("_", "-"), done.stderr
+    assert not (tmp_path / "dataset").exists()
+
+
 # ---- the copies
+
+
+def as_grey(values):
+    return Image.fromarray(values)
+
+
+def as_palette(values):
+    picture = Image.frombytes("P", values.shape[::-1], values.tobytes())
+    picture.putpalette([0, 0, 0, 200, 0, 0, 0, 200, 0, 0, 0, 200, 90, 90, 0])
+    return picture
+
+
+def as_colours(values):
+    return Image.fromarray(np.array([(0, 0, 0), (255, 0, 0), (0, 255, 0), (0, 0, 255), (9, 9, 9)], np.uint8)[values])
+
+
+ENCODINGS = {
+    "grey": (".png", as_grey, "L"),
+    "palette": (".png", as_palette, "P"),
+    "palette gif": (".gif", as_palette, "P"),
+    "16 bits": (".png", lambda values: Image.fromarray(values.astype(np.uint16) * 1000), "I;16"),
+    "32 bits": (".tif", lambda values: Image.fromarray(values.astype(np.int32) * 100_000), "I"),
+    "floats": (".tif", lambda values: Image.fromarray(values.astype(np.float32)), "F"),
+    "colours": (".png", as_colours, "RGB"),
+    "colours with alpha": (".png", lambda values: as_colours(values).convert("RGBA"), "RGBA"),
+    "1 bit": (".png", lambda values: Image.fromarray(values > 1), "1"),
+    "bmp": (".bmp", as_grey, "L"),
+}
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_masks_keep_their_own_encoding(tmp_path, encoding):
+    """Values, palette and depth: whatever a mask's pixel was, it is that in every copy, and nothing is invented."""
+    suffix, encode, mode = ENCODINGS[encoding]
+    raw, out = plain_set(tmp_path / "raw", 5), tmp_path / "out"
+    for path in sorted((raw / "train_masks").iterdir()):
+        values = np.random.default_rng(len(path.stem)).integers(0, 5, (6, 9)).repeat(4, 0).repeat(4, 1).astype(np.uint8)
+        path.unlink()
+        encode(values).save(path.with_suffix(suffix))
+    make(raw, out, val_images=2)
+    source = Image.open(raw / "train_masks" / f"img_000{suffix}")
+    expected = np.asarray(source)
+    assert source.mode == mode
+    for end, flip in (("", np.s_[:, :]), ("_hflip", np.s_[:, ::-1]), ("_vflip", np.s_[::-1])):
+        (path,) = (out / TRAIN_MASKS).glob(f"img_000{end}.*")
+        copy = Image.open(path)
+        assert copy.mode == mode and np.array_equal(np.asarray(copy), expected[flip])
+        if mode == "P":
+            assert copy.getpalette()[:15] == source.getpalette()[:15]
+    (path,) = (out / TRAIN_MASKS).glob("img_000_grid.*")
+    bent = np.asarray(Image.open(path))
+    assert bent.shape == expected.shape and not np.array_equal(bent, expected)
+    assert {tuple(np.ravel(v)) for v in bent.reshape(len(bent) * bent.shape[1], -1)} <= {
+        tuple(np.ravel(v)) for v in expected.reshape(len(expected) * expected.shape[1], -1)
+    }
+    with Image.open(out / "augmented_preview.png") as sheet:
+        assert sheet.width > 800
+
+
+def test_one_of_several_classes_trains_by_one_constant(tmp_path):
+    """MASK_FOREGROUND means before augmenting what it means after it."""
+    raw, out = plain_set(tmp_path / "raw", 6), tmp_path / "out"
+    for path in (raw / "train_masks").iterdir():
+        mask = np.asarray(Image.open(path))
+        Image.fromarray(np.where(mask, 8, np.arange(24)[:, None] // 5).astype(np.uint8)).save(path)
+    make(raw, out, val_images=2, mask_foreground=8)
+    folders = [out / name for name in (TRAIN_IMAGES, TRAIN_MASKS, TEST_IMAGES, TEST_MASKS)]
+    report = audit(*folders, mask_foreground=8, progress=False)
+    assert report.problems == [] and report.rule.foreground == (8,)
+    before = find_mask_rule(sorted((raw / "train_masks").iterdir()), 8)
+    assert np.array_equal(
+        read_mask(raw / "train_masks" / "img_000.png", before),
+        read_mask(out / TRAIN_MASKS / "img_000.png", report.rule),
+    )
 
 
 def test_lossless_images_stay_so_and_flips_are_flips(tmp_path):
@@ -217,7 +301,7 @@ def test_augmentation_as_in_the_article(cars):
     assert np.array_equal(images[2], images[0][::-1]) and np.array_equal(masks[2], masks[0][::-1])
     for image, mask in zip(images, masks):
         assert image.dtype == mask.dtype == np.uint8 and image.shape == (*mask.shape, 3)
-        assert set(np.unique(mask)) == {0, 255}
+        assert set(np.unique(mask)) == {0, 1}  # the file's own values: indices of black and white
 
 
 def test_what_is_written_pairs_up_again(made):
@@ -243,17 +327,20 @@ def test_byte_for_byte_the_same_whoever_does_the_work(cars, made, tmp_path):
         "    multiprocessing.set_start_method('spawn')\n"
         f"    sys.path.insert(0, {str(ROOT)!r}); from augment import make_augmented\n"
         f"    raw = Path({str(cars)!r})\n"
-        "    make_augmented(raw / 'train', raw / 'train_masks', 'out', val_images=5, num_workers=2, progress=False)\n"
+        f"    constants = {CONSTANTS!r}\n"
+        "    make_augmented(raw / 'train', raw / 'train_masks', 'out', **constants, progress=False)\n"
     )
     (tmp_path / "run.py").write_text(code)
-    subprocess.run([sys.executable, "run.py"], cwd=tmp_path, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    subprocess.run(
+        [sys.executable, "run.py"], cwd=tmp_path, check=True, timeout=WAIT, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
     assert contents(tmp_path / "out") == contents(out)
 
 
 def start(raw, out):
     flags = ["--img-dir", raw / "train", "--mask-dir", raw / "train_masks", "--output-dir", out]
     return subprocess.Popen(
-        [sys.executable, ROOT / "augment.py", *flags, "--val-images", "20", "--num-workers", "2"],
+        [sys.executable, ROOT / "augment.py", *map(str, [*flags, *FLAGS]), "--val-images", "20"],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         start_new_session=True,
@@ -289,14 +376,14 @@ def test_killed_at_random_moments_it_ends_with_the_same_bytes(tmp_path, number, 
         process = start(raw, out)
         wait_for_images(out, process, moment)
         process.send_signal(number)
-        process.communicate()
+        process.communicate(timeout=WAIT)
         killed += process.returncode == status
         assert nobody_left(process.pid)
         found = contents(out)
         assert found.items() <= expected.items()  # nothing half-written under a real name
     assert killed
     process = start(raw, out)
-    printed = process.communicate()[0]
+    printed = process.communicate(timeout=WAIT)[0]
     assert process.returncode == 0 and ("Going on: " in printed or found == expected)
     assert contents(out) == expected
     assert not list(out.rglob("*.part"))
@@ -398,12 +485,12 @@ def test_sources_that_look_like_copies_may_not_collide(tmp_path):
 def test_its_own_output_is_no_source(cars, made):
     out, _ = made
     with pytest.raises(UserError, match="originals"):
-        make_augmented(out / TRAIN_IMAGES, out / TRAIN_MASKS, out, val_images=5, progress=False)
+        make_augmented(out / TRAIN_IMAGES, out / TRAIN_MASKS, out, **CONSTANTS, progress=False)
 
 
 def test_its_preview_does_not_lie_among_the_images(raw):
     with pytest.raises(UserError, match="OUTPUT_DIR"):
-        make_augmented(raw / "train", raw / "train_masks", raw / "train", val_images=5, progress=False)
+        make_augmented(raw / "train", raw / "train_masks", raw / "train", **CONSTANTS, progress=False)
 
 
 def test_pictures_that_the_grid_cannot_bend_are_named(tmp_path):
@@ -421,12 +508,13 @@ def test_a_name_that_grows_too_long_is_told(tmp_path):
     for kind in ("train", "train_masks"):
         (raw / kind / "img_000.png").rename(raw / kind / ("a" * 248 + ".png"))
     flags = ["--img-dir", raw / "train", "--mask-dir", raw / "train_masks", "--val-images", 1]
-    done = script("augment.py", *flags, cwd=tmp_path)
+    done = script("augment.py", *flags, *FLAGS, "--output-dir", "out", cwd=tmp_path)
     assert done.returncode == 2 and "too long" in done.stderr and "Traceback" not in done.stderr, done.stderr
 
 
 def test_no_data_in_words(tmp_path):
-    done = script("augment.py", cwd=tmp_path)
+    flags = ["--img-dir", "dataset/train", "--mask-dir", "dataset/train_masks"]
+    done = script("augment.py", *flags, *FLAGS, cwd=tmp_path)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     for words in ("dataset/train", "carvana-image-masking-challenge", "train_masks.zip", "train.py --demo"):
         assert words in done.stderr
@@ -437,7 +525,7 @@ def test_no_data_in_words(tmp_path):
 
 def test_the_script_tells_what_it_did(cars, tmp_path):
     flags = ["--img-dir", cars / "train", "--mask-dir", cars / "train_masks", "--val-images", 5]
-    done = script("augment.py", *flags, "--output-dir", "my data", cwd=tmp_path)
+    done = script("augment.py", *flags, *FLAGS, "--output-dir", "my data", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     for words in ("8 images of 2 groups", "5 images of 2 groups", "Left out: 3", "images a second", "preview.png"):
         assert words in done.stdout

@@ -1,17 +1,34 @@
 """The article's dataset: its own use, masks of {0, 1}, and random draws that do not depend on the workers."""
 
+import contextlib
+import functools
+import io
+import json
+import multiprocessing
 import os
 import pickle
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+import warnings
 
 import numpy as np
 import pytest
 import torch
-from conftest import draw_pairs
+from helpers import ROOT, WAIT, draw_pairs
 from PIL import Image
 from torch.utils.data import DataLoader
+from tqdm import tqdm
 
-from dataset import ImageDataset, image_dataset
-from errors import UserError
+from dataset import Arrays, ImageDataset, image_dataset, make_arrays
+from parts import script
+from parts.masks import find_mask_rule
+from parts.reading import pair_files
+from parts.script import UserError
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 import albumentations as A  # noqa: E402
@@ -110,3 +127,447 @@ def test_a_file_that_goes_bad_in_a_worker_is_named(folders):
     (folders[0] / "img_004.png").write_bytes(b"")
     with pytest.raises(UserError, match="img_004.png: is empty"):
         draws(dataset, 1, [0])
+
+
+# ---- arrays, by real processes that are really killed
+
+SIZE = (32, 48)
+forking = pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="needs fork")
+
+
+def draw(root, count=24, size=(120, 200)):
+    """Pairs of photographs and masks of {0, 128, 255} with `root`/images and `root`/masks."""
+    (root / "images").mkdir(parents=True)
+    (root / "masks").mkdir()
+    for index in range(count):
+        rng = np.random.default_rng(index)
+        small = Image.fromarray(rng.integers(0, 256, (6, 9, 3), dtype=np.uint8))
+        kind = "jpg" if index % 3 else "png"
+        small.resize(size[::-1], Image.Resampling.BICUBIC).save(root / f"images/car {index:03d}.{kind}")
+        areas = Image.fromarray(rng.choice([0, 128, 255], (5, 7)).astype(np.uint8))
+        areas.resize(size[::-1], Image.Resampling.NEAREST).save(root / f"masks/car {index:03d}.png")
+    return pair_files(root / "images", root / "masks")
+
+
+def rule_of(pairs, foreground=255):
+    return _rule(tuple(pair.mask for pair in pairs), foreground)
+
+
+@functools.cache
+def _rule(masks, foreground):
+    return find_mask_rule(masks, foreground, num_workers=0)
+
+
+def make(pairs, folder, size=SIZE, foreground=255, num_workers=None, progress=False):
+    rule = rule_of(pairs, foreground)
+    return make_arrays(pairs, rule, size, folder, num_workers=num_workers, progress=progress)
+
+
+def dataset_of(pairs, arrays=None, size=SIZE):
+    """The pairs' ImageDataset; without arrays it decodes whenever it is asked."""
+    data = ImageDataset(None, None, image_size=size, pairs=pairs, rule=rule_of(tuple(pairs)))
+    data.arrays = arrays
+    return data
+
+
+def contents(folder):
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+def assert_clean(folder):
+    """Nothing lies beside the arrays except the lock's file."""
+    assert {item.name for item in folder.parent.iterdir()} <= {folder.name, f".{folder.name}.lock"}
+
+
+def start(function):
+    """Runs function() in a process group of its own, a fork of this process. Gives (process, reports):
+    reports has what it printed, and its result or the message of its UserError."""
+    reports, sender = multiprocessing.get_context("fork").Pipe(duplex=False)
+
+    def body():
+        os.setpgid(0, 0)
+        tqdm.set_lock(threading.RLock())  # the default one is shared by forks: killed with it, we would block all
+        printed = io.StringIO()
+        try:
+            with contextlib.redirect_stdout(printed):
+                result = function()
+        except UserError as mistake:
+            result = mistake
+        sender.send((printed.getvalue(), result))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # on forking: no thread of ours holds a lock here
+        process = multiprocessing.get_context("fork").Process(target=body)
+        process.start()
+    sender.close()
+    return process, reports
+
+
+def wait_for_end_of_group(group):
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.005)
+    raise AssertionError("a worker process is left")
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    """Pairs that no test changes."""
+    return draw(tmp_path_factory.mktemp("pictures"))
+
+
+# ---- what batches are
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_equal_a_fresh_decode_bit_for_bit(shared, tmp_path, num_workers):
+    arrays = make(shared, tmp_path / "a" / "b", num_workers=num_workers)
+    kept, fresh = dataset_of(shared, arrays), dataset_of(shared)
+    assert len(kept) == len(fresh) == len(shared) and kept.pairs == fresh.pairs == shared
+    indices = [5, 0, 11, 5]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for images, masks in (kept.__getitems__(indices).whole, fresh.__getitems__(indices).whole):
+            assert images.shape == (4, 3, *SIZE) and images.dtype == torch.uint8
+            assert images.is_contiguous(memory_format=torch.channels_last)
+            assert masks.shape == (4, *SIZE) and masks.dtype == torch.uint8 and set(masks.unique().tolist()) == {0, 1}
+    for index in range(len(shared)):
+        for ours, theirs in zip(kept[index], fresh[index]):
+            assert torch.equal(ours, theirs)
+    for ours, theirs in zip(kept.__getitems__(indices).whole, fresh.__getitems__(indices).whole):
+        assert torch.equal(ours, theirs)
+    assert len({image.numpy().tobytes() for image, _ in kept}) == len(shared)
+    assert all(isinstance(array, np.memmap) and not array.flags.writeable for array in arrays.open())
+    assert_clean(tmp_path / "a" / "b")
+
+
+def as_it_is(batch):
+    return batch.whole
+
+
+@pytest.mark.parametrize("method, num_workers", [(None, 0), ("fork", 2), ("spawn", 1), ("forkserver", 1)])
+def test_loader(shared, tmp_path, method, num_workers):
+    if method and method not in multiprocessing.get_all_start_methods():
+        pytest.skip(f"no {method} here")
+    arrays = make(shared, tmp_path / "arrays")
+    datasets = [dataset_of(shared, arrays)] + [dataset_of(shared)] * (method in (None, "fork"))
+    for dataset in datasets:
+        loader = DataLoader(
+            dataset,
+            batch_size=5,
+            num_workers=num_workers,
+            collate_fn=as_it_is,
+            multiprocessing_context=method,
+        )
+        batches = list(loader)
+        assert [len(images) for images, _ in batches] == [5, 5, 5, 5, 4]
+        assert batches[0][0].is_contiguous(memory_format=torch.channels_last)
+        assert np.array_equal(torch.cat([images for images, _ in batches]).permute(0, 2, 3, 1), arrays.open()[0])
+        assert np.array_equal(torch.cat([masks for _, masks in batches]), arrays.open()[1])
+
+
+def test_a_pickle_holds_no_arrays(shared, tmp_path):
+    pairs = (shared * 5)[:100]
+    arrays = make(pairs, tmp_path / "arrays", size=(160, 240))
+    kept = dataset_of(pairs, arrays, (160, 240))
+    pickled = pickle.dumps(kept)
+    assert len(pickled) < 100_000 < arrays.open()[0].nbytes
+    assert torch.equal(pickle.loads(pickled)[99][0], kept[99][0])
+
+
+def test_arrays_replaced_while_in_use(shared, tmp_path):
+    kept = dataset_of(shared, make(shared, tmp_path / "arrays"))
+    first, pickled = kept[0][0].clone(), pickle.dumps(kept)
+    make(shared, tmp_path / "arrays", foreground=(128, 255))
+    assert torch.equal(kept[0][0], first)  # those that are open stay
+    with pytest.raises(UserError, match="replaced"):
+        pickle.loads(pickled)[0]
+    shutil.rmtree(tmp_path / "arrays")
+    with pytest.raises(UserError, match="removed"):
+        pickle.loads(pickled)[0]
+
+
+# ---- when they are made again
+
+
+def change_a_file(root):
+    with open(root / "images" / "car 004.jpg", "ab") as file:
+        file.write(b"\0")
+    return "images: 1 file changed, e.g. car 004.jpg"
+
+
+def touch_two_masks(root):
+    for index in (3, 5):
+        os.utime(root / "masks" / f"car {index:03d}.png", ns=(1, 1))
+    return "masks: 2 files changed, e.g. car 003.png"
+
+
+def add_a_pair(root):
+    shutil.copy(root / "images" / "car 001.jpg", root / "images" / "new.jpg")
+    shutil.copy(root / "masks" / "car 001.png", root / "masks" / "new.png")
+    return "images: 1 file new, e.g. new.jpg; masks: 1 file new, e.g. new.png"
+
+
+def remove_a_pair(root):
+    (root / "images" / "car 001.jpg").unlink()
+    (root / "masks" / "car 001.png").unlink()
+    return "images: 1 file gone, e.g. car 001.jpg; masks: 1 file gone, e.g. car 001.png"
+
+
+def add_a_name_that_is_no_unicode(root):
+    shutil.copy(root / "images" / "car 001.jpg", root / "images" / os.fsdecode(b"caf\xe9.jpg"))
+    shutil.copy(root / "masks" / "car 001.png", root / "masks" / os.fsdecode(b"caf\xe9.png"))
+    return r"images: 1 file new, e.g. caf\udce9.jpg; masks"
+
+
+def damage_the_arrays(root):
+    os.truncate(root / "arrays" / "images.npy", 1000)
+    return "damaged"
+
+
+def damage_the_key(root):
+    (root / "arrays" / "key.json").write_text('{"layout": ')
+    return "damaged"
+
+
+def come_from_another_version(root):
+    key = json.loads((root / "arrays" / "key.json").read_text())
+    (root / "arrays" / "key.json").write_text(json.dumps({**key, "layout": [0, 0]}))
+    return "another version of this program"
+
+
+CHANGES = [
+    change_a_file,
+    touch_two_masks,
+    add_a_pair,
+    remove_a_pair,
+    add_a_name_that_is_no_unicode,
+    damage_the_arrays,
+    damage_the_key,
+    come_from_another_version,
+]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_made_again_and_the_reason_said(tmp_path, capsys, change):
+    make(draw(tmp_path), tmp_path / "arrays")
+    reason = change(tmp_path)
+    capsys.readouterr()
+    pairs = pair_files(tmp_path / "images", tmp_path / "masks")
+    kept = make(pairs, tmp_path / "arrays")
+    (line,) = capsys.readouterr().out.splitlines()
+    assert "made again" in line and reason in line
+    assert torch.equal(
+        torch.from_numpy(kept.rows([0, 9])[0]), dataset_of(pairs).__getitems__([0, 9]).whole[0].permute(0, 2, 3, 1)
+    )
+    assert make(pairs, tmp_path / "arrays") and not capsys.readouterr().out
+
+
+def test_other_settings(shared, tmp_path, capsys):
+    folder = tmp_path / "arrays"
+    before = make(shared, folder)
+    assert not capsys.readouterr().out  # the first time has no reason, and progress=False nothing to tell
+    kept = make(shared, folder, size=(48, 32))
+    assert "IMAGE_SIZE was 32x48" in capsys.readouterr().out and kept.open()[0].shape[1:3] == (48, 32)
+    make(shared, folder)
+    capsys.readouterr()
+    kept = make(shared, folder, foreground=(128, 255))
+    assert "the mask rule was" in capsys.readouterr().out and kept.open()[1].sum() > before.open()[1].sum()
+    kept = make(shared[::-1], folder, foreground=(128, 255))
+    assert "order" in capsys.readouterr().out
+    assert np.array_equal(kept.rows([0])[0], before.rows([len(shared) - 1])[0])
+
+
+def test_kept_when_nothing_changed(tmp_path, capsys):
+    root = tmp_path / "here"
+    pairs = draw(root)
+    made = make(pairs, root / "arrays").folder.stat().st_ino
+    assert make(pairs, root / "arrays").folder.stat().st_ino == made
+    root.rename(tmp_path / "there")  # a dataset moved as a whole
+    pairs = pair_files(tmp_path / "there" / "images", tmp_path / "there" / "masks")
+    assert make(pairs, tmp_path / "there" / "arrays").folder.stat().st_ino == made
+    assert not capsys.readouterr().out
+
+
+# ---- what can go wrong
+
+
+def test_files_that_cannot_be_decoded_are_all_named(tmp_path):
+    pairs = draw(tmp_path)
+    os.truncate(pairs[3].image, 300)
+    pairs[20].mask.write_text("no picture")
+    for num_workers in (0, 2):
+        with pytest.raises(UserError) as mistake:
+            make_arrays(pairs, rule_of(pairs[:3]), SIZE, tmp_path / "arrays", num_workers=num_workers, progress=False)
+        assert str(pairs[3].image) in str(mistake.value) and str(pairs[20].mask) in str(mistake.value)
+        assert not (tmp_path / "arrays").exists()
+        assert not list(tmp_path.glob(".arrays*.part"))
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_file_that_goes_while_epochs_decode(tmp_path, num_workers):
+    pairs = draw(tmp_path)
+    loader = DataLoader(dataset_of(pairs), batch_size=8, num_workers=num_workers, collate_fn=as_it_is)
+    pairs[20].image.unlink()
+    with pytest.raises(UserError) as mistake:
+        list(loader)
+    assert str(pairs[20].image) in str(mistake.value)
+
+
+def test_files_that_are_gone(tmp_path):
+    pairs = draw(tmp_path)
+    rule = rule_of(pairs)
+    pairs[2].image.unlink()
+    pairs[4].mask.unlink()
+    with pytest.raises(UserError) as mistake:
+        make_arrays(pairs, rule, SIZE, tmp_path / "arrays", progress=False)
+    assert str(pairs[2].image) in str(mistake.value) and str(pairs[4].mask) in str(mistake.value)
+
+
+@pytest.mark.parametrize("change", [lambda path: os.utime(path), lambda path: path.unlink(missing_ok=True)])
+def test_a_file_that_changes_while_it_is_decoded(tmp_path, change):
+    pairs = draw(tmp_path, count=40, size=(300, 500))
+    rule = rule_of(pairs)
+
+    def once_it_has_begun():
+        while not list(tmp_path.glob(".arrays.*.part")):
+            pass
+        change(pairs[-1].image)
+
+    threading.Thread(target=once_it_has_begun, daemon=True).start()
+    with pytest.raises(UserError, match="changed, or went") as mistake:
+        make_arrays(pairs, rule, SIZE, tmp_path / "arrays", num_workers=0, progress=False)
+    assert str(pairs[-1].image) in str(mistake.value)
+    assert not (tmp_path / "arrays").exists()
+
+
+def test_a_disk_without_room(shared, tmp_path, capsys):
+    make(shared, tmp_path / "arrays")
+    assert make(shared, tmp_path / "arrays", size=(10**6, 10**6)) is None
+    assert "of disk" in capsys.readouterr().out
+    assert_clean(tmp_path / "arrays")
+    make(shared, tmp_path / "arrays")
+    assert not capsys.readouterr().out  # those in place were left alone
+
+
+@forking
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_disk_that_turns_out_to_have_no_room(shared, tmp_path, num_workers):
+    import resource
+
+    def limited():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
+        return make(shared * 3, tmp_path / "arrays", num_workers=num_workers)
+
+    process, reports = start(limited)
+    printed, result = reports.recv()
+    process.join()
+    assert result is None and "no arrays" in printed and "decodes the files" in printed
+    assert not (tmp_path / "arrays").exists() and not list(tmp_path.glob(".*.part"))
+
+
+def test_a_folder_that_cannot_be_written(shared, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert make(shared, tmp_path / "file" / "arrays") is None
+    assert "no arrays" in capsys.readouterr().out
+
+
+# ---- processes that are killed, stopped, and started at once
+
+
+@pytest.mark.slow
+@forking
+def test_killed_at_any_moment(tmp_path):
+    pairs = draw(tmp_path / "pictures", count=48, size=(240, 400))
+    folder = tmp_path / "data" / "arrays"
+    times = []
+    for _ in range(3):  # one alone may have been slow, and then nearly all kills would come too late
+        shutil.rmtree(folder, ignore_errors=True)
+        started = time.monotonic()
+        make(pairs, folder, num_workers=2)
+        times.append(time.monotonic() - started)
+    whole = contents(folder)
+    draws = random.Random(0)
+    unfinished, groups = 0, []
+    for _ in range(20):
+        shutil.rmtree(folder)
+        process, _ = start(lambda: make(pairs, folder, num_workers=2) and None)
+        time.sleep(draws.uniform(0, min(times)))
+        process.kill()
+        process.join()
+        unfinished += not folder.exists()
+        if folder.exists():
+            assert contents(folder) == whole  # what has the name is whole
+        make(pairs, folder, num_workers=2)
+        assert contents(folder) == whole
+        assert_clean(folder)
+        groups.append(process.pid)
+    assert unfinished > 5
+    for group in groups:
+        wait_for_end_of_group(group)
+
+
+@forking
+@pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_stopped_by_a_signal_it_leaves_nothing(tmp_path, capfd, number, status):
+    pairs = draw(tmp_path / "pictures", count=60, size=(400, 600))
+    folder = tmp_path / "arrays"
+    process, _ = start(lambda: script.run(lambda: make(pairs, folder, num_workers=2) and None))
+    while not any(file.stat().st_blocks > 8 for file in tmp_path.glob(".arrays.*.part/images.npy")):
+        time.sleep(0.001)  # until the first rows are written
+    os.killpg(process.pid, number)
+    process.join()
+    assert process.exitcode == status
+    wait_for_end_of_group(process.pid)
+    assert not list(tmp_path.glob(".arrays.*.part")) and not folder.exists()
+    assert "Traceback" not in capfd.readouterr().err
+
+
+@pytest.mark.slow
+@forking
+def test_several_at_once(tmp_path):
+    pairs = draw(tmp_path / "pictures", size=(240, 400))
+    folder = tmp_path / "data" / "arrays"
+    make(pairs, folder, foreground=(128, 255))
+    others = [start(lambda: make(pairs, folder, num_workers=2, progress=True).open()[0].sum()) for _ in range(3)]
+    printed, sums = zip(*(reports.recv() for _, reports in others))
+    assert [process.join() or process.exitcode for process, _ in others] == [0, 0, 0]
+    assert set(sums) == {make(pairs, folder).open()[0].sum()}
+    assert sum("made again" in text for text in printed) >= 1
+    assert sum("decoded once" in text for text in printed) == 1
+    assert_clean(folder)
+
+
+@forking
+def test_what_others_are_making_is_left_alone(shared, tmp_path):
+    """Also when another folder's name begins like this one's."""
+    for name in ("arrays.x.0123456789ab.part", ".arrays.x.0123456789ab.part", ".arrays-2.0123456789ab.part"):
+        (tmp_path / name).mkdir()
+    (tmp_path / ".arrays.0123456789ab.part").mkdir()
+    make(shared, tmp_path / "arrays")
+    assert not (tmp_path / ".arrays.0123456789ab.part").exists()
+    assert len(list(tmp_path.glob("*.part"))) == 3
+
+
+def test_made_by_spawned_processes(tmp_path):
+    pairs = draw(tmp_path / "pictures", count=16)
+    spawning = tmp_path / "make.py"
+    spawning.write_text(
+        "import multiprocessing, sys\n"
+        f"sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]\n"
+        "from pathlib import Path\n"
+        "from test_dataset import make, pair_files\n"
+        "if __name__ == '__main__':\n"
+        "    multiprocessing.set_start_method('spawn')\n"
+        "    root = Path(sys.argv[1])\n"
+        "    pairs = pair_files(root / 'pictures/images', root / 'pictures/masks')\n"
+        "    make(pairs, root / 'spawned', num_workers=2)\n"
+    )
+    subprocess.run([sys.executable, spawning, tmp_path], check=True, timeout=WAIT)
+    assert isinstance(make(pairs, tmp_path / "here"), Arrays)
+    assert contents(tmp_path / "spawned") == contents(tmp_path / "here")
+    assert not list(tmp_path.glob("*.part"))

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from torchvision.utils import make_grid
 
-import pictures
+from parts import pictures
 
 
 @pytest.fixture
@@ -21,13 +21,14 @@ def scene():
 def test_overlay_leaves_the_background_and_outlines_the_foreground(scene):
     image, truth, _ = scene
     before = image.copy()
-    drawn = pictures.overlay(image, truth, colour=(255, 0, 0))
+    drawn = pictures.overlay(image, truth)
     assert drawn.shape == image.shape and drawn.dtype == np.uint8
     assert (image == before).all()
     assert (drawn[30:] == image[30:]).all()
-    assert (drawn[29] == (255, 0, 0)).all(), "the last row of foreground is its outline"
+    assert (drawn[29] == pictures.FOREGROUND).all(), "the last row of foreground is its outline"
     inside, was = drawn[5:25].astype(int), image[5:25].astype(int)
-    assert (inside[..., 0] >= was[..., 0]).all() and (inside[..., 1] <= was[..., 1]).all()
+    away, before = (np.abs(part - pictures.FOREGROUND) for part in (inside, was))
+    assert (away <= before).all() and (inside[..., 1] <= was[..., 1]).all()
     assert np.abs(inside - was).mean() > 20
 
 

@@ -4,32 +4,30 @@ import csv
 import gzip
 import os
 import re
-import subprocess
-import sys
-from concurrent.futures import ThreadPoolExecutor
-from copy import deepcopy
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from helpers import script
 from PIL import Image
 
-import pictures
 import predict
-import predicting
-import submission
-from checkpoints import save_checkpoint
-from errors import UserError, describe
-from files import write_text
-from inputs import Picture, files_below, find_masks, find_pictures
-from masks import MaskRule
-from scores import BINS, Table, best_threshold, count, histogram
+from parts.files import write_text
+from parts.masks import MaskRule
+from parts.script import UserError, describe
+from predict import Picture, best_threshold, files_below, find_masks, find_pictures, histogram, run_lengths
 from unet import UNet
-from windows import Runner, fold_batchnorm, reach_of
+from utils import count_overlap, dice_from_counts, save_checkpoint
 
-CPU = torch.device("cpu")
+# Every constant that an expectation may depend on, however somebody has edited them.
+EVERY = [
+    *("--save-masks", "--no-overlays", "--probabilities", "none", "--threshold", "0.5", "--image-size", "none"),
+    *("--flips", "none", "--window", "768", "--overlap", "none", "--masks", "none", "--mask-foreground", "none"),
+    *("--submission", "none", "--export", "none", "--batch-size", "none", "--num-workers", "2"),
+    *("--device", "cpu", "--precision", "float32"),
+]
 
 
 def blobs(height, width, seed=0):
@@ -40,20 +38,15 @@ def blobs(height, width, seed=0):
 
 @pytest.fixture(scope="session")
 def network():
-    """A U-Net with random weights and statistics, of which about half of a picture is foreground."""
+    """A U-Net with random weights, for which about half of a picture is foreground, and surely so."""
     torch.manual_seed(0)
     network = UNet(features=(8, 16)).eval()
-    for module in network.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.running_mean.normal_(0, 0.2)
-            module.running_var.uniform_(0.5, 1.5)
-            module.weight.data.uniform_(0.8, 1.6)
     images = torch.from_numpy(blobs(96, 128)).permute(2, 0, 1)[None] / 255
     with torch.no_grad():
         logits = network(images)
         network.output_conv.bias -= logits.median()
-        network.output_conv.weight *= 3 / logits.std()
-        network.output_conv.bias *= 3 / logits.std()
+        for parameter in network.output_conv.parameters():
+            parameter *= 3 / logits.std()
     return network
 
 
@@ -65,24 +58,29 @@ def checkpoint(network, tmp_path_factory):
         network=dict(in_channels=3, out_channels=1, features=[8, 16]),
         image_size=[96, 128],
         epoch=7,
-        settings={"mask_foreground": None},
+        settings={"MASK_FOREGROUND": None},
     )
     save_checkpoint(state, path)
     return path
 
 
 @pytest.fixture
-def call(checkpoint, tmp_path):
-    """call(inputs and flags) runs predict.main in float32; gives (status, output folder)."""
+def words(checkpoint, tmp_path):
+    """words(inputs, then flags) is predict.py's command line with every other constant given too."""
 
-    def run(*words, precision="float32"):
-        folder = tmp_path / "out"
-        flags = ["--checkpoint", checkpoint, "--output-dir", folder, "--precision", precision]
-        status = predict.main([str(word) for word in [*words, *flags]])
-        return status, folder
+    def complete(*given):
+        given = [str(word) for word in given]
+        first = next((index for index, word in enumerate(given) if word.startswith("--")), len(given))
+        places = ["--checkpoint", str(checkpoint), "--output-dir", str(tmp_path / "out")]
+        return [*given[:first], *EVERY, *places, *given[first:]]
 
-    run.checkpoint = checkpoint
-    return run
+    return complete
+
+
+@pytest.fixture
+def call(words, tmp_path):
+    """call(inputs, then flags) runs predict.main; gives (status, output folder)."""
+    return lambda *given: (predict.main(words(*given)), tmp_path / "out")
 
 
 @pytest.fixture
@@ -117,7 +115,7 @@ def load(path):
         return np.asarray(picture)
 
 
-# --- files ---------------------------------------------------------------------------------------
+# ---- files
 
 
 def test_masks_have_each_pictures_size_and_its_place_in_the_tree(photos, call):
@@ -171,11 +169,11 @@ def test_unreadable_files_are_named_and_the_rest_is_done(photos, call, capsys):
     assert len((photos / "s.csv").read_text().splitlines()) == 6
 
 
-def test_only_what_can_be_mended_is_refused(photos, call, tmp_path, checkpoint):
+def test_only_what_can_be_mended_is_refused(photos, call, tmp_path):
     (tmp_path / "bare").mkdir()
     (tmp_path / "junk.pth").write_bytes(b"junk" * 100)
     torch.save({"state_dict": {"layer.weight": torch.zeros(3)}}, tmp_path / "foreign.pth")
-    for words, said in (
+    for given, said in (
         ([tmp_path / "bare"], "no image in"),
         ([tmp_path / "missing.jpg"], "no image in"),
         ([], "Which images"),
@@ -190,24 +188,32 @@ def test_only_what_can_be_mended_is_refused(photos, call, tmp_path, checkpoint):
         ([photos, "--no-save-masks"], "Nothing would be kept"),
         ([photos, "--overlap", "-1"], "OVERLAP"),
         ([photos, "--num-workers", "-1"], "NUM_WORKERS"),
+        ([photos, "--window", "63"], "WINDOW"),
+        ([photos, "--batch-size", "1.5"], "BATCH_SIZE"),
+        ([photos, "--precision", "float8"], "PRECISION"),
+        ([photos, "--device", "abacus"], "DEVICE"),
+        ([photos / "*.png"], "no image in"),
         ([photos, "--masks", tmp_path / "nowhere"], "MASKS"),
         ([photos, "--masks", tmp_path / "bare"], "no mask there fits"),
     ):
         with pytest.raises(UserError, match=said):
-            call(*words)
+            call(*given)
     for name, said in (("nosuch.pth", "no such checkpoint"), ("junk.pth", "junk.pth"), ("foreign.pth", "what network")):
         with pytest.raises(UserError, match=said):
-            predict.main([str(photos), "--checkpoint", str(tmp_path / name)])
+            call(photos, "--checkpoint", tmp_path / name)
+    with pytest.raises(UserError, match="(?s)FLIPS.*WINDOW.*OVERLAP"):
+        call(photos, "--flips", "both", "--window", 1, "--overlap", -1)
     assert not (tmp_path / "out").exists()
 
 
-def test_the_exit_status_and_no_traceback(photos, checkpoint, tmp_path):
+@pytest.mark.slow
+def test_the_exit_status_and_no_traceback(photos, words, tmp_path):
     (photos / "text.png").write_text("hello")
-    script = Path(predict.__file__)
-    command = [sys.executable, script, "--checkpoint", checkpoint, "--output-dir", tmp_path / "o", photos / "*.png"]
-    ended = subprocess.run(command, capture_output=True, text=True)
+    ended = script("predict.py", *words(*sorted(photos.glob("*.png"))), cwd=tmp_path)
     assert ended.returncode == 1 and "Traceback" not in ended.stderr and "text.png" in ended.stderr
-    assert [path.name for path in (tmp_path / "o").iterdir()] == ["grey.png"]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["grey.png"]
+    ended = script("predict.py", *words(tmp_path / "nowhere"), cwd=tmp_path)
+    assert ended.returncode == 2 and "Traceback" not in ended.stderr and "no image in" in ended.stderr
 
 
 def test_equal_names_keep_their_folders_and_true_collisions_are_refused(photos, call, tmp_path):
@@ -217,54 +223,57 @@ def test_equal_names_keep_their_folders_and_true_collisions_are_refused(photos, 
     _, out = call(photos, other)
     assert load(out / "photos" / "a.png").shape == (100, 150) and load(out / "other" / "a.png").shape == (50, 70)
     Image.fromarray(blobs(50, 70)).save(photos / "a.png")
-    with pytest.raises(UserError, match="a.jpg and .*a.png"):
+    with pytest.raises(UserError, match="of .*a.jpg and .*of .*a.png"):
         call(photos)
+    (photos / "a.png").rename(photos / "A.png")  # the same file to some file systems
+    with pytest.raises(UserError, match="of .*A.png and .*of .*a.jpg"):
+        call(photos)
+    (photos / "A.png").rename(photos / "a.png")
     with pytest.raises(UserError, match="come more than once: a.png"):
         call(photos / "a.png", other / "a.png", "--submission", tmp_path / "s.csv")
 
 
-def test_no_picture_is_overwritten_and_outputs_are_no_inputs(photos, checkpoint):
+def test_no_picture_is_overwritten_and_outputs_are_no_inputs(photos, call):
     with pytest.raises(UserError, match="grey.png"):
-        predict.main([str(photos), "--checkpoint", str(checkpoint), "--output-dir", str(photos)])
+        call(photos, "--output-dir", photos)
     out = photos / "predictions"
     for _ in range(2):  # the second time the folder holds masks
         found, missing = find_pictures([str(photos)], out)
         assert len(found) == 5 and not missing
-        predict.main([str(photos), "--checkpoint", str(checkpoint), "--output-dir", str(out)])
+        call(photos, "--output-dir", out)
     assert len(list(out.rglob("*.png"))) == 5
 
 
 def test_the_runs_own_folders_are_no_inputs_however_they_are_asked_for(photos, tmp_path, monkeypatch, capsys):
-    """By a folder, a link to one, a pattern, and the names that the shell makes of *."""
+    """By a folder, a link to one, and the names that the shell makes of *."""
     wanted = {"a.jpg", "b.c.png", "grey.png", "palette.gif", "turned.jpg"}
     for folder in ("predictions", "masks"):
         (photos / folder).mkdir()
         Image.new("L", (150, 100)).save(photos / folder / "a.png")
     (tmp_path / "link").symlink_to(photos)
     monkeypatch.chdir(photos)
-    for inputs in (["."], [str(tmp_path / "link")], ["**/*.*"], sorted(os.listdir())):
+    for inputs in (["."], [str(tmp_path / "link")], sorted(os.listdir())):
         found, missing = find_pictures([text for text in inputs if text != "notes.txt"], "predictions", "masks")
-        assert {picture.path.name for picture in found} == (wanted | {"notes.txt"} if "*" in inputs[0] else wanted)
-        assert not missing
+        assert {picture.path.name for picture in found} == wanted and not missing
     assert "predictions: left out" in capsys.readouterr().err
     assert len(find_pictures(["predictions/a.png"], "predictions")[0]) == 1, "by its own name it may be asked for"
-    assert len(find_pictures(["predictions/*.png"], "predictions")[0]) == 1
+    assert len(find_pictures(["predictions"], "predictions")[0]) == 1
 
 
 def test_masks_beside_their_pictures_or_below_them_are_no_pictures(photos, call):
-    def scored(inputs, masks):
-        status, out = call(inputs, "--masks", masks)
+    def scored(*inputs, masks):
+        status, out = call(*inputs, "--masks", masks)
         assert status == 0
         return {Path(row["image"]).name for row in csv.DictReader((out / "scores.csv").open())} - {"mean"}
 
     _, out = call(photos)
     beside = photos / "a_mask.png"
     Image.fromarray(load(out / "a.png")).save(beside)
-    assert scored(photos, photos) == scored(photos / "?.*", photos) == {"a.jpg"}
+    assert scored(photos, masks=photos) == scored(*photos.glob("?.*"), masks=photos) == {"a.jpg"}
     (photos / "masks").mkdir()
     beside.rename(photos / "masks" / "grey.png")
     Image.fromarray(load(out / "grey.png")).save(photos / "masks" / "grey.png")
-    assert scored(photos, photos / "masks") == {"grey.png"}
+    assert scored(photos, masks=photos / "masks") == {"grey.png"}
     with pytest.raises(UserError, match="no file there ends in _mask"):
         call(photos / "sub", "--masks", photos / "sub")
 
@@ -291,24 +300,13 @@ def test_links_that_lead_in_circles_are_walked_once(tmp_path):
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
     for name in ("one", "two"):
         (tmp_path / name).symlink_to(tmp_path)
-    assert files_below(tmp_path) == [tmp_path / "a.png"]
+    assert files_below(tmp_path, (), []) == [tmp_path / "a.png"]
 
 
-def test_inputs_given_twice_and_patterns(photos, tmp_path):
-    found, missing = find_pictures([str(photos), str(photos / "a.jpg"), str(photos / "*.png"), "no*.jpg"], tmp_path)
+def test_inputs_given_twice_and_what_is_not_there(photos, tmp_path):
+    inputs = [photos, photos / "a.jpg", *photos.glob("*.png"), photos / "sub"]
+    found, missing = find_pictures([*map(str, inputs), "no*.jpg"], tmp_path)
     assert len(found) == 5 and missing == ["no*.jpg: there is no such file or folder."]
-
-
-def test_files_written_by_many_threads_have_the_usual_permissions(tmp_path):
-    before = os.umask(0o027)
-    try:
-        with ThreadPoolExecutor(16) as pool:
-            tiny = np.zeros((2, 2), np.uint8)
-            list(pool.map(lambda i: pictures.save_image(tmp_path / f"{i}.png", tiny), range(200)))
-    finally:
-        after = os.umask(before)
-    assert after == 0o027, "the process's own mask has been restored each time"
-    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o640}
 
 
 def test_the_longest_names_are_written_too(call, tmp_path):
@@ -333,72 +331,31 @@ def test_overlays_and_probability_maps(photos, call):
             assert overlay.shape == (*mask.shape, 3)
 
 
-def test_the_articles_checkpoint_needs_nothing_more(photos, network, checkpoint, tmp_path, call):
+def test_the_articles_checkpoint_needs_nothing_more(photos, network, tmp_path, call):
     torch.save({"state_dict": network.state_dict(), "optimizer": {}}, tmp_path / "article.pth")
-    flags = [str(photos / "a.jpg"), "--output-dir", str(tmp_path / "article"), "--precision", "float32"]
-    predict.main([*flags, "--checkpoint", str(tmp_path / "article.pth")])
+    call(photos / "a.jpg", "--checkpoint", tmp_path / "article.pth", "--output-dir", tmp_path / "article")
     _, out = call(photos / "a.jpg", "--image-size", 320, 480)
     assert (load(tmp_path / "article" / "a.png") == load(out / "a.png")).all()
 
 
-def test_order_and_results_do_not_depend_on_batches_threads_and_room(photos, network, monkeypatch):
-    (photos / "text.png").write_text("hello")
-    wanted, _ = find_pictures([str(photos)], None)
-    results = []
-    for room, batch_size, threads in ((1e9, 1, 1), (1, 4, 2), (1e9, 4, 3)):
-        monkeypatch.setattr(predicting, "PENDING_BYTES", room)
-        for size in ((96, 128), "own"):
-            outcomes = list(
-                predicting.predict_pictures(
-                    wanted, Runner(network, CPU), predicting.Finish(runs=True), size, batch_size, threads
-                )
-            )
-            assert [it.picture for it in outcomes] == wanted
-            results.append([it.runs for it in outcomes])
-    assert results[0] == results[2] == results[4] and results[1] == results[3] == results[5]
-    assert [runs is None for runs in results[0]] == [it.path.name == "text.png" for it in wanted]
+def test_masks_do_not_depend_on_batches_and_threads(photos, call):
+    _, out = call(photos)
+    expected = {path: load(path) for path in out.rglob("*.png")}
+    for batch_size, threads in ((4, "none"), (3, 1), (0, 0)):
+        call(photos, "--batch-size", batch_size, "--num-workers", threads)
+        for path, mask in expected.items():
+            assert (load(path) != mask).mean() < 1e-3, path
 
 
-# --- the network ---------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("size", [(300, 420), (301, 423), (130, 500)])
-def test_windows_give_the_whole_pictures_mask(network, size):
-    image = blobs(*size)
-    runner = Runner(network, CPU, window=128)
-    assert runner.overlap >= 2 * runner.reach and not runner.fits(size)
-    whole, windows = runner.logits(image[None])(0), runner.logits_in_windows(image)
-    assert windows.shape == size and windows.dtype == np.float32
-    assert ((windows > 0) != (whole > 0)).mean() < 1e-4
-    assert np.abs(windows - whole).max() < 1e-3
-
-
-def test_windows_with_too_little_overlap_differ_only_near_seams(network):
-    image = blobs(300, 420)
-    whole = Runner(network, CPU).logits(image[None])(0)
-    runner = Runner(network, CPU, window=128, overlap=16)
-    apart = np.abs(runner.logits_in_windows(image) - whole)
-    assert apart.max() > 1e-3, "this is what the default overlap is for"
-    assert ((runner.logits_in_windows(image) > 0) != (whole > 0)).mean() < 0.05
-
-
-def test_weights_of_all_windows_sum_to_one(network):
-    for window, overlap, length in ((128, None, 1000), (128, 16, 1000), (100, 40, 101), (64, 0, 333), (128, None, 90)):
-        runner = Runner(network, CPU, window=window, overlap=overlap)
-        total = np.zeros(2000)
-        for start, weights in runner._axis(length):
-            assert start % runner.stride == 0
-            total[start : start + len(weights)] += weights
-        assert np.allclose(total[:length], 1, atol=1e-6)
-
-
-def test_nothing_beyond_its_reach_changes_a_logit(network):
-    runner, image = Runner(network, CPU), blobs(96, 96)
-    reach = reach_of(network)
-    other = image.copy()
-    other[:, 50:] = 255 - other[:, 50:]
-    apart = np.abs(runner.logits(image[None])(0) - runner.logits(other[None])(0)).max(axis=0)
-    assert (apart[: 50 - reach] == 0).all() and apart[50 - 8 : 50].max() > 0
+def test_mirrored_copies_are_averaged(call, network, tmp_path):
+    image = blobs(96, 128, 5)
+    Image.fromarray(image).save(tmp_path / "image.png")
+    _, out = call(tmp_path / "image.png", "--flips", "h")
+    images = torch.from_numpy(image).permute(2, 0, 1)[None] / 255
+    with torch.no_grad():
+        logits = network(images) + network(images.flip(3)).flip(3)
+        assert ((load(out / "image.png") > 0) != (logits[0, 0].numpy() > 0)).mean() < 1e-3
+        assert ((load(out / "image.png") > 0) != (network(images)[0, 0].numpy() > 0)).mean() > 1e-2
 
 
 def test_a_size_of_its_own_and_tiny_pictures(photos, call):
@@ -408,61 +365,36 @@ def test_a_size_of_its_own_and_tiny_pictures(photos, call):
     assert load(out / "tiny.png").shape == (1, 3) and load(out / "sub" / "b.c.png").shape == (161, 241)
 
 
-def test_sizes_that_pool_evenly_are_run_as_the_network_alone(network):
-    image = blobs(96, 128)
-    with torch.no_grad():
-        alone = network(torch.from_numpy(image).permute(2, 0, 1)[None] / 255)[0, 0].numpy()
-    assert np.allclose(Runner(network, CPU).logits(image[None])(0), alone, atol=1e-5)
+# ---- scores
 
 
-def test_folding_changes_nothing(network):
-
-
-    image = blobs(96, 128)[None]
-    folded = fold_batchnorm(deepcopy(network))
-    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in folded.modules())
-    assert np.allclose(Runner(network, CPU).logits(image)(0), Runner(folded, CPU).logits(image)(0), atol=1e-4)
-
-
-@pytest.mark.parametrize("mirrors, axes", [("h", 1), ("v", 0), ("hv", (0, 1))])
-def test_mirrored_runs_make_the_mask_blind_to_mirroring(network, mirrors, axes):
-    image = blobs(96, 128)
-    runner, plain = Runner(network, CPU, mirrors=mirrors), Runner(network, CPU)
-    turned = np.ascontiguousarray(np.flip(image, axes))
-    first, second = runner.logits(image[None])(0), np.flip(runner.logits(turned[None])(0), axes)
-    assert np.allclose(first, second, atol=1e-4)
-    assert not np.allclose(plain.logits(image[None])(0), first, atol=1e-2)
-
-
-def test_bfloat16_finds_nearly_the_same(photos, call):
-    _, out = call(photos)
-    exact = {path: load(path) for path in out.rglob("*.png")}
-    call(photos, precision="bfloat16")
-    for path, mask in exact.items():
-        assert (load(path) != mask).mean() < 0.03
-
-
-# --- scores --------------------------------------------------------------------------------------
-
-
-def test_scores_worked_out_by_hand(tmp_path):
-    truth = np.zeros((4, 4), np.uint8)
-    truth[:2] = 1  # 8 pixels
-    half, none = np.zeros((2, 4, 4), np.uint8)
-    half[1:3, :2] = 1  # 4 pixels, 2 of them right
-    table = Table()
-    for name, pair in (("perfect", (truth, truth)), ("half", (half, truth)), ("missed", (none, truth))):
-        table.add(name, count(*pair))
-    table.add("empty", count(none, none))
-    dice, iou = table.scores()
+def test_scores_worked_out_by_hand(photos, call, tmp_path, capsys):
+    counts = [(8, 8, 8), (2, 4, 8), (0, 0, 8), (0, 0, 0)]
+    dice, iou = predict.write_scores(tmp_path / "scores.csv", ["perfect", "half", "missed", "empty"], counts)
     assert dice.tolist() == [1, 2 * 2 / 12, 0, 1] and iou.tolist() == [1, 2 / 10, 0, 1]
-    assert table.worst(2) == [2, 1]
-    table.write(tmp_path / "scores.csv")
     rows = list(csv.DictReader((tmp_path / "scores.csv").open()))
     assert rows[1] == dict(
         image="half", dice="0.333333", iou="0.200000", pixels_in_both="2", predicted_pixels="4", true_pixels="8"
     )
     assert rows[4]["image"] == "mean" and float(rows[4]["dice"]) == pytest.approx((1 + 1 / 3 + 0 + 1) / 4, abs=1e-6)
+    # of real masks, each counted, and the lowest first
+    _, out = call(photos)
+    predicted = load(out / "a.png") > 0
+    truths = tmp_path / "truths"
+    truths.mkdir()
+    halves = {"a": predicted.copy(), "grey": load(out / "grey.png") > 0}
+    halves["a"][:50] = False
+    for name, truth in halves.items():
+        Image.fromarray(truth.astype(np.uint8) * 255).save(truths / f"{name}.png")
+    call(photos, "--masks", truths)
+    rows = {Path(row["image"]).stem: row for row in csv.DictReader((out / "scores.csv").open())}
+    both = int(halves["a"].sum())
+    assert [rows["a"][key] for key in ("pixels_in_both", "predicted_pixels", "true_pixels")] == [
+        str(both), str(int(predicted.sum())), str(both)
+    ]  # fmt: skip
+    assert float(rows["a"]["dice"]) == pytest.approx(2 * both / (both + predicted.sum()), abs=1e-6)
+    assert float(rows["grey"]["dice"]) == 1
+    assert re.search(r"(?s)The lowest Dice:\n  0\.\S+  \S*a\.jpg\n  1\.0000  \S*grey", capsys.readouterr().out)
 
 
 def test_its_own_masks_score_one_and_their_opposites_nothing(photos, call, tmp_path, capsys):
@@ -526,46 +458,47 @@ def test_scores_that_would_mislead_are_told(photos, call, tmp_path, capsys):
     assert "reads as foreground" not in said.out
 
 
-def test_a_meaning_of_training_that_these_masks_do_not_have_is_told(photos, changed, tmp_path, capsys):
+@pytest.mark.parametrize("name", ["MASK_FOREGROUND", "mask_foreground"])  # the latter in older checkpoints
+def test_a_meaning_of_training_that_these_masks_do_not_have_is_told(photos, call, changed, tmp_path, capsys, name):
     truths = tmp_path / "truths"
     truths.mkdir()
     Image.fromarray(np.full((100, 150), 255, np.uint8)).save(truths / "a.png")
     rule = MaskRule("numbers", (), (8,), rest=True).to_dict()
-    path = changed(settings={"mask_foreground": 8}, mask_rule=rule)
-    predict.main([str(photos), "--checkpoint", path, "--masks", str(truths), "--output-dir", str(tmp_path / "o")])
+    path = changed(settings={name: 8}, mask_rule=rule)
+    call(photos, "--checkpoint", path, "--masks", truths)
     assert "reads as foreground" in capsys.readouterr().out
+    call(photos, "--checkpoint", path, "--masks", truths, "--mask-foreground", 255)
+    assert "reads as foreground" not in capsys.readouterr().out
 
 
-def test_an_output_that_is_no_number_is_no_mask(photos, changed, network, tmp_path, capsys):
+def test_an_output_that_is_no_number_is_no_mask(photos, call, changed, network, capsys):
     weights = network.state_dict()
     path = changed(state_dict=weights | {"output_conv.bias": weights["output_conv.bias"] * float("nan")})
-    status = predict.main([str(photos), "--checkpoint", path, "--output-dir", str(tmp_path / "o")])
+    status, out = call(photos, "--checkpoint", path)
     said = capsys.readouterr()
     assert status == 1 and "a.jpg: the network's output is not a number" in said.err and "0 images done" in said.out
-    assert not list(tmp_path.glob("o/*.png"))
+    assert not out.exists()
 
 
-def test_a_checkpoint_of_another_kind_is_told_or_read(photos, changed, tmp_path):
-    flags = ["--output-dir", str(tmp_path / "o")]
+def test_a_checkpoint_of_another_kind_is_told_or_read(photos, call, changed, tmp_path):
     for channels in ((1, 1), (4, 1), (3, 3)):
         torch.save(UNet(*channels, (4, 8)).state_dict(), tmp_path / "other.pth")
         with pytest.raises(UserError, match=f"{channels[0]} channels in and {channels[1]} out"):
-            predict.main([str(photos), "--checkpoint", str(tmp_path / "other.pth"), *flags])
+            call(photos, "--checkpoint", tmp_path / "other.pth")
     with pytest.raises(UserError, match="not understood"):
-        predict.main([str(photos), "--checkpoint", changed(network={"depth": 4}), *flags])
-    assert predict.main([str(photos), "--checkpoint", changed(network="unet", settings=None), *flags]) == 0
+        call(photos, "--checkpoint", changed(network={"depth": 4}))
+    assert call(photos, "--checkpoint", changed(network="unet", settings=None))[0] == 0
 
 
-def test_names_that_are_no_unicode(checkpoint, tmp_path):
+def test_names_that_are_no_unicode(call, tmp_path):
     name = os.fsdecode(b"caf\xe9")
     for folder, suffix in (("photos", ".jpg"), ("truths", ".png")):
         (tmp_path / folder).mkdir()
         Image.fromarray(blobs(40, 60)[..., 0]).point(lambda v: 255 * (v > 99)).save(tmp_path / folder / (name + suffix))
-    flags = ["--checkpoint", checkpoint, "--masks", tmp_path / "truths", "--submission", tmp_path / "s.csv"]
-    flags += ["--output-dir", tmp_path / "o"]
-    assert predict.main([str(word) for word in (tmp_path / "photos", *flags)]) == 0
-    assert b"\ncaf\xe9.jpg," in (tmp_path / "s.csv").read_bytes()
-    assert len((tmp_path / "o" / "scores.csv").read_text().splitlines()) == 3
+    rows = tmp_path / "s.csv"
+    status, out = call(tmp_path / "photos", "--masks", tmp_path / "truths", "--submission", rows)
+    assert status == 0 and b"\ncaf\xe9.jpg," in rows.read_bytes()
+    assert len((out / "scores.csv").read_text().splitlines()) == 3
 
 
 def test_a_picture_too_long_for_an_overlay_is_told_and_its_mask_written(photos, call, capsys):
@@ -578,19 +511,18 @@ def test_a_picture_too_long_for_an_overlay_is_told_and_its_mask_written(photos, 
 def test_places_that_cannot_be_written_are_told_by_their_names(photos, call, tmp_path):
     (photos / "probabilities").mkdir()
     (photos / "sub" / "b.c.png").rename(photos / "probabilities" / "a.png")
-    with pytest.raises(UserError, match="Two outputs would be this one file.*\n.*probabilities/a.png"):
+    with pytest.raises(UserError, match="(?s)overwrite.*out/probabilities/a.png of .*a.jpg"):
         call(photos, "--probabilities", 8)
     (tmp_path / "out" / "a.png").mkdir(parents=True)
-    with pytest.raises(UserError, match="overwritten.*\n.*out/a.png"):
+    with pytest.raises(UserError, match="(?s)overwrite.*out/a.png: .*folder"):
         call(photos / "a.jpg")
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError) as caught:
-        predict.main([str(photos), "--output-dir", str(tmp_path / "file"), "--checkpoint", str(call.checkpoint)])
+        call(photos, "--output-dir", tmp_path / "file")
     assert describe(caught.value).startswith(f"{tmp_path / 'file'}: a file has the name of a folder")
     with pytest.raises(OSError) as caught:
         write_text(tmp_path / "out" / "a.png", "text")
     assert describe(caught.value).startswith(f"{tmp_path / 'out' / 'a.png'}: this is a folder")
-
 
 
 def test_the_chosen_threshold_is_the_best_of_all():
@@ -602,12 +534,11 @@ def test_the_chosen_threshold_is_the_best_of_all():
     chosen, dice, at_half = best_threshold([histogram(*image) for image in images])
 
     def mean_dice(threshold):
-        table = Table()
-        for logits, truth in images:
-            table.add("", count(1 / (1 + np.exp(-logits.astype(np.float64))) > threshold, truth))
-        return table.scores()[0].mean()
+        logits, truths = (np.stack(arrays) for arrays in zip(*images))
+        masks = torch.from_numpy(1 / (1 + np.exp(-logits.astype(np.float64))) > threshold)
+        return dice_from_counts(*count_overlap(masks, torch.from_numpy(truths).bool()).numpy().T).mean()
 
-    by_hand = [mean_dice(k / BINS) for k in range(1, BINS)]
+    by_hand = [mean_dice(k / 256) for k in range(1, 256)]
     assert dice == pytest.approx(max(by_hand), abs=1e-3) == pytest.approx(mean_dice(chosen), abs=1e-3)
     assert at_half == pytest.approx(mean_dice(0.5), abs=1e-3) and chosen < 0.45 and dice > at_half + 0.01
 
@@ -630,29 +561,35 @@ def test_threshold_auto_raises_the_score(photos, call, tmp_path, capsys):
     assert float(re.search(r"\nDice ([\d.]+)", said)[1]) > 0.98
 
 
-# --- the submission ------------------------------------------------------------------------------
+# ---- the submission
 
 
 def test_runs_worked_out_by_hand():
-    mask = np.array([[0, 1, 1], [1, 0, 1]])
-    assert submission.encode(mask) == "2 3 6 1", "row by row: pixels 2, 3, 4 and 6"
-    assert submission.encode(mask, order="F") == "2 2 5 2", "column by column: 2, 3 and 5, 6"
+    assert run_lengths(np.array([[0, 1, 1], [1, 0, 1]])) == "2 3 6 1", "row by row: pixels 2, 3, 4 and 6"
     row = np.zeros((1, 16), int)
     row[0, [0, 1, 2, 9, 10, 11, 12, 13]] = 1
-    assert submission.encode(row) == "1 3 10 5", "the example of the competition's page"
-    assert submission.encode(np.zeros((3, 3))) == "" and submission.encode(np.ones((3, 3))) == "1 9"
+    assert run_lengths(row) == "1 3 10 5", "the example of the competition's page"
+    assert run_lengths(np.zeros((3, 3))) == "" and run_lengths(np.ones((3, 3))) == "1 9"
 
 
-@pytest.mark.parametrize("order", ["C", "F"])
-def test_runs_come_back_as_the_mask(order):
+def decoded(runs, size):
+    """The mask {0, 1} of runs, row by row; they are in order and apart, and end within it."""
+    mask, end = np.zeros(size[0] * size[1], np.uint8), 0
+    numbers = list(map(int, runs.split()))
+    for start, length in zip(numbers[::2], numbers[1::2], strict=True):
+        assert start > end + (end > 0) and length > 0
+        end = start + length - 1
+        assert end <= mask.size
+        mask[start - 1 : end] = 1
+    return mask.reshape(size)
+
+
+def test_runs_come_back_as_the_mask():
     rng = np.random.default_rng(0)
     for share in (0, 0.01, 0.5, 0.99, 1):
         for size in ((1, 1), (1, 40), (37, 1), (61, 83)):
             mask = (rng.random(size) < share).astype(np.uint8)
-            assert (submission.decode(submission.encode(mask, order), size, order) == mask).all()
-    for wrong in ("0 3", "5 2 6 1", "9 2", "3 0", "8 1 1 2"):
-        with pytest.raises(ValueError, match="do not fit"):
-            submission.decode(wrong, (3, 3))
+            assert (decoded(run_lengths(mask), size) == mask).all()
 
 
 def test_the_submission_decodes_to_the_masks(photos, call, tmp_path):
@@ -666,7 +603,7 @@ def test_the_submission_decodes_to_the_masks(photos, call, tmp_path):
         masks = {mask.stem: load(mask) for mask in out.rglob("*.png")}
         for name, runs in rows[1:]:
             mask = masks[Path(name).stem]
-            assert (submission.decode(runs, mask.shape) * 255 == mask).all()
+            assert (decoded(runs, mask.shape) * 255 == mask).all()
 
 
 def test_rows_are_written_as_they_come_and_appear_when_complete(tmp_path):
@@ -677,7 +614,7 @@ def test_rows_are_written_as_they_come_and_appear_when_complete(tmp_path):
             assert not path.exists()
             yield f"{index}.jpg", "1 1"
 
-    submission.write_submission(path, rows())
+    predict.write_submission(path, rows())
     assert len(path.read_text().splitlines()) == 1001
 
     def broken():
@@ -685,15 +622,16 @@ def test_rows_are_written_as_they_come_and_appear_when_complete(tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        submission.write_submission(path, broken())
+        predict.write_submission(path, broken())
     assert len(path.read_text().splitlines()) == 1001 and len(list(tmp_path.iterdir())) == 1
 
 
-# --- elsewhere -----------------------------------------------------------------------------------
+# ---- elsewhere
 
 
-def test_the_exported_program_gives_the_same_at_any_size(network, checkpoint, tmp_path, capsys):
-    assert predict.main(["--checkpoint", str(checkpoint), "--export", str(tmp_path / "model.pt2")]) == 0
+@pytest.mark.slow
+def test_the_exported_program_gives_the_same_at_any_size(network, call, tmp_path, capsys):
+    assert call("--export", tmp_path / "model.pt2")[0] == 0
     assert "any N" in capsys.readouterr().out
     program = torch.export.load(tmp_path / "model.pt2").module()
     for shape in ((1, 3, 64, 64), (3, 3, 33, 47), (2, 3, 96, 130)):
@@ -702,15 +640,14 @@ def test_the_exported_program_gives_the_same_at_any_size(network, checkpoint, tm
             assert torch.allclose(program(images), network(images), atol=1e-4)
 
 
-def test_onnx_is_compared_or_its_packages_are_named(checkpoint, network, tmp_path):
-    flags = ["--checkpoint", str(checkpoint), "--export", str(tmp_path / "model.onnx")]
+def test_onnx_is_compared_or_its_packages_are_named(call, network, tmp_path):
     try:
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError:
         with pytest.raises(UserError, match="pip install onnx"):
-            predict.main(flags)
+            call("--export", tmp_path / "model.onnx")
         assert not (tmp_path / "model.onnx").exists()
         return
-    assert predict.main(flags) == 0
+    assert call("--export", tmp_path / "model.onnx")[0] == 0
     assert (tmp_path / "model.onnx").stat().st_size > 4 * sum(p.numel() for p in network.parameters())

@@ -6,12 +6,12 @@ import platform
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
-from conftest import ROOT, SMALL, script
-from test_train import history, run_here, same_runs, wait_for_epochs
+from helpers import ROOT, SMALL, WAIT, children_of, history, same_runs, script, wait_for_end, wait_for_epochs
+
+import train
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 ALONE = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
@@ -31,15 +31,15 @@ def start(*flags, cwd):
 
 def together(*flags, cwd):
     process = start(*flags, cwd=cwd)
-    out, err = process.communicate(timeout=180)
+    out, err = process.communicate(timeout=WAIT)
     return process.returncode, out, err
 
 
 ONE_STEP = """
-import json, sys, torch, processes
-from loading import get_loaders
+import json, sys, torch
+from parts import processes
 from unet import UNet
-from utils import check_accuracy
+from utils import check_accuracy, get_loaders
 PARTS = ("train_images", "train_masks", "test_images", "test_masks")
 with processes.together("cpu") as device:
     torch.manual_seed(0)
@@ -64,14 +64,20 @@ with processes.together("cpu") as device:
     except processes.UserError as error:
         assert world == 2 and "SYNC_BATCHNORM" in str(error)
     folders = [f"{sys.argv[2]}/dataset/augmented_{part}" for part in PARTS]
-    loader = get_loaders(*folders[2:], *folders[:2], 2, 0, image_size=(32, 48))[1]
+    shuffled, loader = get_loaders(*folders[2:], *folders[:2], 2, 0, image_size=(32, 48))
+    for sampler, count in ((loader.sampler, 11), (shuffled.sampler, 5)):  # each image falls to a process
+        taken = torch.zeros(count)
+        taken[sampler.order(0)] = 1
+        assert (processes.sum_over_all(taken) > 0).all() and len(sampler) == len(sampler.order(0))
     scores = check_accuracy(loader, network)
+    assert check_accuracy(shuffled, network).per_image == check_accuracy(shuffled, network).per_image
     if rank == 1 or world == 1:
         with open(sys.argv[1] + ".json", "w") as file:
             json.dump([scores.dice, scores.iou, scores.accuracy, scores.per_image], file)
 """
 
 
+@pytest.mark.slow
 def test_gradients_and_scores_of_two_processes_are_those_of_one(prepared):
     """Of one step, to rounding; of 11 validation images, exactly."""
     (prepared / "step.py").write_text(ONE_STEP)
@@ -87,14 +93,15 @@ def test_gradients_and_scores_of_two_processes_are_those_of_one(prepared):
 
 
 FAULTS = """
-import resource, torch, processes
+import resource, torch
+from parts import processes
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(10):
         torch.ones(16 << 20)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-for keep in (False, True):
-    processes.keep_freed_memory(keep)
+for keep in (lambda: None, processes.keep_freed_memory):
+    keep()
     faults()
     print(faults())
 """
@@ -113,16 +120,18 @@ FLAGS = [*SMALL, "--batch-size", "2", "--num-epochs", "3", "--accumulate", "2", 
 
 # A thread of gloo that outlives the group may abort the interpreter at its end, one time in a hundred.
 TRAIN_AND_LOOK = """
-import errors, train
+import sys, train
 from pathlib import Path
+from parts import script
 try:
-    errors.run(train.main)
+    script.run(lambda: train.main(sys.argv[1:]))
 finally:
     threads = [(task / "comm").read_text() for task in Path("/proc/self/task").glob("*")]
     assert not any("gloo_runloop" in name for name in threads), threads
 """
 
 
+@pytest.mark.slow
 def test_interrupted_and_resumed_is_uninterrupted_and_one_process_goes_on(prepared, monkeypatch, capsys):
     whole, stopped = prepared / "whole", prepared / "stopped"
     (prepared / "look.py").write_text(TRAIN_AND_LOOK)
@@ -132,27 +141,39 @@ def test_interrupted_and_resumed_is_uninterrupted_and_one_process_goes_on(prepar
     process = start(ROOT / "train.py", *FLAGS, "--output-dir", stopped, cwd=prepared)
     wait_for_epochs(stopped, 1, process)
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
+    process.communicate(timeout=WAIT)
     code, _, err = together(ROOT / "train.py", *FLAGS, "--output-dir", stopped, "--load-model", cwd=prepared)
     assert code == 0, err
     same_runs(whole, stopped)
     flags = [*FLAGS, "--num-epochs", "4", "--output-dir", stopped, "--load-model"]
-    run_here(monkeypatch, prepared, *flags)
+    monkeypatch.chdir(prepared)
+    train.main(list(map(str, flags)))
     assert "PROCESSES 2 -> 1" in capsys.readouterr().out
     assert len(history(stopped)) == 4
 
 
+@pytest.mark.slow
 def test_one_killed_ends_the_other(prepared):
     process = start(ROOT / "train.py", *SMALL, "--num-epochs", 500, cwd=prepared)
     wait_for_epochs(prepared, 1, process)
-    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
+    children = children_of(process)
     assert len(children) == 2
-    os.kill(int(children[1]), signal.SIGKILL)
-    begin = time.monotonic()
-    process.communicate(timeout=30)
-    assert process.returncode != 0 and time.monotonic() - begin < 30
-    assert not any(os.path.exists(f"/proc/{child}") for child in children)
+    os.kill(children[1], signal.SIGKILL)
+    _, err = process.communicate(timeout=WAIT)
+    assert process.returncode != 0
+    wait_for_end(children)
     torch.load(prepared / "checkpoint.pth")
+
+
+@pytest.mark.slow
+def test_a_mistake_of_one_process_in_the_middle_is_told_and_the_others_say_so_in_a_line(prepared):
+    """A picture that vanishes while it is trained on: one of them meets it."""
+    process = start(ROOT / "train.py", *SMALL, "--num-epochs", 500, "--no-arrays", cwd=prepared)
+    wait_for_epochs(prepared, 1, process)
+    (prepared / "dataset/augmented_train_images/img_004.png").unlink()
+    _, err = process.communicate(timeout=WAIT)
+    assert process.returncode != 0 and "img_004.png" in err
+    assert "Traceback" not in err.partition("torch/distributed")[0]
 
 
 def test_a_mistake_is_told_once(prepared):

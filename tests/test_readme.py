@@ -1,36 +1,86 @@
-"""README.md against the code."""
+"""README.md against the code, and which way imports run."""
 
+import ast
 import re
+import subprocess
+import sys
 
-from conftest import ROOT
+from helpers import ROOT, WAIT
 
-from settings import _constants
+import augment
+import dataset
+import predict
+import train
+from parts.script import settings_of
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+SCRIPTS = {"train.py": train, "augment.py": augment, "predict.py": predict, "dataset.py": dataset}
 
 
-def test_the_table_of_constants_is_train_pys():
-    rows = re.findall(r"^\| `([A-Z_]+)` \| `(.*?)` \| (.*) \|$", README, flags=re.M)
-    constants = _constants((ROOT / "train.py").read_text(encoding="utf-8"))
-    assert rows == [(name, repr(value), reason.replace("|", "/")) for name, (value, _, reason) in constants.items()]
+def constants(script):
+    return vars(settings_of(vars(script), []))
+
+
+def test_the_constants_that_it_names_are_train_pys():
+    rows = re.findall(r"^\| `([A-Z_]+)` \|", README, flags=re.M)
+    assert len(rows) >= 10 and set(rows) <= set(constants(train))
+    named = {name for script in SCRIPTS.values() for name in constants(script)}
+    assert set(re.findall(r"`([A-Z]+_[A-Z_]+)", README)) <= named
 
 
 def test_every_flag_that_it_names_exists():
     known = {"--version", "--help", "--standalone", "--nproc_per_node"}
-    for script in ("train.py", "augment.py", "predict.py", "dataset.py", "demo.py"):
-        for name, (value, _, _) in _constants((ROOT / script).read_text(encoding="utf-8")).items():
+    for script in SCRIPTS.values():
+        for name, value in constants(script).items():
             flag = name.lower().replace("_", "-")
             known |= {f"--{flag}"} | ({f"--no-{flag}"} if isinstance(value, bool) else set())
     assert set(re.findall(r"--[a-z][a-z_-]+", README)) <= known
 
 
 def test_every_file_that_it_names_exists():
-    for name in set(re.findall(r"`([a-z_]+\.py)`", README)):
+    for name in set(re.findall(r"`((?:parts/|benchmarks/)?[a-z_]+\.(?:py|md))`", README)):
         assert (ROOT / name).exists(), name
     for picture in re.findall(r"\]\((docs/[^)]+)\)", README):
         assert (ROOT / picture).exists(), picture
 
 
-def test_every_module_is_named_there():
-    for path in ROOT.glob("*.py"):
-        assert path.name in README, path.name
+# ---- which way imports run
+
+FLOORS = [  # each imports from those above it alone
+    {"parts.script"},
+    {"unet", "parts.files"},
+    {"parts.reading", "parts.recipe", "parts.processes", "parts.encoders"},
+    {"parts.masks", "parts.pictures", "parts.cars"},
+    {"parts.audit", "parts.inference"},
+    {"dataset"},
+    {"utils", "augment"},
+    {"train", "predict"},
+]
+
+
+def imported(path):
+    """The modules of this repository that a file imports, at its top level or anywhere in it."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            yield from names if node.module == "parts" else [node.module]
+
+
+def test_imports_run_one_way():
+    modules = {path.relative_to(ROOT).with_suffix("").as_posix().replace("/", "."): path
+               for path in [*ROOT.glob("*.py"), *ROOT.glob("parts/*.py")] if path.stem != "__init__"}  # fmt: skip
+    assert {name for floor in FLOORS for name in floor} == set(modules)
+    for height, floor in enumerate(FLOORS):
+        below = {name for lower in FLOORS[:height] for name in lower}
+        for name in floor:
+            ours = set(imported(modules[name])) & set(modules)
+            assert ours <= below | ({"augment"} if name == "train" else set()), (name, ours - below)
+            assert not name.startswith("parts.") or ours <= {n for n in below if n.startswith("parts.")} | {"unet"}
+
+
+def test_files_are_looked_at_without_torch():
+    """Which takes seconds to load in each process that decodes."""
+    code = "import sys, parts.audit, parts.pictures, parts.cars; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=WAIT)

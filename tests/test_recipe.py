@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-import recipe
-from errors import UserError
+from parts import recipe
+from parts.script import UserError
 from unet import UNet
 
 CPU = torch.device("cpu")
@@ -17,15 +17,12 @@ def test_the_dtype_follows_the_hardware():
     assert recipe.best_dtype("mps", True) is None
     assert recipe.autocast_dtype(CPU, "float32") is None and recipe.autocast_dtype(CPU, "bfloat16") == torch.bfloat16
     assert recipe.autocast_dtype(CPU) in (torch.bfloat16, None)
-    for precision in ("float16", "int4"):
-        with pytest.raises(UserError, match=precision):
-            recipe.autocast_dtype(CPU, precision)
+    with pytest.raises(UserError, match="float16"):
+        recipe.autocast_dtype(CPU, "float16")
 
 
-def test_the_scaler_works_for_float16_alone():
-    assert recipe.make_scaler(CPU, torch.float16).is_enabled()
-    assert not recipe.make_scaler(CPU, torch.bfloat16).is_enabled() and not recipe.make_scaler(CPU, None).is_enabled()
-    scaler = recipe.make_scaler(CPU, torch.float16)
+def test_an_overflow_leaves_a_step_out_and_halves_the_scale():
+    scaler = torch.amp.GradScaler("cpu")
     weight = nn.Parameter(torch.ones(2, 2))
     optimizer = torch.optim.SGD([weight], lr=0.1)
     scaler.scale((weight * 2).sum()).backward()
@@ -55,8 +52,6 @@ def test_losses_worked_out_by_hand():
     empty = recipe.Loss("bce+dice")(torch.full((2, 1, 4, 4), -30.0), torch.zeros(2, 1, 4, 4))
     assert empty.item() == pytest.approx(0, abs=1e-6)
     assert recipe.Loss("bce+dice")(logits.bfloat16(), targets).dtype == torch.float32
-    with pytest.raises(UserError, match="hinge"):
-        recipe.Loss("hinge")
 
 
 def test_the_dice_loss_is_of_each_image_then_the_mean():
@@ -75,8 +70,6 @@ def test_the_optimizer_decays_weights_alone(name):
     assert all(p.dim() == 4 for p in decayed["params"]) and all(p.dim() == 1 for p in free["params"])
     assert len(decayed["params"]) + len(free["params"]) == len(list(network.parameters()))
     assert isinstance(optimizer, torch.optim.AdamW) == (name == "adamw")
-    with pytest.raises(UserError, match="magic"):
-        recipe.make_optimizer(network, "magic", 1e-3, 0)
 
 
 def test_schedules_rise_and_fall():
@@ -86,14 +79,12 @@ def test_schedules_rise_and_fall():
     cosine = [recipe.learning_rate_factor(step, 100, "cosine", 0) for step in range(100)]
     assert cosine[0] == 1 and cosine[50] == pytest.approx(0.5) and cosine[99] < 0.001
     assert {recipe.learning_rate_factor(step, 100, "constant", 0) for step in range(100)} == {1}
-    with pytest.raises(UserError, match="stairs"):
-        recipe.Schedule(recipe.make_optimizer(UNet(features=(2,)), "adam", 1, 0), "stairs", 10)
 
 
 def test_the_plateau_schedule_waits_for_its_patience_and_resumes():
     def made():
         optimizer = recipe.make_optimizer(UNet(features=(2,)), "adam", 1.0, 0)
-        return optimizer, recipe.Schedule(optimizer, "plateau", 100, plateau_patience=1)
+        return optimizer, recipe.Schedule(optimizer, "plateau", 10, 10, plateau_patience=1)
 
     def rate(optimizer, schedule, dice):
         schedule.before_step(0)
@@ -108,58 +99,9 @@ def test_the_plateau_schedule_waits_for_its_patience_and_resumes():
     for pair in ((optimizer, schedule), (other, resumed)):
         assert [rate(*pair, dice) for dice in (0.6, 0.7)] == pytest.approx([0.1, 0.1])
     optimizer.param_groups[0]["lr"] = 5.0  # LEARNING_RATE is another one now
-    lower = recipe.Schedule(optimizer, "plateau", 100, plateau_patience=1)
+    lower = recipe.Schedule(optimizer, "plateau", 10, 10, plateau_patience=1)
     lower.load_state_dict(schedule.state_dict())
     assert rate(optimizer, lower, 0.8) == pytest.approx(0.5)
-
-
-def test_the_average_by_hand():
-    network = nn.Linear(1, 1, bias=False)
-    nn.init.constant_(network.weight, 1.0)
-    average = recipe.WeightAverage(network, 0.5)
-    nn.init.constant_(network.weight, 2.0)
-    average.update(network)  # decay 2/11
-    expected = 1 * 2 / 11 + 2 * 9 / 11
-    assert average.network.weight.item() == pytest.approx(expected)
-    for _ in range(40):
-        average.update(network)
-    before = average.network.weight.item()
-    nn.init.constant_(network.weight, 4.0)
-    average.update(network)  # by now the decay is the one that was asked for
-    assert average.network.weight.item() == pytest.approx((before + 4) / 2)
-
-
-def test_the_average_is_of_batchnorms_statistics_too():
-    network = nn.BatchNorm1d(1)
-    average = recipe.WeightAverage(network, 0.9)
-    network.running_mean.fill_(11.0)
-    network.num_batches_tracked.fill_(7)
-    average.update(network)  # decay 2/11, from a mean of 0
-    assert average.network.running_mean.item() == pytest.approx(9) and average.network.num_batches_tracked == 7
-    assert not average.network.training and not average.network.weight.requires_grad
-
-
-def test_the_average_resumes_exactly():
-    network = UNet(features=(2,))
-    draws = recipe.named_generator(5)
-
-    def step(averages):
-        with torch.no_grad():
-            for parameter in network.parameters():
-                parameter.add_(torch.randn(parameter.shape, generator=draws))
-        network(torch.rand(2, 3, 8, 8, generator=draws))
-        for average in averages:
-            average.update(network)
-
-    whole = recipe.WeightAverage(network, 0.5)
-    for _ in range(3):
-        step([whole])
-    resumed = recipe.WeightAverage(network, 0.5)
-    resumed.load_state_dict(whole.state_dict(), whole.network.state_dict())
-    for _ in range(10):
-        step([whole, resumed])
-    expected = whole.network.state_dict()
-    assert all(torch.equal(value, expected[key]) for key, value in resumed.network.state_dict().items())
 
 
 def test_flips_take_the_mask_along_and_repeat_by_name():

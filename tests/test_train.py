@@ -1,7 +1,7 @@
 """train.py as a user runs it: real files, processes and signals."""
 
-import csv
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -9,73 +9,36 @@ import time
 
 import pytest
 import torch
-from conftest import ROOT, SMALL, draw_pairs, script
+from helpers import (
+    ROOT,
+    SMALL,
+    TRAIN,
+    WAIT,
+    assert_same,
+    children_of,
+    draw_pairs,
+    history,
+    same_runs,
+    script,
+    start,
+    wait_for_end,
+    wait_for_epochs,
+)
 
 import train
-from errors import UserError
-from settings import settings_of
+from parts.script import UserError, settings_of
 
 ARTEFACTS = {"checkpoint.pth", "best.pth", "history.csv", "curves.png", "saved_images"}
 
 
-def history(folder):
-    with open(folder / "history.csv") as file:
-        return list(csv.DictReader(file))
-
-
-def same_runs(one, other):
-    """Weights, averages, optimizer, history and pictures are the same, bit for bit."""
-    first, second = torch.load(one / "checkpoint.pth"), torch.load(other / "checkpoint.pth")
-    assert first.keys() == second.keys()
-    for key in ("state_dict", "training_state_dict", "optimizer", "schedule", "average", "history", "epoch"):
-        assert_same(first[key], second[key], key)
-    for name in ("history.csv", "curves.png"):
-        assert (one / name).read_bytes() == (other / name).read_bytes(), name
-    pictures = sorted(path.relative_to(one) for path in (one / "saved_images").rglob("*.png"))
-    assert pictures == sorted(path.relative_to(other) for path in (other / "saved_images").rglob("*.png"))
-    for path in pictures:
-        assert (one / path).read_bytes() == (other / path).read_bytes(), path
-
-
-def assert_same(one, other, where):
-    if isinstance(one, torch.Tensor):
-        assert torch.equal(one, other), where
-    elif isinstance(one, dict):
-        assert one.keys() == other.keys(), where
-        for key in one:
-            assert_same(one[key], other[key], f"{where}.{key}")
-    elif isinstance(one, (list, tuple)):
-        assert len(one) == len(other), where
-        for index, (left, right) in enumerate(zip(one, other)):
-            assert_same(left, right, f"{where}.{index}")
-    else:
-        assert one == other, where
-
-
-def run_here(monkeypatch, folder, *flags):
+def run_here(monkeypatch, folder, *words):
     """train.py's main in this process, in `folder`: spares the imports."""
     monkeypatch.chdir(folder)
-    train.main([*SMALL, *map(str, flags)])
+    train.main([*SMALL, *map(str, words)])
 
 
-def start(*flags, cwd):
-    return subprocess.Popen(
-        [sys.executable, str(ROOT / "train.py"), *map(str, flags)],
-        cwd=cwd,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def wait_for_epochs(folder, count, process):
-    """Until history.csv holds `count` epochs."""
-    for _ in range(2000):
-        if (folder / "history.csv").exists() and len(history(folder)) >= count:
-            return
-        assert process.poll() is None, process.stderr.read()
-        time.sleep(0.01)
-    raise AssertionError("the run made no progress")
+def begin(*words, cwd):
+    return start("train.py", *SMALL, *words, cwd=cwd)
 
 
 def test_a_run_leaves_every_artefact_and_learns(prepared):
@@ -92,23 +55,24 @@ def test_a_run_leaves_every_artefact_and_learns(prepared):
     assert best["best_dice"] == max(float(line["dice"]) for line in lines) and best["network"]["features"] == [4, 8]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "flags",
     [
-        ["--ema-decay", "0.9", "--num-workers", "2"],
+        ["--half-size", "0.3", "--num-workers", "2"],
         ["--schedule", "plateau", "--plateau-patience", "1", "--accumulate", "2", "--no-arrays"],
         ["--schedule", "cosine", "--optimizer", "adam", "--loss", "bce", "--clip-gradient", "0"],
     ],
-    ids=["average and workers", "plateau and accumulation", "cosine"],
+    ids=["growing images and workers", "plateau and accumulation", "cosine"],
 )
 def test_a_run_stopped_and_resumed_is_the_run_never_stopped(prepared, monkeypatch, capsys, flags):
     flags = ["--num-epochs", "4", *flags]
     whole, stopped = prepared / "whole", prepared / "stopped"
     run_here(monkeypatch, prepared, *flags, "--output-dir", whole)
-    process = start(*SMALL, *flags, "--output-dir", stopped, cwd=prepared)
+    process = begin(*flags, "--output-dir", stopped, cwd=prepared)
     wait_for_epochs(stopped, 2, process)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=WAIT)
     assert process.returncode == 130, err
     assert "--load-model" in err and "Traceback" not in err
     capsys.readouterr()
@@ -133,49 +97,40 @@ def test_a_resumed_run_has_the_optimizer_settings_of_now(prepared, monkeypatch):
     assert [group["weight_decay"] for group in groups] == [0.3, 0]
 
 
+@pytest.mark.slow
 def test_a_run_stopped_before_its_first_epoch_does_not_claim_an_earlier_runs(prepared, monkeypatch):
     run_here(monkeypatch, prepared, "--num-epochs", 1)
-    process = start(*SMALL, "--num-epochs", 500, "--seed", 1, cwd=prepared)
+    process = begin("--num-epochs", 500, "--seed", 1, cwd=prepared)
     for line in process.stdout:
         if "Settings" in line:
             break
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=WAIT)
     goes_on = (prepared / "history.previous.csv").exists() and len(history(prepared)) > 0
     assert ("--load-model" in err) == goes_on, err
 
 
+@pytest.mark.slow
 def test_sigterm_ends_cleanly_and_leaves_no_worker(prepared):
-    process = start(*SMALL, "--num-epochs", 500, "--num-workers", 2, "--no-arrays", cwd=prepared)
+    process = begin("--num-epochs", 500, "--num-workers", 2, "--no-arrays", cwd=prepared)
     wait_for_epochs(prepared, 1, process)
-    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
+    children = children_of(process)
     process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=WAIT)
     assert process.returncode == 143 and "--load-model" in err and "Traceback" not in err
-    deadline = time.monotonic() + 15
-    while any(os.path.exists(f"/proc/{child}") for child in children):
-        assert time.monotonic() < deadline, "a worker outlived its run"
-        time.sleep(0.1)
+    wait_for_end(children)
     torch.load(prepared / "checkpoint.pth")
 
 
+@pytest.mark.slow
 def test_ten_kills_at_random_moments_lose_nothing(tmp_path):
     done = script("benchmarks/faults.py", "--kills", 10, "--saves", 0, cwd=tmp_path)
     assert done.returncode == 0 and done.stdout.startswith("10 kills"), done.stderr
 
 
-def test_a_second_ctrl_c_ends_at_once(prepared):
-    process = start(*SMALL, "--num-epochs", 500, cwd=prepared)
-    wait_for_epochs(prepared, 1, process)
-    process.send_signal(signal.SIGINT)
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=30)
-    assert process.returncode in (130, -signal.SIGINT)
-    torch.load(prepared / "checkpoint.pth")
-
-
+@pytest.mark.slow
 def test_two_runs_do_not_share_a_folder(prepared):
-    process = start(*SMALL, "--num-epochs", 500, cwd=prepared)
+    process = begin("--num-epochs", 500, cwd=prepared)
     wait_for_epochs(prepared, 1, process)
     done = script("train.py", *SMALL, "--num-epochs", 1, cwd=prepared)
     process.kill()
@@ -184,7 +139,7 @@ def test_two_runs_do_not_share_a_folder(prepared):
 
 
 def test_no_data_is_told_in_one_message(tmp_path):
-    done = script("train.py", cwd=tmp_path)
+    done = script("train.py", *SMALL, cwd=tmp_path)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert "augmented_train_images" in done.stderr and "--demo" in done.stderr and "carvana" in done.stderr.lower()
 
@@ -196,6 +151,10 @@ def test_no_data_is_told_in_one_message(tmp_path):
         (["--image-size", "32"], "IMAGE_SIZE"),
         (["--clip-gradient", "-1"], "CLIP_GRADIENT = -1"),
         (["--seed", "-1"], "SEED = -1"),
+        (["--plateau-patience", "-1"], "PLATEAU_PATIENCE = -1"),
+        (["--num-epochs", "2.5"], "NUM_EPOCHS = 2.5"),
+        (["--num-epochs", "none"], "NUM_EPOCHS = None"),
+        (["--precision", "int4"], "int4"),
         (["--loss", "hinge"], "hinge"),
         (["--schedule", "stairs"], "stairs"),
         (["--optimizer", "magic"], "magic"),
@@ -211,11 +170,114 @@ def test_mistakes_are_told_in_words(prepared, monkeypatch, flags, words):
         run_here(monkeypatch, prepared, "--num-epochs", "1", *flags)
 
 
-def test_a_constant_edited_into_another_kind_is_told_in_words(tmp_path):
-    source = (ROOT / "train.py").read_text().replace("\nNUM_EPOCHS = 20 ", '\nNUM_EPOCHS = "20" ')
-    (tmp_path / "edited.py").write_text(source)
-    with pytest.raises(UserError, match="NUM_EPOCHS = '20': at least 1"):
-        train.check(settings_of(tmp_path / "edited.py", []))
+def edited(folder, *edits):
+    """train.py in a copy of the repository, with lines like these in the place of its constants', or added."""
+    import shutil
+
+    clone = folder / "clone"
+    shutil.copytree(ROOT, clone, ignore=shutil.ignore_patterns(".git", "demo", "dataset", "tests", ".venv", ".*cache"))
+    text = (clone / "train.py").read_text()
+    for edit in edits:
+        name = re.match(r"\w+", edit)[0]
+        text, found = re.subn(rf"^{name}\b.*$", lambda _, edit=edit: edit, text, count=1, flags=re.M)
+        if not found:
+            text = text.replace("\n_DEMO_SETTINGS", f"\n{edit}\n\n_DEMO_SETTINGS", 1)
+    (clone / "train.py").write_text(text)
+    return clone
+
+
+def without(words, *names):
+    """The command line without the flags of these constants."""
+    left = []
+    for word in words:
+        if word.startswith("--"):
+            skipping = word.removeprefix("--").removeprefix("no-").upper().replace("-", "_") in names
+        left += [] if skipping else [word]
+    return left
+
+
+def test_constants_are_edited_as_python(prepared):
+    """The edits that people make, all at once: expressions, another type of number, a path, a name of one's own."""
+    edits = [
+        'DEVICE = "cuda" if torch.cuda.is_available() else "cpu"',
+        "LEARNING_RATE = 5e-3 * 2  # twice as fast",
+        "IMAGE_SIZE = [1280 // 40, 1918 // 40]",
+        'TRAIN_IMG_DIR = Path("dataset") / "augmented_train_images"',
+        "WEIGHT_DECAY = 0",
+        "FEATURES = tuple(4 * 2**level for level in range(2))",
+        'MY_NOTE = "of my own"  # with a comment behind it',
+        "HALVES = torch.ones(2) / 2  # which is no plain value",
+    ]
+    clone = edited(prepared, *edits)
+    left = without(SMALL, *(edit.split()[0] for edit in edits))
+    command = [sys.executable, clone / "train.py", *left, "--weight-decay", "0.5"]
+    done = subprocess.run(command, cwd=prepared, capture_output=True, text=True, timeout=WAIT)
+    assert done.returncode == 0, done.stderr
+    saved = torch.load(prepared / "checkpoint.pth")
+    kept = saved["settings"]
+    assert kept["IMAGE_SIZE"] == (32, 47) and kept["LEARNING_RATE"] == 0.01 and kept["FEATURES"] == (4, 8)
+    assert saved["optimizer"]["param_groups"][0]["weight_decay"] == 0.5 and kept["MY_NOTE"] == "of my own"
+    assert kept["TRAIN_IMG_DIR"] == "dataset/augmented_train_images" and "HALVES" not in kept
+
+
+NOTEBOOK = """
+import sys
+sys.argv = ["ipykernel_launcher.py", "-f", "kernel-1.json"]
+import train
+for name, value in {constants!r}.items():
+    setattr(train, name, value)
+train.NUM_EPOCHS = 2
+train.main({arguments})
+print("the kernel goes on")
+"""
+CELL = """
+import sys
+sys.argv = ["ipykernel_launcher.py", "-f", "kernel-1.json"]
+exec(compile(open({path!r}).read(), "<cell>", "exec"), {{"__name__": "__main__"}})
+print("the kernel goes on")
+"""
+
+
+@pytest.mark.parametrize("arguments", ["[]", pytest.param("", marks=pytest.mark.slow)])
+def test_a_notebook_imports_it_and_sets_constants(prepared, arguments):
+    code = NOTEBOOK.format(constants=TRAIN, arguments=arguments)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=prepared,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=WAIT,
+    )
+    assert done.returncode == 0 and "the kernel goes on" in done.stdout, done.stderr
+    assert len(history(prepared)) == 2
+
+
+def test_its_text_runs_in_a_notebooks_cell(prepared):
+    clone = edited(prepared, *(f"{name} = {value!r}" for name, value in TRAIN.items()))
+    code = CELL.format(path=str(clone / "train.py"))
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=prepared,
+        env={**os.environ, "PYTHONPATH": str(clone)},
+        capture_output=True,
+        text=True,
+        timeout=WAIT,
+    )
+    assert done.returncode == 0 and "the kernel goes on" in done.stdout, done.stderr
+    assert len(history(prepared)) == 1
+
+
+def test_tests_know_every_constant():
+    """So that none of them depends on how somebody has edited one."""
+    assert list(vars(settings_of(vars(train), []))) == list(TRAIN)
+
+
+def test_what_is_tried_once_is_set(prepared, monkeypatch):
+    """cuDNN looks for its fastest kernels where the size of the images stays the same, and only there."""
+    for half_size, tries in ((0, True), (0.5, False)):
+        run_here(monkeypatch, prepared, "--half-size", half_size)
+        assert torch.backends.cudnn.benchmark is tries
 
 
 def test_a_checkpoint_of_another_architecture_is_refused(prepared, monkeypatch):
@@ -244,7 +306,6 @@ OTHERWISE = {  # constants of training -> another value than that of SMALL or th
     "WARMUP": [0.6],
     "LOSS": ["bce"],
     "CLIP_GRADIENT": [0.01],
-    "EMA_DECAY": [0.9],
     "HALF_SIZE": [0.5],
     "COLOR_JITTER": [0.3],
     "PRECISION": ["bfloat16"],
@@ -253,6 +314,7 @@ OTHERWISE = {  # constants of training -> another value than that of SMALL or th
 }
 
 
+@pytest.mark.slow
 def test_no_constant_of_training_is_ignored(prepared, monkeypatch):
     for drawing in ("save_predictions", "save_examples", "write_history"):
         monkeypatch.setattr(train, drawing, lambda *given, **named: None)  # which takes ten times as long
@@ -272,6 +334,7 @@ def test_no_constant_of_training_is_ignored(prepared, monkeypatch):
     assert [name for name in flags if same(weights(name, *flags[name]), usual)] == []
 
 
+@pytest.mark.slow
 def test_the_plateau_schedule_follows_dice_with_its_patience(prepared, monkeypatch):
     for patience, falls_in in ((0, 3), (2, 5)):  # the first epoch is the best: nothing can be learnt at this rate
         flags = ["--learning-rate", "1e-6", "--schedule", "plateau", "--warmup", 0, "--num-epochs", 5]
@@ -290,45 +353,37 @@ def test_foreground_never_predicted_is_said(prepared, monkeypatch, capsys):
     assert "predicted as foreground" in capsys.readouterr().out
 
 
-def kill_a_worker(prepared, folder):
-    flags = ["--num-epochs", 500, "--num-workers", 2, "--no-arrays", "--output-dir", folder]
-    process = start(*SMALL, *flags, cwd=prepared)
-    wait_for_epochs(folder, 1, process)
-    for _ in range(200):  # workers live for one epoch each
-        found = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
-        if found:
+@pytest.mark.slow
+def test_a_killed_worker_is_told_and_the_checkpoint_stands(prepared):
+    data = prepared / "dataset"
+    draw_pairs(data / "augmented_train_images", data / "augmented_train_masks", 200, first=100)  # a longer epoch
+    process = begin("--num-epochs", 500, "--num-workers", 2, "--no-arrays", cwd=prepared)
+    wait_for_epochs(prepared, 1, process)
+    for _ in range(1000):  # workers live for one epoch each
+        if len(found := children_of(process)) == 2:
+            time.sleep(0.1)
             try:
-                os.kill(int(found[0]), signal.SIGKILL)
+                os.kill(found[0], signal.SIGKILL)
                 break
             except ProcessLookupError:
                 continue
-    try:
-        return process.communicate(timeout=20)[1], process.returncode
-    except subprocess.TimeoutExpired:
-        process.kill()
-        raise
+        time.sleep(0.01)
+    _, err = process.communicate(timeout=WAIT)
+    assert process.returncode == 2 and "A worker that fetches batches was killed" in err, err
+    torch.load(prepared / "checkpoint.pth")
 
 
-def test_a_killed_worker_is_told_and_the_checkpoint_stands(prepared):
-    for attempt in range(3):  # a worker killed after its last batch harms nobody, and the run goes on
-        try:
-            err, code = kill_a_worker(prepared, prepared / f"run{attempt}")
-            break
-        except subprocess.TimeoutExpired:
-            continue
-    assert code == 2 and "worker" in err and "Traceback" not in err, err
-    torch.load(prepared / f"run{attempt}" / "checkpoint.pth")
-
-
+@pytest.mark.slow
 def test_a_file_that_vanishes_while_training_is_named(prepared):
-    process = start(*SMALL, "--num-epochs", 500, "--no-arrays", "--num-workers", 2, cwd=prepared)
+    process = begin("--num-epochs", 500, "--no-arrays", "--num-workers", 2, cwd=prepared)
     wait_for_epochs(prepared, 1, process)
     (prepared / "dataset/augmented_train_images/img_004.png").unlink()
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=WAIT)
     assert process.returncode == 2 and "img_004.png" in err and "Traceback" not in err, err
     torch.load(prepared / "checkpoint.pth")
 
 
+@pytest.mark.slow
 def test_a_read_only_or_missing_place_is_told(prepared):
     (prepared / "file").write_text("")
     done = script("train.py", *SMALL, "--output-dir", "file/run", cwd=prepared)

@@ -1,10 +1,8 @@
-"""How the weights are updated: precision, loss, optimizer, schedule, running mean, flips and colours."""
+"""How the weights are updated: precision, loss, optimizer, schedule, flips and colours."""
 
 import math
 import platform
 from contextlib import nullcontext
-from copy import deepcopy
-from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -12,21 +10,19 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from errors import UserError
+from parts.script import UserError
 
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
-LOSSES = ("bce", "bce+dice")
-OPTIMIZERS = ("adam", "adamw")
+LOSSES = {"bce": False, "bce+dice": True}  # whether Dice is added
+OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 SCHEDULES = ("constant", "linear", "cosine", "plateau")
 FULL_SIZE_FROM = 0.95  # share of the steps after which images that have grown are whole
 
 
 def autocast_dtype(device, precision="auto"):
-    """Autocast's dtype on `device`, or None for float32. UserError for what would crawl or is unknown."""
+    """Autocast's dtype on `device`, or None for float32. UserError: float16 on a CPU, where it would crawl."""
     if precision == "auto":
         return best_dtype(device.type, has_bfloat16(device))
-    if precision not in PRECISIONS:
-        raise UserError(f'PRECISION = "{precision}": choose auto, {", ".join(PRECISIONS)}.')
     if precision == "float16" and device.type == "cpu":
         raise UserError('PRECISION = "float16" is some thirty times slower on a CPU. Choose "auto".')
     return PRECISIONS[precision]
@@ -49,11 +45,6 @@ def has_bfloat16(device):
     return False
 
 
-def make_scaler(device, dtype):
-    """A GradScaler, which does nothing unless gradients are float16 and could underflow."""
-    return torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-
-
 class Loss(nn.Module):
     """Binary cross-entropy, to which "bce+dice" adds the soft Dice loss, in float32.
 
@@ -64,9 +55,7 @@ class Loss(nn.Module):
 
     def __init__(self, name):
         super().__init__()
-        if name not in LOSSES:
-            raise UserError(f'LOSS = "{name}": choose {" or ".join(LOSSES)}.')
-        self.dice = name == "bce+dice"
+        self.dice = LOSSES[name]
 
     def forward(self, logits, targets):
         logits, targets = logits.float(), targets.float()
@@ -81,16 +70,13 @@ class Loss(nn.Module):
 
 def make_optimizer(network, name, learning_rate, weight_decay):
     """Adam or AdamW, fused where the device can; biases and normalisation are not decayed."""
-    if name not in OPTIMIZERS:
-        raise UserError(f'OPTIMIZER = "{name}": choose {" or ".join(OPTIMIZERS)}.')
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.dim() > 1], "weight_decay": weight_decay},
         {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
     ]
-    kind = torch.optim.Adam if name == "adam" else torch.optim.AdamW
     fused = parameters[0].device.type in ("cpu", "cuda")
-    return kind(groups, lr=learning_rate, fused=fused)
+    return OPTIMIZERS[name](groups, lr=learning_rate, fused=fused)
 
 
 def learning_rate_factor(step, total, name, warmup):
@@ -109,10 +95,9 @@ def learning_rate_factor(step, total, name, warmup):
 class Schedule:
     """The learning rate: by the step, and for "plateau" by validation Dice as well."""
 
-    def __init__(self, optimizer, name, total_steps, warmup=0.0, plateau_patience=3):
-        if name not in SCHEDULES:
-            raise UserError(f'SCHEDULE = "{name}": choose {", ".join(SCHEDULES)}.')
-        self.optimizer, self.name, self.total, self.warmup = optimizer, name, total_steps, warmup
+    def __init__(self, optimizer, name, steps_per_epoch, epochs, warmup=0.0, plateau_patience=3):
+        self.optimizer, self.name, self.warmup = optimizer, name, warmup
+        self.steps_per_epoch, self.total = steps_per_epoch, steps_per_epoch * epochs
         self.start = self.height = optimizer.param_groups[0]["lr"]
         self.plateau = None
         if name == "plateau":
@@ -142,47 +127,8 @@ class Schedule:
 
     def load_state_dict(self, state):
         if self.plateau and state["plateau"]:
-            self.plateau.__dict__.update(state["plateau"])
+            self.plateau.load_state_dict(state["plateau"])
             self.height = state["height"] * (self.start / state.get("start", self.start))  # LEARNING_RATE of now
-
-
-class WeightAverage:
-    """An exponential moving average of the weights, in `network`; scored and saved in their place.
-
-    The decay grows to its height as (1 + n) / (10 + n) over the first n steps, so that the random
-    first weights are forgotten soon. BatchNorm's running statistics are averaged too: those of small
-    batches are noisy, and averaged weights beside unaveraged statistics score worse than neither.
-    """
-
-    def __init__(self, network, decay):
-        self.network = deepcopy(network).eval().requires_grad_(False)
-        self.decay, self.steps = decay, 0
-
-    @torch.no_grad()
-    def update(self, network):
-        """Takes in the weights of `network` after one step."""
-        self.steps += 1
-        decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
-        averages, values = [], []
-        for average, value in zip(_numbers(self.network), _numbers(network)):
-            if average.is_floating_point():
-                averages.append(average)
-                values.append(value)
-            else:  # BatchNorm's count of batches
-                average.copy_(value)
-        torch._foreach_lerp_(averages, values, 1 - decay)
-
-    def state_dict(self):
-        """The count alone: the weights are the checkpoint's `state_dict`."""
-        return {"steps": self.steps}
-
-    def load_state_dict(self, state, weights):
-        self.steps = state["steps"] if state else 0
-        self.network.load_state_dict(weights)
-
-
-def _numbers(network):
-    return chain(network.parameters(), network.buffers())
 
 
 def named_generator(*numbers):

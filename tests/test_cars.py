@@ -1,17 +1,16 @@
-"""demo.py: Carvana's layout, the same pictures every time, and a task that is not trivial."""
+"""The demo's cars: Carvana's layout, the same pictures every time, and a task that is not trivial."""
 
 import re
 
 import numpy as np
 import pytest
 import torch
-from conftest import script
 from PIL import Image
 
-from demo import draw_dataset
-from errors import UserError
-from masks import find_mask_rule, read_mask
-from reading import group_of, pair_files, read_image
+from parts.cars import draw_dataset
+from parts.masks import find_mask_rule, read_mask
+from parts.reading import group_of, pair_files, read_image
+from parts.script import UserError
 from unet import UNet
 
 SIZE = (48, 72)
@@ -79,12 +78,5 @@ def test_neither_a_threshold_nor_an_untrained_network_can_do_it(tmp_path):
 
 def test_impossible_numbers_in_words(tmp_path):
     for keywords in ({"cars": 0}, {"views": 0}, {"views": 100}, {"size": (8, 8)}):
-        with pytest.raises(UserError, match="demo.py draws"):
+        with pytest.raises(UserError, match="The demo draws"):
             drawn(tmp_path, **keywords)
-
-
-def test_the_script(tmp_path):
-    done = script("demo.py", "--cars", 1, "--views", 2, "--image-size", 40, 60, "--folder", "my cars", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert len(list((tmp_path / "my cars/train").iterdir())) == 2
-    assert "'my cars/train'" in done.stdout  # the next command can be pasted

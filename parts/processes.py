@@ -15,11 +15,11 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from errors import UserError
+from parts.script import UserError
 
 
 class Elsewhere(UserError):
-    """Another process has failed and says why; this one ends without a word of its own."""
+    """Another process has failed and says why."""
 
 
 @contextmanager
@@ -49,7 +49,7 @@ def pick_device(name, local_rank=0):
     available = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available, "cpu": lambda: True}
     kind = name.split(":")[0]
     if kind not in available or not available[kind]():
-        raise UserError(f'DEVICE = "{name}" is not to be had on this machine. "auto" takes what there is.')
+        raise UserError(f'DEVICE = "{name}": this machine has none. "auto" takes what there is.')
     if kind != "cuda":
         return torch.device(kind)
     index = name.partition(":")[2] or str(local_rank)
@@ -63,20 +63,16 @@ def pick_device(name, local_rank=0):
     return device
 
 
-def keep_freed_memory(keep=True):
+def keep_freed_memory():
     """On Linux, has malloc keep what is freed, rather than hand each large tensor's pages back to the system.
 
-    Faulting them in again costs a training step on a CPU a fifth of its time. `keep=False`: as malloc
-    settles by itself. (mallopt(3): M_MMAP_MAX -4, M_TRIM_THRESHOLD -1, M_MMAP_THRESHOLD -3.)
+    Faulting them in again costs a training step on a CPU a fifth of its time.
+    (mallopt(3): M_MMAP_MAX is -4, M_TRIM_THRESHOLD -1.)
     """
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-    if not hasattr(libc, "mallopt") or not hasattr(libc, "malloc_trim"):  # another C library
-        return
-    largest = 32 << 20  # bytes, of what malloc takes from its heap
-    for option, value in ((-4, 0), (-1, -1)) if keep else ((-4, 65536), (-1, 2 * largest), (-3, largest)):
-        libc.mallopt(option, value)
-    if not keep:
-        libc.malloc_trim(0)
+    if hasattr(libc, "mallopt"):  # glibc
+        libc.mallopt(-4, 0)
+        libc.mallopt(-1, -1)
 
 
 def rank():
@@ -107,15 +103,33 @@ def wrap(network, device, sync_batchnorm=False):
     return model
 
 
+@contextmanager
 def synchronised(model, last):
     """Gradients are averaged over the processes at the `last` batch of a step alone."""
-    return nullcontext() if last or not isinstance(model, DistributedDataParallel) else model.no_sync()
+    with nullcontext() if last or not isinstance(model, DistributedDataParallel) else model.no_sync(), _exchange():
+        yield
+
+
+@contextmanager
+def _exchange():
+    """What fails in an exchange with the other processes fails because one of them has gone.
+
+    Neither gloo nor NCCL has a type of error for that; the place tells it.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if world_size() == 1 or isinstance(error, torch.OutOfMemoryError):
+            raise
+        first_line = (str(error).splitlines() or [""])[0][:200]
+        raise Elsewhere(f"Process {rank()} cannot go on with the others; see what they say. ({first_line})") from error
 
 
 def sum_over_all(tensor):
     """The sum of every process's `tensor`, in place, on every process."""
     if world_size() > 1:
-        dist.all_reduce(tensor, op=dist.ReduceOp.SUM)
+        with _exchange():
+            dist.all_reduce(tensor, op=dist.ReduceOp.SUM)
     return tensor
 
 
@@ -124,7 +138,8 @@ def largest(number):
     if world_size() == 1:
         return number
     numbers = [None] * world_size()
-    dist.all_gather_object(numbers, number)
+    with _exchange():
+        dist.all_gather_object(numbers, number)
     return max(numbers)
 
 
@@ -139,7 +154,8 @@ def first(function):
             outcome[0] = function()
         except Exception as failure:
             error, outcome[1] = failure, False
-    dist.broadcast_object_list(outcome, src=0)
+    with _exchange():
+        dist.broadcast_object_list(outcome, src=0)
     if error is not None:
         raise error
     if not outcome[1]:
@@ -147,15 +163,10 @@ def first(function):
     return outcome[0]
 
 
-def told_by_peer(error):
-    """Elsewhere, where `error` is only that another process has ended, else None."""
-    lost = isinstance(error, dist.DistError) or "by peer" in str(error)
-    return Elsewhere("") if world_size() > 1 and lost else None
-
-
 @torch.no_grad()
 def same_everywhere(module):
     """BatchNorm's running statistics differ between processes: everybody takes those of process 0."""
     if world_size() > 1:
-        for buffer in module.buffers():
-            dist.broadcast(buffer, src=0)
+        with _exchange():
+            for buffer in module.buffers():
+                dist.broadcast(buffer, src=0)

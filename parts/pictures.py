@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from files import write_whole
+from parts.files import write_whole
 
 # Okabe and Ito's colours, which people of every kind of colour vision tell apart
 FOREGROUND = (230, 0, 126)  # of overlays; a magenta, rare in photographs
@@ -29,10 +29,10 @@ CURVE_LABELS = {"dice": "Dice", "iou": "IoU", "loss": "training loss"}
 CURVE_COLOURS = {"dice": "#009e73", "iou": "#56b4e9", "loss": "#0072b2", "val_loss": "#d55e00"}
 
 
-def overlay(image, mask, colour=FOREGROUND):
+def overlay(image, mask):
     """`image` with the foreground of `mask` tinted and outlined, uint8 (H, W, 3)."""
-    out = _tint(image, mask, colour, 0.35)
-    out[outline(mask)] = colour
+    out = _tint(image, mask, FOREGROUND, 0.35)
+    out[outline(mask)] = FOREGROUND
     return out
 
 
@@ -66,10 +66,13 @@ def mask_image(mask):
     return np.repeat((np.asarray(mask) > 0).astype(np.uint8)[..., None] * 255, 3, axis=2)
 
 
-def grid(masks, across=8, gap=2):
-    """Masks (N, H, W), `across` in a row on grey, as torchvision's make_grid sets them: one uint8 picture."""
+def grid(masks):
+    """Masks (N, H, W), eight in a row on grey: one uint8 picture, the one that torchvision's make_grid gives.
+
+    Ours because importing torchvision takes a second or two.
+    """
     count, height, width = masks.shape
-    across = min(across, count)
+    gap, across = 2, min(8, count)
     rows, cell = -(-count // across), (height + gap, width + gap)
     page = np.full((rows * cell[0] + gap, across * cell[1] + gap), 128, np.uint8)
     for index, mask in enumerate(masks):
@@ -96,16 +99,15 @@ def save_image(path, picture):
     write_whole(path, lambda file: picture.save(file, format=kind, **options), sync=False)
 
 
-def sheet(tiles, captions=None, title=None, columns=None, legend=(), height=TILE_HEIGHT):
+def sheet(tiles, captions=None, title=None, columns=None, legend=()):
     """Rows of images on white, as a PIL image.
 
     tiles: a list of rows, each a list of arrays, uint8 (H, W, 3) or (H, W), of any sizes
     captions: for each row a text above it, or a list of texts, one under each tile
     columns: headings above the columns
     legend: (colour, text) pairs, explained at the bottom
-    height: of the tiles, in pixels
     """
-    rows = [[_tile(tile, height) for tile in row] for row in tiles]
+    rows = [[_tile(tile) for tile in row] for row in tiles]
     captions = captions or [""] * len(rows)
     count = max(map(len, rows), default=0)
     widths = [max(row[c].width for row in rows if c < len(row)) for c in range(count)]
@@ -153,28 +155,28 @@ def examples_sheet(images, truths, predictions, captions, title=None):
     return sheet(tiles, list(captions), title, columns, DIFFERENCE_LEGEND)
 
 
-def overlay_sheet(images, masks, captions, title=None, across=4):
-    """Overlays of the masks on their images, `across` in a row, a caption under each."""
+def overlay_sheet(images, masks, captions, title):
+    """Overlays of the masks on their images, four in a row, a caption under each."""
     tiles = [overlay(image, mask) for image, mask in zip(images, masks)]
-    return sheet(_in_rows(tiles, across), _in_rows(list(captions), across), title)
+    return sheet(_in_rows(tiles, 4), _in_rows(list(captions), 4), title)
 
 
-def strip(image, truth, predictions, captions, title=None, across=5):
+def strip(image, truth, predictions, captions):
     """One image and its true mask, then the differences of one prediction after another."""
     tiles = [image, overlay(image, truth)] + [difference(image, truth, found) for found in predictions]
     texts = ["image", "truth"] + list(captions)
-    return sheet(_in_rows(tiles, across), _in_rows(texts, across), title, legend=DIFFERENCE_LEGEND)
+    return sheet(_in_rows(tiles, 5), _in_rows(texts, 5), legend=DIFFERENCE_LEGEND)
 
 
 def _in_rows(items, across):
     return [items[start : start + across] for start in range(0, len(items), across)]
 
 
-def _tile(array, height):
-    """An array as a PIL image of that height, or lower where it would be too wide."""
+def _tile(array):
+    """An array as a PIL image of TILE_HEIGHT, or lower where it would be too wide."""
     array = np.asarray(array)
     array = np.ascontiguousarray(array if array.ndim == 3 else np.repeat(array[..., None], 3, axis=2))
-    scale = min(height / array.shape[0], WIDEST * height / array.shape[1])
+    scale = min(TILE_HEIGHT / array.shape[0], WIDEST * TILE_HEIGHT / array.shape[1])
     size = [max(1, round(side * scale)) for side in (array.shape[1], array.shape[0])]
     smoothly = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
     return Image.fromarray(cv2.resize(array, size, interpolation=smoothly))

@@ -1,0 +1,221 @@
+"""Files that are whole or absent, the lock on a folder, and a function on all cores."""
+
+import os
+import secrets
+import shutil
+import signal
+import socket
+import threading
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, suppress
+from multiprocessing import parent_process
+from pathlib import Path
+
+import cv2
+from filelock import FileLock, Timeout
+
+from parts.script import UserError
+
+_SUFFIX = ".part"  # what an interrupted write leaves behind ends in this
+
+
+# ---- whole files
+
+
+def write_whole(path, write, sync=True):
+    """Calls `write(file)` with a binary file that becomes `path` once it is complete.
+
+    A reader sees the old file or the new one, at every instant and after every kind of death.
+    `sync=False` spares the flush to disk for files that are cheap to make again.
+    """
+    path = Path(path)
+    part = _beside(path)
+    try:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+        with open(os.open(part, flags, 0o666), "wb") as file:
+            write(file)
+            file.flush()
+            if sync:
+                os.fsync(file.fileno())
+        os.replace(part, path)
+    except BaseException as error:
+        part.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename in (None, str(part)):
+            error.filename = str(path)  # "disk full" should say where
+        raise
+    if sync:
+        _sync_folder(path.parent)
+
+
+def write_text(path, text):
+    """The UTF-8 text `text` at `path`, whole."""
+    write_whole(path, lambda file: file.write(text.encode()))
+
+
+def copy_whole(source, target):
+    """`target` becomes the same file as `source`: a second name where the system can, else a copy.
+
+    Sharing is safe because no file is ever changed in its place, only replaced.
+    """
+    part = _beside(Path(target))
+    try:
+        os.link(source, part)
+        os.replace(part, target)
+        part.unlink(missing_ok=True)  # rename does nothing between two names of one file
+    except OSError:
+        part.unlink(missing_ok=True)
+        with open(source, "rb") as original:
+            write_whole(target, lambda file: shutil.copyfileobj(original, file))
+
+
+def _beside(path):
+    """A name beside `path` that nobody has; shorter than the longest of names."""
+    return path.with_name(f".{path.name[:40]}.{secrets.token_hex(6)}{_SUFFIX}")
+
+
+def remove_leftovers(folder):
+    """Clears away what killed writers left in `folder`; only call it where nobody else writes."""
+    for part in Path(folder).glob(f".*{_SUFFIX}"):
+        part.unlink(missing_ok=True)
+
+
+def _sync_folder(folder):
+    """The new name itself must survive a power cut; not every system can do it."""
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def stamp(path):
+    """[bytes, time of modification, time of change (ns)] of a file, None where there is none.
+
+    Where it is equal, the file is the one that was seen. The last time changes also where a copy keeps the
+    time of its source.
+    """
+    try:
+        state = os.stat(path)
+    except OSError:
+        return None
+    return [state.st_size, state.st_mtime_ns, state.st_ctime_ns]
+
+
+# ---- one process at a time
+
+
+@contextmanager
+def one_at_a_time(path, message):
+    """Only one process at a time gets past here with the same lock file `path`.
+
+    The others wait, having printed `message`. A lock ends with its process. OSError: the file system has none.
+    """
+    lock = FileLock(path)
+    try:
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            print(message)
+            lock.acquire()
+    except NotImplementedError as error:
+        raise OSError(f"{path}: {error}") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def sole_writer(folder):
+    """Holds `folder` against a second run; UserError where another one writes there."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / ".lock"
+    owner = path.read_text() if path.exists() else ""
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(
+            f"{folder}: another run writes here ({owner or 'unknown process'}). "
+            "Wait for its end, or give this one an OUTPUT_DIR of its own."
+        ) from None
+    except (NotImplementedError, OSError) as error:
+        print(f"{folder}: its file system has no locks ({error}), so a second run there would not be noticed.")
+    try:
+        if lock.is_locked:
+            path.write_text(f"process {os.getpid()} on {socket.gethostname()}")
+        yield
+    finally:
+        lock.release()
+
+
+# ---- all cores
+
+
+def cores():
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def each(function, items, num_workers=None):
+    """Yields function(item) for every item, in their order.
+
+    `num_workers` processes do it (None: one a core), or this one alone for fewer than 8 items each.
+    `function` and `items` must be picklable; each process has its own copy of `function`, and may keep things
+    in it between calls. What `function` raises is raised here. UserError: a process was killed.
+    """
+    workers = min(cores() if num_workers is None else num_workers, len(items) // 8)
+    if workers <= 1:
+        yield from map(function, items)
+        return
+    pool = ProcessPoolExecutor(workers, initializer=_begin, initargs=(function,))
+    try:
+        with _signals_held():  # new processes inherit it: signals reach them once they have said what to do about them
+            outcomes = pool.map(_call, items, chunksize=4)
+        yield from outcomes
+    except BrokenProcessPool:
+        raise UserError(
+            "A worker process was killed. If the machine ran out of memory, close other programs; then start again. "
+            "A script of your own needs its main guard: if __name__ == '__main__':"
+        ) from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+_function = None  # what this worker process does
+
+
+def _begin(function):
+    global _function
+    _function = function
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the first process ends the others
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    cv2.setNumThreads(0)  # 1 would wait, after a fork, for threads that only the parent has
+
+
+def _call(item):
+    return _function(item)
+
+
+def _end_with_parent():
+    """Also when the parent is killed, and this process waits for it in vain."""
+    parent_process().join()
+    os._exit(1)
+
+
+@contextmanager
+def _signals_held():
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

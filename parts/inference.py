@@ -1,0 +1,313 @@
+"""Pictures through a network: batches, windows, mirrored copies; decoding ahead and finishing behind, in threads.
+
+What the network sees of a pixel's surroundings ends at its reach. Windows start on its pooling grid
+and overlap by more than twice that reach, so that each pixel's logit comes from windows which see all
+that the whole picture would have shown: seams then differ from the whole picture by rounding alone.
+
+How pictures are read, and what becomes of their logits, is the caller's affair: predict_pictures takes functions.
+"""
+
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from functools import partial
+from itertools import groupby, islice
+
+import cv2
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from parts.processes import keep_freed_memory, pick_device
+from parts.recipe import autocast_dtype
+from parts.script import UserError
+
+MIRRORS = {  # copies of a picture, as the axes (of N, C, H, W) that they are mirrored along
+    None: [()],
+    "h": [(), (3,)],
+    "v": [(), (2,)],
+    "hv": [(), (3,), (2,), (2, 3)],
+}
+PENDING_BYTES = 300e6  # of pictures that wait for the network, and as many for being finished
+PIXEL_BYTES = 8  # of a waiting picture: its pixels, its logits, its mask
+
+
+# ---- one network
+
+
+def stride_of(network):
+    """How many pixels one of the deepest level stands for: sizes that are multiples of it pool evenly."""
+    return 2 ** (len(network.decoder) // 2)
+
+
+def reach_of(network):
+    """How far the plain U-Net sees from a pixel, in pixels.
+
+    On the way down two 3x3 convolutions a level reach 2 * 2**level each side, on the way up as many,
+    in the middle 2 * stride; the pooling cells add up to stride - 1. A torchvision encoder with more
+    layers sees further, ever fainter.
+    """
+    stride = stride_of(network)
+    return 4 * (stride - 1) + 2 * stride + stride - 1
+
+
+def fold_batchnorm(network):
+    """The same function with each BatchNorm folded into the convolution before it; changes `network`."""
+    network.eval()
+    for block in [module for module in network.modules() if isinstance(module, nn.Sequential)]:
+        for index in range(len(block) - 1):
+            if isinstance(block[index], nn.Conv2d) and isinstance(block[index + 1], nn.BatchNorm2d):
+                block[index] = fuse_conv_bn_eval(block[index], block[index + 1])
+                block[index + 1] = nn.Identity()
+    return network
+
+
+def make_runner(network, device="auto", precision="auto", **options):
+    """The Runner of `network` (which it changes) where and as it is fastest, by the words of DEVICE and PRECISION."""
+    device = pick_device(device)
+    dtype = autocast_dtype(device, precision)
+    if device.type == "cpu":
+        keep_freed_memory()
+    network = fold_batchnorm(network).to(device)
+    if device.type != "mps":
+        network.to(memory_format=torch.channels_last)
+    return Runner(network, device, dtype, **options)
+
+
+@dataclass
+class Runner:
+    """Runs a network on uint8 pictures.
+
+    `mirrors`, a key of MIRRORS: the logits are the mean over these copies.
+    `window`, pixels: a picture of more than its square is cut into windows of that side.
+    `overlap`, pixels: what neighbouring windows share; None: what seamless windows of this network need.
+    It is at most half a window; both are rounded up to multiples of the stride.
+    """
+
+    network: nn.Module
+    device: torch.device
+    dtype: torch.dtype | None = None  # autocast's
+    mirrors: str | None = None
+    window: int = 768
+    overlap: int | None = None
+
+    def __post_init__(self):
+        self.stride = stride_of(self.network)
+        self.reach = reach_of(self.network)
+        self.window = max(self._up(self.window), 2 * self.stride)
+        wanted = 2 * self.reach + 2 * self.stride if self.overlap is None else self.overlap
+        self.overlap = min(self._up(wanted), self.window // 2 // self.stride * self.stride)
+
+    def fits(self, size):
+        """Whether a picture of `size` (H, W) goes through the network in one piece."""
+        return self._up(size[0]) * self._up(size[1]) <= self.window**2
+
+    def logits(self, images):
+        """Logits of a batch of equally large pictures, in one piece.
+
+        images: uint8 (N, H, W, 3). Returns a function that gives picture number i its float32 (H, W),
+        and waits for the device only then.
+        """
+        height, width = images.shape[1:3]
+        beyond = (0, self._up(height) - height), (0, self._up(width) - width)
+        logits = self._run(np.pad(images, ((0, 0), *beyond, (0, 0)), mode="edge"))[:, :height, :width]
+        arrived = None
+        if self.device.type == "cuda":
+            host = torch.empty(logits.shape, pin_memory=True)
+            host.copy_(logits, non_blocking=True)
+            arrived = torch.cuda.Event()
+            arrived.record()
+        else:
+            host = logits.cpu()
+
+        def fetch(index):
+            if arrived:
+                arrived.synchronize()
+            return np.ascontiguousarray(host[index].numpy())
+
+        return fetch
+
+    def logits_in_windows(self, image, say=lambda number, total: None):
+        """Logits float32 (H, W) of one picture uint8 (H, W, 3) of any size, window by window.
+
+        Beyond picture and result it needs the memory of a single window. `say(window, windows)` follows it.
+        """
+        canvas = np.zeros(image.shape[:2], np.float32)
+        rows, columns = (self.windows_along(length) for length in image.shape[:2])
+        windows = [(*row, *column) for row in rows for column in columns]
+        for number, (top, down, left, across) in enumerate(windows):
+            piece = image[top : top + len(down), left : left + len(across)]
+            height, width = piece.shape[:2]
+            piece = cv2.copyMakeBorder(piece, 0, len(down) - height, 0, len(across) - width, cv2.BORDER_REPLICATE)
+            logits = self._run(piece[None])[0].cpu().numpy()
+            logits *= down[:, None]
+            logits *= across
+            canvas[top : top + height, left : left + width] += logits[:height, :width]
+            say(number + 1, len(windows))
+        return canvas
+
+    def windows_along(self, length):
+        """[(start, weights)] of the windows along a side of `length` pixels; at every pixel the weights sum to 1."""
+        length = self._up(length)
+        side = min(self.window, length)
+        count = 1 if length <= side else -(-(length - self.overlap) // (side - self.overlap))
+        last = (length - side) // self.stride
+        starts = [round(last * i / max(1, count - 1)) * self.stride for i in range(count)]
+        total = np.zeros(length, np.float32)
+        weights = []
+        for start in starts:
+            weight = np.ones(side, np.float32)
+            if start > 0:
+                weight[: self.overlap] = self._ramp()
+            if start + side < length:
+                weight[side - self.overlap :] *= self._ramp()[::-1]
+            total[start : start + side] += weight
+            weights.append(weight)
+        return [(start, weight / total[start : start + side]) for start, weight in zip(starts, weights)]
+
+    def _ramp(self):
+        """Weights over an overlap: zero where the window's edge is within reach, then rising smoothly."""
+        margin = min(self.reach, (self.overlap - self.stride) // 2)
+        rise = (np.arange(self.overlap, dtype=np.float32) + 0.5 - margin) / (self.overlap - 2 * margin)
+        return np.sin(np.clip(rise, 0, 1) * np.pi / 2) ** 2
+
+    def _up(self, length):
+        """`length` rounded up to a multiple of the stride."""
+        return -(-length // self.stride) * self.stride
+
+    @torch.inference_mode()
+    def _run(self, images):
+        """float32 (N, H, W) on the device, of uint8 (N, H, W, 3); H and W are multiples of the stride."""
+        batch = torch.from_numpy(images)
+        if self.device.type == "cuda":
+            batch = batch.pin_memory()
+        batch = batch.to(self.device, non_blocking=True).permute(0, 3, 1, 2)  # a channels-last view
+        batch = batch.float().div_(255)
+        total = 0
+        for axes in MIRRORS[self.mirrors]:
+            with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None):
+                logits = self.network(batch.flip(axes) if axes else batch)
+            total = total + (logits.flip(axes) if axes else logits)[:, 0].float()
+        return total / len(MIRRORS[self.mirrors])
+
+
+# ---- many pictures
+
+
+@dataclass
+class Item:
+    """A picture on its way. Where it could not be read, `error` says why, and there is no `image`."""
+
+    picture: object  # whatever the caller knows it by
+    size: tuple = (1, 1)  # its own height and width
+    error: str | None = None
+    image: np.ndarray | None = None  # as the network takes it, uint8 (H, W, 3)
+    extra: object = None  # what else `read` gave
+
+    @property
+    def bytes(self):
+        return PIXEL_BYTES * self.size[0] * self.size[1]
+
+
+def predict_pictures(
+    pictures, runner, size_of, read, finish, batch_size, threads, bounded=False, say=lambda number, total: None
+):
+    """Yields finish(item, fetch) of every picture, in their order; fetch() gives its logits, float32 (H, W).
+
+    size_of(picture): its own (height, width), quickly.
+    read(picture): uint8 (H, W, 3) as the network shall see it, and what else `finish` wants in item.extra.
+    A UserError of these two becomes item.error; `fetch` is None then.
+    bounded: a batch has no more pixels than a window, as is needed where pictures are as large as they come.
+    say(window, windows): called where a picture goes in windows.
+
+    Threads call `read` ahead of the network and `finish` behind it; on either side no more than
+    PENDING_BYTES wait, or else a single picture.
+    """
+    pool = ThreadPoolExecutor(threads)
+    ahead, behind = _Queue(batch_size + 2 * threads), _Queue(batch_size + 2 * threads)
+    try:
+        for batch in _batches(_decoded(pictures, size_of, read, pool, ahead), runner, batch_size, bounded):
+            if runner.device.type == "cpu":
+                # The network has a thread for each core: one that is held up by decoding makes the others wait.
+                wait([*ahead.futures, *behind.futures])
+            for item, fetch in zip(batch, _logits_of(batch, runner, say)):
+                behind.put(item, pool.submit(finish, item, fetch))
+            while behind.futures and (behind.overfull() or behind.futures[0].done()):
+                yield behind.get()
+        while behind.futures:
+            yield behind.get()
+    finally:
+        pool.shutdown(cancel_futures=True)  # whatever the reason, what has not begun is not done
+
+
+def _decoded(pictures, size_of, read, pool, ahead):
+    """The Items of `pictures`, read by the pool while the ones before are in the network."""
+    heads = map(partial(_head, size_of), pictures)
+    coming = next(heads, None)
+    while coming or ahead.futures:
+        while coming and ahead.has_room(coming):
+            ahead.put(coming, pool.submit(_decode, coming, read))
+            coming = next(heads, None)
+        yield ahead.get()
+
+
+def _head(size_of, picture):
+    try:
+        return Item(picture, size_of(picture))
+    except UserError as mistake:
+        return Item(picture, error=str(mistake))
+
+
+def _decode(item, read):
+    if not item.error:
+        try:
+            item.image, item.extra = read(item.picture)
+        except UserError as mistake:
+            item.error = str(mistake)
+    return item
+
+
+def _batches(items, runner, batch_size, bounded):
+    """Lists of neighbours of one shape, for one call; what has failed, or goes in windows, is alone."""
+    for shape, neighbours in groupby(items, lambda item: None if item.error else item.image.shape):
+        most = batch_size
+        if shape is None or not runner.fits(shape):
+            most = 1
+        elif bounded:
+            most = max(1, min(batch_size, runner.window**2 // (shape[0] * shape[1])))
+        while batch := list(islice(neighbours, most)):
+            yield batch
+
+
+def _logits_of(batch, runner, say):
+    """For each Item a function that gives its logits."""
+    if batch[0].error:
+        return [None]
+    if not runner.fits(batch[0].image.shape):
+        logits = runner.logits_in_windows(batch[0].image, say)
+        return [lambda: logits]
+    fetch = runner.logits(np.stack([item.image for item in batch]))
+    return [partial(fetch, index) for index in range(len(batch))]
+
+
+class _Queue:
+    """Futures in order, and how many bytes of pictures they hold."""
+
+    def __init__(self, most):
+        self.most, self.futures, self.bytes = most, deque(), deque()
+
+    def has_room(self, item):
+        """One always has room; more only within both bounds."""
+        return not self.bytes or (len(self.bytes) < self.most and sum(self.bytes) + item.bytes <= PENDING_BYTES)
+
+    def overfull(self):
+        return len(self.bytes) > self.most or (len(self.bytes) > 1 and sum(self.bytes) > PENDING_BYTES)
+
+    def put(self, item, future):
+        self.bytes.append(item.bytes)
+        self.futures.append(future)
+
+    def get(self):
+        self.bytes.popleft()
+        return self.futures.popleft().result()

@@ -1,0 +1,266 @@
+"""A script's constants as flags for one run, and how a script ends.
+
+Exit statuses: 0 done; 1 some of the inputs failed; 2 a mistake to mend; 130 Ctrl-C; 143 SIGTERM.
+"""
+
+import argparse
+import ast
+import errno
+import io
+import os
+import signal
+import sys
+import threading
+import tokenize
+from pathlib import Path
+from types import SimpleNamespace
+
+
+class UserError(Exception):
+    """A mistake that its reader can mend. The message names the file or constant, and what to do."""
+
+
+class Terminated(BaseException):
+    """SIGTERM has arrived; like KeyboardInterrupt it passes through `except Exception`."""
+
+
+# ---- constants
+
+_NOT_PLAIN = object()
+
+
+def settings_of(constants, argv=None, presets=None, positionals=()):
+    """The constants of a script, which gives its `globals()`, overridden by the flags in `argv`.
+
+    A constant is an upper-case name with a plain value (numbers, text, paths, None, tuples of these); names
+    that begin with _ are the script's own. Its flag is named after it, and the comment behind it is the
+    flag's help. Where the value does not tell what else it may be, an annotation does:
+    `ENCODER: str | None = None`. Without `argv` the command line counts if this is the script that was
+    started, and nothing where it was imported or pasted into a notebook.
+    `presets` maps the name of a boolean constant to {constant: value}, which replaces constants where that
+    boolean is on; a flag wins over both. `positionals`: (name, add_argument keywords).
+    Returns a namespace with the constants' own names. UserError: a flag's value of the wrong kind.
+    """
+    if argv is None:
+        started = constants["__name__"] == "__main__" and "__file__" in constants  # a notebook's cell has no file
+        argv = sys.argv[1:] if started else []
+    plain = {name: _plain(value) for name, value in constants.items() if name.isupper() and name[0] != "_"}
+    values = {name: value for name, value in plain.items() if value is not _NOT_PLAIN}
+    annotations, reasons = constants.get("__annotations__") or {}, _comments(constants.get("__file__"))
+    kinds = {name: _kinds(value, annotations.get(name)) for name, value in values.items()}
+    parser = argparse.ArgumentParser(
+        prog=f"python {Path(constants.get('__file__', 'script.py')).name}",
+        description=constants["__doc__"],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="Every flag is a constant at the top of the script: edit it there to change it for good.",
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    for name, keywords in positionals:
+        parser.add_argument(name, **keywords)
+    for name, value in values.items():
+        _add_flag(parser, name, value, kinds[name], reasons.get(name, ""))
+    given = vars(parser.parse_args(argv))
+    flags = {name: _read(name, value, kinds.get(name)) for name, value in given.items()}
+    for switch, preset in (presets or {}).items():
+        if flags.get(switch, values[switch]):
+            values |= preset
+    return SimpleNamespace(**(values | flags))
+
+
+def table(settings):
+    """The settings as lines to print, one constant each."""
+    width = max(map(len, vars(settings)))
+    return "\n".join(f"  {name:<{width}}  {value!r}" for name, value in vars(settings).items())
+
+
+def _plain(value):
+    """A constant's value in plain types, which print, pickle and compare alike wherever they come from."""
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    if isinstance(value, (list, tuple)):
+        items = tuple(map(_plain, value))
+        return _NOT_PLAIN if _NOT_PLAIN in items else items
+    if isinstance(value, os.PathLike) or type(value).__name__ == "device":
+        return str(value)
+    return value.item() if getattr(value, "shape", None) == () else _NOT_PLAIN  # NumPy's numbers
+
+
+def _comments(file):
+    """{NAME: the comment behind its assignment at the top level of a script}."""
+    try:
+        source = Path(file).read_text(encoding="utf-8")
+        tokens = list(tokenize.generate_tokens(io.StringIO(source).readline))
+        statements = ast.parse(source).body
+    except (TypeError, OSError, SyntaxError):  # no file, or one that is being edited: help without reasons
+        return {}
+    comments = {token.start[0]: token.string.lstrip("# ").strip() for token in tokens if token.type == tokenize.COMMENT}
+    targets = {
+        node.end_lineno: getattr(node, "target", None) or getattr(node, "targets", [None])[0] for node in statements
+    }
+    return {target.id: comments[line] for line, target in targets.items() if line in comments and hasattr(target, "id")}
+
+
+def _kinds(value, annotation):
+    """The names of the types that a constant may have."""
+    if isinstance(annotation, str):
+        return {type(value).__name__, *annotation.replace("None", "NoneType").split(" | ")}
+    allowed = getattr(annotation, "__args__", (annotation,)) if annotation else ()
+    return {type(value).__name__, *(kind.__name__ for kind in allowed)}
+
+
+def _add_flag(parser, name, value, kinds, reason):
+    flag = "--" + name.lower().replace("_", "-")
+    shown = " ".join(map(str, value)) if isinstance(value, tuple) else value
+    text = f"{reason} (default: {shown})".strip().replace("%", "%%")
+    if kinds == {"bool"}:
+        parser.add_argument(flag, dest=name, action=argparse.BooleanOptionalAction, help=text)
+        return
+    names = " or ".join(sorted(kind.upper() for kind in kinds - {"NoneType", "tuple"})) or "VALUE"
+    parser.add_argument(flag, dest=name, nargs="+" if "tuple" in kinds else None, metavar=names, help=text)
+
+
+def _read(name, given, kinds):
+    """A flag's value: 8 is a number, none is None, 8 9 are two where several are taken, the rest is text.
+
+    Whether a constant may be that number, or None, refuse_wrong decides.
+    """
+    if kinds is None or isinstance(given, bool):  # a positional, a switch
+        return given
+    numbers = kinds & {"int", "float"}
+    only_text = "str" in kinds and not numbers and "tuple" not in kinds
+    items = [_literal(text, only_text) for text in (given if isinstance(given, list) else [given])]
+    several = len(items) > 1 or kinds == {"tuple"}
+    value = tuple(items) if several else items[0]
+    kind = type(value).__name__
+    fits = value is None or kind in kinds or (numbers and kind in ("int", "float")) or kinds == {"NoneType"}
+    if several and "str" not in kinds:
+        fits = fits and not any(isinstance(item, str) for item in items)
+    if not fits:
+        words = {"int": "a number", "float": "a number", "NoneType": "none", "str": "text", "tuple": "numbers"}
+        expected = " or ".join(dict.fromkeys(words.get(kind, kind) for kind in sorted(kinds)))
+        raise UserError(f"--{name.lower().replace('_', '-')} takes {expected}, got {value!r}.")
+    return value
+
+
+def _literal(text, only_text):
+    if text.lower() == "none":
+        return None
+    try:
+        return text if only_text else ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+# What a constant must be: (test, words for one that fails it), for refuse_wrong.
+
+
+def whole(least):
+    """A whole number."""
+    return (lambda v: type(v) is int and v >= least), f"a whole number, {least} or more"
+
+
+def number(least=0.0, below=float("inf"), above=float("-inf"), words=None):
+    """A number, `least` <= it < `below` and `above` < it."""
+    limits = f"{above} < it" if above >= least else f"{least} or more"
+    limits += f", below {below}" if below < float("inf") else ""
+    return (lambda v: type(v) in (int, float) and least <= v < below and v > above), words or f"a number, {limits}"
+
+
+def one_of(*choices):
+    """One of some words."""
+    return (lambda v: v in choices), f"one of {', '.join(map(str, choices))}"
+
+
+def sizes(words, count=None):
+    """A tuple of whole numbers above 0; `count` of them, if given."""
+    return (
+        lambda v: isinstance(v, tuple) and len(v) == (count or len(v) or 1) and all(type(n) is int and n > 0 for n in v)
+    ), words
+
+
+def refuse_wrong(settings, **rules):
+    """UserError that lists every constant which its rule, (test, words), does not hold for."""
+    wrong = [
+        f"{name} = {value!r}: {words}"
+        for name, (test, words) in rules.items()
+        if not test(value := getattr(settings, name))
+    ]
+    if wrong:
+        raise UserError("These constants cannot be used:\n  " + "\n  ".join(wrong))
+
+
+# ---- how a script ends
+
+_asked_by = None  # the signal that has arrived
+
+
+def _on_signal(number, frame):
+    global _asked_by
+    _asked_by = number
+    stop_if_asked()
+
+
+def stop_if_asked():
+    """Raises for a signal that has arrived; long loops call it, because Python drops what a handler raises
+    in the middle of a destructor or a weak reference's callback.
+    """
+    if _asked_by is not None:
+        raise KeyboardInterrupt if _asked_by == signal.SIGINT else Terminated
+
+
+def _tell_dropped(dropped):
+    """What Python drops it prints with a traceback; a signal is no news, stop_if_asked raises it again."""
+    if not issubclass(dropped.exc_type, (KeyboardInterrupt, Terminated)):
+        sys.__unraisablehook__(dropped)
+
+
+def run(main):
+    """Calls main() and ends the process with the status that its end deserves, unless that is 0."""
+    global _asked_by
+    _asked_by = None
+    if threading.current_thread() is threading.main_thread():
+        sys.unraisablehook = _tell_dropped
+        signal.signal(signal.SIGINT, _on_signal)
+        signal.signal(signal.SIGTERM, _on_signal)
+    try:
+        status = main() or 0
+    except UserError as mistake:
+        if str(mistake):
+            print(f"\n{mistake}", file=sys.stderr)
+        status = 2
+    except KeyboardInterrupt:
+        print("\nStopped.", file=sys.stderr)
+        status = 130
+    except Terminated:
+        print("\nStopped by SIGTERM.", file=sys.stderr)
+        status = 143
+    except BrokenPipeError:  # the reader of our output (`| head`) has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 141
+    except OSError as error:
+        words = describe(error)
+        if words is None:
+            raise
+        print(f"\n{words}", file=sys.stderr)
+        status = 2
+    if status:
+        sys.exit(status)
+
+
+def describe(error):
+    """An operating-system error in words, or None where a traceback says more."""
+    where = f"{error.filename}: " if error.filename else ""
+    cures = {
+        errno.ENOSPC: "the disk is full. Free some space, then start again",
+        errno.EDQUOT: "the disk quota is used up. Free some space, then start again",
+        errno.EFBIG: "the file would outgrow the size that this system allows (see `ulimit -f`)",
+        errno.EROFS: "the file system is read-only. Give another folder",
+        errno.EACCES: "permission denied. Change the folder's permissions, or give another one",
+        errno.ENOTDIR: "a part of this path is a file, where a folder is needed. Give another one",
+        errno.EEXIST: "a file has the name of a folder that is needed. Give another one",
+        errno.EISDIR: "this is a folder, where a file is needed. Give another name",
+        errno.ENAMETOOLONG: "the name is too long for the file system. Shorten it",
+        errno.EPERM: "permission denied. Change the folder's permissions, or give another one",
+    }
+    return f"{where}{cures[error.errno]}." if error.errno in cures else None

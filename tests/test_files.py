@@ -1,0 +1,163 @@
+"""Whole files, locks and functions on all cores, by real processes that are really killed."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from helpers import ROOT, WAIT, children_of, wait_for_end
+
+from parts.files import copy_whole, each, one_at_a_time, remove_leftovers, sole_writer, stamp, write_text, write_whole
+from parts.script import UserError
+
+
+def test_a_file_is_whole_or_absent(tmp_path):
+    path = tmp_path / "file.txt"
+    write_text(path, "first")
+
+    def broken(file):
+        file.write(b"half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_whole(path, broken)
+    assert path.read_text() == "first" and list(tmp_path.iterdir()) == [path]
+    with pytest.raises(OSError) as told:
+        write_text(tmp_path / "no" / "file.txt", "x")
+    assert told.value.filename == str(tmp_path / "no" / "file.txt")  # the name that the reader knows
+
+
+def test_permissions_are_those_that_the_system_gives(tmp_path):
+    before = os.umask(0o027)
+    try:
+        write_text(tmp_path / "file.txt", "x")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "file.txt").stat().st_mode & 0o777 == 0o640
+
+
+def test_a_copy_is_the_same_file_until_one_is_replaced(tmp_path):
+    one, other = tmp_path / "one", tmp_path / "other"
+    write_text(one, "1")
+    copy_whole(one, other)
+    assert one.samefile(other)
+    copy_whole(one, other)
+    write_text(one, "2")
+    assert (one.read_text(), other.read_text()) == ("2", "1") and len(list(tmp_path.iterdir())) == 2
+
+
+def test_leftovers_go(tmp_path):
+    for name in (".best.pth.0123456789ab.part", "mine.part"):
+        (tmp_path / name).write_text("x")
+    remove_leftovers(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.part"]
+
+
+def test_a_stamp_tells_other_bytes_of_the_same_length_and_time(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"one")
+    seen = stamp(path)
+    state = os.stat(path)
+    time.sleep(0.02)  # the system's clock for files ticks every few milliseconds
+    path.write_bytes(b"two")
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert seen != stamp(path) == stamp(path) and stamp(tmp_path / "none") is None
+
+
+# ---- locks
+
+
+def holding(code, tmp_path):
+    """A process that holds a lock in `tmp_path` and has said so."""
+    text = f"import time\nfrom parts.files import *\nwith {code}:\n    print('held', flush=True)\n    time.sleep(60)\n"
+    process = subprocess.Popen([sys.executable, "-c", text], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "held\n"
+    return process
+
+
+def test_a_folder_takes_one_writer_and_a_dead_ones_lock_is_void(tmp_path):
+    other = holding(f"sole_writer({str(tmp_path)!r})", tmp_path)
+    try:
+        for _ in range(2):
+            with pytest.raises(UserError, match=f"process {other.pid}"), sole_writer(tmp_path):
+                pass
+    finally:
+        other.kill()
+        other.wait()
+    with sole_writer(tmp_path):
+        pass
+
+
+def test_one_at_a_time_waits_for_the_other(tmp_path, capsys):
+    other = holding(f"one_at_a_time({str(tmp_path / 'lock')!r}, 'waiting')", tmp_path)
+    multiprocessing.get_context("fork").Process(target=kill_soon, args=(other.pid,)).start()
+    with one_at_a_time(tmp_path / "lock", "somebody is at work"):
+        assert other.wait(WAIT) == -signal.SIGKILL
+    assert capsys.readouterr().out == "somebody is at work\n"
+
+
+def kill_soon(pid):
+    time.sleep(0.3)
+    os.kill(pid, signal.SIGKILL)
+
+
+# ---- all cores
+
+
+def square(number):
+    if number == 1000:
+        raise UserError("a thousand is too much")
+    if number == 1001:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number * number
+
+
+def test_each_is_a_map(monkeypatch):
+    numbers = list(range(100))
+    assert list(each(square, numbers, 2)) == list(each(square, numbers, 0)) == [n * n for n in numbers]
+    with pytest.raises(UserError, match="^a thousand is too much$"):
+        list(each(square, [*numbers, 1000], 2))
+    with pytest.raises(UserError, match="was killed"):
+        list(each(square, [*numbers, 1001], 2))
+
+
+SLOW = """
+import sys, time
+from parts import script
+from parts.files import each
+def wait(number):
+    print(number, flush=True)
+    time.sleep(0.2)
+def main():
+    for _ in each(wait, range(1000), 2):
+        pass
+if __name__ == "__main__":
+    script.run(main)
+"""
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+def test_a_stopped_parent_leaves_no_worker(tmp_path, number, status):
+    (tmp_path / "slow.py").write_text(SLOW)
+    process = subprocess.Popen(
+        [sys.executable, "slow.py"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    process.stdout.readline()
+    workers = children_of(process)
+    if number == signal.SIGINT:
+        os.killpg(process.pid, number)  # as a terminal sends it: to all of them
+    else:
+        process.send_signal(number)
+    _, err = process.communicate(timeout=WAIT)
+    assert process.returncode == status and "Traceback" not in err, err
+    assert len(workers) == 2
+    wait_for_end(workers)

@@ -1,0 +1,253 @@
+"""A network over pictures: windows, mirrored copies, folding, and the order in which pictures come out."""
+
+import threading
+import time
+from copy import deepcopy
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from parts import inference
+from parts.inference import Item, Runner, fold_batchnorm, make_runner, predict_pictures, reach_of
+from parts.script import UserError
+from unet import UNet
+
+CPU = torch.device("cpu")
+
+
+def picture(height, width, seed=0):
+    """A smooth picture, uint8 (H, W, 3)."""
+    small = np.random.default_rng(seed).integers(0, 256, (height // 12 + 2, width // 12 + 2, 3), dtype=np.uint8)
+    return cv2.resize(small, (width, height), interpolation=cv2.INTER_CUBIC)
+
+
+@pytest.fixture(scope="module")
+def network():
+    """A U-Net with random weights and statistics, of whose logits half are above 0."""
+    torch.manual_seed(0)
+    network = UNet(features=(8, 16)).eval()
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.2)
+            module.running_var.uniform_(0.5, 1.5)
+            module.weight.data.uniform_(0.8, 1.6)
+    with torch.no_grad():
+        logits = alone(network, picture(96, 128))
+        scale = 3 / logits.std()
+        network.output_conv.bias.sub_(float(np.median(logits))).mul_(float(scale))
+        network.output_conv.weight.mul_(float(scale))
+    return network
+
+
+def alone(network, image):
+    """The network as it is, on one picture."""
+    with torch.no_grad():
+        return network(torch.from_numpy(image).permute(2, 0, 1)[None] / 255)[0, 0].numpy()
+
+
+# ---- one picture
+
+
+@pytest.mark.parametrize("size", [(300, 420), (301, 423), (130, 500)])
+def test_windows_give_the_whole_pictures_mask(network, size):
+    image = picture(*size)
+    runner = Runner(network, CPU, window=128)
+    assert runner.overlap >= 2 * runner.reach and not runner.fits(size)
+    told = []
+    whole = runner.logits(image[None])(0)
+    windows = runner.logits_in_windows(image, lambda number, total: told.append((number, total)))
+    assert windows.shape == size and windows.dtype == np.float32
+    assert ((windows > 0) != (whole > 0)).mean() < 1e-4
+    assert np.abs(windows - whole).max() < 1e-3
+    assert len(told) > 1 and told == [(number + 1, len(told)) for number in range(len(told))]
+
+
+def test_windows_with_too_little_overlap_differ_only_near_seams(network):
+    image = picture(300, 420)
+    whole = Runner(network, CPU).logits(image[None])(0)
+    windows = Runner(network, CPU, window=128, overlap=16).logits_in_windows(image)
+    assert np.abs(windows - whole).max() > 1e-3, "this is what the default overlap is for"
+    assert ((windows > 0) != (whole > 0)).mean() < 0.05
+
+
+def test_weights_of_all_windows_sum_to_one(network):
+    for window, overlap, length in ((128, None, 1000), (128, 16, 1000), (100, 40, 101), (64, 0, 333), (128, None, 90)):
+        runner = Runner(network, CPU, window=window, overlap=overlap)
+        total = np.zeros(2000)
+        for start, weights in runner.windows_along(length):
+            assert start % runner.stride == 0
+            total[start : start + len(weights)] += weights
+        assert np.allclose(total[:length], 1, atol=1e-6)
+
+
+def test_nothing_beyond_its_reach_changes_a_logit(network):
+    runner, image = Runner(network, CPU), picture(96, 96)
+    reach = reach_of(network)
+    other = image.copy()
+    other[:, 50:] = 255 - other[:, 50:]
+    apart = np.abs(runner.logits(image[None])(0) - runner.logits(other[None])(0)).max(axis=0)
+    assert (apart[: 50 - reach] == 0).all() and apart[50 - 8 : 50].max() > 0
+
+
+def test_sizes_that_pool_evenly_are_run_as_the_network_alone(network):
+    images = np.stack([picture(96, 128, seed) for seed in range(3)])
+    fetch = Runner(network, CPU).logits(images)
+    for index, image in enumerate(images):
+        assert np.allclose(fetch(index), alone(network, image), atol=1e-5)
+
+
+def test_folding_changes_nothing(network):
+    folded = fold_batchnorm(deepcopy(network))
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in folded.modules())
+    assert np.allclose(alone(folded, picture(96, 128)), alone(network, picture(96, 128)), atol=1e-4)
+
+
+def test_a_runner_is_made_by_the_words_of_the_constants(network):
+    image = picture(96, 128)
+    runner = make_runner(deepcopy(network), "cpu", "float32", mirrors="h", window=100)
+    assert runner.device == CPU and runner.dtype is None and runner.mirrors == "h" and runner.window == 100
+    exact = alone(network, image)
+    for precision, apart in (("float32", 1e-4), ("bfloat16", 1.0)):
+        logits = make_runner(deepcopy(network), "cpu", precision).logits(image[None])(0)
+        assert logits.dtype == np.float32 and np.abs(logits - exact).max() < apart
+        assert ((logits > 0) != (exact > 0)).mean() < 0.03
+    with pytest.raises(UserError, match="PRECISION"):
+        make_runner(deepcopy(network), "cpu", "float16")
+    with pytest.raises(UserError, match="DEVICE"):
+        make_runner(deepcopy(network), "abacus")
+
+
+@pytest.mark.parametrize("mirrors, axes", [("h", 1), ("v", 0), ("hv", (0, 1))])
+def test_mirrored_runs_make_the_mask_blind_to_mirroring(network, mirrors, axes):
+    image = picture(96, 128)
+    runner, plain = Runner(network, CPU, mirrors=mirrors), Runner(network, CPU)
+    turned = np.ascontiguousarray(np.flip(image, axes))
+    first, second = runner.logits(image[None])(0), np.flip(runner.logits(turned[None])(0), axes)
+    assert np.allclose(first, second, atol=1e-4)
+    assert not np.allclose(plain.logits(image[None])(0), first, atol=1e-2)
+
+
+# ---- many pictures
+
+SIZES = [(40, 60), (40, 60), (41, 60), "lost", (40, 60), "cut", (150, 130), (40, 60), (40, 60), (40, 60), (1, 3)]
+
+
+def size_of(index):
+    if SIZES[index] == "lost":
+        raise UserError("there is no such picture")
+    return (40, 60) if SIZES[index] == "cut" else SIZES[index]
+
+
+def read(index):
+    if SIZES[index] == "cut":
+        raise UserError("this picture is cut short")
+    return picture(*SIZES[index], seed=index), f"beside {index}"
+
+
+def finish(item, fetch):
+    assert isinstance(item, Item)
+    if item.error:
+        assert fetch is None
+        return item.picture, item.error
+    assert item.extra == f"beside {item.picture}" and item.size == SIZES[item.picture]
+    return item.picture, fetch()
+
+
+@pytest.mark.parametrize("room", [1, 1e9])
+@pytest.mark.parametrize("batch_size, threads, bounded", [(1, 1, False), (4, 2, False), (4, 3, True)])
+def test_order_and_results_do_not_depend_on_batches_threads_and_room(
+    network, monkeypatch, room, batch_size, threads, bounded
+):
+    monkeypatch.setattr(inference, "PENDING_BYTES", room)
+    told = []
+    outcomes = list(
+        predict_pictures(
+            range(len(SIZES)),
+            Runner(network, CPU, window=100),
+            size_of,
+            read,
+            finish,
+            batch_size,
+            threads,
+            bounded,
+            lambda window, windows: told.append(window),
+        )
+    )
+    assert [index for index, _ in outcomes] == list(range(len(SIZES)))
+    assert outcomes[3][1] == "there is no such picture" and outcomes[5][1] == "this picture is cut short"
+    whole = Runner(network, CPU)
+    for index, logits in outcomes:
+        if not isinstance(logits, str):
+            assert np.allclose(logits, whole.logits(read(index)[0][None])(0), atol=1e-3), index
+    assert told == list(range(1, len(told) + 1)) and len(told) > 1, "one of them went in windows"
+
+
+def test_batches_hold_what_they_may(network, monkeypatch):
+    shapes = []
+    plain = Runner.logits
+
+    def logits(self, images):
+        shapes.append(images.shape[:3])
+        return plain(self, images)
+
+    monkeypatch.setattr(Runner, "logits", logits)
+    runner = Runner(network, CPU, window=64)
+    for batch_size, bounded, sizes in ((4, False, [4, 3]), (4, True, [2, 2, 2, 1]), (1, False, [1] * 7)):
+        shapes.clear()
+        small = lambda index: (np.zeros((32, 64, 3), np.uint8), None)  # noqa: E731
+        list(predict_pictures(range(7), runner, lambda index: (32, 64), small, lambda *_: 0, batch_size, 2, bounded))
+        assert [shape[0] for shape in shapes] == sizes
+
+
+@pytest.mark.parametrize("room, most", [(8 * 40 * 60 * 3, 3), (1, 1)])
+def test_no_more_pictures_wait_than_have_room(network, monkeypatch, room, most):
+    """Seen from the network, which has one more in hand: those read and not yet there, those there and not yet out."""
+    monkeypatch.setattr(inference, "PENDING_BYTES", room)
+    begun, ended, waiting = [], [], []
+
+    def begin(index):
+        begun.append(index)
+        return picture(40, 60, seed=index), None
+
+    def end(item, fetch):
+        fetch()
+        return item.picture
+
+    class Watched(Runner):
+        def logits(self, images):
+            waiting.append(len(begun) - len(ended))
+            return super().logits(images)
+
+    for index in predict_pictures(range(30), Watched(network, CPU), lambda _: (40, 60), begin, end, 1, 4):
+        ended.append(index)
+    assert ended == list(range(30)) and max(waiting) <= 2 * most + 1
+
+
+def test_what_finish_raises_is_raised_and_what_has_not_begun_is_not_done(network):
+    """Also where the reader of the outcomes turns away."""
+    finished = []
+
+    def outcomes(first_fails):
+        def full(item, fetch):
+            finished.append(item.picture)
+            time.sleep(0.02)  # so that the rest of the batch still waits
+            if first_fails:
+                raise OSError("the disk is full")
+            return item.picture
+
+        finished.clear()
+        return predict_pictures(range(30), Runner(network, CPU), lambda _: (32, 32), begin, full, 30, 1)
+
+    def begin(index):
+        return picture(32, 32, seed=index), None
+
+    before = threading.active_count()
+    with pytest.raises(OSError, match="the disk is full"):
+        list(outcomes(first_fails=True))
+    assert len(finished) < 20 and threading.active_count() == before
+    some = outcomes(first_fails=False)
+    assert next(some) == 0
+    some.close()
+    assert len(finished) < 20 and threading.active_count() == before
