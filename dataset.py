@@ -35,6 +35,7 @@ MASK_FOREGROUND: int | tuple | None = None  # the mask value(s) that are foregro
 GROUP = reading.CARVANA_GROUP  # pattern of the part of a name that must not stand on both sides of the split
 
 SHEET: str | None = "audit.png"  # where the overlays go; None: nowhere
+IMAGE_SIZE: tuple | None = (320, 480)  # that of training: what of the masks is left at it is told; None: it is not
 
 
 class Batch(list):
@@ -74,6 +75,11 @@ class ImageDataset(Dataset):
         """Batches come out of arrays in `folder` from now on, made if need be; False where they cannot be kept."""
         self.arrays = make_arrays(self.pairs, self.rule, self.image_size, folder, num_workers, progress)
         return self.arrays is not None
+
+    def identity(self):
+        """A word that is another one for other files, another size or another reading of the masks."""
+        names = [[pair.name, *(stamp(path) or [0])[:1]] for pair in self.pairs for path in (pair.image, pair.mask)]
+        return hashlib.sha256(json.dumps([names, self.image_size, self.rule.to_dict()]).encode()).hexdigest()
 
     def __len__(self):
         return len(self.pairs)
@@ -373,7 +379,8 @@ def main(argv=None):
     s = settings_of(globals(), argv, positionals=folders)
     if s.val_img_dir and not s.val_mask_dir:
         raise UserError("VAL_IMG_DIR has no VAL_MASK_DIR beside it. Give both, or neither.")
-    report = audit(s.img_dir, s.mask_dir, s.val_img_dir, s.val_mask_dir, s.MASK_FOREGROUND, s.GROUP, sheet=s.SHEET)
+    folders = s.img_dir, s.mask_dir, s.val_img_dir, s.val_mask_dir
+    report = audit(*folders, s.MASK_FOREGROUND, s.GROUP, sheet=s.SHEET, image_size=s.IMAGE_SIZE)
     print(report.text())
     report.stop_if_spoiled()
     print("No problems.")

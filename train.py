@@ -37,9 +37,12 @@ from parts.script import (
     whole,
 )
 from utils import (
+    arrays_folder,
+    best_of,
     check_accuracy,
     get_loaders,
     load_encoder_weights,
+    load_pretrained,
     refuse_infinite,
     resume,
     run_state,
@@ -86,6 +89,7 @@ PRECISION = "auto"  # bfloat16 where the hardware has it, float16 on older CUDA,
 COMPILE = True  # torch.compile, on CUDA alone
 SYNC_BATCHNORM = False  # with several processes: normalise over all their batches together
 LOAD_MODEL = False  # go on from OUTPUT_DIR/checkpoint.pth
+PRETRAINED: str | None = None  # a checkpoint whose weights a new run starts from: fine-tuning
 SEED = 0  # of the weights, the order of the images and the flips
 PICTURE_BATCHES = 4  # validation batches drawn as pred_N.png and N.png in each epoch
 DEMO = False  # draw a small dataset of cars and train on it with settings that suit a CPU
@@ -183,6 +187,7 @@ def main(argv=None):
             report=report,
             seed=s.SEED,
             arrays=s.ARRAYS,
+            output_dir=output,
         )
 
         torch.manual_seed(s.SEED)
@@ -191,7 +196,10 @@ def main(argv=None):
         model = encoders.build_network(**architecture)
         if min(s.IMAGE_SIZE) < (smallest := model.smallest * (2 if s.HALF_SIZE else 1)):
             raise UserError(f"IMAGE_SIZE is too small: the network's poolings need at least {smallest} {smallest}.")
-        if s.ENCODER and s.ENCODER_WEIGHTS and not s.LOAD_MODEL:
+        refuse_one_pixel(s, model.smallest, train_loader)
+        if s.PRETRAINED and not s.LOAD_MODEL:
+            load_pretrained(s.PRETRAINED, model)
+        elif s.ENCODER and s.ENCODER_WEIGHTS and not s.LOAD_MODEL:
             load_encoder_weights(model, s.ENCODER, s.ENCODER_WEIGHTS)
         model = model.to(device) if device.type == "mps" else model.to(device, memory_format=torch.channels_last)
         loss_fn = recipe.Loss(s.LOSS)
@@ -200,9 +208,11 @@ def main(argv=None):
         schedule = recipe.Schedule(optimizer, s.SCHEDULE, steps, s.NUM_EPOCHS, s.WARMUP, s.PLATEAU_PATIENCE)
         dtype = recipe.autocast_dtype(device, s.PRECISION)
         scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)  # which alone could underflow
-        history = []
+        scored_on = val_loader.dataset.identity()
+        history, since, scores = [], 0, None  # `since`: the epoch after which the best one is looked for
         if s.LOAD_MODEL:
-            history = resume(output / "checkpoint.pth", model, optimizer, schedule, scaler, s)
+            parts = model, optimizer, schedule, scaler
+            history, since, scores = resume(output / "checkpoint.pth", *parts, s, scored_on)
         if s.COMPILE and device.type == "cuda":
             recipe.compile_or_not(model, (s.BATCH_SIZE, 3, *s.IMAGE_SIZE), dtype, s.HALF_SIZE)
         trained = processes.wrap(model, device, s.SYNC_BATCHNORM)  # the model itself, or around it
@@ -211,8 +221,9 @@ def main(argv=None):
 
         if first:
             remove_leftovers(output)
-            if history:
-                write_history(output, history)  # a run killed while writing them is set right here
+            if scores:  # a run killed while writing these is set right here
+                write_history(output, history)
+                draw(val_loader, model, scores, len(history), output, device, dtype, s)
             elif not s.LOAD_MODEL:
                 set_aside(output)
         if not history:
@@ -228,32 +239,30 @@ def main(argv=None):
             processes.same_everywhere(model)
             scores = check_accuracy(val_loader, model, device, dtype)
             rate = optimizer.param_groups[0]["lr"]
-            schedule.after_epoch(scores.dice)
-            row = dict(epoch=epoch + 1, loss=loss, accuracy=scores.accuracy, dice=scores.dice, iou=scores.iou)
-            history.append(row | dict(learning_rate=rate))
-            best = max(history, key=lambda row: row["dice"])  # the first of several
+            schedule.after_epoch(scores.dice_nonempty)
+            found = {name: getattr(scores, name) for name in ("accuracy", "dice", "dice_nonempty", "iou")}
+            history.append(dict(epoch=epoch + 1, loss=loss, **found, learning_rate=rate))
+            best = best_of(history[since:])
             if first:
                 if words := symptom(scores):
                     print(words)
-                pictures_dir = output / "saved_images"
-                save_predictions(val_loader, model, pictures_dir, device, dtype, s.PICTURE_BATCHES)
-                save_examples(val_loader, model, scores, epoch + 1, pictures_dir, device=device, dtype=dtype)
-                state = run_state(model, optimizer, schedule, scaler, history, s, architecture, report.rule)
+                parts = model, optimizer, schedule, scaler
+                state = run_state(*parts, history, since, scores, s, architecture, report.rule, scored_on)
                 if best is history[-1]:  # best.pth first: a run killed between the two repeats its epoch
                     save_checkpoint(state, output / "best.pth", also=output / "checkpoint.pth")
                 else:
                     save_checkpoint(state, output / "checkpoint.pth")
                 write_history(output, history)
+                draw(val_loader, model, scores, epoch + 1, output, device, dtype, s)
             if s.PATIENCE and epoch + 1 - best["epoch"] >= s.PATIENCE:
                 say(f"No better Dice for {s.PATIENCE} epochs (PATIENCE): the run ends here.")
                 break
 
-        best = max((row["dice"] for row in history), default=float("nan"))
         seconds = time.perf_counter() - start
-        say(f"Best Dice {best:.4f} after {len(history)} epochs; this run trained {seconds:.0f} s.")
+        say(f"Best Dice {best['dice']:.4f} after {len(history)} epochs; this run trained {seconds:.0f} s.")
         if waiting > 0.2:
-            arrays = train_loader.dataset.arrays
-            cure = "put the dataset on a faster disk" if arrays else "raise NUM_WORKERS, or set ARRAYS = True"
+            cure = "raise NUM_WORKERS" if s.ARRAYS else "raise NUM_WORKERS, or set ARRAYS = True"
+            cure = "put the dataset on a faster disk" if train_loader.dataset.arrays else cure
             say(f"{100 * waiting:.0f} % of the last epoch was spent waiting for data: {cure}.")
         say(f"Look at {output / 'saved_images'}/ and {output / 'curves.png'}; the network is in {output / 'best.pth'}.")
 
@@ -298,8 +307,9 @@ def look_at_data(s, output):
         *folders,
         mask_foreground=s.MASK_FOREGROUND,
         group=s.GROUP,
+        image_size=s.IMAGE_SIZE,
         sheet=output / "saved_images" / "audit.png",
-        cache=Path(s.TRAIN_IMG_DIR).parent / ".arrays" / "audit.json",
+        cache=arrays_folder(s.TRAIN_IMG_DIR, output) / "audit.json",
     )
     print(report.text())
     report.stop_if_spoiled()
@@ -316,10 +326,31 @@ def draw_demo(folder):
     augment.make_augmented(folder / "train", folder / "train_masks", folder, val_images=64)
 
 
+def refuse_one_pixel(s, smallest, loader):
+    """UserError where BatchNorm would meet a single value, at the lowest level of a batch of one image."""
+    fewest = s.BATCH_SIZE if loader.drop_last else (len(loader.sampler) % s.BATCH_SIZE or s.BATCH_SIZE)
+    half = 2 if s.HALF_SIZE else 1
+    if fewest == 1 and all(max(1, round(side / half / smallest)) == 1 for side in s.IMAGE_SIZE):
+        one = "BATCH_SIZE = 1 gives" if s.BATCH_SIZE == 1 else f"{len(loader.dataset)} training images give"
+        enough = f"{2 * half * smallest} {2 * half * smallest}"
+        raise UserError(
+            f"{one} a batch of one image, of which IMAGE_SIZE = {s.IMAGE_SIZE} leaves one pixel at the network's "
+            f"lowest level{' (at half of its size, by HALF_SIZE)' if s.HALF_SIZE else ''}, and BatchNorm cannot "
+            f"normalise a single value. Raise IMAGE_SIZE to {enough} or more, or BATCH_SIZE, or give fewer FEATURES."
+        )
+
+
+def draw(loader, model, scores, epoch, output, device, dtype, s):
+    """saved_images/ after `epoch` epochs."""
+    folder = output / "saved_images"
+    save_predictions(loader, model, folder, device, dtype, s.PICTURE_BATCHES)
+    save_examples(loader, model, scores, epoch, folder, device=device, dtype=dtype)
+
+
 def write_history(folder, history):
     """history.csv and curves.png, made anew from all epochs."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(history[0]), lineterminator="\n")
+    writer = csv.DictWriter(text, fieldnames=list(history[-1]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(history)
     write_text(folder / "history.csv", text.getvalue())

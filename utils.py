@@ -2,6 +2,7 @@
 
 import math
 import multiprocessing
+import os
 import pickle
 import urllib.error
 import zipfile
@@ -16,7 +17,7 @@ from dataset import Batch, ImageDataset
 from parts import pictures, processes
 from parts.encoders import build_network
 from parts.files import copy_whole, write_whole
-from parts.masks import find_mask_rule
+from parts.masks import find_mask_rule, resize_mask
 from parts.reading import pair_files
 from parts.script import UserError
 
@@ -38,13 +39,15 @@ def get_loaders(
     foreground=None,
     seed=0,
     arrays=True,
+    output_dir=".",
 ):
     """Loaders of (images, masks) batches for training (shuffled) and validation (in order, each once).
 
     With a `transform`, as in the article, items are decoded in workers and are what it makes of them.
     Without one, everything is decoded once, resized to `image_size` (height, width) and kept on disk
     as uint8 arrays (dataset.py): images (N, 3, H, W), masks (N, H, W) of {0, 1}. `arrays=False`,
-    or a disk without room, decodes the same batches afresh in every epoch.
+    or a disk without room, decodes the same batches afresh in every epoch. Arrays lie beside the images'
+    folder, or in `output_dir` where nothing can be written there.
     `report` is what audit.audit has found of these folders, so that nothing is looked at twice; without it
     they are listed, and all the masks are asked what they mean, with `foreground` as in MASK_FOREGROUND.
     A last training batch that is not full is left out: every epoch leaves out other images. UserError tells
@@ -57,7 +60,7 @@ def get_loaders(
     for (image_dir, mask_dir), pairs, shuffle in zip(folders, sides, (True, False)):
         data = ImageDataset(image_dir, mask_dir, transform, image_size=image_size, pairs=pairs, rule=rule, seed=seed)
         if arrays and transform is None:
-            _keep_arrays(data, Path(image_dir))
+            _keep_arrays(data, Path(image_dir), Path(output_dir))
         loader = Loader(
             data,
             batch_size=batch_size,
@@ -70,11 +73,20 @@ def get_loaders(
     return tuple(loaders)
 
 
-def _keep_arrays(data, image_dir):
+def _keep_arrays(data, image_dir, output_dir):
     """Process 0 makes the arrays, then all open them."""
-    folder = image_dir.parent / ".arrays" / "{}-{}x{}".format(image_dir.name, *data.image_size)
+    beside = arrays_folder(image_dir, output_dir)
+    folder = beside / "{}-{}x{}".format(image_dir.name, *data.image_size)
     if processes.first(lambda: data.keep_arrays(folder)) and processes.rank():
         data.keep_arrays(folder, progress=False)  # on another machine, which makes its own
+
+
+def arrays_folder(image_dir, output_dir):
+    """Where arrays of the images in `image_dir` lie: beside it, or in `output_dir` for a dataset that is read-only."""
+    beside = Path(image_dir).parent / ".arrays"
+    own = os.access in os.supports_effective_ids
+    writable = os.access(beside if os.path.exists(beside) else beside.parent, os.W_OK, effective_ids=own)
+    return beside if writable else Path(output_dir) / ".arrays"
 
 
 class Loader(DataLoader):
@@ -188,6 +200,7 @@ class Scores:
 
     accuracy: float
     dice: float
+    dice_nonempty: float  # of the images that hold something or are predicted to: dice_of_choice
     iou: float
     predicted_share: float  # of all pixels
     true_share: float
@@ -203,6 +216,12 @@ def count_overlap(predictions, truths):
 def dice_from_counts(both, predicted, true):
     """Dice = 2 |P and T| / (|P| + |T|) of each image; both empty count 1."""
     return np.where(predicted + true == 0, 1.0, 2 * both / np.maximum(predicted + true, 1))
+
+
+def dice_of_choice(both, predicted, true):
+    """What chooses goes by this: the mean Dice of the images that hold something or are predicted to; 1 if none do."""
+    chosen = predicted + true > 0
+    return float(dice_from_counts(both, predicted, true)[chosen].mean()) if chosen.any() else 1.0
 
 
 def iou_from_counts(both, predicted, true):
@@ -241,15 +260,18 @@ def check_accuracy(loader, model, device=None, dtype=None):
     scores = Scores(
         accuracy=right / pixels,
         dice=float(per_image.mean()),
+        dice_nonempty=dice_of_choice(both, predicted, true),
         iou=float(iou_from_counts(both, predicted, true).mean()),
         predicted_share=float(predicted.sum() / pixels),
         true_share=float(true.sum() / pixels),
         per_image=per_image.tolist(),
     )
     if processes.rank() == 0:
+        chosen = f"; Dice {scores.dice_nonempty:.4f} of images that hold something or are predicted to"
+        chosen = chosen if scores.dice_nonempty != scores.dice else ""
         print(
             f"Got {right}/{pixels} pixels right, accuracy {100 * scores.accuracy:.2f} %; "
-            f"Dice {scores.dice:.4f}, IoU {scores.iou:.4f}"
+            f"Dice {scores.dice:.4f}, IoU {scores.iou:.4f}{chosen}"
         )
     return scores
 
@@ -350,7 +372,8 @@ def _save_strip(folder, image, truth, prediction, epoch, dice):
     frames = [frames[i] for i in sorted(set(np.linspace(0, len(frames) - 1, 8).round().astype(int)))]
     named = [frame.stem.split("_") for frame in frames]
     captions = [f"epoch {int(number)}, Dice {dice}" for number, dice in named]
-    masks = [pictures.load_mask(frame) for frame in frames]
+    masks = [pictures.load_mask(frame) for frame in frames]  # an earlier IMAGE_SIZE may have been another one
+    masks = [mask if mask.shape == truth.shape else resize_mask(mask, truth.shape) for mask in masks]
     pictures.save_image(folder / "strip.png", pictures.strip(image, truth, masks, captions))
 
 
@@ -435,6 +458,8 @@ def read_checkpoint(filename, device="cpu"):
         raise UserError(f"{path}: holds a {type(checkpoint).__name__}. {expected}.")
     key = next((key for key in _WEIGHT_KEYS if isinstance(checkpoint.get(key), dict)), None)
     weights = checkpoint.pop(key) if key else checkpoint
+    if not key:  # bare weights; some programs keep a list or two beside them
+        weights = {name: value for name, value in weights.items() if isinstance(value, torch.Tensor)}
     if not weights or not all(isinstance(value, torch.Tensor) for value in weights.values()):
         raise UserError(f"{path}: holds no weights. {expected}.")
     return (checkpoint if key else {}) | {"state_dict": _without_prefixes(weights)}
@@ -484,7 +509,7 @@ def _load_weights(model, weights, source):
 _OUTSIDE = ["LOAD_MODEL", "DEMO", "OUTPUT_DIR", "NUM_WORKERS", "PIN_MEMORY", "ARRAYS", "PICTURE_BATCHES"]
 
 
-def run_state(model, optimizer, schedule, scaler, history, s, architecture, rule):
+def run_state(model, optimizer, schedule, scaler, history, since, scores, s, architecture, rule, scored_on):
     """The checkpoint of a run with the settings `s`, in tensors and plain types: all that `resume` needs.
 
     Random draws need no place here: the order of the images, the flips and a transform's draws come from
@@ -496,8 +521,11 @@ def run_state(model, optimizer, schedule, scaler, history, s, architecture, rule
         schedule=schedule.state_dict(),
         scaler=scaler.state_dict(),
         epoch=len(history),
-        best_dice=max(row["dice"] for row in history),
+        best_dice=best_of(history[since:])["dice"],
         history=history,
+        since=since,
+        scores=vars(scores),
+        scored_on=scored_on,
         network=architecture,
         mask_rule=rule.to_dict(),
         image_size=list(s.IMAGE_SIZE),
@@ -506,13 +534,23 @@ def run_state(model, optimizer, schedule, scaler, history, s, architecture, rule
     )
 
 
-def resume(path, model, optimizer, schedule, scaler, s):
-    """Goes on from the checkpoint `path`, exactly; returns its history, one dictionary each epoch.
+def resume(path, model, optimizer, schedule, scaler, s, scored_on):
+    """Goes on from the checkpoint `path`, exactly: (history, since, the last Scores).
 
-    Says which settings were others when it was saved. UserError: it is of another network, or unreadable.
+    `history` has a dictionary for each epoch. Where other validation images, another IMAGE_SIZE or another
+    reading of the masks are `scored_on`, old scores do not compare: the best epoch is looked for after `since`,
+    and the last Scores are None. Says that, and which settings were others when it was saved.
+    UserError: it is of another network, unreadable, or has all its epochs behind it.
     """
     saved = read_checkpoint(path, next(model.parameters()).device)
     load_checkpoint(saved, model, str(path))
+    history = saved.get("history", [])
+    if len(history) >= s.NUM_EPOCHS:
+        raise UserError(
+            f"{path}: has all of its {len(history)} epochs behind it, and NUM_EPOCHS = {s.NUM_EPOCHS} counts those of "
+            f"the whole run. To go on, give a larger one (--num-epochs {2 * len(history)}); to start a new run from "
+            f"these weights, leave LOAD_MODEL off and set PRETRAINED (--pretrained {path})."
+        )
     own = [{key: it for key, it in group.items() if key != "params"} for group in optimizer.param_groups]
     for name, part in dict(optimizer=optimizer, schedule=schedule, scaler=scaler).items():
         if saved.get(name):
@@ -522,16 +560,43 @@ def resume(path, model, optimizer, schedule, scaler, s):
                 print(f"The {name} starts anew: its state in {path} does not fit ({error}).")
     for group, kept in zip(optimizer.param_groups, own):
         group.update(kept)  # WEIGHT_DECAY and the like are those of now, not the saved ones
-    history = saved.get("history", [])
     before = saved.get("settings", {}) | {"PROCESSES": saved.get("processes", 1)}
     now = vars(s) | {"PROCESSES": processes.world_size()}
     changed = [f"{name} {before[name]!r} -> {now[name]!r}" for name in now if before.get(name, now[name]) != now[name]]
+    same = saved.get("scored_on", scored_on) == scored_on
+    since = saved.get("since", 0) if same else len(history)
     if processes.rank() == 0:
         if changed:
             print("Not the run that would have been, for these have changed: " + ", ".join(changed))
-        best = max((row["dice"] for row in history), default=-1.0)
-        print(f"Going on after epoch {len(history)}, best Dice {best:.4f}")
-    return history
+        best = f", best Dice {best_of(history[since:])['dice']:.4f}" if history[since:] else ""
+        print(f"Going on after epoch {len(history)}{best}")
+        if not same:
+            print(
+                "The validation images, IMAGE_SIZE or what the masks mean are not those of before, so the old scores "
+                "do not compare: the best Dice, best.pth and PATIENCE start anew."
+            )
+    return history, since, Scores(**saved["scores"]) if same and "scores" in saved else None
+
+
+def best_of(history):
+    """The epoch that is chosen, the first of several: see dice_of_choice."""
+    return max(history, key=lambda row: row.get("dice_nonempty", row["dice"]))
+
+
+def load_pretrained(path, model):
+    """Puts the weights of a checkpoint into `model`, for a new run.
+
+    An output layer for other classes stays as it is, random, and this is said. UserError: it is of another network.
+    """
+    weights = read_checkpoint(path)["state_dict"]
+    own = model.state_dict()
+    head = [key for key in weights if key.startswith("output_conv.") and key in own]
+    if any(weights[key].shape != own[key].shape for key in head):
+        shapes = weights["output_conv.weight"].shape[0], own["output_conv.weight"].shape[0]
+        print(f"{path}: has {shapes[0]} output channels, and {shapes[1]} are needed: the output layer starts anew.")
+        weights = {**weights, **{key: own[key] for key in head}}
+    _load_weights(model, weights, f"PRETRAINED = {str(path)!r}")
+    print(f"Starting from the weights in {path}")
 
 
 def load_network(path):

@@ -33,10 +33,11 @@ from parts.reading import (
 )
 from parts.script import UserError
 
-VERSION = 3  # of the memory; raise it when something else is seen in the same files
+VERSION = 4  # of the memory; raise it when something else is seen in the same files
 LINES = 20  # files listed of one kind
 DARK = 4096  # 16-bit images that stay below have fewer than 16 greys left at 8 bits
 TILES = 16  # overlays on the sheet
+FEW, SOME = 64, 200  # pixels of foreground at IMAGE_SIZE, and masks, that are looked at for what vanishes
 
 
 @dataclass
@@ -80,6 +81,7 @@ def audit(
     cache=None,
     num_workers=None,
     progress=True,
+    image_size=None,
 ):
     """The Report on the pairs of these folders.
 
@@ -87,6 +89,7 @@ def audit(
     sheet: where to write a picture of some masks on their images, or None
     cache: a JSON file that remembers what was seen, so that only new and changed files are read again
     num_workers: processes that decode; None: one a core
+    image_size: (height, width) of training, to tell what of the masks is left at that; None: that is not told
     """
     fits_group("", group)  # a pattern that is none is told now, not after the looking
     if sheet:
@@ -101,12 +104,19 @@ def audit(
     _tell_unpaired(report, sides)
     _decide_rule(report, sides, mask_foreground)
     _tell_misfits(report, sides)
-    if len(sides) > 1:
+    if len(sides) > 1 and os.path.realpath(train_img_dir) == os.path.realpath(val_img_dir):
+        report.warnings.append(
+            f"{shown(val_img_dir)}: is given for training and for validation, so the scores will tell how well its "
+            "images are learnt by heart, and nothing about others."
+        )
+    elif len(sides) > 1:
         _compare_sides(report, *sides, group)
     _describe(report, sides)
     _tell_twins(report, sides)
     _look_at_depth(report, sides)
     _look_at_foreground(report, sides)
+    if image_size and report.rule:
+        _tell_what_vanishes(report, sides, tuple(image_size), num_workers)
     if sheet and report.rule:
         try:
             _draw_sheet(report, sides, Path(sheet))
@@ -209,6 +219,7 @@ def _image_facts(path, eighths):
         "frames": decoded.frames,
         "turned": decoded.turned,
         "brightest": brightest,  # of 16 bits
+        "blank": bool((pixels[::8] == pixels[0, 0]).all() and (pixels == pixels[0, 0]).all()),
         "digest": _digest(decoded.size, pixels[::step]),
     }
 
@@ -363,9 +374,11 @@ def _compare_sides(report, train, val, group):
 
 
 def _by_pixels(side):
-    """{what is equal for equal pixels: images}."""
+    """{what is equal for equal pixels: images}; those of one value all over, such as empty tiles, tell nothing."""
     found = defaultdict(list)
     for pair, facts, _ in side.usable():
+        if facts["blank"]:
+            continue
         found[facts.get("exact") or facts["digest"]].append(pair.image)
     return found
 
@@ -449,6 +462,44 @@ def _look_at_foreground(report, sides):
             "Nearly everything is foreground. If it should be the other way round, set MASK_FOREGROUND to the value "
             f"of what you mean ({report.rule.background[0] if report.rule.background else 'see above'})."
         )
+
+
+def _tell_what_vanishes(report, sides, size, num_workers):
+    """Foreground that is lost where masks are shrunk to `size`: what is small or thin beside its picture."""
+    places = [(side, share, pair.mask, mask.size) for side in sides
+              for share, (pair, _, mask) in zip(side.shares, side.usable())
+              if share and (mask.size[0] > size[0] or mask.size[1] > size[1])]  # fmt: skip
+    # To look at all of them would be to decode them twice. All are looked at where one of these loses anything:
+    # those whose foreground would fill a few pixels, and some of the others, which may be thin.
+    few = [at for at, (_, share, _, _) in enumerate(places) if share * size[0] * size[1] < FEW]
+    some = np.linspace(0, len(places) - 1, min(len(places), SOME)).round().astype(int).tolist()
+    read = partial(_share_at, rule=report.rule, size=size)
+    for chosen in (sorted({*few, *some}), range(len(places))):
+        found = list(each(read, [places[at][2] for at in chosen], num_workers))
+        lost = [(places[at], left) for at, left in zip(chosen, found) if left < places[at][1] / 2]
+        if not lost:
+            return
+    emptied = [place for place, left in lost if not left]
+    at = f"IMAGE_SIZE {_by(size)}"
+    before, after = np.mean([place[1] for place in places]), np.mean(found)
+    text = _listed(
+        f"{_number(len(emptied), 'mask')} {'is' if len(emptied) == 1 else 'are'} emptied at {at}, and "
+        f"{_number(len(lost) - len(emptied), 'other')} lose more than half of their foreground, because it is small "
+        f"or thin beside its picture; foreground is {before:.3%} of the masks in their files, and {after:.3%} then:",
+        [f"{shown(path)}: {share:.3%} -> {left:.3%}" for (_, share, path, _), left in lost],
+        "Raise IMAGE_SIZE (--image-size), or cut the pictures into tiles.",
+    )
+    for side in sides:
+        mine = [place for place in places if place[0] is side]
+        if mine and len(mine) == sum(place[0] is side for place in emptied):
+            report.problems.append(f"No mask for {side.name} has any foreground left at {at}.\n{text}")
+            return
+    report.warnings.append(text)
+
+
+def _share_at(path, rule, size):
+    """What share of a mask's pixels is foreground once it is shrunk."""
+    return float(read_mask(path, rule, size).mean())
 
 
 def _draw_sheet(report, sides, path):

@@ -48,6 +48,7 @@ TRAIN = dict(
     COMPILE=True,
     SYNC_BATCHNORM=False,
     LOAD_MODEL=False,
+    PRETRAINED=None,
     SEED=0,
     PICTURE_BATCHES=4,
     DEMO=False,

@@ -387,3 +387,60 @@ def test_the_scripts_flags(data, capsys):
         dataset.main([*folders, "--sheet", "none"])
     dataset.main([*folders, "--sheet", "none", "--mask-foreground", "8", "--group", "(x)"])
     assert "8 is foreground, every other value is background" in capsys.readouterr().out
+
+
+def small_things(folder, count, first=0, size=9):
+    """Squares of 9 pixels in pictures of 512x768, as cells, lesions or cars from above are."""
+    for index in range(first, first + count):
+        draw = np.random.default_rng(index)
+        mask = np.zeros((512, 768), bool)
+        top, left = draw.integers(20, 480, 3), draw.integers(20, 740, 3)
+        for y, x in zip(top, left):
+            mask[y : y + size, x : x + size] = True
+        for place, values in (
+            (folder[0], draw.integers(0, 40, (512, 768, 3)) + mask[..., None] * 99),
+            (folder[1], mask * 255),
+        ):
+            place.mkdir(exist_ok=True)
+            Image.fromarray(values.astype(np.uint8)).save(place / f"s{index}.png")
+
+
+def test_what_vanishes_when_masks_are_shrunk_is_told(tmp_path):
+    folders = [tmp_path / name for name in ("ti", "tm", "vi", "vm")]
+    small_things(folders[:2], 4)
+    small_things(folders[2:], 2, first=10)
+    report = audit(*folders, progress=False, image_size=(32, 48))
+    assert "No mask for training has any foreground left at IMAGE_SIZE 32x48" in problems(report)
+    assert "6 masks are emptied" in problems(report) and "--image-size" in problems(report)
+    small_things(folders[:2], 1, first=3, size=90)  # one that stays
+    small_things(folders[2:], 1, first=11, size=90)
+    report = audit(*folders, progress=False, image_size=(32, 48))
+    assert report.problems == [] and "4 masks are emptied at IMAGE_SIZE 32x48, and 0 others" in report.text()
+    assert audit(*folders, progress=False, image_size=(512, 768)).warnings == []
+    assert audit(*folders, progress=False).warnings == []
+
+
+def test_lines_that_are_thin_are_told_too(tmp_path):
+    for place in ("ti", "tm"):
+        (tmp_path / place).mkdir()
+    for index in range(4):
+        mask = np.zeros((400, 600), np.uint8)
+        mask[5 + index :: 12] = 255  # a twelfth of the picture, one pixel thick
+        Image.fromarray(mask).save(tmp_path / "tm" / f"{index}.png")
+        Image.fromarray(np.random.default_rng(index).integers(0, 255, (400, 600, 3), np.uint8)).save(
+            tmp_path / "ti" / f"{index}.png"
+        )
+    report = audit(tmp_path / "ti", tmp_path / "tm", progress=False, image_size=(100, 150))
+    assert "4 masks are emptied at IMAGE_SIZE 100x150" in problems(report)
+
+
+def test_blank_tiles_on_both_sides_are_no_leak(data):
+    for side in ("t", "v"):
+        Image.new("RGB", (60, 40)).save(data / f"{side}i" / f"{side}blank.png")
+        Image.new("L", (60, 40)).save(data / f"{side}m" / f"{side}blank.png")
+    assert looked_at(data).problems == []
+
+
+def test_learning_by_heart_on_purpose_is_a_warning(data):
+    report = audit(data / "ti", data / "tm", data / "ti", data / "tm", progress=False)
+    assert report.problems == [] and "learnt by heart" in report.text()

@@ -27,6 +27,7 @@ from helpers import (
 
 import train
 from parts.script import UserError, settings_of
+from unet import UNet
 
 ARTEFACTS = {"checkpoint.pth", "best.pth", "history.csv", "curves.png", "saved_images"}
 
@@ -128,6 +129,85 @@ def test_ten_kills_at_random_moments_lose_nothing(tmp_path):
     assert done.returncode == 0 and done.stdout.startswith("10 kills"), done.stderr
 
 
+def test_going_on_at_another_size_keeps_the_epoch_and_starts_the_best_anew(prepared, monkeypatch, capsys):
+    """The old network scored what is not compared with any more; its pictures in the strip are resized."""
+    run_here(monkeypatch, prepared, "--num-epochs", 2, "--image-size", 24, 32)
+    before = torch.load(prepared / "best.pth")
+    larger = ["--image-size", 48, 64, "--load-model"]
+    run_here(monkeypatch, prepared, "--num-epochs", 3, *larger, "--learning-rate", "1e-9")
+    said = capsys.readouterr().out
+    assert "the best Dice, best.pth and PATIENCE start anew" in said
+    best = torch.load(prepared / "best.pth")
+    assert best["epoch"] == 3 > before["epoch"] and best["best_dice"] == best["history"][2]["dice"]
+    assert f"Best Dice {best['best_dice']:.4f} after 3 epochs" in said
+    assert len(list((prepared / "saved_images/strip").iterdir())) == 3
+    run_here(monkeypatch, prepared, "--num-epochs", 4, *larger)
+    assert "start anew" not in capsys.readouterr().out and torch.load(prepared / "checkpoint.pth")["since"] == 2
+
+
+def test_going_on_with_other_validation_images_starts_the_best_anew(prepared, monkeypatch, capsys):
+    run_here(monkeypatch, prepared, "--num-epochs", 2)
+    data = prepared / "dataset"
+    draw_pairs(data / "augmented_test_images", data / "augmented_test_masks", 1, first=80)
+    run_here(monkeypatch, prepared, "--num-epochs", 3, "--load-model", "--learning-rate", "1e-9")
+    assert "start anew" in capsys.readouterr().out and torch.load(prepared / "best.pth")["epoch"] == 3
+
+
+def test_the_checkpoint_stands_before_the_pictures_and_a_resumed_run_draws_them(prepared, monkeypatch):
+    """A disk that fills up, or a kill, between the two costs no epoch."""
+    (prepared / "saved_images").mkdir()
+    (prepared / "saved_images" / "pred_0.png").mkdir()  # where a picture is to be written
+    with pytest.raises(OSError):
+        run_here(monkeypatch, prepared)
+    assert torch.load(prepared / "checkpoint.pth")["epoch"] == 1
+    (prepared / "saved_images" / "pred_0.png").rmdir()
+    run_here(monkeypatch, prepared, "--num-epochs", 2, "--load-model")
+    names = sorted(path.name[:4] for path in (prepared / "saved_images/strip").iterdir())
+    assert names == ["0001", "0002"]
+
+
+def test_epochs_that_are_done_are_told(prepared, monkeypatch):
+    run_here(monkeypatch, prepared, "--num-epochs", 2)
+    before = (prepared / "checkpoint.pth").read_bytes()
+    with pytest.raises(UserError, match="all of its 2 epochs behind it.*--num-epochs 4.*--pretrained"):
+        run_here(monkeypatch, prepared, "--num-epochs", 2, "--load-model")
+    assert (prepared / "checkpoint.pth").read_bytes() == before
+
+
+def test_fine_tuning_starts_a_new_run_from_the_weights_alone(prepared, monkeypatch, capsys):
+    run_here(monkeypatch, prepared, "--num-epochs", 2, "--output-dir", "first")
+    weights = torch.load(prepared / "first/best.pth")["state_dict"]
+    flags = ["--pretrained", "first/best.pth", "--learning-rate", "1e-12", "--weight-decay", 0, "--output-dir", "tuned"]
+    run_here(monkeypatch, prepared, *flags)
+    tuned = torch.load(prepared / "tuned/best.pth")
+    assert len(tuned["history"]) == 1 and "Starting from the weights" in capsys.readouterr().out
+    trained = [key for key in weights if "running" not in key and "batches" not in key]
+    assert all(torch.allclose(weights[key], tuned["state_dict"][key], atol=1e-6) for key in trained)
+    torch.save(UNet(out_channels=5, features=(4, 8)).state_dict(), prepared / "five.pth")
+    run_here(monkeypatch, prepared, "--pretrained", "five.pth", "--output-dir", "other")
+    assert "has 5 output channels, and 1 are needed" in capsys.readouterr().out
+    with pytest.raises(UserError, match="another architecture"):
+        run_here(monkeypatch, prepared, "--pretrained", "first/best.pth", "--features", 4, 16)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--batch-size", 1, "--image-size", 4, 4], "BATCH_SIZE = 1 gives a batch of one image"),
+        (["--batch-size", 1, "--image-size", 8, 8, "--half-size", 0.5], "by HALF_SIZE"),
+        (["--batch-size", 16, "--image-size", 4, 4], "1 training images give a batch of one image"),
+    ],
+)
+def test_a_single_value_cannot_be_normalised(prepared, monkeypatch, flags, words):
+    if "16" in map(str, flags):
+        for kind in ("images", "masks"):
+            for path in sorted((prepared / f"dataset/augmented_train_{kind}").iterdir())[1:]:
+                path.unlink()
+    with pytest.raises(UserError, match=words):
+        run_here(monkeypatch, prepared, *flags)
+    run_here(monkeypatch, prepared, *flags, "--image-size", 16, 16)  # what the words advise
+
+
 @pytest.mark.slow
 def test_two_runs_do_not_share_a_folder(prepared):
     process = begin("--num-epochs", 500, cwd=prepared)
@@ -161,7 +241,7 @@ def test_no_data_is_told_in_one_message(tmp_path):
         (["--encoder", "resnet1"], "resnet1"),
         (["--device", "tpu"], "tpu"),
         (["--load-model"], "checkpoint.pth"),
-        (["--image-size", "2", "2"], "too small"),
+        (["--image-size", "3", "48"], "too small"),
         (["--train-mask-dir", "nowhere"], "nowhere"),
     ],
 )

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,9 +23,11 @@ from parts.script import UserError
 from unet import UNet
 from utils import (
     EpochSampler,
+    arrays_folder,
     check_accuracy,
     count_overlap,
     dice_from_counts,
+    dice_of_choice,
     get_loaders,
     iou_from_counts,
     load_checkpoint,
@@ -156,6 +159,29 @@ def test_the_order_differs_by_epoch_and_is_the_same_for_a_seed(folders):
         orders.append([train.sampler.order(epoch).tolist() for epoch in range(3)])
     assert orders[0] == orders[1] != orders[2]
     assert orders[0][0] != orders[0][1] and sorted(orders[0][0]) == list(range(11))
+
+
+def test_arrays_of_a_read_only_dataset_lie_in_the_output(tmp_path, monkeypatch):
+    data = tmp_path / "data"
+    draw_pairs(data / "images", data / "masks", 4)
+    monkeypatch.chdir(tmp_path)
+    assert arrays_folder("data/images", "run") == Path("data/.arrays")
+    data.chmod(0o555)
+    tmp_path.chmod(0o755)
+    if os.getuid() == 0:
+        os.seteuid(65534)  # nobody: root may write everywhere
+    try:
+        assert arrays_folder("data/images", "run") == Path("run/.arrays")
+    finally:
+        if os.getuid() == 0:
+            os.seteuid(0)
+        data.chmod(0o755)
+
+
+def test_what_chooses_goes_by_images_that_hold_something():
+    both, predicted, true = np.array([[0, 0, 0], [5, 5, 5], [0, 3, 0]]).T
+    assert dice_of_choice(both, predicted, true) == 0.5 and dice_from_counts(both, predicted, true).mean() == 2 / 3
+    assert dice_of_choice(both * 0, predicted * 0, true * 0) == 1
 
 
 def test_a_loss_that_is_not_finite_names_the_files_of_its_batch(folders):
