@@ -41,6 +41,7 @@ from utils import (
     best_of,
     check_accuracy,
     get_loaders,
+    killed_worker,
     load_encoder_weights,
     load_pretrained,
     refuse_infinite,
@@ -359,13 +360,17 @@ def write_history(folder, history):
 
 @contextmanager
 def ending_in_words(s, argv):
-    """Out of memory is told with what to turn; a run that is stopped, with the command that goes on."""
+    """Out of memory is told with what to turn, a worker's death, and with a run's stop the command that goes on."""
     checkpoint = Path(s.OUTPUT_DIR) / "checkpoint.pth"
     before = stamp(checkpoint)
     try:
         yield
     except torch.OutOfMemoryError as error:
         raise UserError(recipe.out_of_memory_message(error, s.BATCH_SIZE, s.IMAGE_SIZE, s.ACCUMULATE)) from error
+    except RuntimeError:
+        if fault := killed_worker():
+            raise fault from None
+        raise
     except (KeyboardInterrupt, Terminated):
         if processes.rank() == 0:
             goes_on = s.LOAD_MODEL or stamp(checkpoint) != before  # this run has saved an epoch

@@ -105,13 +105,21 @@ class Loader(DataLoader):
                     raise batch
                 yield batch
         except RuntimeError:
-            workers = {*getattr(batches, "_workers", ()), *multiprocessing.process._children}
-            if any(worker.exitcode for worker in workers):
-                raise UserError(
-                    "A worker that fetches batches was killed, perhaps because memory ran out. Go on with "
-                    "--load-model, and with a smaller NUM_WORKERS if it happens again."
-                ) from None
+            if fault := killed_worker(batches):
+                raise fault from None
             raise
+
+
+def killed_worker(batches=None):
+    """The UserError for a DataLoader's worker that was killed, or None. PyTorch raises a plain RuntimeError for one, at
+    whatever the main process is doing then; their exit statuses tell."""
+    workers = {*getattr(batches, "_workers", ()), *multiprocessing.process._children}
+    if not any(worker.exitcode for worker in workers):
+        return None
+    return UserError(
+        "A worker that fetches batches was killed, perhaps because memory ran out. Go on with --load-model, and with a "
+        "smaller NUM_WORKERS if it happens again."
+    )
 
 
 def _collate(batch):

@@ -423,6 +423,13 @@ def test_the_plateau_schedule_follows_dice_with_its_patience(prepared, monkeypat
         assert [epoch for epoch, rate in enumerate(rates, 1) if rate < 5e-7][:1] == [falls_in]
 
 
+def test_a_step_is_made_of_accumulated_batches(prepared, monkeypatch):
+    """11 images are 5 batches of 2: three steps of 2, 2 and 1 of them."""
+    run_here(monkeypatch, prepared, "--batch-size", 2, "--accumulate", 2)
+    steps = {int(state["step"]) for state in torch.load(prepared / "best.pth")["optimizer"]["state"].values()}
+    assert steps == {3}
+
+
 def test_patience_ends_the_run(prepared, monkeypatch, capsys):
     run_here(monkeypatch, prepared, "--learning-rate", "1e-12", "--num-epochs", 30, "--patience", 2)
     assert "(PATIENCE)" in capsys.readouterr().out and len(history(prepared)) < 10
