@@ -37,11 +37,11 @@ from parts.script import (
     whole,
 )
 from utils import (
+    Loader,
     arrays_folder,
     best_of,
     check_accuracy,
     get_loaders,
-    killed_worker,
     load_encoder_weights,
     load_pretrained,
     refuse_infinite,
@@ -367,10 +367,13 @@ def ending_in_words(s, argv):
         yield
     except torch.OutOfMemoryError as error:
         raise UserError(recipe.out_of_memory_message(error, s.BATCH_SIZE, s.IMAGE_SIZE, s.ACCUMULATE)) from error
-    except RuntimeError:
-        if fault := killed_worker():
-            raise fault from None
-        raise
+    except (RuntimeError, OSError):
+        if not Loader.worker_killed:
+            raise
+        raise UserError(
+            "A worker that fetches batches was killed, perhaps because memory ran out. Go on with --load-model, and "
+            "with a smaller NUM_WORKERS if it happens again."
+        ) from None
     except (KeyboardInterrupt, Terminated):
         if processes.rank() == 0:
             goes_on = s.LOAD_MODEL or stamp(checkpoint) != before  # this run has saved an epoch

@@ -7,6 +7,7 @@ import pickle
 import urllib.error
 import zipfile
 from dataclasses import dataclass, field
+from multiprocessing.connection import wait
 from pathlib import Path
 
 import numpy as np
@@ -90,36 +91,30 @@ def arrays_folder(image_dir, output_dir):
 
 
 class Loader(DataLoader):
-    """A DataLoader of an ImageDataset, whose workers' ends are told in words (UserError)."""
+    """A DataLoader of an ImageDataset; what is wrong with a file comes through its workers as the UserError it is."""
+
+    worker_killed = False  # in the last pass through any of them
 
     def __init__(self, data, **keywords):
         own_draws = torch.Generator()  # leaves the global generator alone
         super().__init__(data, collate_fn=_collate, worker_init_fn=_return_faults, generator=own_draws, **keywords)
 
     def __iter__(self):
-        batches = None
+        Loader.worker_killed, batches = False, None
         try:
             batches = super().__iter__()
             for batch in batches:
                 if isinstance(batch, UserError):
                     raise batch
                 yield batch
-        except RuntimeError:
-            if fault := killed_worker(batches):
-                raise fault from None
+        except (ConnectionError, EOFError):  # a worker's pipe breaks a moment before its end can be seen
+            wait([worker.sentinel for worker in batches._workers], timeout=5)
             raise
-
-
-def killed_worker(batches=None):
-    """The UserError for a DataLoader's worker that was killed, or None. PyTorch raises a plain RuntimeError for one, at
-    whatever the main process is doing then; their exit statuses tell."""
-    workers = {*getattr(batches, "_workers", ()), *multiprocessing.process._children}
-    if not any(worker.exitcode for worker in workers):
-        return None
-    return UserError(
-        "A worker that fetches batches was killed, perhaps because memory ran out. Go on with --load-model, and with a "
-        "smaller NUM_WORKERS if it happens again."
-    )
+        finally:
+            # Where a worker is killed, PyTorch raises a plain RuntimeError at whatever the main process is doing, or
+            # the pipe to it breaks. Here, before the others are ended, their exit statuses tell.
+            workers = {*getattr(batches, "_workers", ()), *multiprocessing.process._children}
+            Loader.worker_killed = any(worker.exitcode for worker in workers)
 
 
 def _collate(batch):
