@@ -375,17 +375,18 @@ def test_the_script_on_good_data_and_bad(data):
 
 
 def test_the_scripts_flags(data, capsys):
+    plain = ["--sheet", "none", "--mask-foreground", "none", "--group", "(x)", "--image-size", "none"]
     folders = [str(data / name) for name in ("ti", "tm")]
     with pytest.raises(UserError, match="VAL_MASK_DIR"):
-        dataset.main([*folders, str(data / "vi")])
+        dataset.main([*folders, str(data / "vi"), *plain])
     with pytest.raises(UserError, match="there is no such folder"):
-        dataset.main([folders[0], str(data / "nothing"), "--sheet", "none"])
+        dataset.main([folders[0], str(data / "nothing"), *plain])
     for path in (data / "tm").iterdir():
         mask = np.asarray(Image.open(path))
         Image.fromarray(np.where(mask, 8, np.arange(40, dtype=np.uint8)[:, None] // 8).astype(np.uint8)).save(path)
     with pytest.raises(UserError, match="several classes.*\n?.*--mask-foreground"):
-        dataset.main([*folders, "--sheet", "none"])
-    dataset.main([*folders, "--sheet", "none", "--mask-foreground", "8", "--group", "(x)"])
+        dataset.main([*folders, *plain])
+    dataset.main([*folders, *plain, "--mask-foreground", "8"])
     assert "8 is foreground, every other value is background" in capsys.readouterr().out
 
 
