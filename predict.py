@@ -6,8 +6,9 @@
     python predict.py --export model.onnx             the network for elsewhere (or model.pt2)
 
 Writes OUTPUT_DIR/name.png for each image: 0 and 255, of exactly its height and width (as its EXIF data
-turn it), in the same tree of names. An unreadable file is reported, the rest is done, and the exit
-status is 1 then; 2 where nothing can be done.
+turn it), in the same tree of names; of each page or frame name_0.png, name_1.png ... where a file has
+several. A picture that cannot be read is reported, the rest is done, and the exit status is 1 then; 2
+where nothing can be done.
 """
 
 import csv
@@ -16,12 +17,13 @@ import importlib.util
 import io
 import math
 import os
+import re
 import sys
 import tempfile
 import unicodedata
 from collections import Counter
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path, PurePath
 
 import cv2
@@ -34,10 +36,10 @@ from parts import pictures, reading
 from parts.files import cores, write_text, write_whole
 from parts.inference import MIRRORS, make_runner, predict_pictures, stride_of
 from parts.masks import MaskRule, find_mask_rule, name_files, read_mask, resize_mask
-from parts.reading import image_size, mask_stems, read_image, resize_image, shown
+from parts.reading import image_size, mask_stems, pages_of, read_image, resize_image, shown
 from parts.recipe import PRECISIONS
 from parts.script import UserError, one_of, refuse_wrong, run, settings_of, sizes, whole
-from utils import count_overlap, dice_from_counts, iou_from_counts, load_network
+from utils import count_overlap, dice_from_counts, dice_of_choice, iou_from_counts, load_network
 
 CHECKPOINT = "best.pth"  # what train.py saved: the weights, and all that is to be known about the network
 OUTPUT_DIR = "predictions"  # where the masks go
@@ -59,6 +61,9 @@ DEVICE = "auto"  # or cuda, mps, cpu
 PRECISION = "auto"  # bfloat16 where the hardware has it, float16 on older CUDA, else float32; or one of these
 
 _INPUTS = [("inputs", dict(nargs="*", default=[], metavar="INPUT", help="image files and folders"))]
+_UNREAD = re.compile(  # names of pictures that are not read; without such a name its content tells one
+    r"\.(arw|cr2|cr3|czi|dcm|dng|exr|fits|hdr|hei[cf]|hif|j2k|jp2|jxl|lif|mha|mrc|nd2|nef|nii|nii\.gz|np[yz]|nrrd|orf|pef"
+    r"|raf|raw|rw2|srw|svg)$", re.IGNORECASE)  # fmt: skip
 _ARTICLE_SIZE = (320, 480)  # of the checkpoints that do not tell their size, such as the article's
 _LONGEST_JPEG = 65_500  # pixels, libjpeg's own limit
 _WORST = 10  # images that worst.png shows
@@ -72,10 +77,19 @@ _TOLERANCE = 1e-3  # of an exported network's float32 logits: another runtime su
 
 @dataclass(frozen=True)
 class Picture:
-    """`path` is the file; `name` what its outputs are called: a relative path without a suffix."""
+    """`path` is the file; `name` what its outputs are called: a relative path without a suffix.
+
+    `page`: which frame of the file it is; where that holds several pictures, it is `number` of `pages`.
+    """
 
     path: Path
     name: PurePath
+    page: int = 0
+    number: int = 0
+    pages: int = 1
+
+    def __str__(self):
+        return shown(self.path) + f"[{self.number}]" * (self.pages > 1)
 
 
 def find_pictures(inputs, output_dir=None, mask_dir=None):
@@ -86,14 +100,16 @@ def find_pictures(inputs, output_dir=None, mask_dir=None):
     in common.
     What lies in `output_dir` or `mask_dir` is left out, unless it is asked for by that very name; of a
     folder that is itself `mask_dir`, what ends in _mask is. `missing` says in words what gave nothing.
+    What else a folder holds is told: as missing where it is a picture to a person. Each page is a Picture.
     """
     own = {os.path.realpath(folder) for folder in (output_dir, mask_dir) if folder}
-    found, missing = {}, []  # the absolute path (each picture once) -> the file, and the folder that names it
+    found = {}  # the absolute path (each picture once) -> the file, and the folder that names it
+    missing, left_out = [], []
     for place in map(Path, inputs):
         if not os.path.exists(place):
             missing.append(f"{shown(place)}: there is no such file or folder.")
         elif place.is_dir():
-            for file in _files_of(place, own, mask_dir, len(inputs) > 1, missing):
+            for file in _files_of(place, own, mask_dir, len(inputs) > 1, missing, left_out):
                 found.setdefault(os.path.abspath(file), (file, place))
         else:
             found.setdefault(os.path.abspath(place), (place, place.parent))
@@ -101,7 +117,18 @@ def find_pictures(inputs, output_dir=None, mask_dir=None):
     if len({_folded(name) for name in names}) < len(names):
         common = os.path.commonpath([os.path.dirname(path) for path in found])
         names = [PurePath(os.path.relpath(path, common)).with_suffix("") for path in found]
-    return [Picture(file, name) for (file, _), name in zip(found.values(), names)], missing
+    if left_out := list(dict.fromkeys(left_out)):
+        kinds = "that are no pictures by their names, hidden, or of this run"
+        print(f"Left out: {len(left_out):,} {kinds}: {name_files(left_out, 5)}.")
+    wanted = [it for (file, _), name in zip(found.values(), names) for it in _pictures_in(file, name)]
+    return wanted, list(dict.fromkeys(missing))
+
+
+def _pictures_in(file, name):
+    pages = pages_of(file) or [0]
+    if len(pages) == 1:
+        return [Picture(file, name, pages[0])]
+    return [Picture(file, name.with_name(f"{name.name}_{n}"), page, n, len(pages)) for n, page in enumerate(pages)]
 
 
 def _folded(path):
@@ -109,32 +136,40 @@ def _folded(path):
     return str(path).casefold()
 
 
-def _files_of(folder, own, mask_dir, among_others, missing):
+def _files_of(folder, own, mask_dir, among_others, missing, left_out):
     """The pictures of a folder that was asked for; see find_pictures."""
-    real = os.path.realpath(folder)
-    files = files_below(folder, own - {real}, missing)
+    real, others = os.path.realpath(folder), []
+    files = files_below(folder, own - {real}, missing, others)
     if real in own:
         images = [file for file in files if len(mask_stems(file)) == 1]
         holds_masks = mask_dir and real == os.path.realpath(mask_dir)
         if holds_masks and len(images) < len(files):
-            return images
-        if among_others:  # as where the shell's * names all that there is
+            files = images
+        elif among_others:  # as where the shell's * names all that there is
             print(f"{shown(folder)}: left out, because it is OUTPUT_DIR or MASKS.", file=sys.stderr)
             return []
-        if holds_masks:
+        elif holds_masks:
             raise UserError(
                 f"{shown(folder)}: is given both for images and for MASKS, and no file there ends in _mask. "
                 "Name the masks like a_mask.png, or keep them in another folder."
             )
-    if not files and among_others:
+    unread = dict.fromkeys(file for file in others if _is_unread(file))
+    missing += [f"{shown(file)}: its kind or its name is not read. Save it as PNG or TIFF." for file in unread]
+    left_out += [file for file in others if file not in unread]
+    if not files and not unread and among_others:
         missing.append(f"{shown(folder)}: there is no image in it.")
     return files
 
 
-def files_below(folder, apart, missing):
+def _is_unread(file):
+    """Whether a file that is none by its name is a picture to a person."""
+    return file.name[0] != "." and bool(_UNREAD.search(file.name) or pages_of(file))
+
+
+def files_below(folder, apart, missing, others):
     """The picture files below `folder`, sorted; hidden ones and the folders `apart` (real paths) are left out.
 
-    The list `missing` gets a line for each folder that cannot be read.
+    The list `missing` gets a line for each folder that cannot be read, `others` what else there is.
     """
 
     def tell(error):
@@ -143,27 +178,34 @@ def files_below(folder, apart, missing):
     files, seen = [], set(apart)
     for place, folders, names in os.walk(folder, followlinks=True, onerror=tell):
         if (real := os.path.realpath(place)) in seen:  # also a link that leads back
+            others += [Path(place)] * (real in apart)
             folders.clear()
             continue
         seen.add(real)
+        others += [Path(place, name) for name in sorted(folders) if name.startswith(".")]
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        visible = sorted(name for name in names if not name.startswith("."))
-        files += [Path(place, name) for name in visible if name.lower().endswith(tuple(reading.SUFFIXES))]
+        for name in sorted(names):
+            usable = name.lower().endswith(tuple(reading.SUFFIXES)) and not name.startswith(".")
+            (files if usable else others).append(Path(place, name))
     return files
 
 
 def find_masks(wanted, mask_dir):
-    """{picture: mask file} for those of the pictures `wanted` that have one in `mask_dir` or below it.
+    """{picture: (mask file, page of it)} for those of the pictures `wanted` that have one in `mask_dir` or below it.
 
-    A mask in the same subfolder as its picture comes first, then one with its name anywhere.
+    A mask in the same subfolder as its picture comes first, then one with its name anywhere. A page's is one of
+    its own name, or the page of that number of one with the file's name, where that has equally many.
     UserError where there is no mask at all, or more than one fits.
     """
     if not os.path.isdir(mask_dir):
         raise UserError(f"{mask_dir}: there is no such folder. MASKS names the one with the true masks.")
-    names = {picture: unicodedata.normalize("NFC", picture.name.name) for picture in wanted}
-    known, by_place, by_name = set(names.values()), {}, {}
+    counted = cache(pages_of)
+    asked = [(it, it.path.stem, it.number, it.pages) for it in wanted if it.pages > 1]
+    asked += [(it, it.name.name, 0, 1) for it in wanted]  # last, and so these replace the ones before
+    asked = [(it, unicodedata.normalize("NFC", name), *page) for it, name, *page in asked]
+    known, by_place, by_name = {name for _, name, *_ in asked}, {}, {}
     paths = {os.path.realpath(picture.path) for picture in wanted}  # which may lie beside their masks
-    for mask in files_below(mask_dir, (), []):
+    for mask in files_below(mask_dir, (), [], []):
         if os.path.realpath(mask) in paths:
             continue
         stems = mask_stems(mask)
@@ -171,23 +213,26 @@ def find_masks(wanted, mask_dir):
         by_place.setdefault((mask.relative_to(mask_dir).parent, stem), []).append(mask)
         by_name.setdefault(stem, []).append(mask)
     matched, doubtful = {}, []
-    for picture, name in names.items():
+    for picture, name, number, count in asked:
         fitting = by_place.get((Path(picture.name.parent), name)) or by_name.get(name, [])
         if len(fitting) == 1:
-            matched[picture] = fitting[0]
+            pages = counted(fitting[0]) or range(count)  # reading it will tell what is wrong
+            if len(pages) == count:
+                matched[picture] = fitting[0], pages[number]
         elif fitting:
-            doubtful.append(f"{shown(picture.path)}: " + ", ".join(map(shown, fitting)))
+            doubtful.append(f"{picture}: " + ", ".join(map(shown, fitting)))
     if doubtful:
         raise UserError("More than one mask fits these pictures; keep one of each:\n  " + "\n  ".join(doubtful))
     if not matched:
         raise UserError(
-            f"{mask_dir}: no mask there fits any of the pictures. For a.jpg it would be a.png, a_mask.gif or the like."
+            f"{mask_dir}: no mask there fits any of the pictures. For a.jpg it would be a.png, a_mask.gif or the like, "
+            "and have as many pages."
         )
     return matched
 
 
 def find_truths(s, wanted, checkpoint):
-    """({picture: mask file}, the rule that reads them); ({}, None) where no scores are asked for.
+    """({picture: (mask file, page)}, the rule that reads them); ({}, None) where no scores are asked for.
 
     They may be of another encoding than those of training, so they are asked what their values mean,
     unless training was told a MASK_FOREGROUND: that holds here too.
@@ -195,9 +240,9 @@ def find_truths(s, wanted, checkpoint):
     if not s.MASKS:
         return {}, None
     truths = find_masks(wanted, s.MASKS)
-    lacking = [picture.path for picture in wanted if picture not in truths]
+    lacking = [picture for picture in wanted if picture not in truths]
     if lacking:
-        print(f"Without a mask in {s.MASKS}, so not scored: {name_files(lacking)}")
+        print(f"Without a mask in {s.MASKS} (of as many pages), so not scored: {name_files(lacking)}")
     told = {name.upper(): value for name, value in checkpoint["settings"].items()}  # older ones are in lower case
     if s.MASK_FOREGROUND is None and told.get("MASK_FOREGROUND") is not None and "mask_rule" in checkpoint:
         rule = MaskRule.from_dict(checkpoint["mask_rule"])
@@ -216,6 +261,7 @@ class Outcome:
 
     picture: Picture
     error: str | None = None
+    empty: bool = False  # whether nothing is predicted
     counts: tuple | None = None  # of pixels: in both, predicted, true
     runs: str | None = None
     histogram: np.ndarray | None = None
@@ -229,7 +275,7 @@ class Finish:
     cut: float = 0.0  # logits above it are foreground
     folders: dict = field(default_factory=dict)  # of "masks", "overlays", "probabilities", where they are wanted
     bits: int = 8  # of probabilities
-    truths: dict = field(default_factory=dict)  # {picture: file of its true mask}
+    truths: dict = field(default_factory=dict)  # {picture: (file, page) of its true mask}
     rule: MaskRule | None = None
     runs: bool = False
     histogram: bool = False
@@ -241,11 +287,11 @@ class Finish:
 
     def read(self, picture, size):
         """The picture at the network's `size` (None: its own), and as it is where that is needed."""
-        image = read_image(picture.path, size)
+        image = read_image(picture.path, size, picture.page)
         if not self.show and "overlays" not in self.folders:
             return image, None
         # decoded once more, so that the network sees the same with and without
-        return image, read_image(picture.path) if size else image
+        return image, read_image(picture.path, page=picture.page) if size else image
 
     def __call__(self, item, fetch):
         """The Outcome of an Item; fetch() gives float32 (H, W) at the network's size."""
@@ -255,17 +301,18 @@ class Finish:
         logits = fetch()
         if np.isnan(logits).any():
             cure = 'Try PRECISION = "float32", or another checkpoint.'
-            outcome.error = f"{shown(item.picture.path)}: the network's output is not a number. {cure}"
+            outcome.error = f"{item.picture}: the network's output is not a number. {cure}"
             return outcome
         at_own = resize_image(logits, item.size)
         mask = (at_own > self.cut).astype(np.uint8)
+        outcome.empty = not mask.any()
         self._save("masks", item.picture, lambda: mask * 255)
         self._save("probabilities", item.picture, lambda: probability_map(at_own, self.bits))
         if max(item.size) <= _LONGEST_JPEG:
             self._save("overlays", item.picture, lambda: pictures.overlay(item.extra, mask))
         elif "overlays" in self.folders:
             limit = f"a JPEG of at most {_LONGEST_JPEG} pixels"
-            outcome.error = f"{shown(item.picture.path)}: too long for an overlay, {limit}."
+            outcome.error = f"{item.picture}: too long for an overlay, {limit}."
         if self.runs:
             outcome.runs = run_lengths(mask)
         if item.picture in self.truths:
@@ -283,10 +330,11 @@ class Finish:
 
     def _score(self, item, logits, at_own, outcome):
         """Compares with the true mask, at its size."""
-        truth = read_mask(self.truths[item.picture], self.rule)
+        path, page = self.truths[item.picture]
+        truth = read_mask(path, self.rule, page=page)
         if _turned(truth.shape, item.size):
             sizes = [f"{height}x{width} (height x width)" for height, width in (item.size, truth.shape)]
-            pair = f"{shown(item.picture.path)} is {sizes[0]}, {shown(self.truths[item.picture])} is {sizes[1]}"
+            pair = f"{item.picture} is {sizes[0]}, {shown(path)} is {sizes[1]}"
             raise UserError(f"{pair}: one is turned, so it is not scored.")
         if truth.shape != tuple(item.size):
             at_own = resize_image(logits, truth.shape)
@@ -336,14 +384,14 @@ def histogram(logits, truth):
 def best_threshold(histograms):
     """(threshold, its mean Dice, mean Dice at 0.5) over images, from their histograms (N, 2, _BINS).
 
-    Of the thresholds k/_BINS with 0 < k < _BINS the one with the highest mean Dice; of equal ones the
-    one nearest to 0.5.
+    Of the thresholds k/_BINS with 0 < k < _BINS the one with the highest mean, which is dice_of_choice; of equal
+    ones the one nearest to 0.5.
     """
     above = np.cumsum(np.asarray(histograms)[..., ::-1], axis=2)[..., ::-1]  # pixels in bin k and all above
-    background, foreground = above[:, 0], above[:, 1]
-    dice = dice_from_counts(foreground, foreground + background, foreground[:, :1]).mean(axis=0)
+    foreground, predicted = above[:, 1], above.sum(axis=1)
+    dice = [dice_of_choice(foreground[:, k], predicted[:, k], foreground[:, 0]) for k in range(_BINS)]
     best = max(range(1, _BINS), key=lambda k: (dice[k], -abs(k - _BINS // 2)))
-    return best / _BINS, float(dice[best]), float(dice[_BINS // 2])
+    return best / _BINS, dice[best], dice[_BINS // 2]
 
 
 def choose_threshold(put_through, finish):
@@ -354,8 +402,8 @@ def choose_threshold(put_through, finish):
         raise UserError("None of the pictures with masks can be read, so no threshold can be chosen.")
     threshold, dice, dice_at_half = best_threshold(histograms)
     print(
-        f"Threshold {threshold:.4f}: Dice {dice:.4f} over {len(histograms)} images, {dice_at_half:.4f} at 0.5. "
-        "Chosen on these images, it flatters their scores a little."
+        f"Threshold {threshold:.4f}: Dice {dice:.4f} over those of {len(histograms)} images that hold something or are "
+        f"predicted to, {dice_at_half:.4f} at 0.5. Chosen on these images, it flatters their scores a little."
     )
     return threshold
 
@@ -379,7 +427,7 @@ def tell_scores(folder, scored, put_through, finish):
     scored: {picture: counts}. The lowest are put through the network again, now for the sheet.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    wanted, names = list(scored), [shown(picture.path) for picture in scored]
+    wanted, names = list(scored), [str(picture) for picture in scored]
     dice, iou = write_scores(folder / "scores.csv", names, list(scored.values()))
     worst = np.argsort(dice, kind="stable")[:_WORST].tolist()
     captions = {wanted[i]: f"{names[i]}  Dice {dice[i]:.4f}, IoU {iou[i]:.4f}" for i in worst}
@@ -391,6 +439,8 @@ def tell_scores(folder, scored, put_through, finish):
     if not any(true for _, _, true in scored.values()):
         print("No pixel of these masks reads as foreground. If they are not empty, MASK_FOREGROUND says what is.")
     print(f"Dice {dice.mean():.4f}, IoU {iou.mean():.4f}: means over {len(dice)} images at their masks' size")
+    if (choice := dice_of_choice(*np.array(list(scored.values())).T)) != dice.mean():
+        print(f"Dice {choice:.4f} without those that are empty and predicted to be, each of which counts 1 there")
     print("The lowest Dice:", *(f"  {dice[i]:.4f}  {names[i]}" for i in worst), sep="\n")
     print(f"All of them: {folder / 'scores.csv'}. The lowest: {folder / 'worst.png'}.")
 
@@ -530,10 +580,11 @@ def check(s):
 
 def refuse_lost(s, finish, wanted):
     """UserError where an output would be lost in another one, or an input in an output."""
-    outputs = [(finish.path(kind, picture), shown(picture.path)) for kind in finish.folders for picture in wanted]
+    outputs = [(finish.path(kind, picture), str(picture)) for kind in finish.folders for picture in wanted]
     outputs += [(Path(s.OUTPUT_DIR, name), "the scores") for name in ("scores.csv", "worst.png") if s.MASKS]
     outputs += [(Path(s.SUBMISSION), "all images")] if s.SUBMISSION else []
-    originals = {os.path.realpath(path) for path in [*(picture.path for picture in wanted), *finish.truths.values()]}
+    masks = [path for path, _ in finish.truths.values()]
+    originals = {os.path.realpath(path) for path in [*(picture.path for picture in wanted), *masks]}
     sources, wrong = {}, []
     for path, source in outputs:
         sources.setdefault(_folded(os.path.realpath(path)), []).append(f"{shown(path)} of {source}")
@@ -543,7 +594,7 @@ def refuse_lost(s, finish, wanted):
     if wrong:
         cures = "Give another OUTPUT_DIR, or rename one of two pictures"
         raise UserError(f"These outputs would overwrite something. {cures}:\n  " + "\n  ".join(wrong))
-    names = Counter(picture.path.name for picture in wanted)
+    names = Counter(picture.name.name + picture.path.suffix for picture in wanted)
     doubled = ", ".join([name for name, number in names.items() if number > 1][:10])
     if s.SUBMISSION and doubled:
         raise UserError(f"SUBMISSION names images by their file name, and these come more than once: {doubled}.")
@@ -556,7 +607,7 @@ def put_through(s, runner, wanted, finish, label="predict"):
         outcomes = predict_pictures(
             wanted,
             runner,
-            size_of=lambda picture: image_size(picture.path),
+            size_of=lambda picture: image_size(picture.path, picture.page),
             read=lambda picture: finish.read(picture, None if own else s.IMAGE_SIZE),
             finish=finish,
             batch_size=s.BATCH_SIZE,
@@ -573,16 +624,19 @@ def put_through(s, runner, wanted, finish, label="predict"):
             raise UserError(f"The device has run out of memory. {smaller}") from error
 
 
-def followed(outcomes, scored, failures):
-    """Says what failed, keeps the counts in `scored`, and yields the submission's rows."""
+def followed(outcomes, scored, failures, empty):
+    """Says what failed, fills `scored` ({picture: counts}), `failures` ({picture: whether it has a row all the same})
+    and `empty` (where nothing is predicted), and yields the submission's rows."""
     for outcome in outcomes:
         if outcome.error:
             tqdm.write(outcome.error, file=sys.stderr)
-            failures.append(outcome.picture)
+            failures[outcome.picture] = outcome.runs is not None
+        if outcome.empty:
+            empty.append(outcome.picture)
         if outcome.counts:
             scored[outcome.picture] = outcome.counts
         if outcome.runs is not None:
-            yield outcome.picture.path.name, outcome.runs
+            yield outcome.picture.name.name + outcome.picture.path.suffix, outcome.runs  # a page's: a_1.tif
 
 
 def main(argv=None):
@@ -619,16 +673,22 @@ def main(argv=None):
     threshold = choose_threshold(through, finish) if s.THRESHOLD == "auto" else s.THRESHOLD
     finish.cut = math.log(threshold / (1 - threshold))
 
-    scored, failures = {}, list(missing)
-    rows = followed(through(wanted, finish), scored, failures)
+    scored, failures, empty = {}, dict.fromkeys(missing, False), []
+    rows = followed(through(wanted, finish), scored, failures, empty)
     if s.SUBMISSION:
         write_submission(s.SUBMISSION, rows)
     for _ in rows:  # all of them, where no submission has taken them
         pass
     places = [s.OUTPUT_DIR] * bool(folders) + [s.SUBMISSION] * bool(s.SUBMISSION)
     print(f"{len(wanted) + len(missing) - len(failures)} images done; see {' and '.join(places) or 'below'}.")
+    if empty:
+        cure = "Where something should be: are picture and IMAGE_SIZE as in training? Else lower THRESHOLD."
+        print(f"Nothing is predicted in {len(empty)} of them: {name_files(empty)}. {cure}")
     if scored:
         tell_scores(folder, scored, through, finish)
+    lacking = [str(it).partition(": ")[0] for it, has_row in failures.items() if not has_row]
+    if s.SUBMISSION and lacking:
+        print(f"{s.SUBMISSION}: lacks the rows of {len(lacking)} inputs: {name_files(lacking, 10)}.", file=sys.stderr)
     if failures:
         print(f"{len(failures)} of the inputs failed; see above.", file=sys.stderr)
     return 1 if failures else 0

@@ -43,9 +43,9 @@ class Observation:
     frames: bool
 
 
-def observe_mask(path):
+def observe_mask(path, page=0):
     """The Observation of a mask file. UnusableFile."""
-    decoded = decode(path)
+    decoded = decode(path, page=page)
     kind, array, palette = values_of(decoded, path)
     values = array if kind == NUMBERS else pack(array)
     counts = count_values(values)
@@ -208,7 +208,7 @@ class MaskRule:
 
 
 def find_mask_rule(mask_paths, foreground=None, num_workers=None, strict=True):
-    """The MaskRule of these masks, looking at all of them; see decide_mask_rule.
+    """The MaskRule of these masks (files, or pairs of a file and a page of it), looking at all; see decide_mask_rule.
 
     Files that cannot be decoded are a UserError that names them all; if not `strict`, where no others are left.
     """
@@ -223,9 +223,9 @@ def find_mask_rule(mask_paths, foreground=None, num_workers=None, strict=True):
     return decide_mask_rule(seen, foreground)
 
 
-def _observed_or_fault(path):
+def _observed_or_fault(mask):
     try:
-        return observe_mask(path)
+        return observe_mask(*mask) if isinstance(mask, tuple) else observe_mask(mask)
     except UnusableFile as fault:
         return fault
 
@@ -493,12 +493,12 @@ def name_files(paths, most=3):
 # ---- masks of {0, 1}
 
 
-def read_mask(path, rule, size=None):
+def read_mask(path, rule, size=None, page=0):
     """The mask in a file, uint8 (H, W) of {0, 1}, upright, at `size` = (height, width) if given.
 
     UnusableFile: it cannot be decoded, or holds a value that `rule` does not know.
     """
-    decoded = decode(path)
+    decoded = decode(path, page=page)
     if rule.kind == COLOURS:
         mask = _judge(pack(colours_of(decoded, path)), rule)
     else:

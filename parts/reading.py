@@ -196,14 +196,14 @@ def match_all(images, masks):
 # ---- pixels
 
 
-def read_image(path, size=None):
-    """The picture in a file, uint8 (H, W, 3) in RGB, upright, at `size` = (height, width) if given.
+def read_image(path, size=None, page=0):
+    """The picture in a file (that frame of it), uint8 (H, W, 3) in RGB, upright, at `size` = (height, width) if given.
 
     16-bit greys keep their upper 8 bits; transparency is dropped. Shrinking averages areas (a JPEG of
     four times the size or more halves itself first), enlarging is linear. UnusableFile.
     """
     # 2n - 1, because a JPEG of 1918 columns halves to 959, which is near enough to twice 480
-    decoded = decode(path, size and (2 * size[0] - 1, 2 * size[1] - 1))
+    decoded = decode(path, size and (2 * size[0] - 1, 2 * size[1] - 1), page)
     array = rgb(decoded.picture, path)
     return array if size is None else resize_image(array, size)
 
@@ -218,10 +218,39 @@ def resize_image(array, size):
     return array
 
 
-def image_size(path):
+def image_size(path, page=0):
     """(height, width) of a picture, after EXIF, from the head of its file. UnusableFile."""
-    with _opened(path) as picture:
+    with _opened(path, page) as picture:
         return _upright_size(picture, _orientation(picture))
+
+
+def pages_of(path):
+    """The numbers of a file's frames that are pictures of their own: [0], or its pages; None: it cannot be read.
+
+    The previews in an MPO, the smaller copies and transparency masks in a TIFF and the layers of a PSD are none.
+    """
+    try:
+        with _opened(path) as picture:
+            if picture.format == "TIFF":
+                return _tiff_pages(picture) or [0]
+            paged = picture.format in ("AVIF", "GIF", "PNG", "WEBP")
+            return list(range(getattr(picture, "n_frames", 1))) if paged else [0]
+    except UnusableFile:
+        return None
+
+
+def _tiff_pages(picture):
+    pages, page = [], 0
+    while True:
+        try:
+            picture.seek(page)
+        except EOFError:
+            return pages
+        except Exception:  # as where the rest is lost, which reading this page will say
+            return [*pages, page]
+        if not picture.tag_v2.get(254, 0) & 5:  # a reduced copy of another one (bit 0), or its mask (bit 2)
+            pages.append(page)
+        page += 1
 
 
 def _upright_size(picture, turned):
@@ -244,29 +273,31 @@ class Decoded:
     turned: int  # EXIF's orientation; 1 is upright
 
 
-def decode(path, draft=None):
-    """The Decoded picture of a file, its first frame. UnusableFile: it cannot be decoded to its end.
+def decode(path, draft=None, page=0):
+    """The Decoded picture of a file, frame number `page`. UnusableFile: it cannot be decoded to its end.
 
     `draft` = (height, width): a JPEG may come smaller, by a power of two, but no smaller than that.
     """
-    with _opened(path) as picture:
+    with _opened(path, page) as picture:
         return _loaded(picture, draft)
 
 
 @contextmanager
-def _opened(path):
-    """The PIL picture in a file; whatever goes wrong with it becomes an UnusableFile."""
+def _opened(path, page=0):
+    """The PIL picture in a file, at that frame; whatever goes wrong with it becomes an UnusableFile."""
     # Both are the process's own and set again each time, because scoped changes would mix up threads.
     warnings.filterwarnings("ignore", module=r"PIL\.")  # remarks on odd metadata; what matters raises
     Image.MAX_IMAGE_PIXELS = LARGEST // 2  # Pillow refuses twice this
     try:
         _refuse_special(path)
         with Image.open(path) as picture:
+            if page:
+                picture.seek(page)
             yield picture
     except UnusableFile:
         raise
     except Exception as error:  # the codecs raise nearly every kind
-        raise _unusable(path, error) from None
+        raise _unusable(f"{path}[{page}]" if page else path, error) from None
 
 
 def _refuse_special(path):

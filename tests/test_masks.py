@@ -416,6 +416,14 @@ def test_lossless_webp_and_many_instances_are_counted_exactly(tmp_path):
     np.testing.assert_array_equal(read_mask(tmp_path / "b.png", rule), instances == 5)
 
 
+def test_pages_of_a_mask_are_looked_at_and_read_each(tmp_path):
+    pages = [Image.fromarray(np.full((6, 8), 0, np.uint8)) for _ in range(2)]
+    pages[1].paste(7, (0, 0, 4, 6))
+    pages[0].save(tmp_path / "a.tif", save_all=True, append_images=pages[1:])
+    rule = find_mask_rule([(tmp_path / "a.tif", page) for page in range(2)])
+    assert [int(read_mask(tmp_path / "a.tif", rule, page=page).sum()) for page in range(2)] == [0, 24]
+
+
 def test_a_mask_that_the_rule_does_not_know_is_refused(tmp_path):
     grey(blob(), 0, 1).save(tmp_path / "a.png")
     coloured(blob(), (255, 0, 0)).save(tmp_path / "b.png")

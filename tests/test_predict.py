@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import script
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 import predict
 from parts.files import write_text
@@ -300,7 +300,7 @@ def test_links_that_lead_in_circles_are_walked_once(tmp_path):
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
     for name in ("one", "two"):
         (tmp_path / name).symlink_to(tmp_path)
-    assert files_below(tmp_path, (), []) == [tmp_path / "a.png"]
+    assert files_below(tmp_path, (), [], []) == [tmp_path / "a.png"]
 
 
 def test_inputs_given_twice_and_what_is_not_there(photos, tmp_path):
@@ -363,6 +363,137 @@ def test_a_size_of_its_own_and_tiny_pictures(photos, call):
     status, out = call(photos, "--image-size", "own", "--window", 128)
     assert status == 0
     assert load(out / "tiny.png").shape == (1, 3) and load(out / "sub" / "b.c.png").shape == (161, 241)
+
+
+# ---- what is not read, and files of several pages
+
+
+def test_pictures_that_are_not_read_are_told_and_count_as_failed(photos, call, capsys):
+    Image.fromarray(blobs(40, 60)).save(photos / "sub" / "scan.jp2")
+    np.save(photos / "array.npy", blobs(40, 60))
+    Image.fromarray(blobs(40, 60)).save(photos / "raw.DNG", format="TIFF")
+    (photos / "phone.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(99))
+    for name in ("nameless", "half.jpg.part"):  # a file manager shows what they hold
+        Image.fromarray(blobs(40, 60)).save(photos / name, format="JPEG")
+    (photos / ".hidden.jpg").write_bytes(b"")
+    unread = ["scan.jp2", "array.npy", "raw.DNG", "phone.heic", "nameless", "half.jpg.part"]
+    status, out = call(photos, "--submission", photos / "rows.csv")
+    said = capsys.readouterr()
+    assert status == 1 and "6 of the inputs failed" in said.err and "5 images done" in said.out
+    for name in unread:
+        assert re.search(rf"{name}: its kind or its name is not read", said.err), name
+        assert name in re.search(r"rows.csv: lacks the rows of 6 inputs: (.*)", said.err)[1]
+    assert re.search(r"Left out: 2 that are .*: \S*\.hidden\.jpg, \S*notes\.txt\.", said.out)
+    assert len((photos / "rows.csv").read_text().splitlines()) == 6
+    Image.new("L", (150, 100)).save(photos / "a_mask.png")  # beside its picture, and so are these
+    assert len(find_pictures([str(photos)], mask_dir=str(photos))[1]) == 6
+    with pytest.raises(UserError, match="no image in"):  # all that there is to be done, but it was told
+        (photos / "only").mkdir()
+        (photos / "phone.heic").rename(photos / "only" / "phone.heic")
+        call(photos / "only")
+    assert "phone.heic: its kind" in capsys.readouterr().err
+
+
+def test_what_is_no_picture_to_a_person_is_no_failure(photos, call, capsys):
+    assert call(photos)[0] == 0
+    said = capsys.readouterr()
+    assert "Left out: 1 that are no pictures by their names" in said.out and "notes.txt" in said.out
+    assert "failed" not in said.err
+    call(photos, "--output-dir", photos / "masks")
+    capsys.readouterr()
+    call(photos, "--output-dir", photos / "masks")
+    assert re.search(r"Left out: 2 that are .*: \S*notes.txt, \S*masks\.", capsys.readouterr().out)
+
+
+def pages(count=3):
+    """Pictures of other sizes and contents, as PIL has them."""
+    return [Image.fromarray(blobs(60 + 20 * number, 90, number)) for number in range(count)]
+
+
+def save_pages(path, pictures, **options):
+    first, *rest = (picture.copy() for picture in pictures)  # saving leaves its marks on them
+    first.save(path, save_all=True, append_images=rest, **options)
+
+
+@pytest.mark.parametrize("name", ["stack.tif", "film.gif", "film.png", "film.webp"])
+def test_every_page_gets_a_mask_as_if_it_were_a_file(call, tmp_path, name):
+    (tmp_path / "in").mkdir()
+    pictures = pages() if name == "stack.tif" else [picture.resize((90, 60)) for picture in pages()]
+    save_pages(tmp_path / "in" / name, pictures, lossless=True)
+    status, out = call(tmp_path / "in", "--overlays", "--probabilities", 8, "--submission", tmp_path / "rows.csv")
+    stem, suffix = name.split(".")
+    assert status == 0
+    for folder, ending in ((out, ".png"), (out / "overlays", ".jpg"), (out / "probabilities", ".png")):
+        assert {path.name for path in folder.glob("*.*")} == {f"{stem}_{number}{ending}" for number in range(3)}
+    rows = list(csv.reader((tmp_path / "rows.csv").open()))
+    assert [row[0] for row in rows[1:]] == [f"{stem}_{number}.{suffix}" for number in range(3)]
+    with Image.open(tmp_path / "in" / name) as file:
+        for number in range(3):
+            file.seek(number)
+            file.convert("RGB").save(tmp_path / f"alone_{number}.png")
+    call(*tmp_path.glob("alone_*.png"), "--output-dir", tmp_path / "alone")
+    for number in range(3):
+        mask = load(out / f"{stem}_{number}.png")
+        assert mask.shape == pictures[number].size[::-1] and (mask > 0).any()
+        assert (mask == load(tmp_path / "alone" / f"alone_{number}.png")).all()
+
+
+def test_previews_are_no_pages(call, tmp_path):
+    (tmp_path / "in").mkdir()
+    save_pages(tmp_path / "camera.mpo", pages())
+    (tmp_path / "camera.mpo").rename(tmp_path / "in" / "camera.jpg")
+    with TiffImagePlugin.AppendingTiffWriter(str(tmp_path / "in" / "map.tif"), True) as file:
+        for size, kind in (((90, 60), 0), ((45, 30), 1), ((90, 60), 4)):  # a reduced copy, a transparency mask
+            pages()[0].resize(size).save(file, format="TIFF", tiffinfo={254: kind})
+            file.newFrame()
+    status, out = call(tmp_path / "in")
+    assert status == 0 and {path.name for path in out.iterdir()} == {"camera.png", "map.png"}
+
+
+def test_a_damaged_page_is_told_and_the_others_are_done(call, tmp_path, capsys):
+    save_pages(tmp_path / "stack.tif", pages())
+    whole = (tmp_path / "stack.tif").read_bytes()
+    for share, done in ((0.95, 2), (0.5, 1)):  # within the last page, and before it begins
+        (tmp_path / "stack.tif").write_bytes(whole[: int(share * len(whole))])
+        status, out = call(tmp_path / "stack.tif", "--output-dir", tmp_path / str(share))
+        said = capsys.readouterr()
+        assert status == 1 and f"{done} images done" in said.out and "stack.tif[2]: is damaged" in said.err
+        assert len(list((tmp_path / str(share)).iterdir())) == done
+
+
+def test_pages_are_scored_by_those_of_their_mask(call, tmp_path, capsys):
+    """Of equally many; or by masks of their own; and of no others."""
+    photos, truths = tmp_path / "photos", tmp_path / "truths"
+    for folder in (photos, truths, tmp_path / "own"):
+        folder.mkdir()
+    save_pages(photos / "stack.tif", pages())
+    pages()[0].save(photos / "single.png")
+    _, out = call(photos)
+    masks = [Image.fromarray(load(out / f"stack_{number}.png")) for number in range(3)]
+    masks[0] = Image.fromarray(255 - np.asarray(masks[0]))
+    save_pages(truths / "stack_mask.tif", masks)
+    save_pages(truths / "single.tif", masks)
+
+    def dice(masks, status=0):
+        assert call(photos, "--masks", masks)[0] == status
+        rows = csv.DictReader((out / "scores.csv").open())
+        return {Path(row["image"]).name: float(row["dice"]) for row in rows if row["image"] != "mean"}
+
+    assert dice(truths) == {"stack.tif[0]": 0, "stack.tif[1]": 1, "stack.tif[2]": 1}
+    said = capsys.readouterr().out
+    assert re.search(r"Without a mask in .* \(of as many pages\), so not scored: \S*single.png\n", said)
+    assert re.search(r"The lowest Dice:\n  0.0000  \S*stack.tif\[0\]", said)
+    for number in (1, 2):
+        masks[number].save(tmp_path / "own" / f"stack_{number}.png")
+    assert dice(tmp_path / "own") == {"stack.tif[1]": 1, "stack.tif[2]": 1}
+    save_pages(truths / "stack_mask.tif", masks[:2])
+    with pytest.raises(UserError, match="as many pages"):
+        call(photos, "--masks", truths)
+    (truths / "stack_mask.tif").write_bytes(b"no mask")
+    Image.fromarray(load(out / "single.png")).save(truths / "single.png")
+    (truths / "single.tif").unlink()
+    assert dice(truths, status=1) == {"single.png": 1}
+    assert "stack_mask.tif" in capsys.readouterr().err
 
 
 # ---- scores
@@ -436,7 +567,7 @@ def test_masks_are_found_by_place_first_and_then_by_name(tmp_path):
     for name in ("left/a.png", "a_mask.gif", "only_mask.png"):
         Image.fromarray(np.zeros((4, 4), np.uint8)).save(masks / name)
     wanted = [Picture(Path("x.jpg"), Path(name)) for name in ("left/a", "a", "right/only", "none")]
-    found = {str(picture.name): path.name for picture, path in find_masks(wanted, masks).items()}
+    found = {str(picture.name): path.name for picture, (path, _) in find_masks(wanted, masks).items()}
     assert found == {"left/a": "a.png", "a": "a_mask.gif", "right/only": "only_mask.png"}
     with pytest.raises(UserError, match="More than one mask"):
         find_masks([Picture(Path("x.jpg"), Path("right/a"))], masks)
@@ -559,6 +690,38 @@ def test_threshold_auto_raises_the_score(photos, call, tmp_path, capsys):
     said = capsys.readouterr().out
     assert 0.78 < float(re.search(r"Threshold ([\d.]+)", said)[1]) < 0.82
     assert float(re.search(r"\nDice ([\d.]+)", said)[1]) > 0.98
+
+
+def test_empty_images_do_not_make_a_threshold_best_at_which_nothing_is_predicted():
+    """Two images that hold something, found at 0.25 only, and ten that are empty, where noise is predicted then."""
+    truth = np.zeros((20, 20), np.uint8)
+    truth[:10] = 1
+    holding = (np.where(truth, -0.7, -4).astype(np.float32), truth)
+    empty = np.full((20, 20), -4, np.float32)
+    empty[0, 0] = -0.7
+    images = [holding] * 2 + [(empty, 0 * truth)] * 10
+    chosen, dice, at_half = best_threshold([histogram(*image) for image in images])
+    assert 0.02 < chosen < 0.34 and dice == pytest.approx(2 / 12) and at_half == 0
+    assert best_threshold([histogram(empty, 0 * truth)]) == (0.5, 1, 1), "where all are empty, nothing is best"
+
+
+def test_empty_images_are_told_apart_from_the_mean(photos, call, tmp_path, capsys):
+    _, out = call(photos, "--threshold", 1 - 1e-9)
+    assert not any(load(path).any() for path in out.rglob("*.png"))
+    assert "Nothing is predicted in 5 of them" in capsys.readouterr().out
+    truths = tmp_path / "truths"
+    truths.mkdir()
+    _, out = call(photos / "a.jpg")
+    assert "Nothing is predicted" not in capsys.readouterr().out
+    Image.fromarray(load(out / "a.png")).save(truths / "a.png")
+    for name, size in (("grey", (60, 90)), ("palette", (80, 64))):
+        Image.new("L", size).save(truths / f"{name}.png")
+    call(photos, "--masks", truths, "--threshold", 1 - 1e-9)
+    said = capsys.readouterr().out
+    assert "Dice 0.6667, IoU 0.6667: means over 3" in said and "\nDice 0.0000 without those that are empty" in said
+    call(photos, "--masks", truths)  # where something is predicted in each
+    said = capsys.readouterr().out
+    assert "Dice 0.3333" in said and "without those" not in said
 
 
 # ---- the submission

@@ -18,6 +18,7 @@ from parts.reading import (
     group_of,
     image_size,
     list_pictures,
+    pages_of,
     pair_files,
     read_image,
     resize_image,
@@ -283,6 +284,20 @@ def test_sizes_are_height_and_width_and_shrinking_averages(tmp_path):
     assert set(np.unique(resize_image(checks, (16, 16)))) == {100}
     assert resize_image(checks, (128, 16)).shape == (128, 16)
     assert resize_image(checks, (64, 64)) is checks
+
+
+def test_each_page_is_read_by_its_number(tmp_path):
+    pages = [Image.fromarray(np.full((10 + number, 20, 3), 50 * number, np.uint8)) for number in range(3)]
+    pages[0].save(tmp_path / "a.tif", save_all=True, append_images=pages[1:])
+    pages[0].save(tmp_path / "one.tif")
+    (tmp_path / "text.tif").write_text("no picture")
+    assert [pages_of(tmp_path / f"{name}.tif") for name in ("a", "one", "text")] == [[0, 1, 2], [0], None]
+    for number in range(3):
+        assert image_size(tmp_path / "a.tif", number) == (10 + number, 20)
+        assert (read_image(tmp_path / "a.tif", page=number) == 50 * number).all()
+        assert (read_image(tmp_path / "a.tif", (4, 5), number) == 50 * number).all()
+    with pytest.raises(UnusableFile, match=r"a\.tif\[3\]: "):
+        read_image(tmp_path / "a.tif", page=3)
 
 
 def test_small_jpeg_is_close_to_the_full_one_shrunk(tmp_path):
