@@ -249,7 +249,15 @@ def as_it_is(batch):
     return batch.whole
 
 
-@pytest.mark.parametrize("method, num_workers", [(None, 0), ("fork", 2), ("spawn", 1), ("forkserver", 1)])
+@pytest.mark.parametrize(
+    "method, num_workers",
+    [
+        (None, 0),
+        ("fork", 2),
+        pytest.param("spawn", 1, marks=pytest.mark.slow),
+        pytest.param("forkserver", 1, marks=pytest.mark.slow),
+    ],
+)
 def test_loader(shared, tmp_path, method, num_workers):
     if method and method not in multiprocessing.get_all_start_methods():
         pytest.skip(f"no {method} here")
@@ -553,6 +561,7 @@ def test_what_others_are_making_is_left_alone(shared, tmp_path):
     assert len(list(tmp_path.glob("*.part"))) == 3
 
 
+@pytest.mark.slow
 def test_made_by_spawned_processes(tmp_path):
     pairs = draw(tmp_path / "pictures", count=16)
     spawning = tmp_path / "make.py"

@@ -176,6 +176,7 @@ def test_a_mistake_of_one_process_in_the_middle_is_told_and_the_others_say_so_in
     assert "Traceback" not in err.partition("torch/distributed")[0]
 
 
+@pytest.mark.slow
 def test_a_mistake_is_told_once(prepared):
     (prepared / "look.py").write_text(TRAIN_AND_LOOK)
     code, _, err = together(prepared / "look.py", *SMALL, "--train-mask-dir", "nowhere", cwd=prepared)

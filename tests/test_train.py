@@ -333,6 +333,7 @@ def test_a_notebook_imports_it_and_sets_constants(prepared, arguments):
     assert len(history(prepared)) == 2
 
 
+@pytest.mark.slow
 def test_its_text_runs_in_a_notebooks_cell(prepared):
     clone = edited(prepared, *(f"{name} = {value!r}" for name, value in TRAIN.items()))
     code = CELL.format(path=str(clone / "train.py"))
@@ -477,6 +478,7 @@ def test_a_read_only_or_missing_place_is_told(prepared):
     assert done.returncode == 2 and "Traceback" not in done.stderr and "file" in done.stderr, done.stderr
 
 
+@pytest.mark.slow
 def test_more_pictures_change_the_arrays(prepared, monkeypatch, capsys):
     run_here(monkeypatch, prepared, "--num-epochs", 1)
     draw_pairs(prepared / "dataset/augmented_train_images", prepared / "dataset/augmented_train_masks", 2, first=90)
