@@ -43,6 +43,8 @@ OUTPUT_DIR = "dataset"  # gets augmented_{train,test}_{images,masks}/ and augmen
 VAL_IMAGES = 500  # the last so many by name are for validation; below 1 a fraction, such as 0.1
 GROUP = dataset.GROUP  # pattern of a name's beginning that tells the car: one car stays on one side
 MASK_FOREGROUND: int | tuple | None = dataset.MASK_FOREGROUND  # what the preview tints; see dataset.py
+MASK_NAME: str | None = dataset.MASK_NAME  # how masks are named, such as "{}_segmentation"; see dataset.py
+SKIP_UNPAIRED = dataset.SKIP_UNPAIRED  # leave out images without a mask and masks without an image
 JPEG_QUALITY = 95  # of the copies of JPEG images; originals are copied byte for byte, PNG stays lossless
 NUM_WORKERS: int | None = None  # processes; None: one a core
 SEED = 0  # of the grid distortions; each image has its own draw, by its name
@@ -142,13 +144,17 @@ def make_augmented(
     num_workers=NUM_WORKERS,
     seed=SEED,
     progress=True,
+    mask_name=MASK_NAME,
+    skip_unpaired=SKIP_UNPAIRED,
 ):
     """Writes what this file's docstring says below `output_dir`, as far as it is not there yet; a Summary.
 
     UserError: unusable files (all of them named), a split that leaves nothing, another's files in the way.
     """
     _check_folders(img_dir, mask_dir, output_dir)
-    train, val, left_out = split(pair_files(img_dir, mask_dir), val_images, group)
+    train, val, left_out = split(
+        pair_files(img_dir, mask_dir, mask_name, skip_unpaired, apart=[output_dir]), val_images, group
+    )
     items = _plan(train, val)
     output_dir = Path(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
@@ -207,7 +213,9 @@ def _plan(train, val):
         for pair in pairs:
             suffix = pair.image.suffix if pair.image.suffix.lower() in _JPEG_SUFFIXES else ".png"
             mask_suffix = ".tif" if pair.mask.suffix.lower() in (".tif", ".tiff") else ".png"  # TIFF may have 32 bits
-            stems = [pair.image.stem] + [f"{pair.image.stem}_{copy}" for copy in reading.COPIES if side == _TRAIN]
+            place = pair.name[: pair.name.rfind("/") + 1]  # of an image in a subfolder, which its copies keep
+            stem = place + pair.image.stem
+            stems = [stem] + [f"{stem}_{copy}" for copy in reading.COPIES if side == _TRAIN]
             files = [f"{side}_images/{stem}{suffix}" for stem in stems]
             files += [f"{side}_masks/{stem}{mask_suffix}" for stem in stems]
             items.append(Item(pair.image, pair.mask, pair.name, files))
@@ -349,8 +357,8 @@ def _prepare(output_dir, items, settings):
     """Clears away what is not to stay in `output_dir`, writes the manifest; the Items yet to be made."""
     old = _load_manifest(output_dir)
     _refuse_foreign(output_dir, old)
-    for folder in _FOLDERS:
-        (output_dir / folder).mkdir(exist_ok=True)
+    for folder in sorted({*_FOLDERS, *(os.path.dirname(file) for item in items for file in item.files)}):
+        (output_dir / folder).mkdir(parents=True, exist_ok=True)
         remove_leftovers(output_dir / folder)
     new = {}
     for item in items:
@@ -384,11 +392,11 @@ def _refuse_foreign(folder, manifest):
     ours = {file for item in manifest["items"].values() for file in item["files"]}
     foreign = []
     for subfolder in _FOLDERS:
-        if (Path(folder) / subfolder).is_dir():
-            for entry in sorted(os.scandir(Path(folder) / subfolder), key=lambda entry: entry.name):
-                picture = Path(entry.name).suffix.lower() in reading.SUFFIXES and not entry.name.startswith(".")
-                if picture and f"{subfolder}/{entry.name}" not in ours:
-                    foreign.append(entry.path)
+        try:
+            found = reading.list_pictures(Path(folder) / subfolder).pictures
+        except UserError:  # none there
+            continue
+        foreign += [path for path in found if path.relative_to(folder).as_posix() not in ours]
     if foreign:
         names = "\n".join(f"  {shown(path)}" for path in foreign[:10])
         more = f"\n  and {len(foreign) - 10} others" if len(foreign) > 10 else ""
@@ -464,6 +472,8 @@ def main(argv=None):
         s.JPEG_QUALITY,
         s.NUM_WORKERS,
         s.SEED,
+        mask_name=s.MASK_NAME,
+        skip_unpaired=s.SKIP_UNPAIRED,
     )
     print(f"Training: {_words(done.train, done.train_groups)}, {done.train * 4} with their copies.")
     print(f"Validation: {_words(done.val, done.val_groups)}, as they are.")

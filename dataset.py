@@ -33,6 +33,8 @@ from parts.script import UserError, run, settings_of
 # Shared by all scripts: what the masks mean, and which images belong together.
 MASK_FOREGROUND: int | tuple | None = None  # the mask value(s) that are foreground; None: what the masks say
 GROUP = reading.CARVANA_GROUP  # pattern of the part of a name that must not stand on both sides of the split
+MASK_NAME: str | None = None  # how masks are named, such as "{}_segmentation"; None: like their images
+SKIP_UNPAIRED = False  # leave out images without a mask and masks without an image, instead of refusing them
 
 SHEET: str | None = "audit.png"  # where the overlays go; None: nowhere
 IMAGE_SIZE: tuple | None = (320, 480)  # that of training: what of the masks is left at it is told; None: it is not
@@ -380,7 +382,8 @@ def main(argv=None):
     if s.val_img_dir and not s.val_mask_dir:
         raise UserError("VAL_IMG_DIR has no VAL_MASK_DIR beside it. Give both, or neither.")
     folders = s.img_dir, s.mask_dir, s.val_img_dir, s.val_mask_dir
-    report = audit(*folders, s.MASK_FOREGROUND, s.GROUP, sheet=s.SHEET, image_size=s.IMAGE_SIZE)
+    naming = dict(mask_name=s.MASK_NAME, skip_unpaired=s.SKIP_UNPAIRED)
+    report = audit(*folders, s.MASK_FOREGROUND, s.GROUP, sheet=s.SHEET, image_size=s.IMAGE_SIZE, **naming)
     print(report.text())
     report.stop_if_spoiled()
     print("No problems.")

@@ -32,11 +32,22 @@ import torch
 from torch.export import Dim
 from tqdm import tqdm
 
+import dataset
 from parts import pictures, reading
 from parts.files import cores, write_text, write_whole
 from parts.inference import MIRRORS, make_runner, predict_pictures, stride_of
 from parts.masks import MaskRule, find_mask_rule, name_files, read_mask, resize_mask
-from parts.reading import image_size, mask_stems, pages_of, read_image, resize_image, shown
+from parts.reading import (
+    ends_in_mask,
+    folded,
+    image_size,
+    mask_stems,
+    owner_of,
+    pages_of,
+    read_image,
+    resize_image,
+    shown,
+)
 from parts.recipe import PRECISIONS
 from parts.script import UserError, one_of, refuse_wrong, run, settings_of, sizes, whole
 from utils import count_overlap, dice_from_counts, dice_of_choice, iou_from_counts, load_network
@@ -52,6 +63,7 @@ FLIPS: str | None = None  # "h", "v", "hv": also run the image's mirrored copies
 WINDOW = 768  # pixels: what is larger than its square runs in windows of it, within the memory of one
 OVERLAP: int | None = None  # of neighbouring windows, pixels; None: what makes the plain network's seams vanish
 MASKS: str | None = None  # a folder of true masks: scores, scores.csv and worst.png at the masks' own size
+MASK_NAME: str | None = dataset.MASK_NAME  # how they are named, such as "{}_segmentation"; see dataset.py
 MASK_FOREGROUND: int | tuple | None = None  # their value(s) that are foreground; None: as in training
 SUBMISSION: str | None = None  # Kaggle's run-length rows as a .csv or .csv.gz
 EXPORT: str | None = None  # write the network as .onnx or .pt2, and end
@@ -141,7 +153,7 @@ def _files_of(folder, own, mask_dir, among_others, missing, left_out):
     real, others = os.path.realpath(folder), []
     files = files_below(folder, own - {real}, missing, others)
     if real in own:
-        images = [file for file in files if len(mask_stems(file)) == 1]
+        images = [file for file in files if not ends_in_mask(file)]
         holds_masks = mask_dir and real == os.path.realpath(mask_dir)
         if holds_masks and len(images) < len(files):
             files = images
@@ -190,7 +202,7 @@ def files_below(folder, apart, missing, others):
     return files
 
 
-def find_masks(wanted, mask_dir):
+def find_masks(wanted, mask_dir, mask_name=None):
     """{picture: (mask file, page of it)} for those of the pictures `wanted` that have one in `mask_dir` or below it.
 
     A mask in the same subfolder as its picture comes first, then one with its name anywhere. A page's is one of
@@ -204,12 +216,12 @@ def find_masks(wanted, mask_dir):
     asked += [(it, it.name.name, 0, 1) for it in wanted]  # last, and so these replace the ones before
     asked = [(it, unicodedata.normalize("NFC", name), *page) for it, name, *page in asked]
     known, by_place, by_name = {name for _, name, *_ in asked}, {}, {}
+    in_lower_case = folded(known)
     paths = {os.path.realpath(picture.path) for picture in wanted}  # which may lie beside their masks
     for mask in files_below(mask_dir, (), [], []):
         if os.path.realpath(mask) in paths:
             continue
-        stems = mask_stems(mask)
-        stem = stems[0] if stems[0] in known else stems[-1]  # a_mask.png belongs to a_mask, or to a
+        stem = owner_of(mask_stems(mask, mask_name), known, in_lower_case)
         by_place.setdefault((mask.relative_to(mask_dir).parent, stem), []).append(mask)
         by_name.setdefault(stem, []).append(mask)
     matched, doubtful = {}, []
@@ -226,7 +238,7 @@ def find_masks(wanted, mask_dir):
     if not matched:
         raise UserError(
             f"{mask_dir}: no mask there fits any of the pictures. For a.jpg it would be a.png, a_mask.gif or the like, "
-            "and have as many pages."
+            f"and have as many pages. {reading.NAME_MASKS}."
         )
     return matched
 
@@ -239,7 +251,7 @@ def find_truths(s, wanted, checkpoint):
     """
     if not s.MASKS:
         return {}, None
-    truths = find_masks(wanted, s.MASKS)
+    truths = find_masks(wanted, s.MASKS, s.MASK_NAME)
     lacking = [picture for picture in wanted if picture not in truths]
     if lacking:
         print(f"Without a mask in {s.MASKS} (of as many pages), so not scored: {name_files(lacking)}")

@@ -63,6 +63,8 @@ VAL_MASK_DIR = "./dataset/augmented_test_masks"  # their masks
 OUTPUT_DIR = "."  # where checkpoints, saved_images/, history.csv and curves.png go
 MASK_FOREGROUND: int | tuple | None = dataset.MASK_FOREGROUND  # the mask value(s) that are foreground; see dataset.py
 GROUP = dataset.GROUP  # pattern of the part of a name that must not stand on both sides of the split
+MASK_NAME: str | None = dataset.MASK_NAME  # how masks are named, such as "{}_segmentation"; see dataset.py
+SKIP_UNPAIRED = dataset.SKIP_UNPAIRED  # leave out images without a mask and masks without an image
 IMAGE_SIZE = (320, 480)  # height and width of training; higher finds finer edges and costs its pixels
 ARRAYS = True  # decode once into arrays on disk; False decodes in every epoch
 NUM_WORKERS = 2  # processes that decode where there are no arrays; arrays need none
@@ -311,6 +313,9 @@ def look_at_data(s, output):
         image_size=s.IMAGE_SIZE,
         sheet=output / "saved_images" / "audit.png",
         cache=arrays_folder(s.TRAIN_IMG_DIR, output) / "audit.json",
+        mask_name=s.MASK_NAME,
+        skip_unpaired=s.SKIP_UNPAIRED,
+        apart=[output],
     )
     print(report.text())
     report.stop_if_spoiled()

@@ -20,6 +20,8 @@ from parts.files import each, stamp, write_text
 from parts.masks import MaskRule, Observation, decide_mask_rule, foreground_share, observe_mask, read_mask
 from parts.reading import (
     CARVANA_GROUP,
+    LEAVE_OUT,
+    NAME_MASKS,
     UnusableFile,
     decode,
     fits_group,
@@ -27,6 +29,7 @@ from parts.reading import (
     list_both,
     match_all,
     read_image,
+    refuse_mask_name,
     rgb,
     shown,
     source_stem,
@@ -82,6 +85,9 @@ def audit(
     num_workers=None,
     progress=True,
     image_size=None,
+    mask_name=None,
+    skip_unpaired=False,
+    apart=(),
 ):
     """The Report on the pairs of these folders.
 
@@ -90,13 +96,20 @@ def audit(
     cache: a JSON file that remembers what was seen, so that only new and changed files are read again
     num_workers: processes that decode; None: one a core
     image_size: (height, width) of training, to tell what of the masks is left at that; None: that is not told
+    mask_name, skip_unpaired: MASK_NAME and SKIP_UNPAIRED (reading.match_all)
+    apart: folders whose pictures are not the dataset's, wherever they lie
     """
     fits_group("", group)  # a pattern that is none is told now, not after the looking
+    if mask_name is not None:
+        refuse_mask_name(mask_name)
     if sheet:
         _check_sheet(Path(sheet), train_img_dir, train_mask_dir, val_img_dir, val_mask_dir)
-    sides = [_Side("training", train_img_dir, train_mask_dir)]
+    # Of folders that lie below one another, each keeps its own pictures, and none takes the sheet's for its own.
+    others = [train_img_dir, train_mask_dir, val_img_dir, val_mask_dir, sheet and Path(sheet).parent, *apart]
+    naming = mask_name, skip_unpaired, [folder for folder in others if folder is not None]
+    sides = [_Side("training", train_img_dir, train_mask_dir, *naming)]
     if val_img_dir is not None:
-        sides.append(_Side("validation", val_img_dir, val_mask_dir))
+        sides.append(_Side("validation", val_img_dir, val_mask_dir, *naming))
     _look(sides, cache, num_workers, progress)
     report = Report(sides[0].pairs, sides[1].pairs if len(sides) > 1 else [])
     report.problems += [side.problem for side in sides if side.problem]
@@ -135,22 +148,23 @@ def _check_sheet(sheet, *folders):
 class _Side:
     """The files of training, or of validation, and what was seen in them."""
 
-    def __init__(self, name, img_dir, mask_dir):
+    def __init__(self, name, img_dir, mask_dir, mask_name, skip_unpaired, apart):
         self.name, self.problem = name, None
-        self.pairs, self.faults, self.left_out = [], [], []
+        self.pairs, self.faults, self.notes, self.left_out = [], [], [], []
         self.images, self.masks = [], []  # in the order of the pairs: facts and Observations, or UnusableFiles
         self.shares = []  # foreground of each usable mask, 0 to 1
         try:
-            images, masks = list_both(img_dir, mask_dir)
+            images, masks = list_both(img_dir, mask_dir, apart, mask_name)
         except UserError as error:
             self.problem = str(error)
             return
         self.left_out = images.left_out + masks.left_out
-        self.pairs, self.faults = match_all(images, masks)
+        found = match_all(images, masks, mask_name, skip_unpaired)
+        self.pairs, self.faults, self.notes = found.pairs, found.faults, found.notes
         if not self.pairs:
             self.problem = (
                 f"{shown(img_dir)}, {shown(mask_dir)}: no image there has a mask. Names must agree, like "
-                "a.jpg and a.png, a_mask.gif or a.mask.png."
+                f"a.jpg and a.png, a_mask.gif or a.mask.png. {NAME_MASKS}."
             )
 
     def usable(self):
@@ -299,7 +313,7 @@ def _tell_unpaired(report, sides):
     for side in sides:
         if side.faults:
             heading = f"{_number(len(side.faults), 'file')} for {side.name} without one partner of the same name:"
-            report.problems.append(_listed(heading, side.faults))
+            report.problems.append(_listed(heading, side.faults, f"{NAME_MASKS}; {LEAVE_OUT}."))
 
 
 def _decide_rule(report, sides, foreground):
@@ -391,6 +405,7 @@ def _describe(report, sides):
     usable = [it for side in sides for it in side.usable()]
     counts = [f"{len(side.pairs):,} for {side.name}" for side in sides]
     report.facts.append(("pairs", ", ".join(counts)))
+    report.facts += [(label, f"for {side.name} {text}") for side in sides for label, text in side.notes]
     if not usable:
         return
     sizes = Counter(_by(image["size"]) for _, image, _ in usable)

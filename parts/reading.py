@@ -59,22 +59,43 @@ def shown(path):
 
 @dataclass(frozen=True)
 class Listing:
-    """`pictures` sorted by name; `left_out`: hidden files, folders and what is no picture by its name."""
+    """`pictures` of `folder` and what lies below it, sorted by name.
 
+    `left_out`: hidden files, folders without a picture and what is no picture by its name.
+    """
+
+    folder: Path
     pictures: list
     left_out: list
+
+    def place_of(self, path):
+        """What stands before a picture's own name: "" in `folder` itself, "a/" in its subfolder a."""
+        place = _composed(path.parent.relative_to(self.folder).as_posix())
+        return "" if place == "." else f"{place}/"
 
 
 @dataclass(frozen=True)
 class Pair:
-    name: str
+    name: str  # the image's, without its suffix; with the subfolder, if there is one: a/x
     image: Path
     mask: Path
 
 
-def list_pictures(folder):
-    """The Listing of `folder`. UserError: there is none, it may not be read, it holds no picture."""
+def list_pictures(folder, apart=()):
+    """The Listing of `folder` and its subfolders but those `apart`.
+
+    UserError: there is none, it or a folder below it may not be read, it holds no picture.
+    """
     folder = Path(folder)
+    pictures, left_out = _walked(folder, {os.path.realpath(other) for other in apart})
+    if not pictures:
+        others = f" ({len(left_out)} others are left out)" if left_out else ""
+        raise UserError(f"{shown(folder)}: holds no pictures{others}. Put some there, or give another folder.")
+    return Listing(folder, sorted(pictures, key=lambda path: path.relative_to(folder).as_posix()), left_out)
+
+
+def _walked(folder, seen):
+    """(pictures, left out) of a folder and what lies below it; `seen`: real paths of folders to pass by."""
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     except FileNotFoundError:
@@ -85,14 +106,21 @@ def list_pictures(folder):
         raise UserError(
             f"{shown(folder)}: cannot be read ({error.strerror}). Change its permissions, or give another folder."
         ) from None
+    seen.add(os.path.realpath(folder))
     pictures, left_out = [], []
     for entry in entries:
-        usable = Path(entry.name).suffix.lower() in SUFFIXES and not entry.name.startswith(".") and not _is_dir(entry)
-        (pictures if usable else left_out).append(folder / entry.name)
-    if not pictures:
-        others = f" ({len(left_out)} others are left out)" if left_out else ""
-        raise UserError(f"{shown(folder)}: holds no pictures{others}. Put some there, or give another folder.")
-    return Listing(pictures, left_out)
+        path, hidden = folder / entry.name, entry.name.startswith(".")
+        if _is_dir(entry):
+            # also a link that leads back
+            inside = [] if hidden or os.path.realpath(path) in seen else _walked(path, seen)
+            if inside and inside[0]:
+                pictures += inside[0]
+                left_out += inside[1]
+            else:
+                left_out.append(path)
+        else:
+            (pictures if path.suffix.lower() in SUFFIXES and not hidden else left_out).append(path)
+    return pictures, left_out
 
 
 def _is_dir(entry):
@@ -102,10 +130,69 @@ def _is_dir(entry):
         return False
 
 
-def mask_stems(path):
-    """The stems of images that a mask may belong to: a_mask.png is the mask of a_mask, or of a."""
-    stem = unicodedata.normalize("NFC", Path(path).stem)  # macOS writes accents in two characters
-    return [stem] + [stem[: -len(end)] for end in MASK_ENDINGS if stem.endswith(end) and stem != end]
+def _composed(text):
+    return unicodedata.normalize("NFC", text)  # macOS writes accents in two characters
+
+
+def ends_in_mask(path):
+    """Whether a file is a mask by its own name, among images: a_mask.png, a.mask.gif."""
+    return _without(Path(path).stem, MASK_ENDINGS) is not None
+
+
+def mask_stems(path, mask_name=None):
+    """The stems of images that a mask may belong to, the likeliest first.
+
+    a_mask.png is the mask of a_mask, or of a; a.jpg.png of a.jpg, or of a. With a `mask_name`, as in MASK_NAME,
+    that alone counts, and there is one stem or none.
+    """
+    stem = _composed(Path(path).stem)
+    if mask_name is not None:
+        before, after = refuse_mask_name(mask_name)
+        pattern = f"{re.escape(before)}(.+){re.escape(after)}"
+        found = [re.fullmatch(pattern, text, re.IGNORECASE) for text in (stem, _composed(Path(path).name))]
+        return [match[1] for match in found if match][:1]
+    stems = [stem]
+    # each once: a.jpg_mask.png, a_mask.jpg.png
+    for endings in (MASK_ENDINGS, SUFFIXES) if ends_in_mask(path) else (SUFFIXES, MASK_ENDINGS):
+        shorter = _without(stems[-1], endings)
+        if shorter is not None:
+            stems.append(shorter)
+    return stems
+
+
+def _without(stem, endings):
+    """A stem without that one of the endings, in whatever case, that it has; None: it has none of them."""
+    for end in endings:
+        if stem.lower().endswith(end) and len(stem) > len(end):
+            return stem[: -len(end)]
+    return None
+
+
+def refuse_mask_name(mask_name):
+    """What stands before and behind the {} of a MASK_NAME. UserError: it has no {}, or several."""
+    parts = _composed(mask_name).split("{}") if isinstance(mask_name, str) else []
+    if len(parts) != 2 or set("/\\*") & set("".join(parts)):
+        raise UserError(
+            f"MASK_NAME = {mask_name!r}: give the name of a mask, with {{}} where its image's stands, such as "
+            "{}_segmentation (--mask-name), or None for names that agree."
+        )
+    return parts
+
+
+def folded(names):
+    """{a name in lower case: the one name that it is}, for `owner_of`; None where it may be several."""
+    found = {}
+    for name in names:
+        found[name.casefold()] = None if name.casefold() in found else name
+    return found
+
+
+def owner_of(stems, names, in_lower_case):
+    """The first of a mask's stems that is one of the images' `names`, in the same case or else in another; or None."""
+    for stem in stems:
+        if stem in names:
+            return stem
+    return next(filter(None, (in_lower_case.get(stem.casefold()) for stem in stems)), None)
 
 
 def source_stem(stem):
@@ -130,9 +217,13 @@ def group_of(stem, pattern=CARVANA_GROUP):
 
 
 def fits_group(stem, pattern):
-    """The match of `pattern` at the beginning of a stem, or None. UserError: it is no regular expression."""
+    """The match of `pattern` at the beginning of a stem, or None. UserError: it is no regular expression.
+
+    In subfolders, where a stem is folder/name, the pattern is tried on the whole of it and then on the name.
+    """
+    stem = source_stem(stem)
     try:
-        return re.match(pattern, source_stem(stem))
+        return re.match(pattern, stem) or re.match(pattern, stem.rpartition("/")[2])
     except re.error as error:
         raise UserError(f"GROUP = {pattern!r}: is no regular expression ({error}). Mend it.") from None
 
@@ -140,57 +231,172 @@ def fits_group(stem, pattern):
 # ---- pairs
 
 
-def pair_files(img_dir, mask_dir):
-    """The Pairs of two folders, sorted by name. UserError names every file that has no partner, or several."""
-    pairs, faults = match_all(*list_both(img_dir, mask_dir))
-    if faults:
-        raise UserError("\n".join(map(str, faults)))
-    return pairs
+LEAVE_OUT = "SKIP_UNPAIRED = True (--skip-unpaired) leaves out what has no partner"
+NAME_MASKS = 'MASK_NAME = "{}_segmentation" (--mask-name) says how masks are named, if not like their images'
 
 
-def list_both(img_dir, mask_dir):
-    """The Listings of images and masks; in one folder for both, masks are what ends in _mask."""
-    images = list_pictures(img_dir)
-    if not os.path.isdir(mask_dir) or not os.path.samefile(img_dir, mask_dir):
-        return images, list_pictures(mask_dir)
-    masks = [path for path in images.pictures if len(mask_stems(path)) > 1]
+@dataclass(frozen=True)
+class Matches:
+    """`pairs` sorted by name; `faults`: an UnusableFile for each file that has no partner, or several.
+
+    `notes`: (label, text) of what was taken that is not plain: names that differ, files that were left out.
+    """
+
+    pairs: list
+    faults: list
+    notes: list
+
+
+def pair_files(img_dir, mask_dir, mask_name=None, skip_unpaired=False, apart=()):
+    """The Pairs of two folders, sorted by name; prints the notes. UserError names every file without one partner."""
+    found = match_all(*list_both(img_dir, mask_dir, apart, mask_name), mask_name, skip_unpaired)
+    if found.faults:
+        raise UserError("\n".join([*map(str, found.faults), f"{NAME_MASKS}; {LEAVE_OUT}."]))
+    if not found.pairs:
+        raise UserError(f"{shown(img_dir)}, {shown(mask_dir)}: no image there has a mask. {NAME_MASKS}.")
+    for _, text in found.notes:
+        print(f"{shown(img_dir)}: {text}.")
+    return found.pairs
+
+
+def list_both(img_dir, mask_dir, apart=(), mask_name=None):
+    """The Listings of images and masks; in one folder for both, masks are what ends in _mask, or as `mask_name` says.
+
+    Either may lie below the other, whose pictures it does not join; nor do those of the folders `apart`.
+    """
+    if not os.path.isdir(mask_dir) or not os.path.isdir(img_dir) or not os.path.samefile(img_dir, mask_dir):
+        return list_pictures(img_dir, [mask_dir, *apart]), list_pictures(mask_dir, [img_dir, *apart])
+    images = list_pictures(img_dir, apart)
+    masks = [path for path in images.pictures if (mask_stems(path, mask_name) if mask_name else ends_in_mask(path))]
     if not masks:
         raise UserError(
             f"{shown(img_dir)}: is given both for images and for masks, and no file there ends in _mask. Give the "
-            "folder of the masks, or name them like a_mask.png."
+            f"folder of the masks, or name them like a_mask.png. {NAME_MASKS}."
         )
     rest = [path for path in images.pictures if path not in set(masks)]
-    return Listing(rest, images.left_out), Listing(masks, [])
+    return Listing(images.folder, rest, images.left_out), Listing(images.folder, masks, [])
 
 
-def match_all(images, masks):
-    """(Pairs, UnusableFiles) of two Listings: all that fit, and one fault for each file that does not."""
-    by_stem, by_exact = defaultdict(list), defaultdict(list)
+def match_all(images, masks, mask_name=None, skip_unpaired=False):
+    """The Matches of two Listings.
+
+    A mask belongs to the image of its name (`mask_stems`), in the same subfolder. What remains on both sides is
+    taken for pairs where numbers without their leading zeros, or, if no name agrees, one prefix or suffix on each
+    side, pair every file one to one. `mask_name`, `skip_unpaired`: as in MASK_NAME and SKIP_UNPAIRED.
+    """
+    by_name, by_owner, strays = defaultdict(list), defaultdict(list), {}
     for path in images.pictures:
-        by_exact[unicodedata.normalize("NFC", path.stem)].append(path)
+        by_name[images.place_of(path) + _composed(path.stem)].append(path)
+    in_lower_case = folded(by_name)
     for path in masks.pictures:
-        stems = mask_stems(path)
-        # a_mask.png is the mask of an image a_mask where there is one, and of a otherwise
-        mine = stems[0] if stems[0] in by_exact else stems[-1]
-        by_stem[mine].append(path)
-    pairs, faults = [], []
-    for stem, found in sorted(by_exact.items()):
-        partners = by_stem.pop(stem, [])
+        place = masks.place_of(path)
+        stems = [place + stem for stem in mask_stems(path, mask_name)]
+        owner = owner_of(stems, by_name, in_lower_case)
+        if owner:
+            by_owner[owner].append(path)
+        else:
+            strays[path] = [place + _composed(path.stem), *stems]
+    notes = []
+    lonely = [name for name in by_name if name not in by_owner]
+    if not mask_name and lonely and len(lonely) == len(strays):
+        owners, words = _differently_named(lonely, [names[0] for names in strays.values()], affixes=not by_owner)
+        if owners:
+            by_owner.update((owner, [path]) for owner, path in zip(owners, strays))
+            strays.clear()
+            path = by_owner[lonely[0]][0]
+            notes.append(("names", f"{words}; e.g. {shown(path.name)} for {shown(by_name[lonely[0]][0].name)}"))
+    pairs, faults, alone = [], [], []
+    for name, found in sorted(by_name.items()):
+        partners = by_owner[name]
         if len(found) > 1 or len(partners) > 1:
             names = ", ".join(shown(path) for path in found + partners)
             faults.append(
                 UnusableFile(found[0], f"it is not clear which belong together: {names}", "Keep one image and one mask")
             )
         elif not partners:
-            faults.append(UnusableFile(found[0], "has no mask", f"Add {shown(stem)}.png or the like, or remove it"))
+            wanted = shown(mask_name.replace("{}", Path(name).name) if mask_name else name)
+            alone.append(UnusableFile(found[0], "has no mask", f"Add {wanted}.png or the like, or remove it"))
         else:
-            pairs.append(Pair(stem, found[0], partners[0]))
-    for stem, partners in sorted(by_stem.items()):
-        faults += [
-            UnusableFile(path, "is the mask of no image", f"Add the image {shown(stem)}, or remove it")
-            for path in partners
-        ]
-    return sorted(pairs, key=lambda pair: pair.name), faults
+            pairs.append(Pair(name, found[0], partners[0]))
+    without = len(alone)
+    for path, names in sorted(strays.items(), key=lambda item: item[1][-1]):
+        cure = f"Add the image {shown(names[-1])}, or remove it"
+        if mask_name and len(names) == 1:
+            cure = f"Name it as MASK_NAME = {mask_name!r} says, or remove it"
+        alone.append(UnusableFile(path, "is the mask of no image", cure))
+    if alone and skip_unpaired:
+        files = ", ".join(shown(fault.path.name) for fault in alone[:5]) + (", ..." if len(alone) > 5 else "")
+        counts = (
+            f"{_count(without, 'image')} without a mask and {_count(len(alone) - without, 'mask')} without an image"
+        )
+        notes.append(("unpaired", f"{counts} are left out: {files}"))
+    elif alone:
+        order = {path: number for number, path in enumerate(images.pictures)}
+        faults = sorted(faults + alone, key=lambda fault: order.get(fault.path, len(order)))
+    return Matches(sorted(pairs, key=lambda pair: pair.name), faults, notes)
+
+
+def _count(number, noun):
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
+def _differently_named(names, others, affixes):
+    """([the name for each of `others`], how they differ in words), or ([], "") where not every one has its own.
+
+    `affixes`: whether names may differ in a prefix or a suffix, or in leading zeros alone.
+    """
+    for zeros, strip in ((True, False), (False, True), (True, True)):
+        if strip and not affixes:
+            continue
+        here, there = _split(names, zeros), _split(others, zeros)
+        words = "numbers are compared without leading zeros"
+        if strip:
+            ends = _affixes([base for _, base in here], [base for _, base in there])
+            if ends is None:
+                continue
+            (before, after), (other_before, other_after) = ends
+            words = f'the mask of an image "{before}{{}}{after}" is taken to be "{other_before}{{}}{other_after}"'
+            words += ", leading zeros aside" if zeros else ""
+            here = [(place, base[len(before) : len(base) - len(after)]) for place, base in here]
+            there = [(place, base[len(other_before) : len(base) - len(other_after)]) for place, base in there]
+        owners = dict(zip(here, names))
+        if len(owners) == len(names) and sorted(there) == sorted(owners):
+            return [owners[key] for key in there], words
+    return [], ""
+
+
+def _split(names, zeros):
+    """(place, own name) of each in lower case; `zeros`: numbers without leading ones."""
+    split = [name.casefold().rpartition("/")[::2] for name in names]
+    if not zeros:
+        return split
+    return [(place, re.sub(r"\d+", lambda number: number[0].lstrip("0") or "0", base)) for place, base in split]
+
+
+def _affixes(names, others):
+    """((prefix, suffix) of all names, that of all others), without what is the same on both sides; or None.
+
+    None where there is none, where one side would have both, or where it would cut a number in two.
+    """
+    if len(names) == 1:  # two names with something in common say nothing, unless one is part of the other
+        short, long = sorted((names[0], others[0]), key=len)
+        ends = [("", ""), (long[: -len(short)], "") if long.endswith(short) else ("", long[len(short) :])]
+        if not (long.startswith(short) or long.endswith(short)):
+            return None
+        ends = ends if short == names[0] else ends[::-1]
+    else:
+        ends = []
+        for side in (names, others):
+            before = os.path.commonprefix(side)
+            rest = [name[len(before) :][::-1] for name in side]
+            ends.append((before, os.path.commonprefix(rest)[::-1]))
+        same = len(os.path.commonprefix([before[::-1] for before, _ in ends]))
+        same_after = len(os.path.commonprefix([after for _, after in ends]))
+        ends = [(before[: len(before) - same], after[same_after:]) for before, after in ends]
+    cut = any(before[-1:].isdigit() or after[:1].isdigit() for before, after in ends)
+    if cut or any(before and after for before, after in ends) or not any(map(any, ends)):
+        return None
+    return ends
 
 
 # ---- pixels

@@ -54,6 +54,49 @@ def test_good_data(data):
     assert outlines.sum() > 100
 
 
+def test_what_is_not_plain_in_the_names_is_told(data):
+    for mask in (data / "vm").iterdir():
+        mask.rename(mask.with_name(f"{mask.stem}_segmentation.png"))
+    report = looked_at(data)
+    assert report.problems == [] and len(report.val) == 4
+    assert 'for validation the mask of an image "{}" is taken to be "{}_segmentation"; e.g. img_020_s' in report.text()
+    said = looked_at(data, mask_name="{}_segmentation")
+    assert len(said.val) == 4 and "is taken to be" not in said.text() and "no image there has a mask" in problems(said)
+
+
+def test_strays_are_refused_or_left_out_and_counted(data):
+    (data / "tm" / "img_003.png").rename(data / "vm" / "stray.png")
+    text = problems(looked_at(data))
+    for words in (
+        "img_003.png: has no mask",
+        "stray.png: is the mask of no image",
+        "SKIP_UNPAIRED = True",
+        "MASK_NAME",
+    ):
+        assert words in text
+    report = looked_at(data, skip_unpaired=True)
+    assert report.problems == [] and len(report.train) == 11 and len(report.val) == 4
+    assert "for training 1 image without a mask and 0 masks without an image are left out: img_003" in report.text()
+    assert "for validation 0 images without a mask and 1 mask without an image are left out: stray" in report.text()
+    done = script("dataset.py", data / "ti", data / "tm", "--skip-unpaired", "--sheet", "none", cwd=data)
+    assert done.returncode == 0 and "img_003.png" in done.stdout, done.stderr
+
+
+def test_subfolders_and_what_lies_below_the_images(data):
+    for kind in "im":
+        (data / f"t{kind}" / "s").mkdir()
+        for number in (0, 1):
+            (data / f"t{kind}" / f"img_00{number}.png").rename(data / f"t{kind}" / "s" / f"x{number}.png")
+        (data / f"v{kind}").rename(data / f"t{kind}" / "val")
+    run = data / "ti" / "run"
+    run.mkdir()
+    Image.new("RGB", (60, 40)).save(run / "curves.png")
+    folders = [data / "ti", data / "tm", data / "ti" / "val", data / "tm" / "val"]
+    report = audit(*folders, sheet=run / "audit.png", progress=False, apart=[run])
+    assert report.problems == [] and len(report.val) == 4
+    assert [pair.name for pair in report.train][-2:] == ["s/x0", "s/x1"] and len(report.train) == 12
+
+
 def test_one_folder_pair_alone(data):
     report = audit(data / "ti", data / "tm", progress=False)
     assert report.problems == [] and report.val == []

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import ROOT, WAIT, script
+from helpers import ROOT, WAIT, draw_pairs, script
 from PIL import Image
 
 from augment import augmentation, make_augmented, split
@@ -533,3 +533,25 @@ def test_the_script_tells_what_it_did(cars, tmp_path):
     for words in ("8 images of 2 groups", "5 images of 2 groups", "Left out: 3", "images a second", "preview.png"):
         assert words in done.stdout
     assert "python train.py --train-img-dir 'my data/augmented_train_images'" in done.stdout
+
+
+@pytest.mark.slow
+def test_subfolders_are_kept_and_masks_named_as_said(tmp_path):
+    for place in ("a", "b"):
+        draw_pairs(tmp_path / "raw" / place, tmp_path / "raw" / "masks" / place, 3, first=ord(place))
+        for folder, name in ((tmp_path / "raw" / place, "{}.png"), (tmp_path / "raw" / "masks" / place, "{}_seg.png")):
+            for number, path in enumerate(sorted(folder.iterdir())):
+                path.rename(folder / name.format(number))
+    (tmp_path / "raw" / "b" / "stray.png").write_bytes(b"x")
+    call = ("--img-dir", "raw", "--mask-dir", "raw/masks", "--output-dir", "raw/out", "--val-images", 2, *FLAGS)
+    call += ("--mask-name", "{}_seg", "--group", "none of these", "--skip-unpaired")
+    for written in (16 + 2, 0):  # the second run takes nothing of the first for its own
+        done = script("augment.py", *call, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert f"Written: {written} of 18" in done.stdout and "1 image without a mask" in done.stdout
+    out = tmp_path / "raw" / "out"
+    train = pair_files(out / TRAIN_IMAGES, out / TRAIN_MASKS)
+    assert len(train) == 16 and {pair.name for pair in train} >= {"a/0", "a/0_hflip", "b/0", "b/0_grid"}
+    assert [pair.name for pair in pair_files(out / TEST_IMAGES, out / TEST_MASKS)] == ["b/1", "b/2"]
+    Image.new("RGB", (60, 40)).save(out / TEST_IMAGES / "b" / "foreign.png")
+    assert "foreign.png" in script("augment.py", *call, cwd=tmp_path).stderr

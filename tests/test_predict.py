@@ -573,6 +573,16 @@ def test_masks_are_found_by_place_first_and_then_by_name(tmp_path):
         find_masks([Picture(Path("x.jpg"), Path("right/a"))], masks)
 
 
+def test_masks_are_found_by_the_name_that_is_said(tmp_path):
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    for name in ("a_seg.png", "b.jpg.png", "IMG_1.png"):
+        Image.fromarray(np.zeros((4, 4), np.uint8)).save(masks / name)
+    wanted = [Picture(Path("x.jpg"), Path(name)) for name in ("a", "b", "img_1")]
+    assert {str(picture.name) for picture in find_masks(wanted, masks, "{}_seg")} == {"a"}
+    assert {str(picture.name) for picture in find_masks(wanted, masks)} == {"b", "img_1"}
+
+
 def test_scores_that_would_mislead_are_told(photos, call, tmp_path, capsys):
     """A mask that is turned, one that is damaged, and a meaning of training's that these masks do not have."""
     truths = tmp_path / "truths"

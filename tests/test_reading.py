@@ -341,6 +341,7 @@ def test_every_misfit_is_named_together(tmp_path):
     with pytest.raises(UserError) as caught:
         pair_files(images, masks)
     lines = str(caught.value).splitlines()
+    assert "MASK_NAME" in lines[-1] and "SKIP_UNPAIRED" in lines.pop()
     assert len(lines) == 6 and not any("ok" in Path(line.split(":")[0]).name for line in lines)
     for file in ("i/1.jpg", "i/2.jpg", "i/3.jpg", "i/4.jpg", "m/10.png", "m/5_mask.gif"):
         assert sum(line.startswith(f"{tmp_path}/{file}: ") for line in lines) == 1
@@ -358,9 +359,131 @@ def test_images_and_masks_in_one_folder(tmp_path):
         ("a.jpg", "a_mask.png"),
         ("b.jpg", "b_mask.png"),
     ]
+    named = touch(tmp_path / "named", "a.jpg", "a_seg.png")
+    assert [pair.mask.name for pair in pair_files(named, named, "{}_seg")] == ["a_seg.png"]
     alone = touch(tmp_path / "alone", "a.jpg", "b.jpg")
     with pytest.raises(UserError, match="given both for images and for masks"):
         pair_files(alone, alone)
+
+
+# what images and their masks are called, and whether it is told
+SCHEMES = {
+    "segmentation": ("ISIC_{:07}.jpg", "ISIC_{:07}_segmentation.png", True),
+    "prefix": ("img_{:04}.jpg", "mask_{:04}.png", True),
+    "both": ("a_{:04}.jpg", "a_{:04}_L.png", True),
+    "double": ("{:04}.jpg", "{:04}.jpg.png", False),
+    "double and mask": ("{:04}.jpg", "{:04}.jpg_mask.png", False),
+    "drive": ("{:02}_training.tif", "{:02}_manual1.gif", True),
+    "case": ("IMG_{}.JPG", "img_{}.png", False),
+    "case of the ending": ("p{}.jpg", "p{}_MASK.png", False),
+    "plural": ("p{}.jpg", "p{}_masks.png", True),
+    "dash": ("p{}.jpg", "p{}-mask.png", True),
+    "channel": ("c_{:03}_0000.png", "c_{:03}.png", True),
+    "zeros": ("{}.jpg", "{:04}.png", True),
+    "zeros and prefix": ("img_{}.jpg", "mask_{:04}.png", True),
+    "in folders": ("{0}/img_{0}.jpg", "{0}/seg_{0}.png", True),
+}
+
+
+def pairs_of(folder, capsys, images, masks, **named):
+    """{image: mask}, below their folders, and what is printed."""
+    for side, names in (("i", images), ("m", masks)):
+        for name in names:
+            (folder / side / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / side / name).write_bytes(b"x")
+    found = pair_files(folder / "i", folder / "m", **named)
+    names = {str(pair.image.relative_to(folder / "i")): str(pair.mask.relative_to(folder / "m")) for pair in found}
+    return names, capsys.readouterr().out
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_other_ways_to_name_masks(tmp_path, capsys, scheme):
+    image, mask, told = SCHEMES[scheme]
+    wanted = {image.format(k): mask.format(k) for k in range(8, 12)}
+    found, words = pairs_of(tmp_path, capsys, wanted, wanted.values())
+    assert found == wanted
+    if told:  # with an example
+        assert Path(mask.format(8)).name in words or Path(mask.format(10)).name in words
+    else:
+        assert words == ""
+
+
+@pytest.mark.parametrize(
+    "images, masks",
+    [
+        (["10.jpg", "11.jpg"], ["20.png", "21.png"]),  # a number would be cut in two
+        (["1.jpg", "2.jpg"], ["1001.png", "1002.png"]),
+        (["x.jpg"], ["y.png"]),
+        (["1.jpg"], ["10.png"]),
+        (["a.jpg", "b.jpg"], ["a_seg.png", "b_seg.png", "c_seg.png"]),  # not every file
+        (["a.jpg", "b.jpg", "c.jpg"], ["a.png", "b_seg.png", "c_seg.png"]),  # plain names pair something
+        (["1.jpg", "01.jpg"], ["001.png", "0001.png"]),
+        (["IMG.jpg", "img.png"], ["Img.png"]),
+    ],
+)
+def test_names_that_do_not_pair_every_file_are_no_scheme(tmp_path, capsys, images, masks):
+    with pytest.raises(UserError) as caught:
+        pairs_of(tmp_path, capsys, images, masks)
+    text = str(caught.value)
+    assert "MASK_NAME" in text and "SKIP_UNPAIRED" in text
+    alone = {name for name in [*images, *masks] if name not in ("a.jpg", "a.png")}
+    assert all(f"{name}: " in text for name in alone)
+
+
+def test_the_same_case_comes_before_another(tmp_path, capsys):
+    images = ["a.jpg", "A.jpg", "b_mask.jpg", "b.jpg"]
+    masks = ["A.png", "a.png", "b_mask.png", "B.png"]
+    found, _ = pairs_of(tmp_path, capsys, images, masks)
+    assert found == {"a.jpg": "a.png", "A.jpg": "A.png", "b_mask.jpg": "b_mask.png", "b.jpg": "B.png"}
+
+
+@pytest.mark.parametrize("mask_name", ["{}_seg", "{}_SEG.png"])
+def test_mask_name_says_it_by_hand(tmp_path, capsys, mask_name):
+    wanted = {"a.jpg": "a_seg.png", "s/b.jpg": "s/b_seg.png", "c_seg.jpg": "c_seg_seg.png"}
+    assert pairs_of(tmp_path, capsys, wanted, wanted.values(), mask_name=mask_name) == (wanted, "")
+    with pytest.raises(UserError, match="d.png: is the mask of no image. Name it as MASK_NAME") as caught:
+        pairs_of(tmp_path, capsys, ["d.jpg"], ["d.png"], mask_name=mask_name)
+    assert "d.jpg: has no mask" in str(caught.value)
+
+
+@pytest.mark.parametrize("mask_name", ["_seg", "", "{}{}", "{}_*", "masks/{}"])
+def test_a_mask_name_that_says_nothing(tmp_path, capsys, mask_name):
+    with pytest.raises(UserError, match="MASK_NAME = .*{}_segmentation"):
+        pairs_of(tmp_path, capsys, ["a.jpg"], ["a_seg.png"], mask_name=mask_name)
+
+
+def test_what_has_no_partner_is_left_out_where_that_is_asked_for(tmp_path, capsys):
+    images, masks = ["a.jpg", "b.jpg", "c.jpg"], ["a.png", "x.png", "y.png", "c.png"]
+    found, words = pairs_of(tmp_path, capsys, images, masks, skip_unpaired=True)
+    assert found == {"a.jpg": "a.png", "c.jpg": "c.png"}
+    assert "1 image without a mask and 2 masks without an image are left out: b.jpg, x.png, y.png" in words
+    with pytest.raises(UserError, match="c_mask.png"):  # two masks of one image are not left out
+        pairs_of(tmp_path, capsys, [], ["c_mask.png"], skip_unpaired=True)
+    with pytest.raises(UserError, match="no image there has a mask"):
+        pairs_of(tmp_path / "none", capsys, ["a.jpg"], ["b.png"], skip_unpaired=True)
+
+
+def test_subfolders(tmp_path, capsys):
+    wanted = {"a/x.jpg": "a/x.png", "b/c/x.jpg": "b/c/x_mask.gif", "x.jpg": "x.png"}
+    assert pairs_of(tmp_path, capsys, [*wanted, ".hidden/x.jpg"], wanted.values()) == (wanted, "")
+    (tmp_path / "i/a/again").symlink_to(tmp_path / "i")
+    assert [pair.name for pair in pair_files(tmp_path / "i", tmp_path / "m")] == ["a/x", "b/c/x", "x"]
+    with pytest.raises(UserError, match="d/x.png: is the mask of no image. Add the image d/x,"):
+        pairs_of(tmp_path, capsys, [], ["d/x.png"])
+
+
+def test_folders_below_one_another_keep_their_own(tmp_path):
+    images = touch(tmp_path / "i", "a.jpg", "b.jpg")
+    touch(images / "masks", "a.png", "b.png")
+    touch(images / "made", "c.jpg")
+    pairs = pair_files(images, images / "masks", apart=[images / "made"])
+    assert [pair.name for pair in pairs] == ["a", "b"]
+    both = touch(tmp_path / "both", "a.jpg", "a_mask.png")
+    touch(both / "s", "a.jpg", "a_MASK.png")
+    assert [(pair.name, pair.mask.name) for pair in pair_files(both, both)] == [
+        ("a", "a_mask.png"),
+        ("s/a", "a_MASK.png"),
+    ]
 
 
 def test_what_is_no_picture_is_left_out_and_counted(tmp_path):
@@ -414,6 +537,7 @@ def test_groups_and_copies():
     assert group_of("00087a6bd4dc_01") == group_of("00087a6bd4dc_16_hflip") == "00087a6bd4dc"
     assert group_of("img_001") == "img_001" and group_of("img_001_grid") == "img_001"
     assert group_of("0001TP_006690", r"(.*)_") == "0001TP" and group_of("0001TP_006690", r"\d+") == "0001"
+    assert group_of("s/00087a6bd4dc_01") == "00087a6bd4dc" and group_of("p1/x_grid", r"p\d+") == "p1"
     assert source_stem("a_vflip") == "a" and source_stem("a_flip") == "a_flip"
     with pytest.raises(UserError, match="GROUP"):
         group_of("a", "(")
