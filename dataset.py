@@ -31,7 +31,7 @@ from parts.reading import pair_files, read_image, shown
 from parts.script import UserError, run, settings_of
 
 # Shared by all scripts: what the masks mean, and which images belong together.
-MASK_FOREGROUND: int | tuple | None = None  # the mask value(s) that are foreground; None: what the masks say
+MASK_FOREGROUND: int | tuple | str | None = None  # value(s) of foreground, "nonzero" or "alpha"; None: as masks say
 GROUP = reading.CARVANA_GROUP  # pattern of the part of a name that must not stand on both sides of the split
 MASK_NAME: str | None = None  # how masks are named, such as "{}_segmentation"; None: like their images
 SKIP_UNPAIRED = False  # leave out images without a mask and masks without an image, instead of refusing them

@@ -17,7 +17,16 @@ from tqdm import tqdm
 
 from parts import pictures
 from parts.files import each, stamp, write_text
-from parts.masks import MaskRule, Observation, decide_mask_rule, foreground_share, observe_mask, read_mask
+from parts.masks import (
+    NUMBERS,
+    MaskRule,
+    Observation,
+    alpha_fault,
+    decide_mask_rule,
+    foreground_share,
+    observe_mask,
+    read_mask,
+)
 from parts.reading import (
     CARVANA_GROUP,
     LEAVE_OUT,
@@ -111,6 +120,8 @@ def audit(
     if val_img_dir is not None:
         sides.append(_Side("validation", val_img_dir, val_mask_dir, *naming))
     _look(sides, cache, num_workers, progress)
+    for side in sides:
+        side.masks = [it if _is_fault(it) else alpha_fault(it, mask_foreground) or it for it in side.masks]
     report = Report(sides[0].pairs, sides[1].pairs if len(sides) > 1 else [])
     report.problems += [side.problem for side in sides if side.problem]
     _tell_unusable(report, sides)
@@ -325,7 +336,7 @@ def _decide_rule(report, sides, foreground):
     except UserError as error:
         report.problems.append(str(error))
         return
-    if report.rule.soft:
+    if report.rule.soft and report.rule.kind == NUMBERS:
         soft = [mask.path for mask in seen if len(mask.counts) > 2]
         if soft:
             report.warnings.append(

@@ -14,7 +14,8 @@ from parts.files import each
 from parts.reading import UnusableFile, decode, resize_image, rgb, shown
 from parts.script import UserError
 
-NUMBERS, COLOURS = "numbers", "colours"
+NUMBERS, COLOURS, ALPHA = "numbers", "colours", "alpha"
+NONZERO = "nonzero"  # as MASK_FOREGROUND: every value but 0, or black; ALPHA as one: the alpha channel is the mask
 MANY = 256  # colours of one file that are listed
 NEAR, FAR = 1 / 8, 64  # two main values lie at least FAR (of 255) apart; NEAR of that distance is still the same
 DARK = 32  # of 255: up to here the darker side of soft edges is black
@@ -30,17 +31,22 @@ class Observation:
 
     `counts`: [value, pixels] of each value, of the MANY most frequent colours; colours are 0xRRGGBB.
     `thick`: the same of those pixels whose eight neighbours are equal to them, which those of a soft edge are not.
+    `slopes`: how many pixels lie, in their row, between a lower and a higher neighbour, and how many values those have.
+    `alpha`: [alpha, pixels] where there is an alpha channel; `hidden`: it tells pixels of one colour apart.
     """
 
     path: str
     kind: str
     counts: list
     thick: list
+    slopes: list
     palette: list | None  # [index, 0xRRGGBB] of the used indices, where a colour palette was read by index
     lossy: bool
     size: list  # height, width
     mode: str
     frames: bool
+    alpha: list | None
+    hidden: bool
 
 
 def observe_mask(path, page=0):
@@ -49,9 +55,10 @@ def observe_mask(path, page=0):
     kind, array, palette = values_of(decoded, path)
     values = array if kind == NUMBERS else pack(array)
     counts = count_values(values)
-    thick = counts
+    thick, slopes = counts, [0, 0]
     if len(counts) > 2:
         amid = _amid_equals(array)
+        slopes = _slopes(values)
         thick = count_values(values[amid if kind == NUMBERS else amid.all(axis=2)])
     if kind == COLOURS:
         counts = sorted(sorted(counts, key=lambda it: -it[1])[:MANY])
@@ -61,7 +68,33 @@ def observe_mask(path, page=0):
         palette = [[index, palette[index]] for index, _ in counts]
     lossy = decoded.format in ("JPEG", "MPO", "WEBP", "AVIF", "JPEG2000") and not _is_lossless_webp(path)
     size, mode = list(array.shape[:2]), decoded.picture.mode
-    return Observation(str(path), kind, counts, thick, palette, lossy, size, mode, decoded.frames)
+    alpha = alpha_of(decoded.picture)
+    alpha = alpha if alpha is None else count_values(alpha)
+    cut_out = kind == COLOURS and len(counts) == MANY and alpha is not None and len(alpha) > 1  # a photograph's colours
+    hidden = cut_out or _alpha_tells(decoded.picture)
+    return Observation(
+        str(path), kind, counts, thick, slopes, palette, lossy, size, mode, decoded.frames, alpha, hidden
+    )
+
+
+def alpha_fault(seen, foreground=None):
+    """The UnusableFile that an observed mask is by what it has, or lacks, of an alpha channel, else None."""
+    if foreground == ALPHA and seen.alpha is None:
+        return UnusableFile(
+            seen.path,
+            'has no alpha channel, which MASK_FOREGROUND = "alpha" takes for the mask',
+            "Save it with transparency, or set MASK_FOREGROUND to what is foreground",
+        )
+    return _hidden_in_alpha(seen.path) if seen.hidden and foreground != ALPHA else None
+
+
+def _hidden_in_alpha(path):
+    return UnusableFile(
+        path,
+        "is transparent in places where its colours do not say so, so the mask may be in its alpha channel",
+        'If it is, set MASK_FOREGROUND = "alpha" (--mask-foreground alpha). Else save it without transparency, '
+        "foreground white on black",
+    )
 
 
 def values_of(decoded, path):
@@ -80,10 +113,8 @@ def values_of(decoded, path):
         return NUMBERS, _whole_numbers(np.asarray(picture), path), None
     if picture.mode == "P":
         return _palette_values(picture)
-    if picture.mode in ("LA", "RGBA", "PA", "La", "RGBa"):
-        _refuse_telling_alpha(np.asarray(picture.convert("RGBA")), path)
-        if picture.mode == "PA":
-            return _palette_values(picture.convert("P"))
+    if picture.mode == "PA":
+        return _palette_values(picture.convert("P"))
     colours = rgb(picture, path)
     if (colours == colours[..., :1]).all():
         return NUMBERS, np.ascontiguousarray(colours[..., 0]), None
@@ -128,18 +159,25 @@ def _palette_values(picture):
     return NUMBERS, indices, None
 
 
-def _refuse_telling_alpha(array, path):
-    """Transparency may repeat what the colours say; it may not say more than they do."""
+def alpha_of(picture):
+    """The alpha channel of a PIL image, uint8 (H, W), or None where there is none."""
+    if picture.mode in ("LA", "RGBA", "PA"):
+        return np.asarray(picture.getchannel("A"))
+    if picture.mode == "RGBa" or "transparency" in picture.info:
+        return np.asarray(picture.convert("RGBA").getchannel("A"))
+    return None
+
+
+def _alpha_tells(picture):
+    """Whether transparency says more than the colours do; it may repeat what they say."""
+    if picture.mode not in ("LA", "RGBA", "PA", "RGBa"):
+        return False
+    array = np.asarray(picture.convert("RGBA"))
     if array[..., 3].min() == array[..., 3].max():
-        return
+        return False
     colours = pack(array[..., :3])
     both = colours.astype(np.int64) << 8 | array[..., 3]
-    if len(np.unique(both)) > len(np.unique(colours)):
-        raise UnusableFile(
-            path,
-            "is transparent in places that have the same colour as others, so the mask may be in its alpha channel",
-            "Save it without transparency, foreground white on black",
-        )
+    return len(np.unique(both)) > len(np.unique(colours))
 
 
 def _is_lossless_webp(path):
@@ -167,6 +205,30 @@ def _amid_equals(array):
     return cv2.erode(array, square) == cv2.dilate(array, square)
 
 
+def _slopes(values):
+    """[pixels, values] of what lies between a lower and a higher neighbour, left and right of it.
+
+    Edges that compression or smoothing has blurred are made of these; between areas of classes they are rare:
+    0.5 % at most of the pixels that are not thick in CamVid's masks, over 4 % after JPEG of quality 95.
+    """
+    step = max(1, len(values) // 128)  # rows looked at; the share is the same
+    rows = values[::step]
+    up, down = rows[:, 1:] > rows[:, :-1], rows[:, 1:] < rows[:, :-1]
+    between = rows[:, 1:-1][(up[:, 1:] & up[:, :-1]) | (down[:, 1:] & down[:, :-1])]
+    return [len(between) * step, len(count_values(between))]
+
+
+def _blurred(seen):
+    """Whether values run into each other in an observed mask, whatever kind of file holds it now."""
+    pixels, thick = seen.size[0] * seen.size[1], sum(n for _, n in seen.thick)
+    if len(seen.counts) <= 2:
+        return False
+    if seen.lossy:
+        return True
+    many = 50 * seen.slopes[0] >= pixels - thick and 2 * seen.slopes[1] > len(seen.counts)
+    return many and 20 * thick >= pixels  # noise has no areas, and its values are what they are
+
+
 def pack(colours):
     """(H, W, 3) uint8 -> (H, W) int32 of 0xRRGGBB."""
     red, green, blue = (colours[..., channel].astype(np.int32) for channel in range(3))
@@ -180,9 +242,10 @@ def pack(colours):
 class MaskRule:
     """Which values are foreground.
 
-    `kind`: "numbers" (grey values, indices of a colour palette) or "colours" (0xRRGGBB).
+    `kind`: "numbers" (grey values, indices of a colour palette), "colours" (0xRRGGBB) or "alpha".
     `soft`: there is one value on each side, and what lies between goes to the nearer one.
-    `rest`: every other value is background (MASK_FOREGROUND); without it, another value is an error.
+    `rest`: every other value is background (MASK_FOREGROUND), or foreground where none is listed; without it,
+    another value is an error.
     """
 
     kind: str = NUMBERS
@@ -201,9 +264,13 @@ class MaskRule:
 
     def describe(self):
         """The rule in a line of words."""
+        if self.kind == ALPHA:
+            return "what is more than half opaque (alpha) is foreground, the rest is background"
         one, other = (_listed(side, self.kind) for side in (self.foreground, self.background))
         if self.soft:
             return f"{one} is foreground, {other} is background, values between are cut at the middle"
+        if not self.foreground:
+            return f"every value but {other} is foreground"
         return f"{one} is foreground, {'every other value' if self.rest else other} is background"
 
 
@@ -215,7 +282,7 @@ def find_mask_rule(mask_paths, foreground=None, num_workers=None, strict=True):
     paths = list(mask_paths)
     if not paths:
         raise UserError("There are no masks to find a rule from. Check the folders.")
-    found = list(each(_observed_or_fault, paths, num_workers))
+    found = [_usable(it, foreground) for it in each(_observed_or_fault, paths, num_workers)]
     faults = [str(it) for it in found if isinstance(it, UnusableFile)]
     seen = [it for it in found if not isinstance(it, UnusableFile)]
     if faults and (strict or not seen):
@@ -230,14 +297,24 @@ def _observed_or_fault(mask):
         return fault
 
 
+def _usable(seen, foreground):
+    return seen if isinstance(seen, UnusableFile) else alpha_fault(seen, foreground) or seen
+
+
 def decide_mask_rule(observations, foreground=None):
     """The one MaskRule by which all the observed masks read; of two values black is the background.
 
-    `foreground` (MASK_FOREGROUND): the value, or a sequence of values, that are foreground instead.
+    `foreground` (MASK_FOREGROUND): the value, or a sequence of values, that are foreground instead; "nonzero":
+    every value but 0, or black; "alpha": what is more than half opaque.
     UserError: masks of several classes, masks that read by different rules, a `foreground` that no mask has.
     """
     seen = list(observations)
-    wanted = None if foreground is None else _wanted(foreground)
+    if faults := [str(fault) for it in seen if (fault := alpha_fault(it, foreground))]:
+        raise UserError("\n".join(faults))
+    if foreground == ALPHA:
+        return MaskRule(ALPHA, (0,), (255,), soft=True)
+    nonzero = foreground == NONZERO
+    wanted = None if foreground is None or nonzero else _wanted(foreground)
     if any(it.kind == COLOURS for it in seen):
         seen = [_as_colours(it) for it in seen]
     elif clash := _palette_clash(seen):
@@ -249,10 +326,12 @@ def decide_mask_rule(observations, foreground=None):
         wanted = tuple(pack(np.array([[wanted]], np.uint8)).ravel().tolist())
     wanted = wanted and tuple(sorted(set(wanted)))
     rule, odd = _two_values(seen, kind), []
-    if rule is None and kind == COLOURS:
-        _refuse_soft_colours(seen)
-    elif rule is None:
+    if rule is None and kind == NUMBERS:
         rule, odd = _two_ends(seen)
+    elif rule is None and not nonzero:
+        _refuse_soft_colours(seen)
+    if nonzero:
+        return _with_nonzero(seen, kind, None if odd else rule)
     if wanted is not None:
         return _with_foreground(seen, kind, None if odd else rule, wanted)
     if rule is None:
@@ -266,7 +345,10 @@ def decide_mask_rule(observations, foreground=None):
 def _wanted(foreground):
     values = np.atleast_1d(foreground).tolist()
     if not values or not all(type(value) is int for value in values):
-        raise UserError(f"MASK_FOREGROUND = {foreground!r}: give one or more whole numbers, a colour as 0xFF0000.")
+        raise UserError(
+            f"MASK_FOREGROUND = {foreground!r}: give one or more whole numbers, a colour as 0xFF0000, "
+            f'"{NONZERO}" (every value but 0, or black) or "{ALPHA}" (what is opaque).'
+        )
     return tuple(values)
 
 
@@ -386,8 +468,19 @@ def _side(value, ends):
     return 1 if value >= ends[1] - reach else -1
 
 
+def _beyond(value, ends):
+    """How far outside both ends a value lies, as a share of their distance."""
+    return max(ends[0] - value, value - ends[1], 0) / (ends[1] - ends[0])
+
+
 def _numbers_read(seen, ends):
-    """Whether one mask is what soft edges between these ends give: little between them, and that thin."""
+    """Whether one mask is what soft edges between these ends give: little between them, and that thin.
+
+    JPEG and smoothing overshoot the ends, by half of their distance or little more, and thinly; what lies farther out
+    is a class of its own.
+    """
+    if any(_beyond(v, ends) > 3 / 4 for v, _ in seen.counts) or any(_beyond(v, ends) > 1 / 4 for v, _ in seen.thick):
+        return False
     between = sum(n for value, n in seen.counts if _side(value, ends) < 0)
     thick_between = sum(n for value, n in seen.thick if _side(value, ends) < 0)
     if between > sum(n for _, n in seen.counts) / 4 or thick_between > between / 10:
@@ -402,17 +495,12 @@ def _with_foreground(seen, kind, rule, wanted):
     """The MaskRule by MASK_FOREGROUND."""
     if rule is not None and rule.soft:
         ends = rule.background + rule.foreground
-        sides = {_side(value, ends) for value in wanted}
+        sides = {2 if _beyond(value, sorted(ends)) > NEAR else _side(value, ends) for value in wanted}
         if sides == {1}:
             return rule
         if sides == {0}:
             return replace(rule, background=rule.foreground, foreground=rule.background)
-    lossy = [it.path for it in seen if it.lossy and len(it.counts) > 2]
-    if lossy:
-        raise UserError(
-            f"{name_files(lossy)}: the compression has blurred the values of the masks, so MASK_FOREGROUND = "
-            f"{_listed(wanted, kind)} cannot be told from its neighbours. Save the masks as PNG from their source."
-        )
+    _refuse_blurred(seen, _listed(wanted, kind))
     present = {value for it in seen for value, _ in it.counts}
     if not present & set(wanted):
         raise UserError(
@@ -422,6 +510,27 @@ def _with_foreground(seen, kind, rule, wanted):
     return MaskRule(kind, (), wanted, rest=True)
 
 
+def _with_nonzero(seen, kind, rule):
+    """The MaskRule by which every value but 0, or black, is foreground."""
+    palette = _palette(seen)
+    black = tuple(sorted(index for index, colour in palette.items() if colour == 0))
+    exact = MaskRule(kind, black if palette.get(0) and black else (0,), (), rest=True)
+    if not any(map(_blurred, seen)):
+        return exact
+    if rule is not None and rule.soft and rule.background[0] <= DARK * max(rule.foreground[0], 255) / 255:
+        return rule
+    _refuse_blurred(seen, NONZERO)
+
+
+def _refuse_blurred(seen, wanted):
+    if blurred := [it.path for it in seen if _blurred(it)]:
+        raise UserError(
+            f"{name_files(blurred)}: compression has blurred the values of the masks (or smoothing has; PNG keeps what "
+            f"JPEG has done before), so MASK_FOREGROUND = {wanted} cannot be told from its neighbours. Save the masks "
+            "as PNG from their source."
+        )
+
+
 def _several(seen, kind):
     """The message for masks that no rule of two values fits: classes, or a mixture of rules."""
     groups = {}
@@ -429,13 +538,20 @@ def _several(seen, kind):
         groups.setdefault(tuple(value for value, _ in it.counts), []).append(it.path)
     many = [path for values, paths in groups.items() if len(values) > 2 for path in paths]
     if many:
-        lossy = any(it.lossy for it in seen if len(it.counts) > 2)
         cure = (
             "Set MASK_FOREGROUND to the value, or the values, that you mean by foreground "
             f"(--mask-foreground {name_value(_likely(seen), kind)})"
         )
-        if lossy:
-            cure = "JPEG blurs values: save the masks as PNG from their source, then set MASK_FOREGROUND"
+        if any(map(_blurred, seen)):
+            cure = (
+                "JPEG or smoothing has blurred these values: save the masks as PNG from their source, then set "
+                "MASK_FOREGROUND"
+            )
+        elif _like_instances(seen, groups):
+            cure += (
+                '. If they number single objects, and all of them are foreground, set MASK_FOREGROUND = "nonzero" '
+                "(--mask-foreground nonzero)"
+            )
         return f"The masks hold several classes, e.g. {name_files(many)}. {_shares(seen, kind)} {cure}."
     lines = [
         f"  {{{_listed(values, kind)}}} in {len(paths):,}: {name_files(paths)}"
@@ -446,10 +562,20 @@ def _several(seen, kind):
     return "\n".join(["The masks do not all mean the same by their values:", *lines[:10], *more, f"{_AS_ONE}."])
 
 
+def _like_instances(seen, groups):
+    """Whether values number objects rather than classes: very many, or 0 to n in each file with n of its own."""
+    if len({value for it in seen for value, _ in it.counts}) > 20:
+        return True
+    return len(groups) > 1 and all(values == tuple(range(len(values))) for values in groups)
+
+
 def _odd_ones(odd, kind, rule):
     lines = [f"  {name_files([it.path])} holds {_listed([value for value, _ in it.counts[:12]], kind)}" for it in odd]
     more = [f"  ... and {len(lines) - 10} more"] if len(lines) > 10 else []
-    return "\n".join([f"In most masks {rule.describe()}, but not in:", *lines[:10], *more, f"{_AS_ONE}."])
+    cure = _AS_ONE
+    if any(map(_blurred, odd)):
+        cure = "Values there are blurred by JPEG or smoothing: save the masks as PNG from their source"
+    return "\n".join([f"In most masks {rule.describe()}, but not in:", *lines[:10], *more, f"{cure}."])
 
 
 def _likely(seen):
@@ -499,9 +625,16 @@ def read_mask(path, rule, size=None, page=0):
     UnusableFile: it cannot be decoded, or holds a value that `rule` does not know.
     """
     decoded = decode(path, page=page)
-    if rule.kind == COLOURS:
+    if rule.kind == ALPHA:
+        alpha = alpha_of(decoded.picture)
+        if alpha is None:
+            raise _unknown(path, "has no alpha channel", rule)
+        mask = _read_numbers(alpha, rule)
+    elif rule.kind == COLOURS:
         mask = _judge(pack(colours_of(decoded, path)), rule)
     else:
+        if _alpha_tells(decoded.picture):
+            raise _hidden_in_alpha(path)
         kind, values, _ = values_of(decoded, path)
         if kind == COLOURS:
             raise _unknown(path, "is coloured", rule)
@@ -515,7 +648,7 @@ def foreground_share(seen, rule):
     """What share of an observed mask's pixels is foreground, 0 to 1."""
     if rule.kind == COLOURS:
         seen = _as_colours(seen)
-    values, pixels = np.array(seen.counts).T
+    values, pixels = np.array(seen.alpha if rule.kind == ALPHA else seen.counts).T
     return float(pixels[_judge(values, rule) == 1].sum() / pixels.sum())
 
 
@@ -536,6 +669,8 @@ def _judge(values, rule):
         (low,), (high,) = rule.background, rule.foreground
         twice = 2 * values.astype(np.int32)
         return (twice > low + high if high > low else twice < low + high).astype(np.uint8)
+    if not rule.foreground:
+        return (~np.isin(values, rule.background)).astype(np.uint8)
     foreground = np.isin(values, rule.foreground)
     known = foreground | rule.rest | np.isin(values, rule.background)
     return np.where(known, foreground, 2).astype(np.uint8)

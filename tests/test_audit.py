@@ -178,6 +178,39 @@ def test_classes_are_refused_and_one_is_taken(data):
     assert report.problems == [] and report.rule.foreground == (8,)
 
 
+def test_cut_outs_and_instance_numbers_are_read_by_a_word(data):
+    """What a cut-out's alpha says is remembered, too."""
+    shares = {}
+    for folder in ("tm", "vm"):
+        for path in (data / folder).iterdir():
+            mask = np.asarray(Image.open(path)) > 0
+            photograph = np.random.default_rng(mask.sum()).integers(0, 256, (*mask.shape, 3), np.uint8)
+            Image.fromarray(np.dstack([photograph, mask * np.uint8(255)])).save(path)
+            shares[path] = mask.mean()
+    assert "16 files cannot be used" in problems(looked_at(data)) and "alpha" in problems(looked_at(data))
+    for _ in range(2):
+        report = looked_at(data, mask_foreground="alpha", cache=data / "seen.json")
+        assert report.problems == [] and report.warnings == []
+        assert f"median {np.median(list(shares.values())):.2%}" in report.text() and "opaque" in report.text()
+    assert "16 files cannot be used" in problems(looked_at(data, cache=data / "seen.json"))
+    for path in shares:
+        numbers = np.cumsum(np.asarray(Image.open(path))[..., 3] > 0, axis=1) // 5 + (path.parent.name == "vm")
+        Image.fromarray((numbers * (np.asarray(Image.open(path))[..., 3] > 0)).astype(np.uint16)).save(path)
+    assert looked_at(data, mask_foreground="nonzero").problems == []
+    assert "several classes" in problems(looked_at(data))
+
+
+@pytest.mark.parametrize("word", ["nonzero", "alpha"])
+def test_the_script_takes_the_words(data, word, capsys):
+    flags = [*(str(data / name) for name in ("ti", "tm")), "--sheet", "none", "--mask-foreground", word]
+    if word == "alpha":
+        with pytest.raises(UserError, match="img_000.png: has no alpha channel"):
+            dataset.main(flags)
+    else:
+        dataset.main(flags)
+        assert "every value but 0 is foreground" in capsys.readouterr().out
+
+
 def test_exif_mismatch_is_called_a_rotation(data):
     exif = Image.Exif()
     exif[274] = 6

@@ -206,8 +206,64 @@ def one(make, name="a.png", **options):
     return lambda folder: make(blob()).save(folder / name, **options)
 
 
+COLOURED = np.random.default_rng(0).integers(1, 256, (300, 3), np.uint8)
+COLOURED[0] = 0
+
+
+def organ(mask, low=128, high=255, half=2):
+    """An area of one value with a small thing of another in it."""
+    values = mask * np.uint8(low)
+    y, x = np.argwhere(mask).mean(axis=0).astype(int)
+    values[y - half : y + half, x - half : x + half] = high
+    return Image.fromarray(values)
+
+
+def organs(save, make=organ, others=None):
+    """A maker of masks of an organ, at a size at which it is large; `others`: how all but the first are made."""
+
+    def write(folder):
+        for seed in range(5):
+            save((make if seed == 0 or others is None else others)(blob(seed, 240, 320)), folder / f"{seed}")
+
+    return write
+
+
+def as_jpeg(picture, path):
+    picture.save(f"{path}.jpg", quality=90)
+
+
+def resized(picture, path):
+    picture.resize((213, 160), Image.Resampling.BICUBIC).save(f"{path}.png")
+
+
 # name -> (what makes masks in a folder, words of the message)
 REFUSED = {
+    "a small class above both ends, jpeg": (organs(as_jpeg), ["several classes", "blurred", "as PNG"]),
+    "a small class above both ends, resized": (
+        organs(resized, lambda m: organ(m, half=6)),
+        ["several classes", "blurred", "as PNG"],
+    ),
+    "a class above both ends in one mask": (
+        organs(as_jpeg, others=lambda m: grey(m, 0, 128)),
+        ["but not in", "0.jpg holds", "blurred"],
+    ),
+    "a class below both ends": (
+        organs(resized, lambda m: Image.fromarray(255 - np.asarray(organ(m, 127, 255, 6)) // 2)),
+        ["several classes"],
+    ),
+    "38 that was jpeg, in png": (one(lambda m: jpeg(grey(m, 0, 38))), ["several classes", "blurred", "as PNG"]),
+    "instance numbers": (
+        lambda f: classes(range(30)).save(f / "a.png"),
+        ["several classes", "--mask-foreground nonzero"],
+    ),
+    "few instances, of other number in each": (
+        lambda f: classes([0, 1, 2, 3]).save(f / "a.png") or classes([0, 1, 2]).save(f / "b.png"),
+        ["several classes", "--mask-foreground nonzero"],
+    ),
+    "coloured instances": (
+        lambda f: Image.fromarray(COLOURED[classes(range(30))]).save(f / "a.png"),
+        ["several classes", "--mask-foreground nonzero"],
+    ),
     "classes 0..11": (lambda f: classes(range(12)).save(f / "a.png"), ["several classes", "11 (", "MASK_FOREGROUND"]),
     "classes 0, 1, 255": (lambda f: classes([0, 1, 255]).save(f / "a.png"), ["0 (33 %), 1 (33 %), 255 (33 %)"]),
     "voc with borders": (one(with_border), ["several classes", "15 (", "255 ("]),
@@ -279,7 +335,7 @@ REFUSED = {
         lambda f: coloured(blob(0, 240, 320), (200, 0, 0), (0, 200, 0)).save(f / "a.jpg"),
         ["some are coloured"],
     ),
-    "mask in the alpha": (one(alpha_tells), ["alpha"]),
+    "mask in the alpha": (one(alpha_tells), ["alpha", "--mask-foreground alpha"]),
     "mask in a soft alpha": (
         one(lambda m: Image.merge("LA", [Image.new("L", (W, H)), grey(m).filter(ImageFilter.GaussianBlur(2))])),
         ["alpha"],
@@ -393,6 +449,150 @@ def test_colour_classes_read_by_mask_foreground_and_soft_ones_do_not(tmp_path):
     smoothed(coloured(blob(), (255, 0, 0))).save(tmp_path / "soft.png")
     with pytest.raises(UserError, match="soft.png: colours run into each other"):
         find_mask_rule([tmp_path / "soft.png"], 0xFF0000)
+
+
+@pytest.mark.parametrize("wanted", [128, 255])
+@pytest.mark.parametrize("save", [as_jpeg, resized])
+def test_foreground_beside_a_class_beyond_is_not_read_as_another(tmp_path, save, wanted):
+    organs(save, lambda m: organ(m, half=6))(tmp_path)
+    with pytest.raises(UserError, match=f"0.*compression has blurred.*MASK_FOREGROUND = {wanted} "):
+        find_mask_rule(sorted(tmp_path.iterdir()), wanted)
+
+
+@pytest.mark.parametrize("quality", [10, 30, 50, 75, 95])
+@pytest.mark.parametrize("high", [100, 128, 200])
+def test_what_jpeg_overshoots_is_no_class(tmp_path, quality, high):
+    masks = [blob(seed, 240, 320) for seed in range(3)]
+    masks.append(np.kron(np.random.default_rng(0).integers(0, 2, (30, 40)), np.ones((9, 9))).astype(np.uint8))
+    paths = write_all(tmp_path, lambda m, p: grey(m, 0, high).save(p, quality=quality), "a.jpg", masks)
+    for wanted in (None, high):
+        rule = find_mask_rule(paths, wanted)
+        assert all((read_mask(path, rule) != mask).mean() < 0.02 for path, mask in zip(paths, masks))
+
+
+def squares(mask, values=(20, 38), side=9):
+    """Small squares; edges that lie along the rows and columns."""
+    array, draw = np.zeros((240, 320), np.uint8), np.random.default_rng(mask.sum())
+    for value in values * 6:
+        y, x = draw.integers(0, 225), draw.integers(0, 305)
+        array[y : y + side, x : x + side] = value
+    return Image.fromarray(array)
+
+
+@pytest.mark.parametrize("quality", [50, 75, 90, 95])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda m: grey(m, 0, 38),
+        squares,
+        lambda m: organ(m, 38, 75),
+        lambda m: Image.fromarray(np.array([(0, 0, 0), (255, 0, 0), (0, 0, 255)], np.uint8)[organ(m, 1, 2, 9)]),
+    ],
+)
+def test_values_blurred_by_jpeg_are_seen_in_png(tmp_path, make, quality):
+    """A third of the true area would be read, in speckles."""
+    for seed in range(3):
+        jpeg(make(blob(seed, 240, 320)), quality).save(tmp_path / f"{seed}.png")
+    paths = sorted(tmp_path.iterdir())
+    for wanted in (int(np.asarray(Image.open(paths[0]).convert("L")).max()), 38, "nonzero", 0xFE0000):
+        with pytest.raises(UserError, match="0.png.*compression has blurred|0.png.*colours run into each other"):
+            find_mask_rule(paths, wanted)
+
+
+def test_thin_and_many_exact_values_are_not_taken_for_blurred(tmp_path):
+    """Borders of a pixel, noise, points, and objects that touch each other by their numbers."""
+    draw = np.random.default_rng(0)
+    points = np.zeros((H, W), np.uint8)
+    points[draw.integers(0, H, 60), draw.integers(0, W, 60)] = np.arange(1, 61)
+    touching = np.kron(np.arange(192).reshape(12, 16), np.ones((4, 4)))
+    arrays = [np.asarray(with_border(blob())), draw.integers(0, 12, (H, W)), points, touching]
+    for array, wanted in zip(arrays, (15, 8, 60, 7)):
+        Image.fromarray(array.astype(np.uint8)).save(tmp_path / "a.png")
+        np.testing.assert_array_equal(
+            read_mask(tmp_path / "a.png", find_mask_rule([tmp_path / "a.png"], wanted)), array == wanted
+        )
+
+
+INSTANCES = {
+    "grey": lambda n: Image.fromarray(n.astype(np.uint8)),
+    "16 bits": lambda n: Image.fromarray((n * 301).astype(np.uint16)),
+    "near and far": lambda n: Image.fromarray(np.array([0, 1, 2, 255], np.uint8)[n % 4]),
+    "palette": lambda n: indexed(n > 0, [(0, 0, 0), (255, 0, 0), (0, 255, 0)], (0, n % 2 + 1)),
+    "palette with black in the middle": lambda n: indexed(n > 0, [(9, 0, 0), (0, 0, 0), (0, 9, 0)], (1, n % 2 * 2)),
+    "colours": lambda n: Image.fromarray(COLOURED[n]),
+    "colours and no alpha": lambda n: Image.fromarray(COLOURED[n]).convert("RGBA"),
+    "two values": lambda n: grey(n > 0, 0, 7),
+    "soft": lambda n: grey(n > 0).filter(ImageFilter.GaussianBlur(0.6)),
+}
+
+
+@pytest.mark.parametrize("name", INSTANCES)
+def test_nonzero_is_every_value_but_black(tmp_path, name):
+    for seed in range(3):
+        cell = 48 if name == "soft" else 16
+        numbers = np.random.default_rng(seed).permutation(300).reshape(15, 20).repeat(cell, 0).repeat(cell, 1)
+        numbers[numbers % 3 == 0] = 0
+        if name in ("grey", "near and far"):
+            numbers = numbers % 200
+            numbers[numbers % 4 == 0] = 0
+        INSTANCES[name](numbers).save(tmp_path / f"{seed}.png")
+        np.save(tmp_path / f"{seed}.npy", numbers > 0)
+    paths = sorted(tmp_path.glob("*.png"))
+    rule = find_mask_rule(paths, "nonzero")
+    assert "is foreground" in rule.describe() and MaskRule.from_dict(json.loads(json.dumps(rule.to_dict()))) == rule
+    for path in paths:
+        truth = np.load(path.with_suffix(".npy"))
+        assert (read_mask(path, rule) != truth).mean() <= (0.05 if name == "soft" else 0)
+        assert foreground_share(observe_mask(path), rule) == pytest.approx(truth.mean(), abs=0.01)
+
+
+def cut_out(mask, mode="RGBA"):
+    """A photograph, opaque where the mask is; a third of its edge is half so."""
+    photograph = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*mask.shape, 3), np.uint8))
+    picture = photograph.convert(mode)
+    picture.putalpha(
+        Image.fromarray(np.where(mask, 255 - 100 * edge(mask), 100 * np.roll(mask, 1, 0)).astype(np.uint8))
+    )
+    return picture
+
+
+@pytest.mark.parametrize("name", ["RGBA a.png", "LA a.png", "RGBA a.tif", "RGBA a.webp", "P a.png"])
+def test_alpha_is_the_mask_of_cut_outs(tmp_path, name):
+    masks = [blob(seed, 120, 160) for seed in range(2)] + [np.zeros((12, 16), np.uint8)]
+
+    def write(mask, path):
+        if name.startswith("P"):
+            return indexed(mask, VOC).save(path, transparency=bytes([0, 255, 255, 255]))
+        return cut_out(mask, name.split()[0]).save(path, **({"lossless": True} if "webp" in name else {}))
+
+    paths = write_all(tmp_path, write, name, masks)
+    rule = find_mask_rule(paths, "alpha")
+    assert "alpha" in rule.describe() and MaskRule.from_dict(json.loads(json.dumps(rule.to_dict()))) == rule
+    for mask, path in zip(masks, paths):
+        np.testing.assert_array_equal(read_mask(path, rule), mask)
+        assert foreground_share(observe_mask(path), rule) == pytest.approx(mask.mean())
+    if not name.startswith("P"):
+        with pytest.raises(UserError, match="--mask-foreground alpha"):
+            find_mask_rule(paths)
+
+
+def test_masks_without_the_alpha_that_is_asked_for_are_named(tmp_path):
+    cut_out(blob()).save(tmp_path / "a.png")
+    for name in ("b.png", "c.png"):
+        grey(blob()).save(tmp_path / name)
+    paths = sorted(tmp_path.iterdir())
+    with pytest.raises(UserError) as caught:
+        find_mask_rule(paths, "alpha")
+    assert all(f"{name}: has no alpha channel" in str(caught.value) for name in ("b.png", "c.png"))
+    assert "a.png" not in str(caught.value)
+    with pytest.raises(UnusableFile, match="has no alpha channel"):
+        read_mask(paths[1], find_mask_rule(paths[:1], "alpha"))
+    alpha_tells(blob()).save(tmp_path / "d.png")
+    with pytest.raises(UnusableFile, match="d.png.*--mask-foreground alpha"):
+        read_mask(tmp_path / "d.png", MaskRule())
+    for word in ("opaque", ("alpha", 3), "NONZERO"):
+        with pytest.raises(UserError, match='"nonzero".*"alpha"'):
+            find_mask_rule(paths[1:], word)
 
 
 def test_sixteen_bits_beside_colours_read_as_they_are_counted(tmp_path):
