@@ -309,6 +309,8 @@ def _write_mask(target, values, like):
     else:
         picture = Image.fromarray(values)
     kind = {"format": "TIFF"} if target.suffix == ".tif" else {"format": "PNG", "compress_level": 1}
+    if like.mode == "P" and "transparency" in like.info:  # of which colours; it may be what the mask means
+        kind["transparency"] = like.info["transparency"]
     _write(target, lambda file: picture.save(file, **kind))
 
 

@@ -200,6 +200,17 @@ def test_masks_keep_their_own_encoding(tmp_path, encoding):
         assert sheet.width > 800
 
 
+def test_a_palettes_transparency_is_kept(tmp_path):
+    raw, out = plain_set(tmp_path / "raw", 4), tmp_path / "out"
+    for path in (raw / "train_masks").iterdir():
+        as_palette(np.asarray(Image.open(path)) // 255).save(path, transparency=0)
+    make(raw, out, val_images=1)
+    for path in (out / TRAIN_MASKS).iterdir():
+        assert Image.open(path).info["transparency"] in (0, b"\0"), path
+    masks = sorted((out / TRAIN_MASKS).iterdir())
+    assert read_mask(masks[0], find_mask_rule(masks, "alpha")).mean() == (np.asarray(Image.open(masks[0])) > 0).mean()
+
+
 def test_one_of_several_classes_trains_by_one_constant(tmp_path):
     """MASK_FOREGROUND means before augmenting what it means after it."""
     raw, out = plain_set(tmp_path / "raw", 6), tmp_path / "out"
