@@ -119,7 +119,7 @@ class ImageDataset(Dataset):
 
     def _item(self, index):
         pair = self.pairs[index]
-        image, mask = read_image(pair.image), read_mask(pair.mask, self.rule)
+        image, mask = np.array(read_image(pair.image)), read_mask(pair.mask, self.rule)  # Pillow's own is read-only
         if self.transform is None:
             return image, mask
         if hasattr(self.transform, "set_random_seed"):

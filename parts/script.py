@@ -46,7 +46,8 @@ def settings_of(constants, argv=None, presets=None, positionals=()):
         argv = sys.argv[1:] if started else []
     plain = {name: _plain(value) for name, value in constants.items() if name.isupper() and name[0] != "_"}
     values = {name: value for name, value in plain.items() if value is not _NOT_PLAIN}
-    annotations, reasons = constants.get("__annotations__") or {}, _comments(constants.get("__file__"))
+    annotations = constants.get("__annotations__") or constants.get("__annotate__", lambda form: {})(1)  # Python 3.14
+    reasons = _comments(constants.get("__file__"))
     kinds = {name: _kinds(value, annotations.get(name)) for name, value in values.items()}
     parser = argparse.ArgumentParser(
         prog=f"python {Path(constants.get('__file__', 'script.py')).name}",

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from helpers import ROOT, WAIT
 from PIL import Image
@@ -83,6 +84,7 @@ TRAINING = '''
 import torch
 from tqdm import tqdm
 import numpy as np
+import pytest
 import torch.nn as nn
 import torch.optim as optim
 from unet import unet as UNET
@@ -206,6 +208,7 @@ def test_a_state_dict_of_the_articles_network_loads_strictly():
             assert (ours(image) - theirs(image)).abs().max() < 1e-5
 
 
+@pytest.mark.slow
 def test_the_articles_train_py_runs_as_printed(tmp_path):
     draw = np.random.default_rng(0)
     for part, count in (("train", 3), ("test", 2)):

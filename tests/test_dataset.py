@@ -48,7 +48,7 @@ def test_items_are_arrays(folders):
         image, mask = dataset[index]
         np.testing.assert_array_equal(image, np.asarray(Image.open(folders[0] / f"img_{index:03d}.png")))
         np.testing.assert_array_equal(mask * 255, np.asarray(Image.open(folders[1] / f"img_{index:03d}.png")))
-        assert image.dtype == mask.dtype == np.uint8
+        assert image.dtype == mask.dtype == np.uint8 and image.flags.writeable and mask.flags.writeable
     with pytest.raises(IndexError):
         dataset[9]
 
@@ -443,7 +443,7 @@ def test_a_file_that_changes_while_it_is_decoded(tmp_path, change):
 
     def once_it_has_begun():
         while not list(tmp_path.glob(".arrays.*.part")):
-            pass
+            time.sleep(0.001)
         change(pairs[-1].image)
 
     threading.Thread(target=once_it_has_begun, daemon=True).start()

@@ -11,7 +11,9 @@ def test_without_an_encoder_it_is_the_plain_network():
     assert isinstance(network, UNet) and network(torch.rand(1, 1, 9, 9)).shape == (1, 2, 9, 9)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50", "vgg11_bn", "vgg16_bn"])
+@pytest.mark.parametrize(
+    "name", ["resnet18", "resnet34", "resnet50", "vgg11_bn", pytest.param("vgg16_bn", marks=pytest.mark.slow)]
+)
 def test_an_encoder_learns_at_odd_sizes(name):
     network = build_network(encoder=name)
     logits = network(torch.rand(2, 3, 65, 97))
@@ -46,7 +48,7 @@ def test_every_scale_has_a_skip_and_the_classifier_is_gone(name, deepest):
     assert not [key for key in network.state_dict() if "fc." in key or "classifier." in key]
 
 
-@pytest.mark.parametrize("name", ["resnet34", "vgg16_bn"])
+@pytest.mark.parametrize("name", ["resnet34", pytest.param("vgg16_bn", marks=pytest.mark.slow)])
 def test_a_checkpoints_network_is_rebuilt_without_its_weights_file(name):
     first = build_network(encoder=name).eval()
     first.mean.fill_(0.25)  # what is saved counts, not what the constants say by then

@@ -107,6 +107,7 @@ for keep in (lambda: None, processes.keep_freed_memory):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's malloc can be told to keep its memory")
 def test_freed_memory_is_kept_for_the_next_tensor(tmp_path):
     (tmp_path / "faults.py").write_text(FAULTS)

@@ -153,6 +153,7 @@ def test_out_of_memory_names_the_constants_with_numbers():
     assert "BATCH_SIZE = 16" in words and "--batch-size 8 --accumulate 2" in words and "--image-size 240 352" in words
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:dynamo_pgo")
 def test_compiling_falls_back_and_leaves_the_network_as_it_was(capsys, monkeypatch):
     import torch._inductor.config as inductor
