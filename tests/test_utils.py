@@ -24,6 +24,7 @@ from unet import UNet
 from utils import (
     EpochSampler,
     arrays_folder,
+    best_of,
     check_accuracy,
     count_overlap,
     dice_from_counts,
@@ -182,6 +183,13 @@ def test_what_chooses_goes_by_images_that_hold_something():
     both, predicted, true = np.array([[0, 0, 0], [5, 5, 5], [0, 3, 0]]).T
     assert dice_of_choice(both, predicted, true) == 0.5 and dice_from_counts(both, predicted, true).mean() == 2 / 3
     assert dice_of_choice(both * 0, predicted * 0, true * 0) == 1
+
+
+def test_the_best_epoch_is_not_one_that_predicts_nothing():
+    """On a mostly empty set such an epoch has the higher mean; the first of several equal ones is the best."""
+    nothing, something = dict(epoch=1, dice=0.83, dice_nonempty=0.0), dict(epoch=2, dice=0.66, dice_nonempty=0.5)
+    assert best_of([nothing, something, something | dict(epoch=3)]) is something
+    assert best_of([dict(dice=0.2), dict(dice=0.4)]) == dict(dice=0.4)  # of a checkpoint from before there were two
 
 
 def test_a_loss_that_is_not_finite_names_the_files_of_its_batch(folders):
