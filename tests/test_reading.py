@@ -1,26 +1,37 @@
 """Which files are read, how they pair up, and what image each holds: right pixels, or a message with a cure."""
 
 import io
+import json
 import os
+import struct
 import subprocess
 import sys
 import tempfile
 import zlib
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from helpers import ROOT, WAIT
 from PIL import Image
 
 from parts.reading import (
+    Pair,
     UnusableFile,
+    by_pages,
+    bytes_of,
+    choose_span,
+    decode,
+    depth_of,
     group_of,
     image_size,
     list_pictures,
     pages_of,
     pair_files,
+    pixels_of,
     read_image,
+    refuse_image_range,
     resize_image,
     shown,
     source_stem,
@@ -33,6 +44,10 @@ H, W = 24, 36
 def colours(seed=0):
     """An image with a different value nearly everywhere, so that every flip and turn shows."""
     return np.random.default_rng(seed).integers(0, 256, (H, W, 3), np.uint8)
+
+
+def deep(channels=3, seed=1):
+    return np.random.default_rng(seed).integers(0, 65536, (H, W, channels), np.uint16)
 
 
 def smooth():
@@ -77,6 +92,28 @@ def palette(path):
 
 def cmyk(path):
     Image.fromarray(np.dstack([255 - colours(), np.zeros((H, W), np.uint8)]), "CMYK").save(path)
+
+
+def tiff(array, photometric=1, planar=1, compression=1, more=()):
+    """A maker of a TIFF that Pillow does not write: `array` (H, W, C) of any type, as it lies there."""
+
+    def make(path):
+        height, width, channels = array.shape
+        kind = {"u": 1, "i": 2, "f": 3}[array.dtype.kind]
+        data = (array.transpose(2, 0, 1) if planar == 2 else array).tobytes()
+        planes = channels if planar == 2 else 1
+        places = [4096 + len(data) // planes * plane for plane in range(planes)]
+        tags = {256: [width], 257: [height], 258: [array.dtype.itemsize * 8] * channels, 259: [compression]}
+        tags |= {262: [photometric], 273: places, 277: [channels], 278: [height]}
+        tags |= {279: [len(data) // planes] * planes, 284: [planar], 339: [kind] * channels, **dict(more)}
+        head, values = struct.pack("<2sHIH", b"II", 42, 8, len(tags)), b""
+        for tag, numbers in sorted(tags.items()):  # all of 32 bits; several of them stand behind the others
+            place = numbers[0] if len(numbers) == 1 else 2048 + len(values)
+            values += struct.pack(f"<{len(numbers)}I", *numbers) * (len(numbers) > 1)
+            head += struct.pack("<HHII", tag, 4, len(numbers), place)
+        path.write_bytes((head.ljust(2048, b"\0") + values).ljust(4096, b"\0") + data)
+
+    return make
 
 
 def cut(kind, share, **options):
@@ -153,6 +190,7 @@ IMAGES = {
     "turned 7.png": (turned(7), np.rot90(colours().transpose(1, 0, 2), 2)),
     "turned 8.png": (turned(8), np.rot90(colours())),
     "turned 6.tif": (turned(6), np.rot90(colours(), -1)),
+    "turned grey 8.tif": (turned(8, GREY), np.rot90(np.dstack(THREE))),
     "turned 9, which is none.png": (turned(9), colours()),
     "UPPER.PNG": (save(colours()), colours()),
     "with space and [brackets] {x}.png": (save(colours()), colours()),
@@ -160,8 +198,14 @@ IMAGES = {
     "jpeg called.png": (lambda path: Image.fromarray(colours()).save(path, "BMP"), colours()),
     os.fsdecode(b"no-unicode-\xff.png"): (save(colours(), format="PNG"), colours()),
     "one pixel.png": (save(colours()[:1, :1]), colours()[:1, :1]),
-    "float.tif": (save(GREY.astype(np.float32)), "floating-point"),
-    "negative.tif": (save(WIDE.astype(np.int32) - 500), "32 bits"),
+    "float.tif": (save(GREY.astype(np.float32)), "floating-point pixels. Save it with 8 or 16 bits; IMAGE_RANGE"),
+    "negative.tif": (save(WIDE.astype(np.int32) - 500), "16 bits. Save it with 8 or 16 bits; IMAGE_RANGE"),
+    "five bands.tif": (tiff(np.zeros((H, W, 5), np.uint8)), "a TIFF of 5 channels of 8 bits, 24x36 (height x width)"),
+    "float colours.tif": (tiff(np.zeros((H, W, 3), np.float32), 2), "3 channels of floating-point 32 bits"),
+    "double.tif": (tiff(np.zeros((H, W, 1))), "1 channel of floating-point 64 bits"),
+    "lab.tif": (tiff(deep(), 8), "3 channels of 16 bits, 24x36 (height x width), of colours of an uncommon kind"),
+    "packed.tif": (tiff(colours(), 2, compression=34712), "compressed in an uncommon way (34712)"),
+    "planar.tif": (tiff(colours().astype(np.uint16), 2, planar=2), "planar"),
     "zero.png": (lambda path: path.write_bytes(b""), "empty (0 bytes)"),
     "text.png": (lambda path: path.write_text("not a picture\n" * 50), "no picture"),
     "html.jpg": (lambda path: path.write_text("<!DOCTYPE html><title>Sign in</title>"), "no picture"),
@@ -207,6 +251,150 @@ def test_image_is_read_right_or_refused_in_words(tmp_path, name):
         assert expected in str(caught.value) and str(caught.value).startswith(shown(path))
         assert caught.value.cure
         str(caught.value).encode()  # can be printed
+
+
+def by_opencv(array, *options):
+    """A maker: OpenCV writes 16 bits of RGB or RGBA."""
+
+    def make(path):
+        order = [2, 1, 0, 3][: array.shape[2]]
+        path.write_bytes(cv2.imencode(path.suffix, array[..., order], options)[1])
+
+    return make
+
+
+def turned_colours(path):
+    """A PNG of 16-bit colours with EXIF's orientation 6."""
+    by_opencv(deep())(path)
+    exif = Image.Exif()
+    exif[274] = 6
+    chunk = b"eXIf" + exif.tobytes().removeprefix(b"Exif\0\0")
+    data = path.read_bytes()
+    chunk = (len(chunk) - 4).to_bytes(4, "big") + chunk + zlib.crc32(chunk).to_bytes(4, "big")
+    path.write_bytes(data[:33] + chunk + data[33:])
+
+
+def twelve_bits(path):
+    path.write_bytes(b"P6 %d %d 4095\n" % (W, H) + (deep() >> 4).astype(">u2").tobytes())
+
+
+LZW = (cv2.IMWRITE_TIFF_COMPRESSION, 5)
+FLOATS = np.linspace(-3, 1e6, H * W, dtype=np.float32).reshape(H, W)
+DEEP = {  # name -> (maker, its pixels in their own depth)
+    "colour.png": (by_opencv(deep()), deep()),
+    "alpha.png": (by_opencv(deep(4)), deep(4)[..., :3]),
+    "colour.tif": (by_opencv(deep(), cv2.IMWRITE_TIFF_COMPRESSION, 1), deep()),
+    "lzw.tif": (by_opencv(deep(), *LZW), deep()),
+    "alpha.tif": (by_opencv(deep(4), *LZW), deep(4)[..., :3]),
+    "colour.ppm": (by_opencv(deep()), deep()),
+    "twelve bits.ppm": (twelve_bits, np.rint((deep() >> 4) * (65535 / 4095)).astype(np.uint16)),
+    "turned.png": (turned_colours, np.rot90(deep(), -1)),
+    "grey.png": (save(deep()[..., 0]), np.dstack([deep()[..., 0]] * 3)),
+    "grey.tif": (save(deep()[..., 0]), np.dstack([deep()[..., 0]] * 3)),
+    "turned grey.tif": (turned(6, deep()[..., 0]), np.rot90(np.dstack([deep()[..., 0]] * 3), -1)),
+    "float.tif": (save(FLOATS), np.dstack([FLOATS] * 3)),
+    "whole numbers.tif": (save(WIDE.astype(np.int32)), np.dstack([WIDE] * 3)),
+    "negative.tif": (save(WIDE.astype(np.int32) - 500), np.dstack([WIDE.astype(np.float32) - 500] * 3)),
+    "no sign.tif": (tiff(deep(1) * np.uint32(65537)), np.dstack([deep(1) * np.float32(65537)] * 3)),
+    "eight.png": (save(colours()), colours()),
+    "eight.jpg": (save(smooth()[..., 0]), OPENED),
+    "five, six and five bits.bmp": (
+        lambda path: path.write_bytes(
+            b"BM" + (66 + H * W * 2).to_bytes(4, "little") + bytes(4) + (66).to_bytes(4, "little")
+            + b"".join(n.to_bytes(4, "little") for n in (40, W, H, 1 | 16 << 16, 3, 0, 0, 0, 0, 0, 0xF800, 0x7E0, 0x1F))
+            + bytes(H * W * 2)
+        ),
+        np.zeros((H, W, 3), np.uint8),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DEEP)
+def test_pixels_keep_their_depth_and_a_span_makes_bytes_of_them(tmp_path, name):
+    make, expected = DEEP[name]
+    path = tmp_path / name
+    make(path)
+    if expected is OPENED:
+        expected = read_image(path)
+    decoded = decode(path)
+    pixels, depth = pixels_of(decoded, path), depth_of(decoded, path)
+    assert pixels.dtype == expected.dtype
+    np.testing.assert_array_equal(pixels, expected)
+    assert image_size(path) == pixels.shape[:2]
+    low, high = 1000, 40_000
+    image = read_image(path, span=(low, high))
+    assert image.dtype == np.uint8
+    if expected.dtype == np.uint8:
+        assert depth is None and np.array_equal(image, expected)
+        return
+    right = np.clip((expected.astype(float) - low) * 255 / (high - low), 0, 255)
+    assert np.abs(image - right).max() <= 0.51
+    np.testing.assert_array_equal(image, bytes_of(pixels, (low, high)))
+    np.testing.assert_array_equal(read_image(path, (9, 8), span=(low, high)), resize_image(image, (9, 8)))
+    kind = "float" if name == "float.tif" else 16 if expected.dtype == np.uint16 else 32
+    assert (depth["bits"], depth["lowest"], depth["highest"]) == (kind, expected.min(), expected.max())
+    assert json.loads(json.dumps(depth)) == depth
+    assert np.array_equal(depth["quantiles"], np.sort(depth["quantiles"])) and len(depth["quantiles"]) == 100
+
+
+def test_a_later_page_of_deep_colours(tmp_path):
+    pages = [deep(3, seed)[..., ::-1] for seed in range(3)]
+    cv2.imwritemulti(str(tmp_path / "a.tif"), pages)
+    for number in range(3):
+        decoded = decode(tmp_path / "a.tif", page=number)
+        assert np.array_equal(pixels_of(decoded, tmp_path / "a.tif"), deep(3, number))
+
+
+def test_deep_colours_that_two_libraries_see_differently_are_refused(tmp_path):
+    tiff(deep(4), 2, more={338: [1]})(tmp_path / "a.tif")  # colours multiplied by alpha, which Pillow takes back
+    assert read_image(tmp_path / "a.tif").shape == (H, W, 3)
+    with pytest.raises(UnusableFile, match="a.tif: has 16 bits in several channels, laid out in an uncommon way"):
+        read_image(tmp_path / "a.tif", span=(0, 9))
+
+
+def test_nothing_is_printed_about_odd_tags(tmp_path, capfd):
+    tiff(deep(), 2, more={42113: [0]})(tmp_path / "a.tif")  # GDAL's value of no data
+    assert np.array_equal(pixels_of(decode(tmp_path / "a.tif"), tmp_path / "a.tif"), deep())
+    assert capfd.readouterr() == ("", "")
+
+
+def test_pixels_that_are_no_numbers_are_refused(tmp_path):
+    values = FLOATS.copy()
+    values[3, :4] = np.nan, np.inf, -np.inf, np.nan
+    Image.fromarray(values).save(tmp_path / "a.tif")
+    with pytest.raises(UnusableFile, match="a.tif: has 4 pixels that are no numbers"):
+        read_image(tmp_path / "a.tif", span=(0, 1))
+    with np.errstate(all="raise"):
+        bytes_of(np.float32([[-3.4e38, 3.4e38]]), (-3e38, 1))
+
+
+def test_the_span_of_a_dataset_leaves_outliers_out(tmp_path):
+    quantiles = []
+    for seed in range(5):
+        draw = np.random.default_rng(seed)
+        values = draw.integers(2000, 3000, (200, 300), np.uint16)
+        values.flat[draw.choice(values.size, 60, replace=False)] = 65535
+        Image.fromarray(values).save(tmp_path / "a.png")
+        quantiles.append(depth_of(decode(tmp_path / "a.png"), tmp_path / "a.png")["quantiles"])
+    low, high = choose_span(quantiles)
+    assert 2000 <= low < 2030 and 2970 < high <= 3000
+    assert choose_span([[7] * 999 + [9]]) == (7, 9)
+    assert choose_span([[7.0] * 100]) == (7, 8)
+    assert choose_span([range(500), range(500, 1001)]) == (5, 995)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [(4095, 0), (1, 1), (0,), (0, 1, 2), "Auto", 255, True, (0, float("nan")), (0, float("inf")), ("0", "1"), ()],
+)
+def test_an_image_range_that_is_none(value):
+    with pytest.raises(UserError, match="IMAGE_RANGE = .*--image-range 0 4095"):
+        refuse_image_range(value)
+
+
+def test_image_ranges():
+    for value in (None, "auto", (0, 4095), (-1.5, 2), [0, 1]):
+        refuse_image_range(value)
 
 
 def test_jpeg_orientations_match_pngs(tmp_path):
@@ -446,7 +634,7 @@ def test_mask_name_says_it_by_hand(tmp_path, capsys, mask_name):
     assert "d.jpg: has no mask" in str(caught.value)
 
 
-@pytest.mark.parametrize("mask_name", ["_seg", "", "{}{}", "{}_*", "masks/{}"])
+@pytest.mark.parametrize("mask_name", ["_seg", "", "{}{}", "{}_*_*", "masks/{}", "*"])
 def test_a_mask_name_that_says_nothing(tmp_path, capsys, mask_name):
     with pytest.raises(UserError, match="MASK_NAME = .*{}_segmentation"):
         pairs_of(tmp_path, capsys, ["a.jpg"], ["a_seg.png"], mask_name=mask_name)
@@ -461,6 +649,125 @@ def test_what_has_no_partner_is_left_out_where_that_is_asked_for(tmp_path, capsy
         pairs_of(tmp_path, capsys, [], ["c_mask.png"], skip_unpaired=True)
     with pytest.raises(UserError, match="no image there has a mask"):
         pairs_of(tmp_path / "none", capsys, ["a.jpg"], ["b.png"], skip_unpaired=True)
+
+
+SEVERAL = {  # MASK_NAME -> image: its masks
+    "{}_*": {"a.jpg": ["a_1.png", "a_2.png", "a_10.png"], "b.jpg": ["b_1.png"], "s/a.jpg": ["s/a_x.png", "s/a_y.png"]},
+    "{}-*_mask.png": {"a.jpg": ["a-1_mask.png", "a-b-2_MASK.png"], "a-c.jpg": ["a-c-1_mask.png"]},
+    "obj*-{}": {"7.jpg": ["obj1-7.png", "obj22-7.png"], "1-7.jpg": ["obj3-1-7.png"]},
+    "*_{}": {"a_b.jpg": ["1_a_b.png"], "b.jpg": ["x_b.png", "y_B.png"]},
+    "{}*": {"1.jpg": ["1.png", "1b.png"], "10.jpg": ["10.png", "10_1.png"]},
+}
+
+
+@pytest.mark.parametrize("mask_name", SEVERAL)
+def test_several_masks_of_one_image(tmp_path, capsys, mask_name):
+    wanted = SEVERAL[mask_name]
+    names = [mask for masks in wanted.values() for mask in masks]
+    found, words = pairs_of(tmp_path, capsys, wanted, names, mask_name=mask_name)
+    assert found == {image: sorted(masks)[0] for image, masks in wanted.items()} and words == ""
+    pairs = pair_files(tmp_path / "i", tmp_path / "m", mask_name)
+    for pair in pairs:
+        masks = [tmp_path / "m" / mask for mask in sorted(wanted[str(pair.image.relative_to(tmp_path / "i"))])]
+        assert [pair.mask, *pair.more] == masks
+        assert pair.masks == (tuple(masks) if len(masks) > 1 else masks[0])
+
+
+def test_several_masks_beside_their_images_or_not_told_or_of_none(tmp_path, capsys):
+    both = touch(tmp_path / "both", "img_1.jpg", "img_2.jpg", "img_1_1.png", "img_1_2.png", "img_2_1.png")
+    found = pair_files(both, both, "{}_*")
+    assert [(pair.image.name, len(pair.more)) for pair in found] == [("img_1.jpg", 1), ("img_2.jpg", 0)]
+    close = touch(tmp_path / "close", "a.jpg", "a1.png", "b.jpg", "b2.png")
+    assert [pair.mask.name for pair in pair_files(close, close, "{}*")] == ["a1.png", "b2.png"]
+    masks = ["a_1.png", "a_2.png", "b_1.png"]
+    with pytest.raises(UserError) as caught:
+        pairs_of(tmp_path, capsys, ["a.jpg", "b.jpg"], masks)
+    assert str(caught.value).count("MASK_NAME = '{}_*' (--mask-name), which unites them") == 3
+    with pytest.raises(UserError, match="c_1_2.png: is the mask of no image. Add the image c_1, or"):
+        pairs_of(tmp_path, capsys, [], ["c_1_2.png"], mask_name="{}_*")
+    with pytest.raises(UserError, match="it is not clear which belong together: .*a.png"):
+        pairs_of(tmp_path, capsys, ["a.png"], [], mask_name="{}_*")
+
+
+def test_a_later_page_of_an_odd_kind_is_told(tmp_path):
+    stack(tmp_path / "i" / "a.tif", 2)
+    tiff(np.zeros((H, W, 5), np.uint8))(tmp_path / "five.tif")
+    data, five = bytearray((tmp_path / "i/a.tif").read_bytes()), (tmp_path / "five.tif").read_bytes()
+    first = int.from_bytes(data[4:8], "little")
+    link = first + 2 + 12 * int.from_bytes(data[first : first + 2], "little")  # to the second page
+    data[link : link + 4] = (1024).to_bytes(4, "little")
+    (tmp_path / "a.tif").write_bytes(bytes(data[:1024]).ljust(1024, b"\0") + five[8:1032] + five[2048:])
+    assert pages_of(tmp_path / "a.tif") == [0, 1]
+    with pytest.raises(UnusableFile, match=r"a\.tif\[1\]: is a TIFF of 5 channels"):
+        read_image(tmp_path / "a.tif", page=1)
+
+
+def stack(path, count, value=0):
+    path.parent.mkdir(exist_ok=True)
+    pages = [Image.fromarray(np.full((4, 5), value + number, np.uint8)) for number in range(count)]
+    pages[0].save(path, save_all=True, append_images=pages[1:])
+
+
+def test_pages_of_an_image_and_its_mask_are_paired(tmp_path):
+    for name, count in (("a", 12), ("b", 1), ("s/c", 2)):
+        (tmp_path / "m" / name).parent.mkdir(parents=True, exist_ok=True)
+        stack(tmp_path / "i" / f"{name}.tif", count)
+        stack(tmp_path / "m" / f"{name}.tif", count, 100)
+    pairs = pair_files(tmp_path / "i", tmp_path / "m")
+    assert [pair.name for pair in pairs] == [*(f"a_{number}" for number in range(12)), "b", "s/c_0", "s/c_1"]
+    for pair in pairs:
+        image, mask = read_image(pair.image, page=pair.image_page), read_image(pair.mask, page=pair.mask_page)
+        assert (mask == image + 100).all() and image[0, 0, 0] == int((pair.name.split("_") + ["0"])[1])
+
+
+def test_pages_that_do_not_fit_are_told(tmp_path):
+    for name, count, other in (("a", 3, 2), ("b", 1, 2), ("c", 2, 1), ("d", 2, 2), ("d_1", 1, 1), ("e", 2, 2)):
+        stack(tmp_path / "i" / f"{name}.tif", count)
+        stack(tmp_path / "m" / f"{name}.tif", other)
+    with pytest.raises(UserError) as caught:
+        pair_files(tmp_path / "i", tmp_path / "m")
+    lines = str(caught.value).splitlines()
+    assert [Path(line.split(":")[0]).name for line in lines] == ["a.tif", "b.tif", "c.tif", "d.tif"]
+    assert f"holds 3 pictures (pages or frames), and its mask {tmp_path}/m/a.tif 2. Save both" in lines[0]
+    assert "called like another image: d_1" in lines[3]
+    stack(tmp_path / "m2" / "e_1.tif", 2)
+    stack(tmp_path / "m2" / "e_2.tif", 3)
+    pairs = [Pair("e", tmp_path / "i/e.tif", tmp_path / "m2/e_1.tif", more=(tmp_path / "m2/e_2.tif",))]
+    assert len(by_pages(pairs, pages_of)[1]) == 1
+    assert by_pages(pairs, lambda path: None) == (pairs, [])
+    files = tmp_path / "i/e.tif", tmp_path / "m/e.tif"
+    assert by_pages([Pair("e", *files)], lambda path: [1]) == ([Pair("e", *files, 1, 1)], [])
+
+
+def test_kinds_that_are_not_read_are_named_with_what_to_do(tmp_path, capsys):
+    images = touch(tmp_path / "i", "a.jpg", "b.HEIC", "c.jpg", "d.jpg", "clip.mp4", "f.dng", ".g.heic")
+    masks = touch(tmp_path / "m", "a.png", "b_mask.png", "c.npy", "d_mask.nii.gz")
+    with pytest.raises(UserError) as caught:
+        pair_files(images, masks)
+    lines = str(caught.value).splitlines()
+    words = "which is of a kind that is not read. Save that as PNG"
+    assert lines[:3] == [
+        f"{images}/c.jpg: has its mask in {masks}/c.npy, {words}.",
+        f"{images}/d.jpg: has its mask in {masks}/d_mask.nii.gz, {words}.",
+        f"{masks}/b_mask.png: is the mask of {images}/b.HEIC, {words} or JPEG.",
+    ]
+    pair_files(images, masks, skip_unpaired=True)
+    words = capsys.readouterr().out
+    assert "4 pictures of a kind that is not read: b.HEIC, f.dng, c.npy, d_mask.nii.gz. To use them, save as" in words
+    assert "1 video: clip.mp4. To use it, cut into frames (mkdir frames; ffmpeg -i clip.mp4 frames/%05d.png)" in words
+
+
+def test_folders_of_kinds_that_are_not_read(tmp_path):
+    for names, words in (
+        (["a.mp4", "b.MOV"], r"2 videos: a.mp4, b.MOV. .*ffmpeg -i a.mp4 frames/%05d.png\).$"),
+        (["s/a.heic", "notes.txt"], r"\(2 others are left out\). 1 picture of a kind that is not read: a.heic. To use"),
+    ):
+        folder = tmp_path / names[0][:1]
+        for name in names:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(b"x")
+        with pytest.raises(UserError, match=f"holds no pictures.*{words}"):
+            list_pictures(folder)
 
 
 def test_subfolders(tmp_path, capsys):
@@ -541,3 +848,16 @@ def test_groups_and_copies():
     assert source_stem("a_vflip") == "a" and source_stem("a_flip") == "a_flip"
     with pytest.raises(UserError, match="GROUP"):
         group_of("a", "(")
+
+
+def test_a_bitmap_that_pillow_misreads_is_refused(tmp_path):
+    """Its palette of two is taken for 1 bit, whatever the file says: it would be read as stripes."""
+    mask = np.zeros((19, 39), np.uint8)
+    mask[3:9, 4:20] = 1
+    picture = Image.fromarray(mask).convert("P")
+    picture.putpalette([0, 0, 0, 255, 255, 255])
+    picture.save(tmp_path / "two.bmp")
+    with pytest.raises(UnusableFile, match="two.bmp: is a BMP with a palette of black and white"):
+        decode(tmp_path / "two.bmp")
+    Image.fromarray(mask > 0).save(tmp_path / "one.bmp")
+    np.testing.assert_array_equal(np.asarray(decode(tmp_path / "one.bmp").picture), mask > 0)
