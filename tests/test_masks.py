@@ -9,8 +9,11 @@ import pytest
 from PIL import Image, ImageFilter
 
 from parts.masks import (
+    IGNORED,
     MaskRule,
+    count_classes,
     decide_mask_rule,
+    encode_mask,
     find_mask_rule,
     foreground_share,
     observe_mask,
@@ -265,8 +268,21 @@ REFUSED = {
         ["several classes", "--mask-foreground nonzero"],
     ),
     "classes 0..11": (lambda f: classes(range(12)).save(f / "a.png"), ["several classes", "11 (", "MASK_FOREGROUND"]),
-    "classes 0, 1, 255": (lambda f: classes([0, 1, 255]).save(f / "a.png"), ["0 (33 %), 1 (33 %), 255 (33 %)"]),
-    "voc with borders": (one(with_border), ["several classes", "15 (", "255 ("]),
+    "classes 0, 1, 255": (
+        lambda f: classes([0, 1, 255]).save(f / "a.png"),
+        [
+            "0 (33 %), 1 (33 %), 255 (33 %)",
+            "--mask-foreground 1",
+            "--classes all",
+            '{"name": 1, ...}',
+            "--mask-ignore 255",
+        ],
+    ),
+    "voc with borders": (one(with_border), ["several classes", "15 (", "255 (", "--mask-ignore 255"]),
+    "voc with borders, in colours": (
+        one(lambda m: Image.fromarray(np.array([(0, 0, 0), (192, 0, 0), (224, 224, 192)], np.uint8)[m + edge(m)])),
+        ["several classes", "--classes all", "--mask-ignore 0xE0E0C0"],
+    ),
     "trimap": (lambda f: classes([0, 128, 255]).save(f / "a.png"), ["several classes", "128 ("]),
     "five even steps": (lambda f: classes([0, 64, 128, 191, 255]).save(f / "a.png"), ["several classes"]),
     "a small third class": (lambda f: classes([0] * 30 + [255] * 17 + [128]).save(f / "a.png"), ["128 ("]),
@@ -293,7 +309,7 @@ REFUSED = {
             coloured(blob() + 0, (255, 0, 0), (0, 255, 0)).save(f / "a.png")
             or coloured(blob() + 0, (0, 0, 255)).save(f / "b.png")
         ),
-        ["do not all mean the same", "0xFF0000", "0x0000FF"],
+        ["do not all mean the same", "0xFF0000", "0x0000FF", "--classes all"],
     ),
     "three colours": (
         lambda f: Image.fromarray(np.array([(0, 0, 0), (255, 0, 0), (0, 255, 0)], np.uint8)[classes([0, 1, 2])]).save(
@@ -662,3 +678,319 @@ def test_half_of_an_area_decides(tmp_path):
 def test_no_masks():
     with pytest.raises(UserError, match="no masks"):
         find_mask_rule([])
+
+
+# ---- several classes, and what is ignored
+
+
+def areas(draw, labels, cell=6):
+    """Random areas of some of the labels."""
+    cells = draw.choice(labels, draw.integers(2, 7, 2))
+    return cells.repeat(cell, 0).repeat(cell, 1)
+
+
+def with_palette(values, colours):
+    picture = Image.fromarray(values.astype(np.uint8))
+    picture.putpalette(np.asarray(colours, np.uint8).ravel().tolist())
+    return picture
+
+
+def to_rgb(values):
+    return np.stack([values >> 16, values >> 8 & 255, values & 255], axis=-1).astype(np.uint8)
+
+
+TINTS = np.random.default_rng(1).permutation(256 * 256)[: 3 * 256].reshape(256, 3).astype(np.uint8)
+# name -> (largest value, how an array of values is written); values above 255 and not of 16 bits are 0xRRGGBB
+ENCODINGS = {
+    "numbers": (255, lambda v, p: Image.fromarray(v.astype(np.uint8)).save(p)),
+    "few numbers": (9, lambda v, p: Image.fromarray(v.astype(np.uint8)).save(p)),
+    "16 bits": (65535, lambda v, p: Image.fromarray(v.astype(np.uint16)).save(p)),
+    "32 bits": (65535, lambda v, p: Image.fromarray(v.astype(np.int32)).save(p, format="TIFF")),
+    "grey in three channels": (255, lambda v, p: Image.fromarray(v.astype(np.uint8)).convert("RGB").save(p)),
+    "palette": (255, lambda v, p: with_palette(v, TINTS).save(p)),
+    "palette of greys": (255, lambda v, p: with_palette(255 - v, np.arange(255, -1, -1).repeat(3)).save(p)),
+    "colours": (0xFFFFFF, lambda v, p: Image.fromarray(to_rgb(v)).save(p)),
+    "colours, opaque": (0xFFFFFF, lambda v, p: Image.fromarray(to_rgb(v)).convert("RGBA").save(p)),
+}
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("name", ENCODINGS)
+def test_classes_in_every_encoding_read_back_equal_and_are_written_so(tmp_path, name, seed):
+    draw = np.random.default_rng(seed)
+    most, write = ENCODINGS[name]
+    count, void = int(draw.integers(2, 9)), seed % 2
+    values = draw.choice(most + 1 if most < 65536 else 65536, count + void, replace=False)
+    values = values * 251 % 2**24 if most > 65535 else values
+    if seed % 3 == 0 and most == 255 and 255 not in values:
+        values[-1] = 255  # what a byte holds at most, as a class or as what is ignored
+    values = values.tolist()
+    classes, ignore = values[:count], values[count] if void else None
+    given = [tuple(classes), {f"class {value}": value for value in classes}, "all"][seed % 3]
+    labels = [*range(count), *[IGNORED] * void]
+    truths = [areas(draw, labels) for _ in range(3)] + [np.array([labels]).repeat(6, 0).repeat(6, 1)]
+    table = np.zeros(256, np.int64)
+    table[labels] = values
+    paths = write_all(tmp_path, lambda m, p: write(table[m], p), "a.tif" if "32" in name else "a.png", truths)
+    rule = find_mask_rule(paths, ignore=ignore, classes=given)
+    order = sorted(classes) if given == "all" else classes
+    assert rule.classes == tuple(order) and rule.channels == count and rule.labels and not rule.soft
+    assert rule.ignored == (() if ignore is None else (ignore,))
+    in_words = [f"0x{value:06X}" if "colours" in name else str(value) for value in order]
+    assert list(rule.names) == (list(given) if isinstance(given, dict) else in_words)
+    renumbered = np.arange(256)
+    renumbered[:count] = [order.index(value) for value in classes]
+    for truth, path in zip(truths, paths):
+        truth = renumbered[truth]
+        mask = read_mask(path, rule)
+        assert mask.dtype == np.uint8
+        np.testing.assert_array_equal(mask, truth)
+        counts = np.bincount(truth.ravel(), minlength=256)
+        np.testing.assert_array_equal(count_classes(observe_mask(path), rule), [*counts[:count], counts[IGNORED]])
+        encode_mask(mask, rule).save(tmp_path / "again.png")
+        np.testing.assert_array_equal(read_mask(tmp_path / "again.png", rule), truth)
+        again, seen = observe_mask(tmp_path / "again.png"), observe_mask(path)
+        assert again.counts == seen.counts or name.startswith("colours")  # whose greys are counted as such
+        assert again.palette == seen.palette or (void and again.palette)  # void has VOC's colour there
+    assert MaskRule.from_dict(json.loads(json.dumps(rule.to_dict()))) == rule
+    if "colours" in name:
+        assert rule.colours == rule.classes
+    elif name == "palette":
+        assert rule.colours == tuple(int.from_bytes(bytes(TINTS[value].tolist()), "big") for value in rule.classes)
+    else:
+        assert rule.colours == ()
+
+
+FOREGROUND = {  # of values 0, 1 and 2, the last one ignored: MASK_FOREGROUND -> what is foreground
+    "as the masks say": (None, [0, 1]),
+    "a value": (1, [0, 1]),
+    "the other way round": (0, [1, 0]),
+    "nonzero": ("nonzero", [0, 1]),
+}
+
+
+@pytest.mark.parametrize("wanted", FOREGROUND)
+@pytest.mark.parametrize("name", ["numbers", "16 bits", "palette", "colours"])
+def test_one_foreground_and_what_is_ignored(tmp_path, name, wanted):
+    given, meant = FOREGROUND[wanted]
+    values = np.array([0, 38, 255] if name != "colours" else [0, 0xC00000, 0xE0E0C0])
+    given = given if given in (None, 0, "nonzero") else int(values[1])
+    draw = np.random.default_rng(0)
+    masks = [areas(draw, range(3)) for _ in range(4)] + [np.full((5, 7), 2)]  # one of nothing else
+    palette = TINTS.copy()
+    palette[0] = 0
+    write = (lambda v, p: with_palette(v, palette).save(p)) if name == "palette" else ENCODINGS[name][1]
+    paths = write_all(tmp_path, lambda m, p: write(values[m], p), "a.png", masks)
+    void = int(values[2]) if name != "colours" else (224, 224, 192)  # as MASK_FOREGROUND, red, green and blue of one
+    rule = find_mask_rule(paths, given, ignore=void)
+    assert rule.ignored == (values[2],) and rule.labels and rule.channels == 1 and "ignored" in rule.describe()
+    assert MaskRule.from_dict(json.loads(json.dumps(rule.to_dict()))) == rule
+    for path, mask in zip(paths, masks):
+        truth = np.array([*meant, IGNORED], np.uint8)[mask]
+        np.testing.assert_array_equal(read_mask(path, rule), truth)
+        seen, counts = observe_mask(path), [(truth == label).sum() for label in (0, 1, IGNORED)]
+        np.testing.assert_array_equal(count_classes(seen, rule), counts)
+        assert foreground_share(seen, rule) == counts[1] / max(1, counts[0] + counts[1])
+
+
+def test_what_no_mask_holds_may_be_ignored_and_all_may_be(tmp_path):
+    grey(blob()).save(tmp_path / "a.png")
+    rule = find_mask_rule([tmp_path / "a.png"], ignore=7)
+    np.testing.assert_array_equal(read_mask(tmp_path / "a.png", rule), blob())
+    grey(blob(), 0, 7).save(tmp_path / "b.png")
+    rule = find_mask_rule([tmp_path / "b.png"], ignore=(7, 255))
+    np.testing.assert_array_equal(read_mask(tmp_path / "b.png", rule), blob() * IGNORED)
+    assert foreground_share(observe_mask(tmp_path / "b.png"), rule) == 0
+    assert not set(rule.foreground) & set(rule.ignored)
+    rule = find_mask_rule([tmp_path / "b.png"], ignore=(0, 7))
+    assert (read_mask(tmp_path / "b.png", rule) == IGNORED).all()
+    assert foreground_share(observe_mask(tmp_path / "b.png"), rule) == 0
+    with pytest.raises(
+        UserError, match="several classes.*0 .*, 15 .*, 255 "
+    ):  # what is ignored stands among the shares
+        with_border(blob()).save(tmp_path / "c.png")
+        organ(blob(), 15, 3).save(tmp_path / "d.png")
+        find_mask_rule([tmp_path / "c.png", tmp_path / "d.png"], ignore=255)
+
+
+def test_old_rules_are_read_and_long_ones_are_a_short_line():
+    old = {"kind": "numbers", "background": [0], "foreground": [255], "soft": True, "rest": False}
+    rule = MaskRule.from_dict(old)
+    assert rule == MaskRule(soft=True) and rule.channels == 1 and not rule.labels
+    names = tuple(f"kind {index}" for index in range(250))
+    long = MaskRule("colours", (), (), ignored=(1, 2), classes=tuple(range(1000, 1250)), names=names)
+    text = long.describe()
+    assert text.startswith("there are 250 classes: 0x0003E8 kind 0, ") and "and 238 more" in text
+    assert text.endswith("; 0x000001, 0x000002 are ignored") and "\n" not in text and len(text) < 350
+
+
+PETS = {"cat": 1, "dog": 2}
+# name -> (values that the mask holds, MASK_FOREGROUND, MASK_IGNORE, CLASSES, words of the message)
+WRONG = {
+    "no class": ([0, 1], None, None, (), ["CLASSES = ()", '"all"', '{"road": 3, "car": 8}']),
+    "another word": ([0, 1], None, None, "cat", ["CLASSES = 'cat'", '"all"']),
+    "fractions": ([0, 1], None, None, (0, 0.5), ["0.5", "0xFF0000"]),
+    "switches": ([0, 1], None, None, (False, True), ["False"]),
+    "negative": ([0, 1], None, None, (0, -1), ["-1"]),
+    "the wrong way round": ([0, 1], None, None, {0: "cat", 1: "dog"}, ['{"road": 3, "car": 8}']),
+    "no name": ([0, 1], None, None, {"": 0, "dog": 1}, ['{"road": 3, "car": 8}']),
+    "a colour out of range": ([0, 1], None, None, ((0, 0, 0), (0, 0, 256)), ["256"]),
+    "a value twice": ([0, 1], None, None, (0, 1, 1), ["CLASSES = (0, 1, 1)", "1 is given to two"]),
+    "a name twice, a value too": ([0, 1], None, None, {"a": 0, "a ": 0}, ["0 is given to two", "called a"]),
+    "one class": ([0, 1], None, None, {"cat": 1}, ['{"cat": 1}', "MASK_FOREGROUND = 1"]),
+    "one value": ([3], None, None, "all", ["two classes are the least", "MASK_FOREGROUND = 3"]),
+    "nothing left": ([3], None, 3, "all", ["two classes are the least"]),
+    "very many": ([0, 1], None, None, tuple(range(255)), ["255 classes, and 254"]),
+    "both ways": ([0, 1, 2], 1, None, PETS, ["MASK_FOREGROUND = 1", "Take one of them back"]),
+    "both words": ([0, 1, 2], "alpha", None, "all", ["MASK_FOREGROUND = 'alpha'"]),
+    "a class that is ignored": ([0, 1, 2], None, (0, 2), PETS, ["2 is in MASK_IGNORE too"]),
+    "32 bits": ([0, 1, 2], None, None, (0, 1, 2, 65536), ["65536 is more than the 65535"]),
+    "no such class": (
+        [0, 1, 2, 3], None, 255, PETS,
+        ["a.png", "0 (25 %), 3 (25 %)", '{"cat": 1, "dog": 2, "0": 0, "3": 3}', "MASK_IGNORE = (0, 3, 255)",
+         "(--mask-ignore 0 3 255)"],
+    ),
+    "no such class, by values": ([0, 1, 2, 3], None, 0, (1, 2), ["CLASSES = (1, 2, 3)", "MASK_IGNORE = (0, 3)"]),
+    "ignored foreground": ([0, 1, 2], 1, (1, 2), None, ["1 stands in MASK_FOREGROUND and in MASK_IGNORE"]),
+    "ignored words": ([0, 1, 2], None, "void", None, ["MASK_IGNORE = 'void'", "whole numbers"]),
+    "ignored fractions": ([0, 1, 2], None, 0.5, None, ["MASK_IGNORE = 0.5"]),
+    "ignored nothing": ([0, 1, 2], None, (), None, ["MASK_IGNORE = ()"]),
+    "ignored and alpha": ([0, 1, 2], "alpha", 3, None, ['MASK_FOREGROUND = "alpha"', "Take one of them back"]),
+    "several classes but for one": ([0, 1, 2, 3], None, 3, None, ["several classes", "--classes all"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_classes_and_ignored_values_are_told_in_words(tmp_path, name):
+    values, foreground, ignore, given, words = WRONG[name]
+    classes(values).save(tmp_path / "a.png")
+    with pytest.raises(UserError) as caught:
+        find_mask_rule([tmp_path / "a.png"], foreground, ignore=ignore, classes=given)
+    for word in words:
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize("name", [*SOFT, "red, blurred"])
+def test_blurred_masks_have_no_classes_and_nothing_to_ignore(tmp_path, name):
+    write = SOFT.get(name, lambda m, p: smoothed(coloured(m, (255, 0, 0))).save(p))
+    masks = [blob(seed, 120, 160) for seed in range(4)]
+    paths = write_all(tmp_path, write, name if name in SOFT else "red.png", masks)
+    options = [{"ignore": 128}]
+    if not name.startswith("white"):  # whose values are few and told apart
+        options += [{"classes": "all"}, {"classes": (0, 38)}, {"classes": {"a": 0, "b": 255}, "ignore": 128}]
+    for given in options:
+        with pytest.raises(UserError, match="compression has blurred|colours run into each other"):
+            find_mask_rule(paths, **given)
+
+
+def test_all_the_values_that_number_objects_are_no_classes(tmp_path):
+    for count in range(2, 8):
+        classes(range(count)).save(tmp_path / f"{count}.png")
+    paths = sorted(tmp_path.iterdir())
+    with pytest.raises(UserError, match=r"0 to n.*--mask-foreground nonzero.*CLASSES = \(0, 1, 2, 3, 4, 5, 6\)"):
+        find_mask_rule(paths, classes="all")
+    assert find_mask_rule(paths, classes=range(7)).channels == 7
+    assert find_mask_rule(paths[:3], classes="all").channels == 4  # a tumour is only where its organ is
+    Image.fromarray(np.arange(300, dtype=np.uint16).repeat(9).reshape(30, 90)).save(tmp_path / "many.png")
+    with pytest.raises(UserError, match="300 values.*single objects.*many.png"):
+        find_mask_rule([tmp_path / "many.png"], classes="all")
+    classes(range(21)).save(tmp_path / "voc.png")
+    assert find_mask_rule([tmp_path / "voc.png"], classes="all").channels == 21
+
+
+def test_classes_whose_palettes_disagree(tmp_path):
+    cells, green_red = areas(np.random.default_rng(0), range(3)), [(0, 0, 0), (0, 128, 0), (128, 0, 0)]
+    with_palette(cells, VOC).save(tmp_path / "{a}.png")
+    with_palette(np.array([0, 2, 1])[cells], green_red).save(tmp_path / "{b}.png")
+    paths = sorted(tmp_path.iterdir())
+    for options in ({"classes": (0, 1, 2)}, {"ignore": 2}):
+        with pytest.raises(UserError, match="index 1 of their palettes.*(CLASSES|MASK_IGNORE) cannot mean both"):
+            find_mask_rule(paths, **options)
+    colours = {"ground": (0, 0, 0), "green": [0, 128, 0], "red": (128, 0, 0)}
+    for rule in (find_mask_rule(paths, classes="all"), find_mask_rule(paths, classes=colours)):
+        assert rule.kind == "colours" and rule.colours == rule.classes == (0, 0x008000, 0x800000)
+        np.testing.assert_array_equal(read_mask(paths[0], rule), np.array([0, 2, 1])[cells])
+        np.testing.assert_array_equal(read_mask(paths[1], rule), np.array([0, 2, 1])[cells])
+    coloured(blob(), (0, 128, 0)).save(tmp_path / "{c}.png")  # one without a palette beside them
+    paths = sorted(tmp_path.iterdir())
+    rule = find_mask_rule(paths, classes="all", ignore=(0, 0, 0))
+    np.testing.assert_array_equal(read_mask(paths[2], rule), np.where(blob(), 0, IGNORED))
+
+
+def test_colours_of_classes_are_the_palettes_and_of_absent_ones_free(tmp_path):
+    with_palette(areas(np.random.default_rng(0), [0, 1, 255]), [*VOC[:2], *TINTS[2:255], (224, 224, 192)]).save(
+        tmp_path / "a.png"
+    )
+    rule = find_mask_rule([tmp_path / "a.png"], ignore=255, classes=(0, 3, 1, 20))
+    assert rule.colours == (0, 0x808000, 0x800000, 0x004080)  # VOC's 3 is chair, 20 is a monitor
+    with_palette(areas(np.random.default_rng(0), [0, 1]), [(0, 0, 0), (0, 128, 0)]).save(tmp_path / "b.png")
+    assert find_mask_rule([tmp_path / "b.png"], classes=(0, 1, 2)).colours == (0, 0x008000, 0x808000)  # 2 is green too
+    greys = Image.fromarray(np.uint8([[0, 1], [2, 2]]))  # used colours are grey, the palette is not
+    greys.putpalette([0, 0, 0, 90, 90, 90, 200, 200, 200, 255, 0, 0])
+    greys.save(tmp_path / "c.png")
+    rule = find_mask_rule([tmp_path / "c.png"], classes="all")
+    encode_mask(np.uint8([[2, 1], [0, 0]]), rule).save(tmp_path / "d.png")
+    np.testing.assert_array_equal(read_mask(tmp_path / "d.png", rule), [[2, 1], [0, 0]])
+
+
+def test_one_foreground_is_written_white_on_black(tmp_path):
+    for rule in (MaskRule(), MaskRule("numbers", (), (8,), rest=True), MaskRule("colours", (0,), (0xFF0000,))):
+        encode_mask(blob(), rule).save(tmp_path / "a.png")
+        np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "a.png")), blob() * 255)
+
+
+def test_masks_of_one_image_are_united(tmp_path):
+    draw = np.random.default_rng(0)
+    masks = draw.choice([0, 1, 255], (3, 30, 40), p=[0.6, 0.2, 0.2])
+    paths = write_all(tmp_path, lambda m, p: Image.fromarray(m.astype(np.uint8)).save(p), "a.png", list(masks))
+    rule = find_mask_rule(paths, ignore=255)
+    truth = np.where((masks == 1).any(0), 1, np.where((masks == 255).any(0), IGNORED, 0))
+    np.testing.assert_array_equal(read_mask(tuple(paths), rule), truth)
+    np.testing.assert_array_equal(
+        read_mask(tuple(paths), rule, (15, 20)), resize_mask(truth.astype(np.uint8), (15, 20))
+    )
+    np.testing.assert_array_equal(read_mask((paths[1],), rule), read_mask(paths[1], rule))
+    binary = find_mask_rule(paths, (1, 255))
+    np.testing.assert_array_equal(read_mask(tuple(paths), binary), (masks > 0).any(0))
+    Image.fromarray(np.zeros((40, 30), np.uint8)).save(tmp_path / "turned.png")
+    with pytest.raises(UserError, match="0 a.png, .*1 a.png.*CLASSES leaves unclear"):
+        read_mask(tuple(paths), find_mask_rule(paths, classes="all"))
+    with pytest.raises(UnusableFile, match="turned.png: is 40x30, and .*0 a.png.*30x40"):
+        read_mask((*paths, tmp_path / "turned.png"), rule)
+
+
+def test_values_that_the_classes_lack_are_refused_when_read(tmp_path):
+    rules = [
+        MaskRule("numbers", (), (), ignored=(255,), classes=(3, 8), names=("road", "car")),
+        MaskRule("numbers", (), (), ignored=(0xE0E0C0,), classes=(3, 0xE0E000), names=("3", "8")),
+        MaskRule("colours", (), (), classes=(3, 8), names=("0x000003", "0x000008")),
+    ]
+    for dtype in (np.uint8, np.uint16, np.int32):
+        for value in (0, 7, 254, 0xE0E0C0 & 65535, 70_000):
+            if value <= np.iinfo(dtype).max:
+                Image.fromarray(np.array([[3, 3], [3, value]], dtype)).save(tmp_path / "a.tif")
+                for rule in rules:
+                    with pytest.raises(UnusableFile, match="a.tif: holds other values.*CLASSES or to MASK_IGNORE"):
+                        read_mask(tmp_path / "a.tif", rule)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_shrunk_labels_are_those_of_the_largest_area(seed):
+    """Two classes as {0, 1}, whatever their labels; every pixel one that was there."""
+    draw = np.random.default_rng(seed)
+    mask = (draw.random(draw.integers(1, 50, 2)) < draw.random()).astype(np.uint8)
+    size = tuple(draw.integers(1, 50, 2).tolist())
+    for low, high in ((0, 2), (1, 255), (3, 7)):
+        two_labels = np.where(mask, high, low).astype(np.uint8)
+        np.testing.assert_array_equal(resize_mask(two_labels, size), np.where(resize_mask(mask, size), high, low))
+    many = areas(draw, [0, 1, 5, 254, IGNORED]).astype(np.uint8)
+    assert set(np.unique(resize_mask(many, size))) <= set(np.unique(many))
+    np.testing.assert_array_equal(resize_mask(many, many.shape), many)
+    labels = np.array([0, 1, 5, 254, IGNORED])
+    height, width = (side // 2 for side in many.shape)
+    cells = draw.choice(labels[: draw.integers(3, 6)], (height, width, 4))
+    counts = (cells[..., None] == labels).sum(2)
+    wanted = labels[4 - counts[..., ::-1].argmax(2)]  # of equal ones the higher
+    whole = cells.reshape(height, width, 2, 2).swapaxes(1, 2).reshape(height * 2, width * 2).astype(np.uint8)
+    if len(np.unique(whole)) > 2:
+        np.testing.assert_array_equal(resize_mask(whole, (height, width)), wanted)
