@@ -70,12 +70,83 @@ def test_flags_override_them(script):
         ("import numpy as np\nRATE = np.sqrt(0.25)", "", "RATE", 0.5),
         ("MINE = 3  # of my own", "--mine 4", "MINE", 4),
         ("MINE = helper = print  # no plain value", "", "COUNT", 3),
+        ("import numpy as np\nMINE = {'a': np.int64(3), 'b': [4, 5]}", "", "MINE", {"a": 3, "b": (4, 5)}),
+        ("MINE = {'a': 1}", "--mine b=2.5", "MINE", {"b": 2.5}),
     ],
 )
 def test_a_constant_is_python(tmp_path, edit, flags, name, value):
     """Whatever stands there: an expression, another type of number, a name of one's own."""
     settings = settings_of(constants(SCRIPT + edit, tmp_path / "script.py"), flags.split())
     assert getattr(settings, name) == value and type(getattr(settings, name)) is type(value)
+
+
+CLASSES = "CLASSES: str | tuple | dict | None = None  # which classes\n"
+
+
+@pytest.mark.parametrize(
+    ("flags", "value"),
+    [
+        ("", None),
+        ("all", "all"),
+        ("none", None),
+        ("0 3 8", (0, 3, 8)),
+        ("3", (3,)),
+        ("0x000000 0xFF0000", (0, 0xFF0000)),
+        ("road=3 car=8", {"road": 3, "car": 8}),
+        ("road=3", {"road": 3}),
+        ("road=0xFF0000 car=8,9 3=-1", {"road": 0xFF0000, "car": (8, 9), "3": -1}),
+    ],
+)
+def test_a_dictionary_is_given_as_names_and_values(flags, value):
+    flags = ["--classes", *flags.split()] if flags else []
+    found = settings_of(constants(SCRIPT + CLASSES), flags).CLASSES
+    assert found == value and type(found) is type(value)
+    assert list(found) == list(value) if isinstance(value, dict) else True  # the order is the classes'
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["road=3", "8"], "'8' lacks its name, or its value"),
+        (["road=3", "car"], "'car' lacks its name, or its value"),
+        (["road=", "car=8", "=3"], "'road=' lacks its value, '=3' lacks its name"),
+        (["road", "=", "3"], "'=' lacks its name"),
+        (["road=3", "car=8", "road=4"], "'road' is given twice"),
+        (["road=x", "car=none", "sky=1,y"], "'road=x' is no number, the value in 'car=none' is no number, the value"),
+        (["road", "car"], "NAME=VALUE"),
+    ],
+)
+def test_names_and_values_that_cannot_be_meant_are_refused_in_words(flags, words):
+    with pytest.raises(UserError) as told:
+        settings_of(constants(SCRIPT + CLASSES), ["--classes", *flags])
+    assert words in str(told.value) and str(told.value).startswith("--classes")
+
+
+def test_a_dictionary_that_no_flag_gives_is_a_constant_where_it_is_annotated():
+    table_of_another = "TABLE = {None: [()], 'h': [(), (3,)]}\nWORDS = {'a': 'text'}\nSWITCHES = {'a': True}\n"
+    assert not {"TABLE", "WORDS", "SWITCHES"} & set(vars(settings_of(constants(SCRIPT + table_of_another), [])))
+    mistaken = CLASSES.replace("= None", "= {3: 'road'}")  # for the rules to refuse in words
+    assert settings_of(constants(SCRIPT + mistaken), []).CLASSES == {3: "road"}
+
+
+def test_names_and_values_are_text_where_no_dictionary_is_taken(script):
+    assert settings_of(script, ["--folder", "a=3"]).FOLDER == "a=3"
+    with pytest.raises(UserError, match="--share takes a number"):
+        settings_of(script, ["--share", "a=3"])
+
+
+def test_a_dictionary_is_shown_as_it_is_typed(capsys):
+    many = {f"a class {i}": (i, i + 100) for i in range(30)}
+    space = constants(SCRIPT + CLASSES + f"MINE = {{'road': 3, 'car': (8, 9)}}\nMANY = {many}\n")
+    with pytest.raises(SystemExit):
+        settings_of(space, ["--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "(default: road=3 car=8,9)" in shown and "--classes NAME=VALUE or STR or VALUE [" in shown
+    lines = table(settings_of(space, [])).splitlines()
+    assert any(line.split(maxsplit=1) == ["MINE", "{'road': 3, 'car': (8, 9)}"] for line in lines)
+    start = next(i for i, line in enumerate(lines) if line.split()[0] == "MANY")
+    assert max(map(len, lines)) <= 118 and start + 5 < len(lines)
+    assert " ".join(line.strip() for line in lines[start:]).split(maxsplit=1)[1] == repr(many)
 
 
 def test_a_changed_module_is_obeyed(script):
