@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from parts import recipe
+from parts import masks, recipe
 from parts.script import UserError
 from unet import UNet
 
@@ -59,6 +59,85 @@ def test_the_dice_loss_is_of_each_image_then_the_mean():
     targets = torch.cat([torch.ones(1, 1, 8, 8), torch.ones(1, 1, 8, 8)])
     parts = [recipe.Loss("bce+dice")(logits[i : i + 1], targets[i : i + 1]).item() for i in (0, 1)]
     assert recipe.Loss("bce+dice")(logits, targets).item() == pytest.approx(sum(parts) / 2)
+
+
+def labels_of(*images):
+    """Labels (N, 1, H, W) of images that are lists of rows."""
+    return torch.tensor(images, dtype=torch.uint8)[:, None]
+
+
+def test_losses_of_classes_worked_out_by_hand():
+    """Two images of two by two pixels and three classes; an ignored pixel; a class that one image does not hold."""
+    chances = torch.tensor([[0.5, 0.25, 0.25], [0.125, 0.5, 0.375], [0.25, 0.25, 0.5], [0.0625, 0.0625, 0.875]])
+    logits = chances.log().T.reshape(1, 3, 2, 2).repeat(2, 1, 1, 1) + 3  # what all classes share counts nothing
+    labels = labels_of([[0, 1], [1, 255]], [[2, 2], [2, 2]])
+    right = [0.5, 0.5, 0.25, 0.25, 0.375, 0.5, 0.875]
+    entropy = -sum(map(math.log, right)) / 7
+    first = [(2 * 0.5 + 1) / (0.875 + 1 + 1), (2 * 0.75 + 1) / (1.0 + 2 + 1)]  # its classes 0 and 1, of three pixels
+    second = (2 * 2.0 + 1) / (2.0 + 4 + 1)
+    assert recipe.Loss("bce")(logits, labels).item() == pytest.approx(entropy)
+    dice = (1 - sum(first) / 2 + 1 - second) / 2
+    assert recipe.Loss("bce+dice")(logits, labels).item() == pytest.approx(entropy + dice)
+    assert recipe.Loss("bce+dice")(logits.bfloat16(), labels).dtype == torch.float32
+    last = logits.contiguous(memory_format=torch.channels_last)
+    assert recipe.Loss("bce+dice")(last, labels).item() == pytest.approx(entropy + dice)
+
+
+def test_two_classes_lose_what_one_foreground_does():
+    one = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 4
+    targets = (torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(1)) < 0.4).float()
+    targets[1] = 0  # an empty mask is asked for nothing
+    both = torch.cat([torch.zeros_like(one), one], 1)
+    found = recipe.Loss("bce")(both, targets.byte())
+    torch.testing.assert_close(found, recipe.Loss("bce")(one, targets), rtol=1e-6, atol=0)
+    for name in recipe.LOSSES:  # and as labels of one foreground, no pixel of them ignored
+        torch.testing.assert_close(recipe.Loss(name)(one, targets.byte()), recipe.Loss(name)(one, targets))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("name", recipe.LOSSES)
+def test_ignored_pixels_count_nowhere(name, channels):
+    """The loss is that of the picture without them, whatever is predicted there, and nothing is learnt from them."""
+    draws = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, channels, 8, 6, generator=draws)
+    labels = torch.randint(0, max(2, channels), (2, 1, 8, 6), generator=draws, dtype=torch.uint8)
+    expected = recipe.Loss(name)(logits, labels)
+    framed = torch.full((2, channels, 10, 9), 20.0)
+    framed[:, :, 1:9, 2:8] = logits
+    around = torch.full((2, 1, 10, 9), recipe.IGNORED, dtype=torch.uint8)
+    around[:, :, 1:9, 2:8] = labels
+    framed.requires_grad_()
+    loss = recipe.Loss(name)(framed, around)
+    torch.testing.assert_close(loss, expected)
+    loss.backward()
+    ignored = (around == recipe.IGNORED).expand_as(framed)
+    assert (framed.grad[ignored] == 0).all() and (framed.grad[~ignored] != 0).all()
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+@pytest.mark.parametrize("name", recipe.LOSSES)
+def test_images_without_any_label_lose_nothing(name, channels):
+    logits = torch.randn(2, channels, 4, 4, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    labels = torch.full((2, 1, 4, 4), recipe.IGNORED, dtype=torch.uint8)
+    loss = recipe.Loss(name)(logits, labels)
+    loss.backward()
+    assert loss.item() == 0 and not logits.grad.any()
+    labels[0] = 1
+    logits.grad = None
+    recipe.Loss(name)(logits, labels).backward()
+    assert logits.grad[0].all() and not logits.grad[1].any() and torch.isfinite(logits.grad).all()
+
+
+def test_a_class_that_no_image_holds_does_no_harm():
+    """Its own Dice is not asked for: predicting what is there loses nothing, however many classes there are."""
+    labels = labels_of([[0, 2], [2, 255]], [[4, 4], [0, 4]])
+    known = labels.where(labels != recipe.IGNORED, torch.tensor(3, dtype=torch.uint8))  # the ignored pixel as class 3
+    logits = 30.0 * (known == torch.arange(5)[:, None, None])
+    assert recipe.Loss("bce+dice")(logits, labels).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_the_label_that_is_ignored_is_the_masks():
+    assert recipe.IGNORED == masks.IGNORED
 
 
 @pytest.mark.parametrize("name", ["adam", "adamw"])
@@ -120,6 +199,13 @@ def test_flips_take_the_mask_along_and_repeat_by_name():
     assert any(not torch.equal(other, flipped) for other in others)
 
 
+def test_labels_stay_labels_when_they_are_flipped():
+    labels = torch.randint(0, 256, (8, 1, 4, 6), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    images = (labels / 255).expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
+    seen, along = recipe.vary_batch(images, labels, True, 0.0, recipe.named_generator(0, 1, 2))
+    assert along.dtype == torch.uint8 and torch.equal(along / 255, seen[:, :1]) and not torch.equal(along, labels)
+
+
 def test_jitter_changes_each_image_by_its_own_factors():
     images = torch.rand(6, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     images = images.contiguous(memory_format=torch.channels_last)
@@ -148,6 +234,40 @@ def test_images_grow_from_half_their_size_and_masks_stay_binary():
     assert recipe.shrink_batch(images, masks, 1.0, 16)[0] is images
 
 
+def test_labels_shrink_to_what_most_of_a_pixel_has():
+    images = torch.rand(2, 3, 8, 12, generator=torch.Generator().manual_seed(0))
+    blocks = labels_of([[3, 3, 7, 9], [3, 0, 9, 9], [255, 5, 1, 2], [255, 255, 6, 4]])
+    labels = torch.cat([blocks, blocks.flip(3)]).repeat(1, 1, 2, 3)
+    _, half = recipe.shrink_batch(images, labels, 0.5, 1)
+    assert half.dtype == torch.uint8 and half.shape == (2, 1, 4, 6)
+    assert half[0, 0, :2, :2].tolist() == [[3, 9], [255, 4]]  # ignored as a class of its own; the last: its centre's
+    assert half[1, 0, :2, :2].tolist() == [[9, 3], [6, 255]]
+    corners = labels_of([[1, 0, 2], [0, 9, 0], [3, 0, 4]]), labels_of([[1, 0, 2], [0, 9, 0], [3, 0, 1]])
+    for block, most in zip(corners, (9, 1)):
+        third = recipe.shrink_batch(images[:1, :, :3, :3], block, 1 / 3, 1)[1]
+        assert third.tolist() == [[[[most]]]]  # the centre where all differ, and outvoted by two that agree
+    values = torch.tensor([0, 11, 200, 255], dtype=torch.uint8)
+    labels = values[torch.randint(0, 4, (2, 1, 8, 12), generator=torch.Generator().manual_seed(1))]
+    for factor in (0.3, 0.5, 0.7, 0.9):  # no value that was not there, at any size
+        small, along = recipe.shrink_batch(images, labels, factor, 1)
+        assert along.shape[2:] == small.shape[2:] and set(along.unique().tolist()) == set(values.tolist())
+    assert recipe.shrink_batch(images, labels, 1.0, 1)[1] is labels
+
+
+@pytest.mark.parametrize("factor", [0.5, 0.6, 0.75, 0.9])
+def test_labels_shrink_where_their_images_do(factor):
+    """A circle's area, centre and outline are those of its picture, not moved to a side."""
+    rows, columns = torch.arange(160.0)[:, None], torch.arange(240.0)
+    inside = ((rows - 70) ** 2 + (columns - 130) ** 2 < 50**2)[None, None]
+    images, labels = inside.float().expand(1, 3, -1, -1), inside.byte() * 8
+    small, along = recipe.shrink_batch(images, labels, factor, 8)
+    expected, found = small[0, 0], (along[0, 0] == 8).float()
+    for weights in (torch.ones(1), torch.arange(found.shape[0])[:, None], torch.arange(found.shape[1])):
+        centre, other = ((weights * it).sum() / it.sum() for it in (expected, found))
+        assert abs(centre - other) < 0.15  # pixels; the nearest one's label would be off by a quarter
+    assert found.sum() / expected.sum() == pytest.approx(1, abs=0.01)
+
+
 def test_out_of_memory_names_the_constants_with_numbers():
     words = recipe.out_of_memory_message(RuntimeError("CUDA out of memory. Tried to allocate"), 16, (320, 480), 1)
     assert "BATCH_SIZE = 16" in words and "--batch-size 8 --accumulate 2" in words and "--image-size 240 352" in words
@@ -160,10 +280,10 @@ def test_compiling_falls_back_and_leaves_the_network_as_it_was(capsys, monkeypat
 
     monkeypatch.setattr(inductor.cpp, "cxx", ("no-such-compiler",))
     monkeypatch.setattr(inductor, "force_disable_caches", True)
-    network = UNet(features=(2,))
+    network = UNet(out_channels=3, features=(2,))
     before = {key: value.clone() for key, value in network.state_dict().items()}
-    assert not recipe.compile_or_not(network, (1, 3, 8, 8), None)
+    assert not recipe.compile_or_not(network, (1, 3, 8, 8), None, half_size=0.5)
     assert "torch.compile failed" in capsys.readouterr().out
     after = network.state_dict()
     assert all(torch.equal(after[key], before[key]) for key in before)
-    assert network(torch.rand(1, 3, 8, 8)).shape == (1, 1, 8, 8)
+    assert network(torch.rand(1, 3, 8, 8)).shape == (1, 3, 8, 8)
