@@ -1,12 +1,16 @@
 """What is drawn: colours where they belong, texts that fit, curves of any length."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torchvision.utils import make_grid
 
-from parts import pictures
+from parts import masks, pictures
+
+IGNORED = pictures.IGNORED
 
 
 @pytest.fixture
@@ -52,6 +56,168 @@ def test_difference_has_a_colour_for_each_kind_of_pixel(scene):
     right, nothing = drawn[:30, :40], drawn[30:, 40:]
     assert (right[..., 1] > right[..., 0]).all(), "tinted green"
     assert (nothing[..., 0] == nothing[..., 2]).all(), "grey"
+
+
+@pytest.fixture
+def classes():
+    return [(colour, name) for colour, name in zip(pictures.palette(), ("ground", "road", "car", "tree"))]
+
+
+@pytest.fixture
+def quarters():
+    """(image, truth, prediction): four classes in the corners, an ignored square in the middle; class 1 is missed."""
+    image = np.random.default_rng(0).integers(0, 256, (80, 120, 3), dtype=np.uint8)
+    truth = np.zeros((80, 120), np.uint8)
+    truth[:40, 60:], truth[40:, :60], truth[40:, 60:] = 1, 2, 3
+    prediction = np.where(truth == 1, 2, truth).astype(np.uint8)
+    truth[30:50, 40:80] = IGNORED
+    return image, truth, prediction
+
+
+def test_what_is_ignored_is_the_value_of_the_masks():
+    assert getattr(masks, "IGNORED", 255) == IGNORED
+
+
+def test_each_class_is_tinted_and_outlined_in_its_colour(quarters, classes):
+    image, truth, _ = quarters
+    before = image.copy()
+    drawn = pictures.overlay(image, truth, classes)
+    assert drawn.shape == image.shape and drawn.dtype == np.uint8 and (image == before).all()
+    for index, (colour, _) in enumerate(classes):
+        inside = truth == index
+        inside[1:-1, 1:-1] &= (truth[2:, 1:-1] == index) & (truth[:-2, 1:-1] == index)
+        away = np.abs(drawn[inside].astype(int) - colour).mean()
+        assert away < 0.6 * np.abs(image[inside].astype(int) - colour).mean()
+    assert (drawn[5, 59] == classes[0][0]).all() and (drawn[5, 60] == classes[1][0]).all(), "both sides of a border"
+    assert (drawn[:30, 58] != classes[0][0]).any(axis=1).mean() > 0.9, "and no more than that"
+
+
+@pytest.mark.parametrize("kind", ["overlay of one", "overlay", "difference of one", "difference"])
+def test_the_picture_is_seen_between_the_lines_on_ignored_pixels(quarters, classes, kind):
+    image, truth, prediction = quarters
+    ignored = truth == IGNORED
+    one, found = np.where(ignored, IGNORED, truth == 2).astype(np.uint8), np.ones_like(truth)
+    if kind.endswith("of one"):
+        (truth, prediction), classes = (one, found), None
+    if kind.startswith("overlay"):
+        drawn, beneath = pictures.overlay(image, truth, classes), image
+        without = pictures.overlay(image, np.where(ignored, 0, truth), classes)
+    else:
+        drawn = pictures.difference(image, truth, prediction, classes)
+        without = pictures.difference(image, np.where(ignored, 0, truth), prediction, classes)
+        grey = np.zeros_like(truth)
+        beneath = pictures.difference(image, grey, grey)  # nothing there and nothing found: grey alone
+    assert (drawn[~ignored] == without[~ignored]).mean() > 0.98, "elsewhere as ever, but for outlines beside it"
+    changed = (drawn != beneath).any(axis=2) & ignored
+    assert 0.15 < changed.sum() / ignored.sum() < 0.35, "lines, not areas"
+    light = (drawn[ignored] == 235).all(axis=1).mean()
+    assert 0.1 < light < 0.15 and 0.1 < (drawn[ignored] == 60).all(axis=1).mean() < 0.15
+
+
+def test_lines_on_ignored_pixels_are_diagonal_and_thicker_on_a_larger_picture():
+    for side, thick in ((100, 1), (720, 4)):
+        row = pictures.mask_image(np.full((side, side), IGNORED, np.uint8))[..., 0]
+        assert (row[1:, :-1] == row[:-1, 1:]).all() and (row[0, :thick] == 235).all() and row[0, 2 * thick] == 128
+
+
+def test_difference_of_classes_tells_right_from_wrong(quarters, classes):
+    image, truth, prediction = quarters
+    drawn = pictures.difference(image, truth, prediction, classes).astype(int)
+    assert np.abs(drawn[:30, 60:] - pictures.WRONG).mean() < 25, "strong"
+    for right in (drawn[:30, :60], drawn[50:, :60], drawn[50:, 60:]):
+        assert (right[..., 1] > right[..., 0]).all(), "tinted green"
+        assert right.std() > 20, "and the picture is seen"
+
+
+def test_masks_and_grids_in_the_colours_of_the_classes(quarters, classes):
+    _, truth, prediction = quarters
+    drawn = pictures.mask_image(truth, classes)
+    for index, (colour, _) in enumerate(classes):
+        assert (drawn[truth == index] == colour).all()
+    assert set(np.unique(drawn[truth == IGNORED])) == {60, 128, 235}
+    page = pictures.grid(np.stack([truth, prediction]), classes)
+    assert page.shape == (84, 246, 3) and (page[2:82, 2:122] == drawn).all() and (page[0] == 128).all()
+    one = np.where(truth == IGNORED, IGNORED, truth > 1).astype(np.uint8)
+    page = pictures.grid(one[None])
+    assert page.ndim == 2 and set(np.unique(page[2:-2, 2:-2][truth != IGNORED])) == {0, 255}
+    assert set(np.unique(page[2:-2, 2:-2][truth == IGNORED])) == {60, 128, 235}
+
+
+def test_the_palette_is_fixed_and_its_colours_differ():
+    colours = pictures.palette()
+    assert len(colours) == len(set(colours)) == 255
+    assert colours[:8] == list(pictures.FIRST_COLOURS)
+    assert colours[8:12] == [(140, 0, 252), (84, 252, 0), (252, 0, 112), (0, 0, 252)], "always the same"
+    first = np.array(colours[:41], int)
+    apart = np.abs(first[:, None] - first).sum(axis=2) + 999 * np.eye(41, dtype=int)
+    assert apart.min() > 60
+    assert np.ptp(colours[1:], axis=1).min() > 80, "no greys, which streets hide"
+    assert max(colours[0]) < 100 and np.ptp(colours[0]) < 40, "mostly background: calm"
+
+
+def rule_of(colours, count=3):
+    return SimpleNamespace(classes=tuple(range(count)), names=("a", "b", "c")[:count], colours=tuple(colours))
+
+
+def test_classes_have_the_masks_colours_where_the_eye_tells_them_apart():
+    own = pictures.classes_of(rule_of([0x000000, 0x800000, 0x00FF80]))
+    assert own == [((0, 0, 0), "a"), ((128, 0, 0), "b"), ((0, 255, 128), "c")]
+    fixed = list(zip(pictures.palette(), "abc"))
+    assert pictures.classes_of(rule_of([])) == fixed
+    assert pictures.classes_of(rule_of([0x000000, 0x010101, 0x020202])) == fixed, "a palette of greys"
+    assert pictures.classes_of(rule_of([0x123456], 1)) == [((0x12, 0x34, 0x56), "a")]
+    assert pictures.classes_of(rule_of([], 0)) is None and pictures.classes_of(None) is None
+
+
+def test_legends_tell_what_is_there(quarters, classes):
+    _, truth, prediction = quarters
+    assert pictures.legend_of([prediction], classes) == [classes[0], classes[2], classes[3]]
+    assert pictures.legend_of([prediction, truth], classes) == [*classes, (pictures.HATCHED, "ignored")]
+    assert pictures.legend_of([prediction > 0]) == []
+    assert pictures.legend_of([np.where(truth == IGNORED, IGNORED, 0)]) == [(pictures.HATCHED, "ignored")]
+
+
+@pytest.mark.parametrize("tiles", [1, 4])
+@pytest.mark.parametrize("count", [12, 40])
+def test_legends_of_many_and_long_names_stay_on_the_page(count, tiles):
+    names = [f"class {i} " + "of a long name " * (i % 4) for i in range(count)]
+    legend = list(zip(pictures.palette(), names))
+    tile = np.zeros((100, 160, 3), np.uint8)
+    alone = np.asarray(pictures.sheet([[tile] * tiles]))
+    page = np.asarray(pictures.sheet([[tile] * tiles], legend=legend))
+    assert page.shape[1] == alone.shape[1], "wrapped, not widened"
+    below = page[alone.shape[0] :]
+    edge = pictures.MARGIN - 1
+    assert (below[:, -edge:] == 255).all() and (below[-edge:] == 255).all(), "nothing is cut"
+    for colour, _ in legend:
+        assert (below == colour).all(axis=2).sum() >= 0.8 * (pictures.FONT - 1) ** 2, "a swatch each"
+
+
+def test_a_legend_below_a_picture_leaves_it_as_it_is(quarters, classes):
+    image, truth, _ = quarters
+    drawn = pictures.overlay(image, truth, classes)
+    page = pictures.with_legend(drawn, pictures.legend_of([truth], classes))
+    assert (page[: len(drawn), : drawn.shape[1]] == drawn).all() and len(page) > len(drawn)
+    for colour, _ in classes:
+        assert (page[len(drawn) :] == colour).all(axis=2).any()
+    assert pictures.with_legend(drawn, []) is drawn
+    large = pictures.with_legend(np.zeros((1280, 1918, 3), np.uint8), classes)
+    assert (large[1280:] == classes[2][0]).all(axis=2).sum() > 25**2, "letters and swatches grow with the picture"
+
+
+def test_sheets_of_classes_explain_masks_and_difference(quarters, classes):
+    image, truth, prediction = quarters
+    plain = np.where(truth == IGNORED, 0, truth).astype(np.uint8)
+    hatched = []
+    for shown in (plain, truth):
+        strip = pictures.strip(image, shown, [prediction] * 2, ["1", "2"], classes)
+        sheet = pictures.examples_sheet([image], [shown], [prediction], ["a"], None, classes)
+        overlays = pictures.overlay_sheet([image], [shown], ["a"], "title", classes)
+        for page, texts in ((strip, classes), (sheet, [*classes, *pictures.CLASSES_LEGEND]), (overlays, classes)):
+            foot = np.asarray(page)[-2 * (pictures.FONT + 8) - pictures.MARGIN :]
+            assert all((foot == colour).all(axis=2).sum() > 150 for colour, _ in texts)
+            hatched.append(bool((foot == 128).all(axis=2).sum() > 60))  # letters have a few such pixels
+    assert hatched == [False] * 3 + [True] * 3, "the hatched swatch, only if there is something ignored"
 
 
 def test_sheet_holds_rows_of_tiles_of_any_size_and_kind():
@@ -117,3 +283,86 @@ def test_curves_without_scores_or_with_gaps(tmp_path):
     pictures.draw_curves([{"epoch": 1, "loss": float("nan"), "dice": None}], tmp_path / "curves.png")
     pictures.draw_curves([{"epoch": 1, "loss": 0.5}], tmp_path / "curves.png")
     assert (tmp_path / "curves.png").stat().st_size > 1000
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """The figures that are saved, to be asked what they show."""
+    kept, save = [], pictures._save_figure
+    monkeypatch.setattr(pictures, "_save_figure", lambda figure, path: (kept.append(figure), save(figure, path)))
+    return kept
+
+
+def texts_of(legend):
+    return [text.get_text() for text in legend.get_texts()]
+
+
+def curves_of(names, epochs=5):
+    """A history in which the class named first is the worst."""
+    worse = {f"dice_{name}": [0.1 * e * (i + 1) / len(names) for e in range(epochs)] for i, name in enumerate(names)}
+    shared = [{"epoch": e + 1, "loss": 1 / (e + 1), "dice": 0.1 * e, "dice_nonempty": 0.1 * e} for e in range(epochs)]
+    return [row | {name: values[e] for name, values in worse.items()} for e, row in enumerate(shared)]
+
+
+def test_curves_of_classes_are_thin_and_named_beside_the_plot(tmp_path, figures):
+    odd = ["$x$", "_background_", "loss", "dice", "bad\udcff\n", "a name that is much longer than its legend is wide"]
+    pictures.draw_curves(curves_of(odd), tmp_path / "curves.png")
+    (figure,) = figures
+    loss, score = figure.axes
+    assert len(loss.lines) == 1, "a class called loss is none"
+    assert texts_of(score.get_legend())[0] == "Dice" and len(score.lines) == 2 + len(odd)
+    thick = max(line.get_linewidth() for line in score.lines)
+    assert [line.get_label() for line in score.lines if line.get_linewidth() == thick] == ["Dice"]
+    (beside,) = figure.legends
+    texts = texts_of(beside)
+    assert [text.split("  ")[0] for text in texts] == ["0.067", "0.133", "0.200", "0.267", "0.333", "0.400"]
+    assert texts[1].endswith("  _background_") and texts[0].endswith(r"\$x\$")
+    box = beside.get_window_extent()
+    assert box.x0 >= score.get_window_extent().x1 and box.x1 <= figure.bbox.x1 and box.y0 >= 0
+
+
+def test_curves_of_many_classes_name_the_worst(tmp_path, figures):
+    history = curves_of([f"c{i}" for i in range(40)])
+    history[-1]["dice_c2"] = history[-2]["dice_c2"] = None  # in no image any more: its last value counts
+    for row in history:
+        row["dice_c1"] = None
+    pictures.draw_curves(history, tmp_path / "curves.png")
+    (beside,) = figures[0].legends
+    assert [text.split()[-1] for text in texts_of(beside)] == ["c0", "c2", "c3", "c4", "c5"]
+    assert "5 of 40" in beside.get_title().get_text()
+
+
+def test_the_ring_is_around_what_chooses(tmp_path, figures):
+    history = [{"epoch": e, "loss": 1, "dice": d, "dice_nonempty": n} for e, d, n in ((1, 0.9, 0.0), (2, 0.7, 0.6))]
+    for shown in (history, [{key: row[key] for key in ("epoch", "loss", "dice")} for row in history]):
+        pictures.draw_curves(shown, tmp_path / "curves.png")
+    chosen, plain = (figure.axes[1].lines[-1] for figure in figures)
+    assert (*chosen.get_xdata(), *chosen.get_ydata()) == (2, 0.7), "not the epoch that predicts nothing"
+    assert chosen.get_label() == "best: Dice 0.7000, epoch 2,\nby 0.6000 of images that are not empty"
+    assert plain.get_label() == "best: Dice 0.9000, epoch 1"
+
+
+@pytest.mark.parametrize("count", [2, 16, 17, pytest.param(100, marks=pytest.mark.slow)])
+def test_confusion_is_in_per_cent_of_the_true_class(tmp_path, figures, count):
+    counts = np.random.default_rng(count).integers(0, 50, (count, count)) + 900 * np.eye(count, dtype=int)
+    counts[1] = 0
+    names = ["_$a$", "bad\udcff\n", *(f"a class of a long name, number {i}" for i in range(count))][:count]
+    pictures.draw_confusion(counts.tolist(), names, tmp_path / "confusion.png")
+    assert [path.name for path in tmp_path.iterdir()] == ["confusion.png"]
+    with Image.open(tmp_path / "confusion.png") as picture:
+        page = np.asarray(picture.convert("RGB"))
+    assert max(page.shape) < 2000
+    axes = figures[0].axes[0]
+    shown = axes.images[0].get_array()
+    assert shown.mask[1].all() and not np.delete(shown.mask, 1, axis=0).any()
+    assert np.allclose(np.delete(shown, 1, axis=0).sum(axis=1), 100)
+    grey = (page[..., :1] == page).all(axis=2) & (np.abs(page[..., 0].astype(int) - 217) < 3)  # 0.85 of 255
+    assert grey.sum() > 1000, "the row of a class without pixels"
+    cells = {tuple(text.get_position()): text.get_text() for text in axes.texts}
+    assert bool(cells) == (count <= 16)
+    if cells:
+        assert cells[0, 0] == f"{100 * counts[0, 0] / counts[0].sum():.0f}" and (0, 1) not in cells
+    for side in ((0, slice(None)), (-1, slice(None)), (slice(None), 0), (slice(None), -1)):
+        assert (page[side] == 255).all(), "nothing is cut"
+    places = [label.get_window_extent() for label in axes.get_xticklabels()]
+    assert all(one.x1 <= other.x0 + 1 for one, other in zip(places, places[1:])), "names do not overlap"
