@@ -6,7 +6,7 @@
 The last VAL_IMAGES images by name are held out: they go to augmented_test_images/ and _masks/ as they
 are. Each other one goes to augmented_train_images/ and _masks/ four times: as it is, mirrored, upside
 down, and distorted on a grid (the mask in the same way). Masks keep their values, palette and depth, so
-they mean what they meant. Views of one car never stand on both sides.
+they mean what they meant, and images keep their 16 bits or floats. Views of one car never stand on both sides.
 The work runs on all cores, a run that was stopped goes on where it was, and every run over the same
 sources ends with the same bytes. Look at augmented_preview.png before training.
 """
@@ -14,11 +14,12 @@ sources ends with the same bytes. Look at augmented_preview.png before training.
 import hashlib
 import json
 import os
+import re
 import shlex
 import shutil
 import time
 import unicodedata
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,8 +34,22 @@ from tqdm import tqdm
 import dataset
 from parts import pictures, reading
 from parts.files import each, one_at_a_time, remove_leftovers, stamp, write_text, write_whole
-from parts.masks import decide_mask_rule, observe_mask, read_mask
-from parts.reading import UnusableFile, decode, group_of, image_size, pair_files, read_image, rgb, shown
+from parts.masks import count_classes, decide_mask_rule, observe_mask, read_mask, refuse_united_classes
+from parts.reading import (
+    Pair,
+    UnusableFile,
+    choose_span,
+    decode,
+    depth_of,
+    group_of,
+    image_size,
+    pair_files,
+    pixels_of,
+    read_image,
+    refuse_image_range,
+    refuse_mask_name,
+    shown,
+)
 from parts.script import UserError, refuse_wrong, run, settings_of, whole
 
 IMG_DIR = "dataset/train"  # the images; Carvana's train.zip unpacks into this
@@ -43,7 +58,10 @@ OUTPUT_DIR = "dataset"  # gets augmented_{train,test}_{images,masks}/ and augmen
 VAL_IMAGES = 500  # the last so many by name are for validation; below 1 a fraction, such as 0.1
 GROUP = dataset.GROUP  # pattern of a name's beginning that tells the car: one car stays on one side
 MASK_FOREGROUND: int | tuple | str | None = dataset.MASK_FOREGROUND  # what the preview tints; see dataset.py
-MASK_NAME: str | None = dataset.MASK_NAME  # how masks are named, such as "{}_segmentation"; see dataset.py
+MASK_IGNORE: int | tuple | None = dataset.MASK_IGNORE  # what the preview hatches; see dataset.py
+CLASSES: str | tuple | dict | None = dataset.CLASSES  # what the preview tints, and both sides need; see dataset.py
+IMAGE_RANGE: tuple | str | None = dataset.IMAGE_RANGE  # what the preview shows of 16-bit and float images
+MASK_NAME: str | None = dataset.MASK_NAME  # how masks are named, and their copies will be; see dataset.py
 SKIP_UNPAIRED = dataset.SKIP_UNPAIRED  # leave out images without a mask and masks without an image
 JPEG_QUALITY = 95  # of the copies of JPEG images; originals are copied byte for byte, PNG stays lossless
 NUM_WORKERS: int | None = None  # processes; None: one a core
@@ -55,41 +73,53 @@ _FOLDERS = [f"{side}_{kind}" for side in (_TRAIN, _TEST) for kind in ("images", 
 _JPEG_SUFFIXES = (".jpg", ".jpeg", ".jfif")
 
 
-def augmentation(image, mask, seed=0, opened=None):
-    """Two files -> ([4 images uint8 (H, W, 3)], [4 masks (H, W) or (H, W, C), with the file's own values]).
+def augmentation(image, mask, seed=0, opened=None, name=None):
+    """Two files -> ([4 images (H, W, 3), or (H, W) of more than 8 bits], [4 masks (H, W) or (H, W, C)]).
 
     In the article's order: original, horizontal flip, vertical flip, grid distortion, whose draw is that of
-    (seed, the image's name). `opened`: what `_open` gives for the two. UnusableFile.
+    (seed, `name`, by default the image's). All have their files' own values. Of several mask files, in a tuple, each
+    of the 4 is a tuple of as many masks. `opened`: what `_open` gives for the files. UnusableFile.
     """
-    _, pixels, picture = opened or _open(image, mask)
-    inside = np.asarray(picture)
-    if not (min(inside.shape[:2]) >= 5 and max(inside.shape[:2]) < 32767):
-        size = "×".join(map(str, inside.shape[:2]))
+    files = mask if isinstance(mask, tuple) else (mask,)
+    _, pixels, masks = opened or _open(Pair("", image, files[0], more=files[1:]))
+    insides = [np.asarray(picture) for _, picture in masks]
+    if not (min(pixels.shape[:2]) >= 5 and max(pixels.shape[:2]) < 32767):
+        size = "×".join(map(str, pixels.shape[:2]))
         what = f"is {size}, and grid distortion takes sides of 5 to 32,766 pixels"
         raise UnusableFile(image, what, "Cut it into tiles, or remove it and its mask")
     # Bilinear; of masks the nearest pixel, so that no value is invented, nor 0 for the last row and column.
     grid = A.GridDistortion(p=1.0, border_mode=cv2.BORDER_REPLICATE)
-    key = f"{seed}/{unicodedata.normalize('NFC', Path(image).stem)}".encode("utf-8", "surrogateescape")
+    name = name or unicodedata.normalize("NFC", Path(image).stem)
+    key = f"{seed}/{name}".encode("utf-8", "surrogateescape")
     grid.set_random_seed(int.from_bytes(hashlib.sha256(key).digest()[:4], "big"))
-    wide = {np.dtype(bool): np.uint8, np.dtype(np.int32): np.float64}.get(inside.dtype, inside.dtype)  # OpenCV's types
-    bent = grid(image=pixels, mask=inside.astype(wide))
-    images = [pixels, pixels[:, ::-1], pixels[::-1], bent["image"]]
-    return images, [inside, inside[:, ::-1], inside[::-1], bent["mask"].astype(inside.dtype)]
+    images = [pixels, pixels[:, ::-1], pixels[::-1], grid(image=pixels)["image"]]
+    copies = []
+    for inside in insides:
+        wide = {np.dtype(bool): np.uint8, np.dtype(np.int32): np.float64}.get(inside.dtype, inside.dtype)  # OpenCV's
+        bent = grid.apply_to_mask(inside.astype(wide), **grid.params).astype(inside.dtype)  # by the image's draw
+        copies.append([inside, inside[:, ::-1], inside[::-1], bent])
+    return images, list(zip(*copies)) if isinstance(mask, tuple) else copies[0]
 
 
-def _open(image, mask):
-    """(the image as reading.Decoded, its pixels, the mask as a PIL image of its own values)."""
-    decoded, picture = decode(image), decode(mask).picture
-    pixels = rgb(decoded.picture, image)
-    if picture.mode.startswith("I;16"):
-        picture = Image.fromarray(np.asarray(picture).astype(np.uint16))  # of whatever byte order
-    elif picture.mode not in ("1", "L", "P", "I", "F", "RGB", "RGBA", "LA"):
-        picture = picture.convert("RGBA" if "a" in picture.mode.lower() else "RGB")
-    if pixels.shape[1::-1] != picture.size:
-        sizes = [f"{height}×{width}" for height, width in (picture.size[::-1], pixels.shape[:2])]
-        what = f"is {sizes[0]} (height × width), but its image {shown(image)} {sizes[1]}"
-        raise UnusableFile(mask, what, "Export one of them again, or remove both")
-    return decoded, pixels, picture
+def _open(pair):
+    """(the image as reading.Decoded, its pixels, [(reading.Decoded, a PIL image of its own values) of each mask])."""
+    decoded, masks = decode(pair.image, page=pair.image_page), []
+    pixels = pixels_of(decoded, pair.image)
+    if pixels.dtype != np.uint8 and decoded.picture.mode[0] in "IF":
+        pixels = pixels[..., 0]  # greys stay grey
+    for mask, page in pair.sources[1:]:
+        opened = decode(mask, page=page)
+        picture = opened.picture
+        if picture.mode.startswith("I;16"):
+            picture = Image.fromarray(np.asarray(picture).astype(np.uint16))  # of whatever byte order
+        elif picture.mode not in ("1", "L", "P", "I", "F", "RGB", "RGBA", "LA"):
+            picture = picture.convert("RGBA" if "a" in picture.mode.lower() else "RGB")
+        if pixels.shape[1::-1] != picture.size:
+            sizes = [f"{height}×{width}" for height, width in (picture.size[::-1], pixels.shape[:2])]
+            what = f"is {sizes[0]} (height × width), but its image {shown(pair.image)} {sizes[1]}"
+            raise UnusableFile(mask, what, "Export one of them again, or remove both")
+        masks.append((opened, picture))
+    return decoded, pixels, masks
 
 
 def split(pairs, val_images=VAL_IMAGES, group=GROUP):
@@ -131,6 +161,7 @@ class Summary:
     total: int
     seconds: float
     preview: Path
+    warnings: list  # classes that one side of the split lacks
 
 
 def make_augmented(
@@ -146,25 +177,39 @@ def make_augmented(
     progress=True,
     mask_name=MASK_NAME,
     skip_unpaired=SKIP_UNPAIRED,
+    mask_ignore=MASK_IGNORE,
+    classes=CLASSES,
+    image_range=IMAGE_RANGE,
 ):
     """Writes what this file's docstring says below `output_dir`, as far as it is not there yet; a Summary.
 
-    UserError: unusable files (all of them named), a split that leaves nothing, another's files in the way.
+    UserError: unusable files (all of them named), a split that leaves nothing, another's files in the way, constants
+    that cannot be.
     """
+    refuse_image_range(image_range)
     _check_folders(img_dir, mask_dir, output_dir)
     train, val, left_out = split(
         pair_files(img_dir, mask_dir, mask_name, skip_unpaired, apart=[output_dir]), val_images, group
     )
-    items = _plan(train, val)
+    items = _plan(train, val, mask_name)
+    rule, warnings = None, []
+    if classes is not None:
+        refuse_united_classes(train + val)
+        rule, warnings = _tell_lacking(train, val, mask_foreground, mask_ignore, classes, num_workers)
     output_dir = Path(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     waiting = f"Another augment.py is at work in {shown(output_dir)}; waiting for it ..."
     with one_at_a_time(output_dir / ".augmented.lock", waiting):
-        missing = _prepare(output_dir, items, {"JPEG_QUALITY": jpeg_quality, "SEED": seed})
+        settings = {"JPEG_QUALITY": jpeg_quality, "SEED": seed}
+        if mask_name is not None:
+            settings["MASK_NAME"] = mask_name
+        missing = _prepare(output_dir, items, settings)
         start = time.perf_counter()
         _make(missing, _Maker(output_dir, jpeg_quality, seed), num_workers, items, progress)
         seconds = time.perf_counter() - start
-        _draw_preview(output_dir, items[: len(train)], mask_foreground)
+        sample = _sample(items[: len(train)])
+        rule = rule or _shown_rule(sample, mask_foreground, mask_ignore)
+        _draw_preview(output_dir, sample, len(train), rule, _span(sample, image_range))
     return Summary(
         train=len(train),
         val=len(val),
@@ -175,6 +220,7 @@ def make_augmented(
         total=_images(items),
         seconds=seconds,
         preview=output_dir / _PREVIEW,
+        warnings=warnings,
     )
 
 
@@ -198,39 +244,78 @@ def _check_folders(img_dir, mask_dir, output_dir):
 
 @dataclass(frozen=True)
 class Item:
-    """A pair and the files to make of it, below the output folder: images, then as many masks."""
+    """A pair and the files to make of it, below the output folder; of each of its masks as many as of its image."""
 
-    image: Path
-    mask: Path
-    name: str
-    files: list
+    pair: Pair
+    images: list
+    masks: list  # of lists
+
+    @property
+    def files(self):
+        return [*self.images, *(file for files in self.masks for file in files)]
 
 
-def _plan(train, val):
+def _plan(train, val, mask_name):
     """The Items of all pairs; UserError where two of them would write one file."""
     items, taken = [], {}
     for side, pairs in ((_TRAIN, train), (_TEST, val)):
         for pair in pairs:
-            suffix = pair.image.suffix if pair.image.suffix.lower() in _JPEG_SUFFIXES else ".png"
-            mask_suffix = ".tif" if pair.mask.suffix.lower() in (".tif", ".tiff") else ".png"  # TIFF may have 32 bits
-            place = pair.name[: pair.name.rfind("/") + 1]  # of an image in a subfolder, which its copies keep
-            stem = place + pair.image.stem
-            stems = [stem] + [f"{stem}_{copy}" for copy in reading.COPIES if side == _TRAIN]
-            files = [f"{side}_images/{stem}{suffix}" for stem in stems]
-            files += [f"{side}_masks/{stem}{mask_suffix}" for stem in stems]
-            items.append(Item(pair.image, pair.mask, pair.name, files))
-            for stem in stems:
-                other = taken.setdefault((side, stem.lower()), pair.image)  # Windows and macOS ignore case
-                if other is not pair.image:
+            stems = [pair.name] + [f"{pair.name}_{copy}" for copy in reading.COPIES if side == _TRAIN]
+            suffix = _suffix(pair)
+            images = [f"{side}_images/{stem}{suffix}" for stem in stems]
+            masks = [
+                [f"{side}_masks/{_mask_stem(pair, mask, stem, mask_name)}{_mask_suffix(mask)}" for stem in stems]
+                for mask, _ in pair.sources[1:]
+            ]
+            items.append(Item(pair, images, masks))
+            # Images by their stems, which pair them; Windows and macOS ignore case.
+            names = [(pair.image, f"{side}_images/{stem}") for stem in stems]
+            names += [(mask, file) for (mask, _), files in zip(pair.sources[1:], masks) for file in files]
+            for source, name in names:
+                other = taken.setdefault(name.lower(), (source, pair.name))
+                if other != (source, pair.name):
                     raise UserError(
-                        f"{shown(other)} and {shown(pair.image)} would both become {side}_images/{shown(stem)}. "
+                        f"{shown(other[0])} and {shown(source)} would both become {shown(name)}. "
                         "Rename one of them, or remove it if it is a copy that augment.py made."
                     )
     return items
 
 
+def _suffix(pair):
+    """Of the files of an image: .jpg and the like, .tif where its pixels have 32 bits, else .png."""
+    suffix = pair.image.suffix
+    if suffix.lower() in _JPEG_SUFFIXES:
+        return suffix
+    if suffix.lower() in (".tif", ".tiff"):
+        with suppress(Exception), Image.open(pair.image) as picture:  # what is wrong with it the maker says
+            picture.seek(pair.image_page)
+            if picture.mode in ("I", "F"):
+                return ".tif"
+    return ".png"
+
+
+def _mask_suffix(mask):
+    return ".tif" if mask.suffix.lower() in (".tif", ".tiff") else ".png"  # TIFF may have 32 bits
+
+
+def _mask_stem(pair, mask, stem, mask_name):
+    """The name of a mask's copy, whose image's is `stem`: the same, or what MASK_NAME makes of it, `*` as it was."""
+    if mask_name is None:
+        return stem
+    place, _, name = stem.rpartition("/")
+    before, after = (re.escape(part).replace(r"\*", ".*") for part in refuse_mask_name(mask_name).split("{}"))
+    own, image = (unicodedata.normalize("NFC", path.stem) for path in (mask, pair.image))
+    found = re.fullmatch(f"{before}({re.escape(image)}){after}", own, re.IGNORECASE)
+    if not found:
+        raise UserError(
+            f"MASK_NAME = {mask_name!r}: does not say how to name a copy of {shown(mask)}, which may be of another "
+            "kind. Leave the suffix out of MASK_NAME."
+        )
+    return f"{place}/" * bool(place) + own[: found.start(1)] + name + own[found.end(1) :]
+
+
 def _images(items):
-    return sum(len(item.files) // 2 for item in items)
+    return sum(len(item.images) for item in items)
 
 
 def _make(missing, maker, num_workers, items, progress):
@@ -241,7 +326,7 @@ def _make(missing, maker, num_workers, items, progress):
         for item, fault in zip(missing, outcomes):
             if fault is not None:
                 faults.append(str(fault))
-            bar.update(len(item.files) // 2)
+            bar.update(len(item.images))
     if faults:
         raise UserError("\n".join(faults))
 
@@ -256,33 +341,51 @@ class _Maker:
 
     def __call__(self, item):
         """None, or the UnusableFile that keeps this item from being made."""
-        half = len(item.files) // 2
-        targets = [self.output_dir / file for file in item.files]
+        pair = item.pair
         try:
-            decoded, pixels, picture = opened = _open(item.image, item.mask)
-            images, masks = [pixels], [np.asarray(picture)]
-            if half > 1:
-                images, masks = augmentation(item.image, item.mask, self.seed, opened)
+            decoded, pixels, masks = opened = _open(pair)
+            images, copies = [pixels], [[np.asarray(picture)] for _, picture in masks]
+            if len(item.images) > 1:
+                name = pair.name.rpartition("/")[2]
+                images, copies = augmentation(pair.image, (pair.mask, *pair.more), self.seed, opened, name)
+                copies = zip(*copies)
+            _refuse_depth(pair.image, pixels, item.images[0])
+            for number, (target, made) in enumerate(zip(item.images, images)):
+                target = self.output_dir / target
+                if number == 0 and _can_be_copied(decoded, target):
+                    with open(pair.image, "rb") as original:
+                        _write(target, lambda file, original=original: shutil.copyfileobj(original, file, 1 << 20))
+                else:
+                    self._write_image(target, made)
         except UnusableFile as fault:
             return fault
-        for number, (target, made) in enumerate(zip(targets[:half], images)):
-            if number == 0 and _can_be_copied(decoded, target):
-                with open(item.image, "rb") as original:
-                    _write(target, lambda file, original=original: shutil.copyfileobj(original, file, 1 << 20))
-            else:
-                self._write_image(target, made)
-        for target, made in zip(targets[half:], masks):
-            _write_mask(target, made, picture)
+        for targets, values, (_, picture) in zip(item.masks, copies, masks):
+            for target, made in zip(targets, values):
+                _write_mask(self.output_dir / target, made, picture)
         return None
 
     def _write_image(self, target, pixels):
-        pixels = cv2.cvtColor(np.ascontiguousarray(pixels), cv2.COLOR_RGB2BGR)
+        """uint8 and uint16 (H, W, 3), uint16 and float32 (H, W), in their depth."""
+        pixels = np.ascontiguousarray(pixels)
+        if target.suffix == ".tif":
+            picture = Image.fromarray(pixels)
+            return _write(target, lambda file: picture.save(file, format="TIFF"))
+        if pixels.ndim == 3:
+            pixels = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
         if target.suffix.lower() in _JPEG_SUFFIXES:
             data = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, self.quality])[1]
         else:  # photographs have few repetitions to find: Huffman codes alone are fastest and as small
             options = [cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_HUFFMAN_ONLY]
             data = cv2.imencode(".png", pixels, options)[1]
         _write(target, lambda file: file.write(data))
+
+
+def _refuse_depth(image, pixels, target):
+    """UnusableFile where a file of the kind that `image` is by its name cannot hold its pixels."""
+    most = {".tif": np.float32, ".png": np.uint16}.get(os.path.splitext(target)[1], np.uint8)
+    if pixels.dtype.itemsize > np.dtype(most).itemsize:
+        bits = 8 * pixels.dtype.itemsize
+        raise UnusableFile(image, f"has pixels of {bits} bits, whatever its name says", "Give it the suffix .tif")
 
 
 def _write(target, write):
@@ -293,10 +396,10 @@ def _write(target, write):
 def _can_be_copied(decoded, target):
     """Whether any program reads from the file itself what was decoded.
 
-    Not where EXIF turns it, where more frames follow, or where CMYK, palettes and 16 bits await.
+    Not where EXIF turns it, where more frames follow, or where CMYK, palettes and transparency await.
     """
     kind = "JPEG" if target.suffix.lower() in _JPEG_SUFFIXES else "PNG"
-    plain = decoded.picture.mode in ("RGB", "L") and ";16" not in decoded.raw
+    plain = decoded.picture.mode in ("RGB", "L", "I", "I;16")
     return decoded.format == kind and plain and decoded.turned == 1 and not decoded.frames
 
 
@@ -314,35 +417,84 @@ def _write_mask(target, values, like):
     _write(target, lambda file: picture.save(file, **kind))
 
 
-def _draw_preview(output_dir, items, foreground, rows=5):
-    """A sheet of some training images with every copy, masks laid over them."""
-    chosen = [items[index] for index in sorted(set(np.linspace(0, len(items) - 1, rows).round().astype(int).tolist()))]
-    rule = _shown_rule([output_dir / item.files[len(item.files) // 2] for item in chosen], foreground)
-    tiles = []
-    for item in chosen:
-        half = len(item.files) // 2
-        height, width = image_size(output_dir / item.files[0])
+# ---- the preview
+
+
+def _sample(items, rows=5):
+    """The items that the preview shows."""
+    return [items[index] for index in sorted(set(np.linspace(0, len(items) - 1, rows).round().astype(int).tolist()))]
+
+
+def _draw_preview(output_dir, items, count, rule, span):
+    """A sheet of some of the `count` training images with every copy, masks laid over them."""
+    classes = rule and pictures.classes_of(rule)
+    tiles, masks = [], []
+    for item in items:
+        height, width = image_size(output_dir / item.images[0])
         size = (2 * pictures.TILE_HEIGHT, max(1, round(2 * pictures.TILE_HEIGHT * width / height)))
         row = []
-        for image, mask in zip(item.files[:half], item.files[half:]):
-            image = read_image(output_dir / image, size)
-            row.append(pictures.overlay(image, read_mask(output_dir / mask, rule, size)) if rule else image)
+        for image, *files in zip(item.images, *item.masks):
+            image = read_image(output_dir / image, size, span=span)
+            if rule:
+                files = tuple(output_dir / file for file in files)
+                masks.append(read_mask(files if len(files) > 1 else files[0], rule, size))
+                image = pictures.overlay(image, masks[-1], classes)
+            row.append(image)
         tiles.append(row)
-    title = f"{len(chosen)} of {len(items)} training images with every copy: does each mask lie on what you want found?"
+    title = f"{len(items)} of {count} training images with every copy: does each mask lie on what you want found?"
     columns = ["original", "horizontal flip", "vertical flip", "grid distortion"]
-    pictures.save_image(output_dir / _PREVIEW, pictures.sheet(tiles, [item.name for item in chosen], title, columns))
+    legend = pictures.legend_of(masks, classes) if rule and rule.labels else ()
+    sheet = pictures.sheet(tiles, [item.pair.name for item in items], title, columns, legend)
+    pictures.save_image(output_dir / _PREVIEW, sheet)
 
 
-def _shown_rule(masks, foreground):
+def _shown_rule(items, foreground, ignore):
     """What the preview tints: the foreground where these masks tell it, else every value but 0; None: nothing."""
-    seen = [observe_mask(mask) for mask in masks]
+    seen = [observe_mask(*mask) for item in items for mask in item.pair.sources[1:]]
     others = sorted({value for it in seen for value, _ in it.counts if value})
-    for wanted in (foreground, others):
+    for wanted in ((foreground, ignore), (others, None)):
         try:
-            return decide_mask_rule(seen, wanted)
+            return decide_mask_rule(seen, *wanted)
         except UserError:  # train.py's audit says it
             continue
     return None
+
+
+def _span(items, image_range):
+    """(low, high), which the preview shows as 0 ... 255 of images of more than 8 bits, or None."""
+    if isinstance(image_range, (tuple, list)):
+        return tuple(image_range)
+    if image_range is None and not any(item.images[0].endswith(".tif") for item in items):
+        return None  # the upper 8 bits, as in training; floats have none
+    depths = [depth_of(decode(it.pair.image, page=it.pair.image_page), it.pair.image) for it in items]
+    return choose_span([depth["quantiles"] for depth in depths if depth]) if any(depths) else None
+
+
+# ---- the classes of the two sides
+
+
+def _tell_lacking(train, val, foreground, ignore, classes, num_workers):
+    """(the MaskRule of CLASSES, what to say of those that one side of the split lacks). UserError as train.py's."""
+    seen = list(each(_observed, [pair.sources[1] for pair in train + val], num_workers))
+    sides = [[it for it in side if it] for side in (seen[: len(train)], seen[len(train) :])]
+    if not all(sides):
+        return None, []
+    rule, words = decide_mask_rule(sides[0] + sides[1], foreground, ignore, classes), []
+    here, there = (sum(count_classes(it, rule)[:-1] for it in side) for side in sides)
+    for name, training, validation in zip(rule.names, here, there):
+        if not training:
+            words.append(f"class {name} is in no training mask and cannot be learnt: lower VAL_IMAGES or change GROUP")
+        elif not validation:
+            words.append(f"class {name} is in no validation mask and is not scored: raise VAL_IMAGES or change GROUP")
+    return rule, words
+
+
+def _observed(mask):
+    """The Observation of (file, page), None where it cannot be used, which the maker will say."""
+    try:
+        return observe_mask(*mask)
+    except UnusableFile:
+        return None
 
 
 # ---- the manifest: what the folder of made files was made from
@@ -364,8 +516,8 @@ def _prepare(output_dir, items, settings):
         remove_leftovers(output_dir / folder)
     new = {}
     for item in items:
-        source = [part for path in (item.image, item.mask) for part in (path.name, *(stamp(path) or ["gone"]))]
-        new[item.name] = {"from": source, "files": item.files}  # a folder may move, its files may not change
+        source = [part for path, _ in item.pair.sources for part in (path.name, *(stamp(path) or ["gone"]))]
+        new[item.pair.name] = {"from": source, "files": item.files}  # a folder may move, its files may not change
     reasons = _remove_stale(output_dir, old, settings, new)
     manifest = {"version": _VERSION, "settings": settings, "items": new}
     write_text(output_dir / _MANIFEST, json.dumps(manifest))
@@ -476,6 +628,9 @@ def main(argv=None):
         s.SEED,
         mask_name=s.MASK_NAME,
         skip_unpaired=s.SKIP_UNPAIRED,
+        mask_ignore=s.MASK_IGNORE,
+        classes=s.CLASSES,
+        image_range=s.IMAGE_RANGE,
     )
     print(f"Training: {_words(done.train, done.train_groups)}, {done.train * 4} with their copies.")
     print(f"Validation: {_words(done.val, done.val_groups)}, as they are.")
@@ -483,10 +638,14 @@ def main(argv=None):
         print(f"Left out: {done.left_out} images, which share their group with a validation image.")
     rate = f", {done.written / done.seconds:.1f} images a second" if done.written else ""
     print(f"Written: {done.written} of {done.total} images and as many masks, in {done.seconds:.1f} s{rate}.")
+    for warning in done.warnings:
+        print(f"Warning: {warning}.")
     print(f"Look at {done.preview} first: does every mask lie on its car?")
     flags = ("--train-img-dir", "--train-mask-dir", "--val-img-dir", "--val-mask-dir")
     folders = [part for flag, folder in zip(flags, _FOLDERS) for part in (flag, str(Path(s.OUTPUT_DIR) / folder))]
-    print("Next: " + shlex.join(["python", "train.py"] + (folders if Path(s.OUTPUT_DIR) != Path("dataset") else [])))
+    words = folders if Path(s.OUTPUT_DIR) != Path("dataset") else []
+    words += [] if s.MASK_NAME == dataset.MASK_NAME else ["--mask-name", s.MASK_NAME]
+    print("Next: " + shlex.join(["python", "train.py", *words]))
 
 
 def _words(images, groups):

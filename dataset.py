@@ -26,14 +26,17 @@ from tqdm import tqdm
 from parts import reading
 from parts.audit import audit
 from parts.files import each, one_at_a_time, stamp, write_text
-from parts.masks import MaskRule, find_mask_rule, read_mask
+from parts.masks import MaskRule, find_mask_rule, read_mask, refuse_united_classes
 from parts.reading import pair_files, read_image, shown
 from parts.script import UserError, run, settings_of
 
 # Shared by all scripts: what the masks mean, and which images belong together.
 MASK_FOREGROUND: int | tuple | str | None = None  # value(s) of foreground, "nonzero" or "alpha"; None: as masks say
+MASK_IGNORE: int | tuple | None = None  # value(s) that are neither trained on nor scored, such as VOC's 255
+CLASSES: str | tuple | dict | None = None  # "all", (0, 3, 8) or {"road": 3, "car": 8}; None: foreground alone
+IMAGE_RANGE: tuple | str | None = None  # (low, high) or "auto": what of 16-bit and float images becomes 0 ... 255
 GROUP = reading.CARVANA_GROUP  # pattern of the part of a name that must not stand on both sides of the split
-MASK_NAME: str | None = None  # how masks are named, such as "{}_segmentation"; None: like their images
+MASK_NAME: str | None = None  # how masks are named: "{}_segmentation", or "{}_*" for several of an image; None: like it
 SKIP_UNPAIRED = False  # leave out images without a mask and masks without an image, instead of refusing them
 
 SHEET: str | None = "audit.png"  # where the overlays go; None: nowhere
@@ -44,24 +47,46 @@ class Batch(list):
     """The items of a batch, as any DataLoader collates them; `whole`: (images, masks), collated already."""
 
 
+_ADDED = ("ignored", "classes", "names", "colours")  # fields of a MaskRule
+
+
 class ImageDataset(Dataset):
     """Images and masks of two folders.
 
-    `ds[i]` is the image, uint8 (H, W, 3) in RGB, and its mask, uint8 (H, W) of {0, 1}; or what
+    `ds[i]` is the image, uint8 (H, W, 3) in RGB, and its mask, uint8 (H, W) of {0, 1} or of class indices,
+    masks.IGNORED (255) where a pixel is ignored; or what
     `transform(image=..., mask=...)`, as of albumentations, makes of them. A transform with a
     `set_random_seed` is seeded for each item from (seed, epoch, i), whatever worker it runs in.
     With `image_size` = (height, width) instead, all are resized to it: `ds[i]` is (3, H, W) and (H, W), and
     a batch is fetched at once: uint8 tensors (n, 3, H, W) in channels_last strides and (n, H, W). Decoded
     once into arrays on disk (`keep_arrays`), or whenever they are asked for; they are the same, bit for bit.
-    `rule` says how masks are read (masks.MaskRule); by default all of them are asked, with `foreground`
-    as in MASK_FOREGROUND. `pairs` holds the files. UserError: what is wrong with them.
+    `rule` says how masks are read (masks.MaskRule); by default all of them are asked, with `foreground`, `ignore`
+    and `classes` as in MASK_FOREGROUND, MASK_IGNORE and CLASSES. `span` = (low, high): what of images of more than
+    8 bits becomes 0 ... 255 (reading.read_image). `pairs` holds the files. UserError: what is wrong with them.
     """
 
     def __init__(
-        self, img_dir, mask_dir, transform=None, *, image_size=None, pairs=None, rule=None, foreground=None, seed=0
+        self,
+        img_dir,
+        mask_dir,
+        transform=None,
+        *,
+        image_size=None,
+        pairs=None,
+        rule=None,
+        foreground=None,
+        seed=0,
+        ignore=None,
+        classes=None,
+        span=None,
     ):
         self.pairs = pair_files(img_dir, mask_dir) if pairs is None else list(pairs)
-        self.rule = rule or find_mask_rule([pair.mask for pair in self.pairs], foreground)
+        if rule is None:
+            masks = [file for pair in self.pairs for file in pair.sources[1:]]
+            rule = find_mask_rule(masks, foreground, ignore=ignore, classes=classes)
+        self.rule, self.span = rule, None if span is None else tuple(map(float, span))
+        if rule.classes:
+            refuse_united_classes(self.pairs)
         self.transform, self.seed = transform, seed
         self.image_size = None if transform or not image_size else tuple(image_size)
         self.arrays = None
@@ -75,13 +100,17 @@ class ImageDataset(Dataset):
 
     def keep_arrays(self, folder, num_workers=None, progress=True):
         """Batches come out of arrays in `folder` from now on, made if need be; False where they cannot be kept."""
-        self.arrays = make_arrays(self.pairs, self.rule, self.image_size, folder, num_workers, progress)
+        self.arrays = make_arrays(self.pairs, self.rule, self.image_size, folder, num_workers, progress, self.span)
         return self.arrays is not None
 
     def identity(self):
         """A word that is another one for other files, another size or another reading of the masks."""
-        names = [[pair.name, *(stamp(path) or [0])[:1]] for pair in self.pairs for path in (pair.image, pair.mask)]
-        return hashlib.sha256(json.dumps([names, self.image_size, self.rule.to_dict()]).encode()).hexdigest()
+        files = [(pair.name, *file) for pair in self.pairs for file in pair.sources]
+        names = [[name, *(stamp(path) or [0])[:1], *[page] * (page > 0)] for name, path, page in files]
+        # What was added later counts where it is used alone, so that checkpoints from before still fit.
+        rule = {name: value for name, value in self.rule.to_dict().items() if value or name not in _ADDED}
+        what = [names, self.image_size, rule, *([self.span] if self.span else [])]
+        return hashlib.sha256(json.dumps(what).encode()).hexdigest()
 
     def __len__(self):
         return len(self.pairs)
@@ -113,13 +142,13 @@ class ImageDataset(Dataset):
             images, masks = self.arrays.rows(indices)
         else:
             pairs = [self.pairs[index] for index in indices]
-            images = np.stack([read_image(pair.image, self.image_size) for pair in pairs])
-            masks = np.stack([read_mask(pair.mask, self.rule, self.image_size) for pair in pairs])
+            images, masks = map(np.stack, zip(*(_read(pair, self.rule, self.image_size, self.span) for pair in pairs)))
         return torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(masks)
 
     def _item(self, index):
         pair = self.pairs[index]
-        image, mask = np.array(read_image(pair.image)), read_mask(pair.mask, self.rule)  # Pillow's own is read-only
+        image, mask = _read(pair, self.rule, None, self.span)
+        image = np.array(image)  # Pillow's own is read-only
         if self.transform is None:
             return image, mask
         if hasattr(self.transform, "set_random_seed"):
@@ -132,15 +161,21 @@ class ImageDataset(Dataset):
 image_dataset = ImageDataset  # the article's spelling
 
 
+def _read(pair, rule, size, span):
+    """The image and the mask of a reading.Pair."""
+    image = read_image(pair.image, size, pair.image_page, span)
+    return image, read_mask(pair.masks, rule, size, pair.mask_page)
+
+
 # ---- arrays on disk
 #
-# A folder of arrays holds images.npy (N, H, W, 3), masks.npy (N, H, W) of {0, 1}, and key.json, which says
-# from exactly which files they were made, and how. They are made in a folder beside their place and moved
+# A folder of arrays holds images.npy (N, H, W, 3), masks.npy (N, H, W) as read_mask gives them, and key.json, which
+# says from exactly which files they were made, and how. They are made in a folder beside their place and moved
 # into it by one rename: arrays that can be found are whole.
 
 _FILES = ("images.npy", "masks.npy")
 _KEY = "key.json"
-_LAYOUT = 2  # raise it when the arrays, or their key, are laid out in another way
+_LAYOUT = 3  # raise it when the arrays, or their key, are laid out in another way
 _RESIZE_RULE = 1  # raise it when read_image or read_mask begin to give other pixels
 _SPARE = 2**30  # bytes of disk that the arrays leave to checkpoints and pictures
 
@@ -158,7 +193,7 @@ class Arrays:
         self.open()  # at once: they stay readable even if another run replaces them
 
     def open(self):
-        """(images, masks): read-only np.memmaps, uint8 (N, H, W, 3) and (N, H, W) of {0, 1}."""
+        """(images, masks): read-only np.memmaps, uint8 (N, H, W, 3) and (N, H, W) as masks.read_mask gives them."""
         if self._opened is None:
             try:
                 arrays = _load(self.folder)
@@ -182,18 +217,17 @@ class Arrays:
         return {**self.__dict__, "_opened": None}
 
 
-def make_arrays(pairs, rule, image_size, folder, num_workers=None, progress=True):
+def make_arrays(pairs, rule, image_size, folder, num_workers=None, progress=True, span=None):
     """The Arrays of `pairs` at `image_size` = (height, width), kept in `folder`, made if need be.
 
-    Arrays of other files (parts.files.stamp), another mask rule, image size or resize rule are made
-    again, and the reason is printed. Any number of processes may call it at once. `num_workers`
+    Arrays of other files (parts.files.stamp), another mask rule, image size, resize rule or `span` (as ImageDataset
+    takes it) are made again, and the reason is printed. Any number of processes may call it at once. `num_workers`
     processes decode (None: one a core). Returns None, having said why, where the disk has no room or the
     folder cannot be written. UserError names all files that cannot be decoded, are gone, or change meanwhile.
     """
     folder, size = Path(folder), tuple(int(side) for side in image_size)
-    stamps = [(stamp(pair.image), stamp(pair.mask)) for pair in pairs]
-    seen = [(path, it) for pair, two in zip(pairs, stamps) for path, it in zip((pair.image, pair.mask), two)]
-    gone = [path for path, it in seen if it is None]
+    stamps = [[stamp(path) for path, _ in pair.sources] for pair in pairs]
+    gone = [path for pair, its in zip(pairs, stamps) for (path, _), it in zip(pair.sources, its) if it is None]
     if gone:
         raise UserError("\n".join(f"{path}: has just gone. Put it back, or start again." for path in gone))
     key = json.dumps(
@@ -201,8 +235,8 @@ def make_arrays(pairs, rule, image_size, folder, num_workers=None, progress=True
             "layout": [_LAYOUT, _RESIZE_RULE],
             "image_size": size,
             "mask_rule": rule.to_dict(),
-            "images": _named(seen[0::2], folder),
-            "masks": _named(seen[1::2], folder),
+            "image_range": span and list(map(float, span)),
+            "pairs": _named(pairs, stamps, folder),
         }
     )
     try:
@@ -214,7 +248,7 @@ def make_arrays(pairs, rule, image_size, folder, num_workers=None, progress=True
                 if reason is not None:
                     if reason:
                         print(f"{shown(folder)}: made again, because {reason}.")
-                    _make(list(zip(pairs, stamps)), rule, size, folder, key, num_workers, progress)
+                    _make(list(zip(pairs, stamps)), (rule, size, span), folder, key, num_workers, progress)
     except OSError as error:
         why = error.strerror or error
         print(f"{shown(folder)}: no arrays can be kept here ({why}). Every epoch decodes the files, which is slower.")
@@ -222,18 +256,22 @@ def make_arrays(pairs, rule, image_size, folder, num_workers=None, progress=True
     return Arrays(folder, key)
 
 
-def _named(files, folder):
-    """[name seen from `folder`, *stamp] of each file: a dataset may be moved together with its arrays."""
-    folders, named = {}, []
-    for path, it in files:
+def _named(pairs, stamps, folder):
+    """[name seen from `folder`, page, *stamp] of each file of each pair, the image's first: a dataset may be moved
+    together with its arrays.
+    """
+    folders = {}
+
+    def named(path, page, its_stamp):
         parent, name = os.path.split(path)
         if parent not in folders:
             try:
                 folders[parent] = Path(os.path.relpath(parent or ".", folder)).as_posix()
             except ValueError:  # Windows: on another drive
                 folders[parent] = Path(parent).absolute().as_posix()
-        named.append([f"{folders[parent]}/{name}", *it])
-    return named
+        return [f"{folders[parent]}/{name}", page, *its_stamp]
+
+    return [[named(*file, it) for file, it in zip(pair.sources, its)] for pair, its in zip(pairs, stamps)]
 
 
 def _load(folder):
@@ -264,8 +302,11 @@ def _difference(old, new):
         reasons.append("IMAGE_SIZE was {}x{}".format(*old["image_size"]))
     if old["mask_rule"] != new["mask_rule"]:
         reasons.append(f"the mask rule was: {MaskRule.from_dict(old['mask_rule']).describe()}")
-    for kind in ("images", "masks"):
-        before, after = ({name: it for name, *it in key[kind]} for key in (old, new))
+    if old["image_range"] != new["image_range"]:
+        was = old["image_range"]
+        reasons.append("IMAGE_RANGE was " + ("None" if was is None else "({:g}, {:g})".format(*was)))
+    for kind, which in (("images", slice(1)), ("masks", slice(1, None))):
+        before, after = ({name: it for files in key["pairs"] for name, _, *it in files[which]} for key in (old, new))
         changes = {
             "changed": [name for name in after if name in before and after[name] != before[name]],
             "new": [name for name in after if name not in before],
@@ -275,17 +316,20 @@ def _difference(old, new):
             if names:
                 files = "1 file" if len(names) == 1 else f"{len(names)} files"
                 reasons.append(f"{kind}: {files} {change}, e.g. {shown(os.path.basename(names[0]))}")
-    return "; ".join(reasons) or "the files come in another order"
+    return "; ".join(reasons) or "the files come in another order, or belong together in another way"
 
 
-def _make(stamped, rule, size, folder, key, num_workers, progress):
-    """Makes arrays in `folder`, whose lock is held; `stamped`: each pair, and the stamps of its two files."""
+def _make(stamped, how, folder, key, num_workers, progress):
+    """Makes arrays in `folder`, whose lock is held; `stamped`: each pair, and the stamps of its files.
+
+    `how`: the mask rule, (height, width) and the span of images of more than 8 bits.
+    """
     started = time.perf_counter()
     ours = re.compile(re.escape(f".{folder.name}.") + r"[0-9a-f]{12}\.part")
     for part in folder.parent.iterdir():
         if ours.fullmatch(part.name):  # what a killed run has left
             shutil.rmtree(part, ignore_errors=True)
-    count = len(stamped)
+    count, size = len(stamped), how[1]
     shapes = (count, *size, 3), (count, *size)
     need = sum(int(np.prod(shape)) for shape in shapes)
     _make_room(folder, need + len(key))
@@ -294,7 +338,7 @@ def _make(stamped, rule, size, folder, key, num_workers, progress):
         part.mkdir()
         for name, shape in zip(_FILES, shapes):
             _reserve(part / name, shape)
-        with closing(_RowWriter(part, rule, size)) as writer:
+        with closing(_RowWriter(part, how)) as writer:
             work = each(writer, list(enumerate(stamped)), num_workers)
             work = tqdm(work, "decoding", count, unit=" images", disable=None if progress else True)
             problems = [problem for problem in work if problem]
@@ -337,18 +381,18 @@ def _reserve(path, shape):
 class _RowWriter:
     """Called with (index, (pair, stamps)), decodes that pair and writes its rows; gives what is wrong, in words."""
 
-    def __init__(self, part, rule, size):
-        self.part, self.rule, self.size = part, rule, size
+    def __init__(self, part, how):
+        self.part, self.how = part, how
         self.files = None  # of each array, where its process has opened it: the file, and where its rows begin
 
     def __call__(self, item):
         index, (pair, stamps) = item
         problem = None
         try:
-            rows = read_image(pair.image, self.size), read_mask(pair.mask, self.rule, self.size)
+            rows = _read(pair, *self.how)
         except (UserError, OSError) as error:
             problem = str(error) if isinstance(error, UserError) else f"{pair.image} or its mask: {error}"
-        for path, before in zip((pair.image, pair.mask), stamps):
+        for (path, _), before in zip(pair.sources, stamps):
             if stamp(path) != before:
                 return f"{path}: changed, or went, while it was decoded. Start again once its folder is at rest."
         if problem is None:
@@ -383,7 +427,8 @@ def main(argv=None):
         raise UserError("VAL_IMG_DIR has no VAL_MASK_DIR beside it. Give both, or neither.")
     folders = s.img_dir, s.mask_dir, s.val_img_dir, s.val_mask_dir
     naming = dict(mask_name=s.MASK_NAME, skip_unpaired=s.SKIP_UNPAIRED)
-    report = audit(*folders, s.MASK_FOREGROUND, s.GROUP, sheet=s.SHEET, image_size=s.IMAGE_SIZE, **naming)
+    meaning = dict(mask_ignore=s.MASK_IGNORE, classes=s.CLASSES, image_range=s.IMAGE_RANGE)
+    report = audit(*folders, s.MASK_FOREGROUND, s.GROUP, sheet=s.SHEET, image_size=s.IMAGE_SIZE, **naming, **meaning)
     print(report.text())
     report.stop_if_spoiled()
     print("No problems.")

@@ -18,38 +18,50 @@ from tqdm import tqdm
 from parts import pictures
 from parts.files import each, stamp, write_text
 from parts.masks import (
+    ALPHA,
+    IGNORED,
+    MANY,
     NUMBERS,
     MaskRule,
     Observation,
     alpha_fault,
+    alpha_of,
+    count_classes,
     decide_mask_rule,
-    foreground_share,
     observe_mask,
     read_mask,
+    refuse_united_classes,
 )
 from parts.reading import (
     CARVANA_GROUP,
     LEAVE_OUT,
     NAME_MASKS,
     UnusableFile,
+    by_pages,
+    choose_span,
     decode,
+    depth_of,
     fits_group,
     group_of,
     list_both,
     match_all,
+    pages_of,
+    pixels_of,
     read_image,
+    refuse_image_range,
     refuse_mask_name,
-    rgb,
     shown,
     source_stem,
 )
 from parts.script import UserError
 
-VERSION = 4  # of the memory; raise it when something else is seen in the same files
+VERSION = 5  # of the memory; raise it when something else is seen in the same files
 LINES = 20  # files listed of one kind
 DARK = 4096  # 16-bit images that stay below have fewer than 16 greys left at 8 bits
 TILES = 16  # overlays on the sheet
 FEW, SOME = 64, 200  # pixels of foreground at IMAGE_SIZE, and masks, that are looked at for what vanishes
+FEW_COLOURS = 8  # of a sample of an image's pixels; photographs have more
+RARE = 0.001  # share of all pixels below which a class is told
 
 
 @dataclass
@@ -57,12 +69,14 @@ class Report:
     """What an audit found: `problems` spoil training, `warnings` need not; both are texts, worst first.
 
     `train`, `val`: lists of reading.Pair. `rule`: how the masks are read, None where they have no rule in common,
-    which is a problem then. `facts`: (label, text) in words. `sheet`: the picture of overlays, where one was written.
+    which is a problem then. `span`: what of images of more than 8 bits becomes 0 ... 255 (reading.read_image).
+    `facts`: (label, text) in words. `sheet`: the picture of overlays, where one was written.
     """
 
     train: list
     val: list
     rule: MaskRule | None = None
+    span: tuple | None = None
     problems: list = field(default_factory=list)
     warnings: list = field(default_factory=list)
     facts: list = field(default_factory=list)
@@ -97,6 +111,9 @@ def audit(
     mask_name=None,
     skip_unpaired=False,
     apart=(),
+    mask_ignore=None,
+    classes=None,
+    image_range=None,
 ):
     """The Report on the pairs of these folders.
 
@@ -107,7 +124,10 @@ def audit(
     image_size: (height, width) of training, to tell what of the masks is left at that; None: that is not told
     mask_name, skip_unpaired: MASK_NAME and SKIP_UNPAIRED (reading.match_all)
     apart: folders whose pictures are not the dataset's, wherever they lie
+    mask_ignore, classes: MASK_IGNORE and CLASSES (masks.decide_mask_rule)
+    image_range: IMAGE_RANGE; "auto" is decided by the training images
     """
+    refuse_image_range(image_range)
     fits_group("", group)  # a pattern that is none is told now, not after the looking
     if mask_name is not None:
         refuse_mask_name(mask_name)
@@ -121,12 +141,14 @@ def audit(
         sides.append(_Side("validation", val_img_dir, val_mask_dir, *naming))
     _look(sides, cache, num_workers, progress)
     for side in sides:
-        side.masks = [it if _is_fault(it) else alpha_fault(it, mask_foreground) or it for it in side.masks]
+        side.masks = [
+            [it if _is_fault(it) else alpha_fault(it, mask_foreground) or it for it in masks] for masks in side.masks
+        ]
     report = Report(sides[0].pairs, sides[1].pairs if len(sides) > 1 else [])
     report.problems += [side.problem for side in sides if side.problem]
     _tell_unusable(report, sides)
     _tell_unpaired(report, sides)
-    _decide_rule(report, sides, mask_foreground)
+    _decide_rule(report, sides, mask_foreground, mask_ignore, classes)
     _tell_misfits(report, sides)
     if len(sides) > 1 and os.path.realpath(train_img_dir) == os.path.realpath(val_img_dir):
         report.warnings.append(
@@ -137,8 +159,10 @@ def audit(
         _compare_sides(report, *sides, group)
     _describe(report, sides)
     _tell_twins(report, sides)
-    _look_at_depth(report, sides)
-    _look_at_foreground(report, sides)
+    _choose_span(report, sides, image_range)
+    if report.rule:
+        _count_classes(report, sides)
+        (_look_at_classes if report.rule.classes else _look_at_foreground)(report, sides)
     if image_size and report.rule:
         _tell_what_vanishes(report, sides, tuple(image_size), num_workers)
     if sheet and report.rule:
@@ -160,10 +184,13 @@ class _Side:
     """The files of training, or of validation, and what was seen in them."""
 
     def __init__(self, name, img_dir, mask_dir, mask_name, skip_unpaired, apart):
-        self.name, self.problem = name, None
+        self.name, self.problem, self.folders = name, None, (img_dir, mask_dir)
         self.pairs, self.faults, self.notes, self.left_out = [], [], [], []
-        self.images, self.masks = [], []  # in the order of the pairs: facts and Observations, or UnusableFiles
-        self.shares = []  # foreground of each usable mask, 0 to 1
+        self.page_faults = []  # files whose pages are not as many as their partner's
+        # In the order of the pairs: facts of the image, and the Observations of its masks; or UnusableFiles
+        self.images, self.masks = [], []
+        self.counts = np.zeros((0, 3), np.int64)  # pixels of each class in each usable mask, ignored ones last
+        self.shares = []  # foreground of each usable mask, 0 to 1, of what is not ignored
         try:
             images, masks = list_both(img_dir, mask_dir, apart, mask_name)
         except UserError as error:
@@ -179,8 +206,9 @@ class _Side:
             )
 
     def usable(self):
-        """(pair, facts of its image, Observation) where both files can be decoded."""
-        return [it for it in zip(self.pairs, self.images, self.masks) if not any(map(_is_fault, it[1:]))]
+        """(pair, facts of its image, Observations of its masks) where all the files can be decoded."""
+        every = zip(self.pairs, self.images, self.masks)
+        return [it for it in every if not any(map(_is_fault, [it[1], *it[2]]))]
 
 
 def _is_fault(facts):
@@ -191,59 +219,88 @@ def _is_fault(facts):
 
 
 def _look(sides, cache, num_workers, progress):
-    """Fills in the `images` and `masks` of each side, decoding what `cache` does not remember."""
-    pairs = [pair for side in sides for pair in side.pairs]
+    """Fills in the `images` and `masks` of each side, and its pages, decoding what `cache` does not remember."""
     # At an eighth of their size JPEGs decode in half the time, and are compared all the same. Among
     # other formats they must be decoded wholly, to be told from or equalled to those.
-    eighths = all(pair.image.suffix.lower() in (".jpg", ".jpeg") for pair in pairs)
+    eighths = all(pair.image.suffix.lower() in (".jpg", ".jpeg") for side in sides for pair in side.pairs)
     memory, faults = _Memory(cache, eighths), {}
-    files = dict.fromkeys(file for pair in pairs for file in (("image", pair.image), ("mask", pair.mask)))
-    unseen = [file for file in files if memory.get(file) is None]
-    hidden = None if progress and unseen else True  # None: shown on a terminal
+
+    def pages(path):
+        facts = memory.get(("image", path, 0)) or memory.get(("mask", path, 0)) or {}
+        return facts.get("pages") or [0]
+
     try:
-        with closing(each(partial(_see, eighths), unseen, num_workers)) as work:
-            for seen, file in zip(tqdm(work, "looking at", len(unseen), unit=" files", disable=hidden), unseen):
-                if _is_fault(seen):
-                    faults[file] = seen
-                else:
-                    memory.put(file, seen)
-        images = {path: memory.get((kind, path)) for kind, path in files if kind == "image"}
-        memory.changed |= _compare_wholly({path: facts for path, facts in images.items() if facts}, num_workers)
+        _see_all(sides, memory, faults, eighths, num_workers, progress)
+        for side in sides:
+            side.pairs, side.page_faults = by_pages(side.pairs, pages)
+        files = _see_all(sides, memory, faults, eighths, num_workers, progress)  # the pages after the first
+        images = {file: memory.get(file) for file in files if file[0] == "image"}
+        memory.changed |= _compare_wholly({file: facts for file, facts in images.items() if facts}, num_workers)
     finally:
         memory.save()  # also where it was stopped: what has been seen need not be seen again
     for side in sides:
-        side.images = [faults.get(("image", pair.image)) or images[pair.image] for pair in side.pairs]
-        masks = [("mask", pair.mask) for pair in side.pairs]
-        side.masks = [faults.get(file) or Observation(str(file[1]), **memory.get(file)) for file in masks]
+        for pair in side.pairs:
+            image, *masks = _files_of(pair)
+            side.images.append(faults.get(image) or images[image])
+            side.masks.append([faults.get(mask) or _observation(mask, memory.get(mask)) for mask in masks])
+
+
+def _files_of(pair):
+    """(what it is, path, page) of the image and of each mask of a pair."""
+    image, *masks = pair.sources
+    return [("image", *image), *(("mask", *mask) for mask in masks)]
+
+
+def _see_all(sides, memory, faults, eighths, num_workers, progress):
+    """The files of all pairs; those that neither `memory` nor `faults` know are looked at first."""
+    files = dict.fromkeys(file for side in sides for pair in side.pairs for file in _files_of(pair))
+    unseen = [file for file in files if file not in faults and memory.get(file) is None]
+    hidden = None if progress and unseen else True  # None: shown on a terminal
+    with closing(each(partial(_see, eighths), unseen, num_workers)) as work:
+        for seen, file in zip(tqdm(work, "looking at", len(unseen), unit=" files", disable=hidden), unseen):
+            if _is_fault(seen):
+                faults[file] = seen
+            else:
+                memory.put(file, seen)
+    return files
+
+
+def _observation(file, facts):
+    _, path, page = file
+    known = {name: value for name, value in facts.items() if name != "pages"}
+    return Observation(f"{path}[{page}]" if page else str(path), **known)
 
 
 def _see(eighths, file):
-    """Plain facts of one file, ("image" or "mask", path); or the UnusableFile that it is."""
-    kind, path = file
+    """Plain facts of one file, as _files_of gives it; or the UnusableFile that it is."""
+    kind, path, page = file
     try:
-        if kind == "image":
-            return _image_facts(path, eighths)
-        facts = dict(vars(observe_mask(path)))
+        facts = _image_facts(path, page, eighths) if kind == "image" else dict(vars(observe_mask(path, page)))
     except UnusableFile as fault:
         return fault
-    del facts["path"]
+    facts.pop("path", None)
+    if facts["frames"] and not page:
+        facts["pages"] = pages_of(path)
     return facts
 
 
-def _image_facts(path, eighths):
+def _image_facts(path, page, eighths):
     """Plain facts of an image. `digest` is equal for equal pixels, and nearly always another for others."""
-    decoded = decode(path, (1, 1) if eighths else None)
+    decoded = decode(path, (1, 1) if eighths else None, page)
     picture = decoded.picture
-    pixels = rgb(picture, path)
+    pixels = pixels_of(decoded, path)
     step = 1 if eighths else 8
-    brightest = int(np.asarray(picture).max()) if picture.mode.startswith("I") else None
+    sample = pixels[:: max(1, len(pixels) // 32), :: max(1, pixels.shape[1] // 32)]
+    alpha = alpha_of(picture) if picture.mode in ("LA", "PA", "RGBA") else None
     return {
         "size": list(decoded.size),
         "format": decoded.format,
         "mode": picture.mode,
         "frames": decoded.frames,
         "turned": decoded.turned,
-        "brightest": brightest,  # of 16 bits
+        "depth": depth_of(decoded, path),
+        "fourth": alpha is not None and bool(alpha.min() < alpha.max()),
+        "few": len(np.unique(sample.reshape(-1, 3), axis=0)) <= FEW_COLOURS,
         "blank": bool((pixels[::8] == pixels[0, 0]).all() and (pixels == pixels[0, 0]).all()),
         "digest": _digest(decoded.size, pixels[::step]),
     }
@@ -256,21 +313,22 @@ def _digest(size, pixels):
 
 
 def _compare_wholly(images, num_workers):
-    """Gives an `exact` digest to those of {path: facts} whose digests are equal. Whether there were new ones."""
+    """Gives an `exact` digest to those of {file: facts} whose digests are equal. Whether there were new ones."""
     alike = defaultdict(list)
-    for path, facts in images.items():
-        alike[facts["digest"]].append(path)
-    paths = [path for twins in alike.values() if len(twins) > 1 for path in twins if "exact" not in images[path]]
-    for path, exact in zip(paths, each(_exact_digest, paths, num_workers)):
-        images[path]["exact"] = exact
-    return bool(paths)
+    for file, facts in images.items():
+        alike[facts["digest"]].append(file)
+    files = [file for twins in alike.values() if len(twins) > 1 for file in twins if "exact" not in images[file]]
+    for file, exact in zip(files, each(_exact_digest, files, num_workers)):
+        images[file]["exact"] = exact
+    return bool(files)
 
 
-def _exact_digest(path):
+def _exact_digest(file):
     """The digest of all pixels, or None for a file that has gone bad meanwhile."""
+    _, path, page = file
     try:
-        decoded = decode(path)
-        return _digest(decoded.size, rgb(decoded.picture, path))
+        decoded = decode(path, page=page)
+        return _digest(decoded.size, pixels_of(decoded, path))
     except UserError:
         return None
 
@@ -286,7 +344,7 @@ class _Memory:
             self.old = found["files"] if found["head"] == self.head else {}
 
     def get(self, file):
-        """The facts of a file, ("image" or "mask", path), or None where it must be looked at."""
+        """The facts of a file, as _files_of gives it, or None where it must be looked at."""
         key = self._key(file)
         if key not in self.stamps:  # taken before the file is read
             self.stamps[key] = stamp(file[1])
@@ -300,7 +358,8 @@ class _Memory:
         self.changed = True
 
     def _key(self, file):
-        return f"{file[0]} {os.path.abspath(file[1])}"
+        kind, path, page = file
+        return f"{kind} {os.path.abspath(path)}" + f"[{page}]" * bool(page)
 
     def save(self):
         """Remembers what this audit needed and forgets other files; nothing where nothing can be written."""
@@ -315,7 +374,8 @@ class _Memory:
 
 
 def _tell_unusable(report, sides):
-    faults = [facts for side in sides for facts in side.images + side.masks if _is_fault(facts)]
+    seen = [it for side in sides for image, masks in zip(side.images, side.masks) for it in (image, *masks)]
+    faults = list({it.path: it for it in seen if _is_fault(it)}.values())
     if faults:
         report.problems.append(_listed(f"{_number(len(faults), 'file')} cannot be used:", faults))
 
@@ -325,14 +385,22 @@ def _tell_unpaired(report, sides):
         if side.faults:
             heading = f"{_number(len(side.faults), 'file')} for {side.name} without one partner of the same name:"
             report.problems.append(_listed(heading, side.faults, f"{NAME_MASKS}; {LEAVE_OUT}."))
+        if side.page_faults:
+            heading = f"{_number(len(side.page_faults), 'file')} for {side.name} with pages that have no partner:"
+            report.problems.append(_listed(heading, side.page_faults))
 
 
-def _decide_rule(report, sides, foreground):
-    seen = [mask for side in sides for mask in side.masks if not _is_fault(mask)]
+def _decide_rule(report, sides, foreground, ignore, classes):
+    seen = [it for side in sides for masks in side.masks for it in masks if not _is_fault(it)]
     if not seen:
         return
+    if foreground != ALPHA and (words := _photographs(sides, seen)):
+        report.problems.append(words)
+        return
     try:
-        report.rule = decide_mask_rule(seen, foreground)
+        if classes is not None:
+            refuse_united_classes(pair for side in sides for pair in side.pairs)
+        report.rule = decide_mask_rule(seen, foreground, ignore, classes)
     except UserError as error:
         report.problems.append(str(error))
         return
@@ -345,19 +413,43 @@ def _decide_rule(report, sides, foreground):
             )
 
 
+def _photographs(sides, seen):
+    """Words where most of the masks are photographs rather than masks, else None."""
+    pixels = [it.size[0] * it.size[1] for it in seen]
+    masks = [it.path for it, n in zip(seen, pixels) if len(it.counts) > 100 and 5 * sum(dict(it.thick).values()) < n]
+    if 2 * len(masks) <= len(seen):
+        return None
+    cut_outs = [it.path for it in seen if it.alpha and len(it.alpha) > 1]
+    cure = ' If they are cut-outs, set MASK_FOREGROUND = "alpha" (--mask-foreground alpha).' if cut_outs else ""
+    images = [facts for side in sides for facts in side.images if not _is_fault(facts)]
+    if 2 * sum(facts["few"] for facts in images) > len(images):
+        folders = " and ".join(" with ".join(map(shown, side.folders)) for side in sides)
+        return (
+            f"The masks are photographs, e.g. {shown(masks[0])}, and the images hold hardly any colours, as masks do: "
+            f"the folders seem to be swapped. Swap {folders} (--train-img-dir, --train-mask-dir and so on).{cure}"
+        )
+    if all(it.kind == NUMBERS or len(it.counts) < MANY for it in seen):
+        return None  # greys may be soft masks, which has its own words
+    return (
+        f"The masks seem to be photographs, e.g. {shown(masks[0])}: they hold hundreds of colours and hardly any areas "
+        f"of one. Check the folder of the masks.{cure}"
+    )
+
+
 def _tell_misfits(report, sides):
     lines = []
     for side in sides:
-        for pair, image, mask in side.usable():
-            size, other = image["size"], mask.size
-            if size == other:
-                continue
-            line = f"{shown(pair.image)} is {_by(size)}, {shown(pair.mask)} is {_by(other)}"
-            if size == other[::-1]:
-                line += ": height and width are swapped, so one of them is rotated"
-                if image["turned"] >= 5:
-                    line += " (the image by its EXIF tag: rotate the mask, or remove the tag)"
-            lines.append(line)
+        for pair, image, masks in side.usable():
+            for mask in masks:
+                size, other = image["size"], mask.size
+                if size == other:
+                    continue
+                line = f"{shown(pair.image)} is {_by(size)}, {shown(mask.path)} is {_by(other)}"
+                if size == other[::-1]:
+                    line += ": height and width are swapped, so one of them is rotated"
+                    if image["turned"] >= 5:
+                        line += " (the image by its EXIF tag: rotate the mask, or remove the tag)"
+                lines.append(line)
     if lines:
         heading = f"{_number(len(lines), 'pair')} of an image and a mask that differ in size (height x width):"
         cure = "Export both from the same picture, or remove them."
@@ -422,15 +514,21 @@ def _describe(report, sides):
     sizes = Counter(_by(image["size"]) for _, image, _ in usable)
     report.facts.append(("sizes", _counted(sizes)))
     report.facts.append(("images", _counted(Counter(f"{it['format']} {it['mode']}" for _, it, _ in usable))))
-    report.facts.append(("masks", _counted(Counter(f"mode {mask.mode}" for _, _, mask in usable))))
+    report.facts.append(("masks", _counted(Counter(f"mode {mask.mode}" for _, _, masks in usable for mask in masks))))
     turned = sum(image["turned"] > 1 for _, image, _ in usable)
     if turned:
         report.facts.append(("EXIF", f"{_number(turned, 'image')} set upright"))
-    frames = [pair.image for pair, image, _ in usable if image["frames"]]
-    frames += [pair.mask for pair, _, mask in usable if mask.frames]
-    if frames:
-        heading = f"{_number(len(frames), 'file')} with several frames or pages, of which the first one is used:"
-        report.warnings.append(_listed(heading, map(shown, frames)))
+    paged = {pair.image for pair, _, _ in usable if pair.image_page or pair.mask_page}
+    if paged:
+        report.facts.append(("pages", f"each of {_number(len(paged), 'file')} is an image with a mask of its own"))
+    several = [len(pair.more) + 1 for pair, _, _ in usable if pair.more]
+    if several:
+        count = f"{_number(len(several), 'image')} with 2 to {max(several)} masks"
+        report.facts.append(("united", f"{count}, by MASK_NAME, whose foregrounds are united"))
+    if fourth := [pair.image for pair, image, _ in usable if image["fourth"]]:
+        heading = f"{_number(len(fourth), 'image')} with a channel of transparency, or a fourth one, that says "
+        heading += "something: it is dropped, and the network sees red, green and blue."
+        report.warnings.append(_listed(heading, map(shown, fourth)))
     left_out = [path for side in sides for path in side.left_out]
     if left_out:
         names = ", ".join(shown(path.name) for path in left_out[:5]) + (", ..." if len(left_out) > 5 else "")
@@ -451,23 +549,68 @@ def _tell_twins(report, sides):
             report.warnings.append(_listed(heading, [" = ".join(map(shown, paths)) for paths in twins]))
 
 
-def _look_at_depth(report, sides):
-    images = [(pair.image, image["brightest"]) for side in sides for pair, image, _ in side.usable()]
-    deep = [(path, brightest) for path, brightest in images if brightest is not None]
-    dark = [shown(path) for path, brightest in deep if brightest < DARK]
-    if not dark:
+def _choose_span(report, sides, image_range):
+    """Sets report.span, by IMAGE_RANGE, and tells what becomes of images of more than 8 bits."""
+    deep = [(side, pair.image, image["depth"]) for side in sides for pair, image, _ in side.usable() if image["depth"]]
+    if not deep:
         return
-    heading = f"{_number(len(dark), 'image')} of 16 bits that use only the lowest 12 or fewer. Of 8 bits, which the "
-    heading += "network sees, hardly any are left:"
-    text = _listed(heading, dark, "Stretch their values over 0 to 65535, all by the same factor.")
-    (report.problems if len(dark) == len(deep) else report.warnings).append(text)
+    report.span = image_range
+    if image_range == "auto":
+        ours = [depth["quantiles"] for side, _, depth in deep if side is sides[0]]
+        report.span = choose_span(ours or [depth["quantiles"] for _, _, depth in deep])
+    if report.span:
+        low, high = report.span
+        words = f"{low:g} ... {high:g} of {_number(len(deep), 'image')} of more than 8 bits becomes 0 ... 255"
+        report.facts.append(("range", words + " (IMAGE_RANGE)"))
+        beyond = [shown(path) for _, path, depth in deep if depth["highest"] <= low or depth["lowest"] >= high]
+        if beyond:
+            heading = f"{_number(len(beyond), 'image')} with all values outside of that range, so that nothing is seen:"
+            text = _listed(heading, beyond, 'Widen IMAGE_RANGE, or set it to "auto".')
+            (report.problems if len(beyond) == len(deep) else report.warnings).append(text)
+        return
+    cure = 'Set IMAGE_RANGE = "auto" (--image-range auto), or the lowest and the highest value that mean something.'
+    if unread := [shown(path) for _, path, depth in deep if depth["bits"] != 16]:
+        heading = f"{_number(len(unread), 'image')} of 32 bits or with fractions, whose range must be known:"
+        report.problems.append(_listed(heading, unread, cure))
+    dark = [shown(path) for _, path, depth in deep if depth["bits"] == 16 and depth["highest"] < DARK]
+    if dark:
+        heading = (
+            f"{_number(len(dark), 'image')} of 16 bits that use only the lowest 12 or fewer. Of 8 bits, which the "
+        )
+        heading += "network sees, hardly any are left:"
+        (report.problems if len(dark) == len(deep) else report.warnings).append(_listed(heading, dark, cure))
+
+
+def _count_classes(report, sides):
+    """Fills in `counts` and `shares` of each side."""
+    for side in sides:
+        counts = []
+        for _, _, masks in side.usable():
+            first, *more = [count_classes(mask, report.rule) for mask in masks]
+            for other in more:  # of objects, which hardly overlap
+                first[1] = min(first[1] + other[1], first[:2].sum())
+                first[0] = max(first[0] - other[1], 0)
+            counts.append(first)
+        side.counts = np.array(counts, np.int64).reshape(-1, max(2, report.rule.channels) + 1)
+        known = side.counts[:, :-1].sum(axis=1)
+        side.shares = (1 - side.counts[:, 0] / np.maximum(known, 1)).tolist()
+
+
+def _tell_ignored(report, sides):
+    """Problems and facts of MASK_IGNORE."""
+    if not report.rule.ignored:
+        return
+    ignored, pixels = (sum(int(part.sum()) for part in parts) for parts in
+                       ([side.counts[:, -1] for side in sides], [side.counts for side in sides]))  # fmt: skip
+    report.facts.append(("ignored", f"{ignored / max(pixels, 1):.2%} of all pixels are neither trained on nor scored"))
+    if not ignored:
+        report.warnings.append("MASK_IGNORE: no mask holds that.")
+    for side in sides:
+        if len(side.counts) and not side.counts[:, :-1].sum():
+            report.problems.append(f"Every pixel of the masks for {side.name} is ignored. Check MASK_IGNORE.")
 
 
 def _look_at_foreground(report, sides):
-    if report.rule is None:
-        return
-    for side in sides:
-        side.shares = [foreground_share(mask, report.rule) for _, _, mask in side.usable()]
     shares = np.array([share for side in sides for share in side.shares])
     if not len(shares):
         return
@@ -476,6 +619,7 @@ def _look_at_foreground(report, sides):
     report.facts.append(("mask values", report.rule.describe()))
     words = f"least {least:.2%}, median {median:.2%}, most {most:.2%} of a mask"
     report.facts.append(("foreground", words + f"; {empty:,} masks empty, {full:,} all foreground"))
+    _tell_ignored(report, sides)
     for side in sides:
         if side.shares and (max(side.shares) == 0 or min(side.shares) == 1):
             what = "is empty" if max(side.shares) == 0 else "is foreground all over"
@@ -490,30 +634,65 @@ def _look_at_foreground(report, sides):
         )
 
 
+def _look_at_classes(report, sides):
+    """What share of the pixels each class has; and what is missing on one side, or hardly there."""
+    report.facts.append(("mask values", report.rule.describe()))
+    counts = [side.counts[:, :-1].sum(axis=0) for side in sides if len(side.counts)]
+    if not counts:
+        return
+    shares = [count / max(count.sum(), 1) for count in counts]
+    parts = [" / ".join([name, *(f"{100 * side[index]:.2g} %" for side in shares)]) for index, name in
+             enumerate(report.rule.names)]  # fmt: skip
+    told = " / ".join(["class", *(side.name for side in sides if len(side.counts))])
+    more = f" and {len(parts) - 40} more" if len(parts) > 40 else ""
+    report.facts.append(("classes", f"{told}: {', '.join(parts[:40])}{more}"))
+    _tell_ignored(report, sides)
+    for side, count in zip([side for side in sides if len(side.counts)], counts):
+        if (count > 0).sum() == 1:
+            report.problems.append(
+                f"The masks for {side.name} hold one of the classes alone, {report.rule.names[int(count.argmax())]}, "
+                "so there is nothing to learn or to score. Check the masks, and CLASSES."
+            )
+        absent = [name for name, pixels in zip(report.rule.names, count) if not pixels]
+        if absent:
+            end = "cannot be learnt" if side is sides[0] else "are not scored"
+            report.warnings.append(
+                f"Classes that no mask for {side.name} holds, so that they {end}: {', '.join(absent)}."
+            )
+    rare = [f"{name} ({100 * share:.2g} %)" for name, share in zip(report.rule.names, shares[0]) if 0 < share < RARE]
+    if rare:
+        report.warnings.append(f"Classes that hardly any pixel for training has: {', '.join(rare)}.")
+
+
 def _tell_what_vanishes(report, sides, size, num_workers):
-    """Foreground that is lost where masks are shrunk to `size`: what is small or thin beside its picture."""
-    places = [(side, share, pair.mask, mask.size) for side in sides
-              for share, (pair, _, mask) in zip(side.shares, side.usable())
-              if share and (mask.size[0] > size[0] or mask.size[1] > size[1])]  # fmt: skip
+    """Foreground, or classes, lost where masks are shrunk to `size`: what is small or thin beside its picture."""
+    places = [(side, share, counts, pair) for side in sides
+              for share, counts, (pair, _, masks) in zip(side.shares, side.counts, side.usable())
+              if (share or report.rule.classes) and any(a > b for a, b in zip(masks[0].size, size))]  # fmt: skip
     # To look at all of them would be to decode them twice. All are looked at where one of these loses anything:
     # those whose foreground would fill a few pixels, and some of the others, which may be thin.
     few = [at for at, (_, share, _, _) in enumerate(places) if share * size[0] * size[1] < FEW]
     some = np.linspace(0, len(places) - 1, min(len(places), SOME)).round().astype(int).tolist()
-    read = partial(_share_at, rule=report.rule, size=size)
+    read = partial(_counts_at, rule=report.rule, size=size)
+    at = f"IMAGE_SIZE {_by(size)}"
+    cure = "Raise IMAGE_SIZE (--image-size), or cut the pictures into tiles."
+    if report.rule.classes:
+        if places:
+            _tell_what_classes_lose(report, [places[index] for index in some], read, num_workers, at, cure)
+        return
     for chosen in (sorted({*few, *some}), range(len(places))):
-        found = list(each(read, [places[at][2] for at in chosen], num_workers))
-        lost = [(places[at], left) for at, left in zip(chosen, found) if left < places[at][1] / 2]
+        found = [_share_of(counts) for counts in each(read, [places[index][3] for index in chosen], num_workers)]
+        lost = [(places[index], left) for index, left in zip(chosen, found) if left < places[index][1] / 2]
         if not lost:
             return
     emptied = [place for place, left in lost if not left]
-    at = f"IMAGE_SIZE {_by(size)}"
     before, after = np.mean([place[1] for place in places]), np.mean(found)
     text = _listed(
         f"{_number(len(emptied), 'mask')} {'is' if len(emptied) == 1 else 'are'} emptied at {at}, and "
         f"{_number(len(lost) - len(emptied), 'other')} lose more than half of their foreground, because it is small "
         f"or thin beside its picture; foreground is {before:.3%} of the masks in their files, and {after:.3%} then:",
-        [f"{shown(path)}: {share:.3%} -> {left:.3%}" for (_, share, path, _), left in lost],
-        "Raise IMAGE_SIZE (--image-size), or cut the pictures into tiles.",
+        [f"{shown(pair.mask)}: {share:.3%} -> {left:.3%}" for (_, share, _, pair), left in lost],
+        cure,
     )
     for side in sides:
         mine = [place for place in places if place[0] is side]
@@ -523,32 +702,61 @@ def _tell_what_vanishes(report, sides, size, num_workers):
     report.warnings.append(text)
 
 
-def _share_at(path, rule, size):
-    """What share of a mask's pixels is foreground once it is shrunk."""
-    return float(read_mask(path, rule, size).mean())
+def _tell_what_classes_lose(report, places, read, num_workers, at, cure):
+    found = np.array(list(each(read, [pair for _, _, _, pair in places], num_workers)))
+    both = np.array([counts for _, _, counts, _ in places]), found
+    shares = [(counts / counts.sum(axis=1, keepdims=True)).mean(axis=0) for counts in both]
+    lost = [
+        f"{name}: {before:.3%} -> {after:.3%} of the pixels"
+        for name, before, after in zip(report.rule.names, *shares)
+        if after < before / 2
+    ]
+    if lost:
+        verb = "loses" if len(lost) == 1 else "lose"
+        heading = f"{_number(len(lost), 'class')} {verb} more than half of the pixels at {at}, being small or thin:"
+        report.warnings.append(_listed(heading, lost, cure))
+
+
+def _counts_at(pair, rule, size):
+    """Pixels of each class of a pair's mask once it is shrunk, ignored ones last."""
+    counts = np.bincount(read_mask(pair.masks, rule, size, pair.mask_page).ravel(), minlength=256)
+    return np.append(counts[: max(2, rule.channels)], counts[IGNORED])
+
+
+def _share_of(counts):
+    return float(counts[1] / max(counts[:-1].sum(), 1))
 
 
 def _draw_sheet(report, sides, path):
-    """Overlays of pairs spread over the dataset, those with the least and the most foreground among them."""
-    usable = [(share, *it) for side in sides for share, it in zip(side.shares, side.usable())]
-    usable = [it for it in usable if it[2]["size"] == it[3].size]
+    """Overlays of pairs spread over the dataset; those with the least and the most foreground, or most of a class."""
+    usable = [(*it[:2], *it[2]) for side in sides for it in zip(side.shares, side.counts, side.usable())]
+    usable = [it for it in usable if all(it[3]["size"] == mask.size for mask in it[4]) and _can_be_shown(report, it[3])]
     if not usable:
         return
     ranked = sorted(range(len(usable)), key=lambda index: usable[index][0])
-    spread = np.linspace(0, len(usable) - 1, max(TILES - 2, 1)).round().astype(int).tolist()
-    chosen = sorted({ranked[0], ranked[-1], *spread})[:TILES]
+    most = [ranked[0], ranked[-1]]
+    if report.rule.classes:
+        most = np.argmax([counts[:-1] / counts.sum() for _, counts, *_ in usable], axis=0).tolist()
+    most = list(dict.fromkeys(most))[:TILES]
+    spread = np.linspace(0, len(usable) - 1, max(TILES - len(most), 1)).round().astype(int).tolist()
+    chosen = sorted(list(dict.fromkeys([*most, *spread]))[:TILES])
     images, masks, captions = [], [], []
     for index in chosen:
-        share, pair, facts, _ = usable[index]
+        share, _, pair, facts, _ = usable[index]
         scale = min(1, 480 / max(facts["size"]))
         size = [max(1, round(side * scale)) for side in facts["size"]]
-        images.append(read_image(pair.image, size))
-        masks.append(read_mask(pair.mask, report.rule, size))
-        captions.append(f"{pair.name}  {share:.1%}")
+        images.append(read_image(pair.image, size, pair.image_page, report.span))
+        masks.append(read_mask(pair.masks, report.rule, size, pair.mask_page))
+        captions.append(pair.name if report.rule.classes else f"{pair.name}  {share:.1%}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    title = f"{len(usable):,} pairs; foreground is tinted, its share stands below"
-    pictures.save_image(path, pictures.overlay_sheet(images, masks, captions, title))
+    what = "each class has its colour" if report.rule.classes else "foreground is tinted, its share stands below"
+    title, classes = f"{len(usable):,} pairs; {what}", pictures.classes_of(report.rule)
+    pictures.save_image(path, pictures.overlay_sheet(images, masks, captions, title, classes))
     report.sheet = path
+
+
+def _can_be_shown(report, facts):
+    return bool(report.span) or facts["depth"] is None or facts["depth"]["bits"] == 16
 
 
 # ---- words
@@ -563,7 +771,7 @@ def _listed(heading, lines, cure=None):
 
 
 def _number(count, noun):
-    plural = noun[:-1] + "ies" if noun.endswith("y") else noun + "s"
+    plural = {"y": noun[:-1] + "ies", "s": noun + "es"}.get(noun[-1], noun + "s")
     return f"{count:,} {noun if count == 1 else plural}"
 
 

@@ -273,9 +273,6 @@ def test_duplicates_are_compared_by_all_their_pixels(data):
 def test_what_is_odd_but_usable_is_a_warning(data):
     Image.fromarray(np.zeros((40, 60), np.uint8)).save(data / "tm" / "img_000.png")
     Image.fromarray(np.full((40, 60), 255, np.uint8)).save(data / "tm" / "img_001.png")
-    first, second = (Image.new("RGB", (60, 40), colour).quantize(4) for colour in ("red", "blue"))
-    first.save(data / "ti" / "img_002.gif", save_all=True, append_images=[second])
-    (data / "ti" / "img_002.png").unlink()
     for name in ("Thumbs.db", ".hidden.png", "notes.txt"):
         (data / "ti" / name).write_text("x")
     (data / "ti" / "deeper.png").mkdir()
@@ -283,7 +280,6 @@ def test_what_is_odd_but_usable_is_a_warning(data):
     assert report.problems == []
     text = report.text()
     assert "1 masks empty, 1 all foreground" in text
-    assert "first one is used" in text and "img_002.gif" in text
     assert "4 that are no pictures" in text and "Thumbs.db" in text
 
 
@@ -521,3 +517,165 @@ def test_blank_tiles_on_both_sides_are_no_leak(data):
 def test_learning_by_heart_on_purpose_is_a_warning(data):
     report = audit(data / "ti", data / "tm", data / "ti", data / "tm", progress=False)
     assert report.problems == [] and "learnt by heart" in report.text()
+
+
+# ---- ignored pixels, classes, pages, several masks, images of more than 8 bits
+
+
+def draw_classes(data, values=(0, 1, 2), void=None):
+    """The masks of `data` hold classes in stripes, and `void` in a corner; the images stay."""
+    for folder in ("tm", "vm"):
+        for path in (data / folder).iterdir():
+            mask = np.repeat(np.array(values, np.uint8), [60 // len(values)] * len(values))[None].repeat(40, axis=0)
+            mask = np.ascontiguousarray(np.roll(mask, int(path.stem[-2:]), axis=1))
+            if void is not None:
+                mask[:4, :6] = void
+            Image.fromarray(mask).save(path)
+
+
+def test_ignored_pixels_are_told_and_left_out_of_the_shares(data):
+    for folder in ("tm", "vm"):
+        for path in (data / folder).iterdir():
+            mask = np.asarray(Image.open(path)) // 255
+            mask[:10] = 2
+            Image.fromarray(mask).save(path)
+    assert "--mask-foreground" in problems(looked_at(data))
+    report = looked_at(data, mask_ignore=2, sheet=data / "new" / "sheet.png")
+    assert report.problems == [] and report.rule.ignored == (2,) and report.rule.labels
+    assert "25.00% of all pixels are neither trained on nor scored" in report.text()
+    shares = [(np.asarray(Image.open(pair.mask))[10:] == 1).mean() for pair in report.train + report.val]
+    assert f"least {min(shares):.2%}" in report.text()
+    assert "MASK_IGNORE: no mask holds that" in looked_at(data, mask_ignore=9, mask_foreground=1).text()
+    assert "Every pixel of the masks for training is ignored" in problems(looked_at(data, mask_ignore=(0, 1, 2)))
+
+
+def test_classes_are_counted_and_drawn(data):
+    draw_classes(data, void=255)
+    text = problems(looked_at(data))
+    assert "--mask-foreground" in text and "--classes" in text
+    report = looked_at(data, mask_ignore=255, classes={"sky": 0, "road": 1, "car": 2}, sheet=data / "new" / "sheet.png")
+    assert report.problems == [] and report.rule.channels == 3
+    assert "class / training / validation: sky / 3" in report.text() and "1.00% of all pixels" in report.text()
+    text = problems(looked_at(data, classes=(0, 1)))
+    assert "img_000.png" in text and "CLASSES" in text and "255" in text
+    words = problems(looked_at(data, mask_ignore=255, classes="all", mask_foreground=2))
+    assert "MASK_FOREGROUND" in words and "CLASSES" in words
+
+
+def test_a_class_that_one_side_lacks_or_hardly_has_is_told(data):
+    draw_classes(data)
+    for path in (data / "vm").iterdir():
+        Image.fromarray(np.minimum(np.asarray(Image.open(path)), 1)).save(path)
+    one = data / "tm" / "img_003.png"
+    mask = np.asarray(Image.open(one)).copy()
+    mask[0, 0] = 7
+    Image.fromarray(mask).save(one)
+    text = looked_at(data, classes={"sky": 0, "road": 1, "car": 2, "sign": 7, "boat": 9}).text()
+    assert "no mask for training holds, so that they cannot be learnt: boat." in text
+    assert "no mask for validation holds, so that they are not scored: car, sign, boat." in text
+    assert "hardly any pixel for training has: sign (" in text
+    for path in (data / "vm").iterdir():
+        Image.fromarray(np.zeros((40, 60), np.uint8)).save(path)
+    assert "for validation hold one of the classes alone, 0," in problems(looked_at(data, classes=(0, 1, 2, 7)))
+
+
+def test_a_class_that_vanishes_when_masks_are_shrunk_is_told(tmp_path):
+    for side, count in (("t", 6), ("v", 2)):
+        draw_pairs(tmp_path / f"{side}i", tmp_path / f"{side}m", count, size=(160, 240), first=10 * count)
+        for path in (tmp_path / f"{side}m").iterdir():
+            mask = np.asarray(Image.open(path)) // 255
+            mask[::16] = 2  # lines of one pixel
+            Image.fromarray(mask).save(path)
+    report = looked_at(tmp_path, classes={"sky": 0, "box": 1, "line": 2}, image_size=(40, 60))
+    assert "1 class loses more than half of the pixels at IMAGE_SIZE 40x60" in report.text()
+    assert "line: 6.250% -> 0.000%" in report.text() and "box:" not in report.text().split("being small")[1]
+
+
+def test_each_page_is_an_image(data):
+    for kind, pages in (("ti", range(3)), ("tm", range(3)), ("vi", range(20, 22)), ("vm", range(20, 22))):
+        files = [data / kind / f"img_{page:03d}.png" for page in pages]
+        first, *rest = [Image.open(file).copy() for file in files]
+        first.save(data / kind / "stack.tif", save_all=True, append_images=rest)
+        for file in files:
+            file.unlink()
+    cache = data / "memory.json"
+    report = looked_at(data, cache=cache, sheet=data / "new" / "sheet.png")
+    assert report.problems == [] and "each of 2 files is an image with a mask of its own" in report.text()
+    assert [(pair.name, pair.image_page) for pair in report.train[-3:]] == [(f"stack_{n}", n) for n in range(3)]
+    assert len(report.val) == 4
+    again = looked_at(data, cache=cache)
+    assert again.train == report.train and again.text() == report.text().replace(
+        f"\nLook{report.text().split('Look')[1]}", ""
+    )
+    Image.open(data / "tm" / "stack.tif").save(data / "tm" / "stack.tif")  # its first page alone
+    text = problems(looked_at(data))
+    assert "1 file for training with pages that have no partner" in text and "stack.tif" in text
+
+
+def test_several_masks_of_an_image_are_united(data):
+    for folder in ("tm", "vm"):
+        for path in list((data / folder).iterdir()):
+            mask = np.asarray(Image.open(path))
+            for number, half in enumerate((slice(None, 30), slice(30, None))):
+                part = np.zeros_like(mask)
+                part[:, half] = mask[:, half]
+                Image.fromarray(part).save(path.with_name(f"{path.stem}_{number}.png"))
+            path.unlink()
+    report = looked_at(data, mask_name="{}_*", sheet=data / "new" / "sheet.png")
+    assert report.problems == [] and len(report.train) == 12 and len(report.train[0].masks) == 2
+    assert "16 images with 2 to 2 masks" in report.text()
+    assert "CLASSES with several masks of one image" in problems(looked_at(data, mask_name="{}_*", classes="all"))
+
+
+def deepen(folder, factor, dtype=np.uint16):
+    for path in folder.iterdir():
+        grey = np.asarray(Image.open(path).convert("L")).astype(dtype) * dtype(factor)
+        Image.fromarray(grey).save(path.with_suffix(".tif"))
+        path.unlink()
+
+
+def test_what_deep_images_lose_is_told_unless_a_range_is_given(data):
+    for folder in ("ti", "vi"):
+        deepen(data / folder, 8)
+    assert "of 16 bits that use only the lowest 12" in problems(looked_at(data)) and "IMAGE_RANGE" in problems(
+        looked_at(data)
+    )
+    report = looked_at(data, image_range="auto")
+    assert report.problems == [] and report.warnings == [] and "IMAGE_RANGE" in report.text()
+    low, high = report.span
+    assert 0 <= low < 200 and 1000 < high < 255 * 8
+    assert looked_at(data, image_range=(0, 2040)).span == (0, 2040)
+    assert "all values outside of that range" in problems(looked_at(data, image_range=(3000, 4000)))
+    with pytest.raises(UserError, match="IMAGE_RANGE"):
+        looked_at(data, image_range=(5, 5))
+
+
+def test_float_images_need_a_range(data):
+    for folder in ("ti", "vi"):
+        deepen(data / folder, 0.01, np.float32)
+    text = problems(looked_at(data))
+    assert "with fractions" in text and "img_000.tif" in text and "IMAGE_RANGE" in text
+    report = looked_at(data, image_range="auto", sheet=data / "new" / "sheet.png")
+    assert report.problems == [] and 0 <= report.span[0] < report.span[1] < 2.6
+
+
+def test_a_fourth_channel_that_says_something_is_told(data):
+    path = data / "ti" / "img_002.png"
+    colours = np.asarray(Image.open(path))
+    for alpha, told in ((np.full(colours.shape[:2], 255, np.uint8), False), (colours[..., 0], True)):
+        Image.fromarray(np.dstack([colours, alpha])).save(path)
+        assert ("it is dropped" in looked_at(data).text()) == told
+
+
+def test_swapped_folders_and_photographs_as_masks_are_told(data):
+    for folder in ("ti", "vi"):
+        for path in (data / folder).iterdir():
+            noise = np.random.default_rng(int(path.stem[-3:])).integers(0, 256, (40, 60, 3), np.uint8)
+            Image.fromarray(noise).save(path)
+    swapped = audit(data / "tm", data / "ti", data / "vm", data / "vi", progress=False)
+    assert "seem to be swapped" in problems(swapped) and "--train-img-dir" in problems(swapped)
+    for path in (data / "tm").iterdir():
+        (data / "ti" / path.name).replace(path)
+    draw_pairs(data / "ti", data / "others", 12)
+    photographs = audit(data / "ti", data / "tm", progress=False)
+    assert "seem to be photographs" in problems(photographs) and "img_000.png" in problems(photographs)

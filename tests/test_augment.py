@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from helpers import ROOT, WAIT, draw_pairs, script
@@ -17,8 +18,9 @@ from PIL import Image
 from augment import augmentation, make_augmented, split
 from parts.audit import audit
 from parts.cars import draw_dataset
-from parts.masks import MaskRule, find_mask_rule, read_mask
-from parts.reading import CARVANA_GROUP, COPIES, group_of, pair_files, read_image
+from parts.masks import IGNORED, MaskRule, find_mask_rule, read_mask
+from parts.pictures import classes_of
+from parts.reading import CARVANA_GROUP, COPIES, decode, group_of, pair_files, pixels_of, read_image
 from parts.script import UserError
 
 WHITE = MaskRule("numbers", (0,), (255,))
@@ -27,7 +29,10 @@ TRAIN_IMAGES, TRAIN_MASKS, TEST_IMAGES, TEST_MASKS = (
 )
 # Every constant of augment.py but the folders, so that no test depends on how somebody has edited them
 CONSTANTS = dict(val_images=5, group=CARVANA_GROUP, mask_foreground=None, jpeg_quality=95, num_workers=None, seed=0)
+CONSTANTS |= dict(mask_name=None, skip_unpaired=False, mask_ignore=None, classes=None, image_range=None)
 FLAGS = ["--group", CARVANA_GROUP, "--mask-foreground", "none", "--jpeg-quality", 95, "--num-workers", 2, "--seed", 0]
+FLAGS += ["--mask-name", "none", "--no-skip-unpaired", "--mask-ignore", "none", "--classes", "none"]
+FLAGS += ["--image-range", "none"]
 
 
 def make(raw, out, **keywords):
@@ -226,6 +231,242 @@ def test_one_of_several_classes_trains_by_one_constant(tmp_path):
         read_mask(raw / "train_masks" / "img_000.png", before),
         read_mask(out / TRAIN_MASKS / "img_000.png", report.rule),
     )
+
+
+VOID = 255
+SIX = [0, 0, 0, 128, 0, 0, 0, 128, 0, 128, 128, 0, 0, 0, 128, 128, 0, 128] + [0] * 747 + [224, 224, 192]  # VOC's
+
+
+def class_set(folder, count, values=(0, 1, 2, 3, 4, 5, VOID), size=(48, 72), only_in=None):
+    """plain_set with masks of areas of these values, with VOC's palette; `only_in`: {value: numbers of its files}."""
+    plain_set(folder, count, size=size)
+    for number, path in enumerate(sorted((folder / "train_masks").iterdir())):
+        held = [value for value in values if number in (only_in or {}).get(value, (number,))]
+        areas = np.random.default_rng(number).permutation(np.resize(held, 24)).reshape(4, 6).astype(np.uint8)
+        areas = areas.repeat(size[0] // 4, 0).repeat(size[1] // 6, 1)
+        picture = Image.frombytes("P", areas.shape[::-1], areas.tobytes())
+        picture.putpalette(SIX)
+        picture.save(path)
+    return folder
+
+
+def test_classes_and_void_are_bent_without_inventing_any(tmp_path):
+    raw, out = class_set(tmp_path / "raw", 5), tmp_path / "out"
+    make(raw, out, val_images=2, classes="all", mask_ignore=VOID)
+    before = find_mask_rule(sorted((raw / "train_masks").iterdir()), classes="all", ignore=VOID)
+    after = find_mask_rule(sorted((out / TRAIN_MASKS).iterdir()), classes="all", ignore=VOID)
+    assert after == before and after.classes == (0, 1, 2, 3, 4, 5) and after.colours[1] == 0x800000
+    for number in range(3):
+        mask = read_mask(raw / "train_masks" / f"img_{number:03d}.png", before)
+        for end, flip in (("", np.s_[:, :]), ("_hflip", np.s_[:, ::-1]), ("_vflip", np.s_[::-1])):
+            np.testing.assert_array_equal(
+                read_mask(out / TRAIN_MASKS / f"img_{number:03d}{end}.png", after), mask[flip]
+            )
+        bent = read_mask(out / TRAIN_MASKS / f"img_{number:03d}_grid.png", after)
+        assert set(np.unique(bent)) == set(np.unique(mask)) == {0, 1, 2, 3, 4, 5, IGNORED} and (bent != mask).any()
+
+
+# ---- pages, several masks of one image, images of more than 8 bits
+
+
+def save_pages(path, pages):
+    first, *rest = map(Image.fromarray, pages)
+    first.save(path, save_all=True, append_images=rest)
+
+
+def test_every_page_has_its_copies(tmp_path):
+    raw, out = plain_set(tmp_path / "raw", 3), tmp_path / "out"
+    draw = np.random.default_rng(9)
+    images = draw.integers(0, 256, (3, 24, 36, 3), np.uint8)
+    masks = draw.integers(0, 2, (3, 6, 9), np.uint8).repeat(4, 1).repeat(4, 2) * 255
+    save_pages(raw / "train" / "a.tif", images)
+    save_pages(raw / "train_masks" / "a.tif", masks)
+    done = make(raw, out, val_images=2)
+    assert (done.train, done.val, done.written) == (4, 2, 18)
+    names = {f"a_{page}{end}" for page in range(3) for end in ("", "_hflip", "_vflip", "_grid")}
+    assert {path.stem for path in (out / TRAIN_IMAGES).iterdir() if path.stem.startswith("a_")} == names
+    pairs = {pair.name: pair for pair in pair_files(out / TRAIN_IMAGES, out / TRAIN_MASKS)}
+    for page in range(3):
+        for end, flip in (("", np.s_[:, :]), ("_hflip", np.s_[:, ::-1]), ("_vflip", np.s_[::-1])):
+            pair = pairs[f"a_{page}{end}"]
+            np.testing.assert_array_equal(read_image(pair.image), images[page][flip])
+            np.testing.assert_array_equal(read_mask(pair.mask, WHITE) * 255, masks[page][flip])
+    again = make(raw, out, val_images=2)
+    assert again.written == 0
+    one = augmentation(raw / "train" / "img_000.png", raw / "train_masks" / "img_000.png")  # as an article's reader
+    np.testing.assert_array_equal(one[0][3], read_image(pairs["img_000_grid"].image))
+
+
+@pytest.mark.parametrize("mask_name", ["{}_*", "*-{}", "{}*"])
+def test_each_of_several_masks_has_its_copies_by_one_draw(tmp_path, mask_name):
+    """One file an object: united they are what the united mask would have become, by the same MASK_NAME."""
+    raw, out, united = plain_set(tmp_path / "raw", 5), tmp_path / "out", tmp_path / "united"
+    shutil.copytree(raw / "train", united / "train")
+    (united / "train_masks").mkdir()
+    for number, path in enumerate(sorted((raw / "train_masks").iterdir())):
+        path.unlink()
+        areas = np.random.default_rng(number).integers(0, 3, (6, 9)).repeat(4, 0).repeat(4, 1)
+        for thing in (1, 2) if number else (1,):  # one image has one mask
+            name = mask_name.replace("{}", path.stem).replace("*", f"Thing {thing}")
+            Image.fromarray(((areas == thing) * 255).astype(np.uint8)).save(path.with_name(f"{name}.png"))
+        whole = areas > 0 if number else areas == 1
+        Image.fromarray((whole * 255).astype(np.uint8)).save(united / "train_masks" / path.name)
+    done = make(raw, out, val_images=2, mask_name=mask_name)
+    make(united, united / "out", val_images=2)
+    assert (done.train, done.val, done.written) == (3, 2, 14)
+    assert len(list((out / TRAIN_MASKS).iterdir())) == 4 * 5 and len(list((out / TEST_MASKS).iterdir())) == 4
+    expected = mask_name.replace("{}", "img_001_hflip").replace("*", "Thing 2")
+    assert (out / TRAIN_MASKS / f"{expected}.png").is_file()
+    for images, masks in ((TRAIN_IMAGES, TRAIN_MASKS), (TEST_IMAGES, TEST_MASKS)):
+        for pair in pair_files(out / images, out / masks, mask_name):
+            assert len(pair.more) == (not pair.name.startswith("img_000"))
+            expected = united / "out" / masks / f"{pair.name}.png"
+            np.testing.assert_array_equal(read_mask(pair.masks, WHITE), read_mask(expected, WHITE))
+    assert (out / "augmented_preview.png").read_bytes() == (united / "out" / "augmented_preview.png").read_bytes()
+    assert make(raw, out, val_images=2, mask_name=mask_name).written == 0
+
+
+def test_masks_that_would_become_one_file_are_named(tmp_path):
+    raw = plain_set(tmp_path / "raw", 4)
+    for path in sorted((raw / "train_masks").iterdir()):
+        shutil.copy(path, path.with_name(f"{path.stem}_1.png"))
+        path.unlink()
+    Image.new("L", (36, 24)).save(raw / "train_masks" / "img_000_1.bmp")
+    with pytest.raises(UserError, match="img_000_1.bmp and .*img_000_1.png would both become"):
+        make(raw, tmp_path / "out", val_images=1, mask_name="{}_*")
+    (raw / "train_masks" / "img_000_1.bmp").unlink()
+    with pytest.raises(UserError, match="Leave the suffix out of MASK_NAME"):
+        make(raw, tmp_path / "out", val_images=1, mask_name="{}_1.png")
+    assert not (tmp_path / "out").exists()
+
+
+DEPTHS = {
+    "16-bit grey PNG": (".png", ".png", np.uint16, 1),
+    "16-bit colour PNG": (".png", ".png", np.uint16, 3),
+    "16-bit grey TIFF": (".tif", ".png", np.uint16, 1),
+    "float TIFF": (".tif", ".tif", np.float32, 1),
+    "32-bit TIFF": (".tif", ".tif", np.int32, 1),
+}
+
+
+@pytest.mark.parametrize("kind", DEPTHS)
+def test_images_keep_their_depth(tmp_path, kind):
+    """Flips are exact, the grid is bilinear between the values that were there, IMAGE_RANGE means what it meant."""
+    suffix, made, dtype, channels = DEPTHS[kind]
+    span = {np.uint16: (300, 1300), np.float32: (-2.5, 7.5), np.int32: (-70_000, 90_000)}[dtype]
+    raw, out = plain_set(tmp_path / "raw", 5, size=(48, 64)), tmp_path / "out"
+    sources = []
+    for path in sorted((raw / "train").iterdir()):
+        noise = np.random.default_rng(len(sources)).uniform(*span, (6, 8, channels)).astype(np.float32)
+        values = cv2.resize(noise, (64, 48)).reshape(48, 64, channels).astype(dtype)
+        sources.append(values)
+        path.unlink()
+        if channels == 3:
+            cv2.imwrite(str(path), values[..., ::-1])
+        else:
+            Image.fromarray(values[..., 0]).save(path.with_suffix(suffix))
+    make(raw, out, val_images=2, image_range=span)
+    if suffix == ".png":
+        assert (out / TRAIN_IMAGES / "img_000.png").read_bytes() == (raw / "train" / "img_000.png").read_bytes()
+    whole = np.uint16 if dtype == np.uint16 else np.float32
+    for number in range(3):
+        values = sources[number].astype(whole)
+        for end, flip in (("", np.s_[:, :]), ("_hflip", np.s_[:, ::-1]), ("_vflip", np.s_[::-1])):
+            path = out / TRAIN_IMAGES / f"img_{number:03d}{end}{made}"
+            pixels = pixels_of(decode(path), path)
+            assert pixels.dtype == whole
+            np.testing.assert_array_equal(pixels, np.broadcast_to(values, (48, 64, 3))[flip])
+            source = raw / "train" / f"img_{number:03d}{suffix}"
+            np.testing.assert_array_equal(read_image(path, span=span), read_image(source, span=span)[flip])
+        path = out / TRAIN_IMAGES / f"img_{number:03d}_grid{made}"
+        bent = pixels_of(decode(path), path)
+        assert bent.dtype == whole and values.min() <= bent.min() and bent.max() <= values.max()
+        # The same draw in 64 bits; OpenCV's places between pixels are multiples of 1/32.
+        image, mask = raw / "train" / f"img_{number:03d}{suffix}", raw / "train_masks" / f"img_{number:03d}.png"
+        opened = (None, sources[number].astype(np.float64), [(None, Image.open(mask))])
+        exact = augmentation(image, mask, 0, opened)[0][3].reshape(48, 64, -1)
+        assert np.abs(bent - exact).max() <= np.ptp(exact) / 64
+        assert (bent != values).any()
+    with Image.open(out / "augmented_preview.png") as sheet:
+        tile = np.asarray(sheet)[60:300, 12:330].astype(int)
+        assert np.ptp(tile) > 150  # seen by IMAGE_RANGE, of which the upper 8 bits are next to nothing
+
+
+def test_floats_are_shown_without_a_range_and_told_by_their_suffix(tmp_path):
+    raw = plain_set(tmp_path / "raw", 4)
+    for path in sorted((raw / "train").iterdir()):
+        path.unlink()
+        Image.fromarray(np.random.default_rng(0).normal(size=(24, 36)).astype(np.float32)).save(
+            path.with_suffix(".tif")
+        )
+    make(raw, tmp_path / "out", val_images=1)
+    assert {path.suffix for path in (tmp_path / "out" / TRAIN_IMAGES).iterdir()} == {".tif"}
+    with pytest.raises(UserError, match="IMAGE_RANGE"):
+        make(raw, tmp_path / "out", val_images=1, image_range=(5, 1))
+    shutil.move(raw / "train" / "img_001.tif", raw / "train" / "img_001.png")
+    with pytest.raises(UserError, match="img_001.png: has pixels of 32 bits, whatever its name says"):
+        make(raw, tmp_path / "out", val_images=1)
+
+
+# ---- classes on both sides, and in the preview
+
+
+def test_classes_that_one_side_lacks_are_told(tmp_path):
+    """Of eight images six are trained on."""
+    raw, out = class_set(tmp_path / "raw", 8, only_in={2: range(6), 4: (6, 7), 5: (0, 7)}), tmp_path / "out"
+    constants = dict(val_images=2, classes={"sky": 0, "road": 1, "car": 2, "tree": 3, "cat": 4, "dog": 5, "cow": 9})
+    done = make(raw, out, mask_ignore=VOID, **constants)
+    assert done.warnings == [
+        "class car is in no validation mask and is not scored: raise VAL_IMAGES or change GROUP",
+        "class cat is in no training mask and cannot be learnt: lower VAL_IMAGES or change GROUP",
+        "class cow is in no training mask and cannot be learnt: lower VAL_IMAGES or change GROUP",
+    ]
+    written = contents(out)
+    assert make(raw, out, val_images=2, classes="all", mask_ignore=VOID).warnings == [
+        "class 2 is in no validation mask and is not scored: raise VAL_IMAGES or change GROUP",
+        "class 4 is in no training mask and cannot be learnt: lower VAL_IMAGES or change GROUP",
+    ]
+    with pytest.raises(UserError, match="values that are no class"):  # void, before anything is made
+        make(raw, out, **constants)
+    assert make(raw, out, val_images=2, mask_foreground=3).warnings == []
+    make(raw, out, mask_ignore=VOID, **constants)
+    assert contents(out) == written
+
+
+def colours_in(picture):
+    return {tuple(colour) for colour in np.unique(np.asarray(picture.convert("RGB")).reshape(-1, 3), axis=0).tolist()}
+
+
+def test_the_preview_shows_classes_and_void_with_a_legend(tmp_path):
+    raw, out = class_set(tmp_path / "raw", 5), tmp_path / "out"
+    make(raw, out, val_images=2)
+    plain = Image.open(out / "augmented_preview.png").copy()
+    make(raw, out, val_images=2, classes="all", mask_ignore=VOID)
+    with Image.open(out / "augmented_preview.png") as sheet:
+        rule = find_mask_rule(sorted((raw / "train_masks").iterdir()), classes="all", ignore=VOID)
+        expected = {colour for colour, _ in classes_of(rule)}
+        assert len(expected) == 6 and sheet.height > plain.height
+        legend = sheet.crop((0, plain.height - 12, sheet.width, sheet.height))
+        assert expected <= colours_in(legend) and not expected <= colours_in(plain)
+    make(raw, out, val_images=2, mask_foreground=3, mask_ignore=VOID)
+    with Image.open(out / "augmented_preview.png") as sheet:
+        assert plain.height < sheet.height and (230, 0, 126) in colours_in(sheet)
+
+
+def test_classes_with_what_they_do_not_go_with(tmp_path):
+    raw = class_set(tmp_path / "raw", 5)
+    with pytest.raises(UserError, match="CLASSES trains on several classes, MASK_FOREGROUND on one"):
+        make(raw, tmp_path / "out", val_images=2, classes=(0, 1), mask_foreground=1)
+    for path in sorted((raw / "train_masks").iterdir()):
+        for number in (1, 2):
+            shutil.copy(path, path.with_name(f"{path.stem}_{number}.png"))
+        path.unlink()
+    with pytest.raises(UserError, match=r"CLASSES with several masks of one image, e.g. .*img_000_1.png"):
+        make(raw, tmp_path / "out", val_images=2, classes="all", mask_ignore=VOID, mask_name="{}_*")
+    assert not (tmp_path / "out").exists()
+
+
+# ---- images as they are
 
 
 def test_lossless_images_stay_so_and_flips_are_flips(tmp_path):
@@ -561,8 +802,9 @@ def test_subfolders_are_kept_and_masks_named_as_said(tmp_path):
         assert done.returncode == 0, done.stderr
         assert f"Written: {written} of 18" in done.stdout and "1 image without a mask" in done.stdout
     out = tmp_path / "raw" / "out"
-    train = pair_files(out / TRAIN_IMAGES, out / TRAIN_MASKS)
+    assert "--mask-name '{}_seg'" in done.stdout and (out / TRAIN_MASKS / "b" / "0_grid_seg.png").is_file()
+    train = pair_files(out / TRAIN_IMAGES, out / TRAIN_MASKS, "{}_seg")
     assert len(train) == 16 and {pair.name for pair in train} >= {"a/0", "a/0_hflip", "b/0", "b/0_grid"}
-    assert [pair.name for pair in pair_files(out / TEST_IMAGES, out / TEST_MASKS)] == ["b/1", "b/2"]
+    assert [pair.name for pair in pair_files(out / TEST_IMAGES, out / TEST_MASKS, "{}_seg")] == ["b/1", "b/2"]
     Image.new("RGB", (60, 40)).save(out / TEST_IMAGES / "b" / "foreign.png")
     assert "foreign.png" in script("augment.py", *call, cwd=tmp_path).stderr

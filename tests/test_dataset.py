@@ -1,7 +1,9 @@
 """The article's dataset: its own use, masks of {0, 1}, and random draws that do not depend on the workers."""
 
 import contextlib
+import dataclasses
 import functools
+import hashlib
 import io
 import json
 import multiprocessing
@@ -24,10 +26,10 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from dataset import Arrays, ImageDataset, image_dataset, make_arrays
+from dataset import Arrays, ImageDataset, image_dataset, main, make_arrays
 from parts import script
-from parts.masks import find_mask_rule
-from parts.reading import pair_files
+from parts.masks import IGNORED, MaskRule, find_mask_rule
+from parts.reading import Pair, pair_files
 from parts.script import UserError
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
@@ -103,6 +105,26 @@ def test_foreground_and_rule(folders):
     plain = ImageDataset(*folders)
     np.testing.assert_array_equal(inverted[0][1], 1 - plain[0][1])
     assert ImageDataset(*folders, rule=inverted.rule).rule == inverted.rule
+
+
+def test_items_of_classes_and_ignored_pixels(folders):
+    for path in sorted(folders[1].iterdir()):
+        values = np.asarray(Image.open(path)).copy()
+        values[values == 0] = 7
+        values[:4], values[:, :2] = 100, 200
+        Image.fromarray(values).save(path)
+    values = np.asarray(Image.open(path))
+    of_classes = ImageDataset(*folders, classes={"field": 7, "box": 255, "sky": 100}, ignore=200)
+    mask = of_classes[8][1]
+    assert mask.dtype == np.uint8 and of_classes.rule.names == ("field", "box", "sky")
+    for index, value in enumerate((7, 255, 100)):
+        np.testing.assert_array_equal(mask == index, values == value)
+    np.testing.assert_array_equal(mask == IGNORED, values == 200)
+    foreground = ImageDataset(*folders, foreground=255, ignore=(100, 200))[8][1]
+    assert set(np.unique(foreground)) == {0, 1, IGNORED}
+    np.testing.assert_array_equal(foreground == IGNORED, np.isin(values, (100, 200)))
+    halved = ImageDataset(*folders, classes="all", ignore=200, image_size=(20, 30))[8][1]
+    assert set(halved.unique().tolist()) == {0, 1, 2, IGNORED}
 
 
 def test_it_pickles_and_keeps_its_epoch(folders):
@@ -399,6 +421,119 @@ def test_kept_when_nothing_changed(tmp_path, capsys):
     pairs = pair_files(tmp_path / "there" / "images", tmp_path / "there" / "masks")
     assert make(pairs, tmp_path / "there" / "arrays").folder.stat().st_ino == made
     assert not capsys.readouterr().out
+
+
+# ---- pages, several masks of one image, images of more than 8 bits
+
+
+def draw_pages(root, count=3, size=(60, 90)):
+    """The Pairs of a TIFF of 16-bit greys, up to 1000, and of its masks; the values and the masks of the pages."""
+    root.mkdir(parents=True)
+    draw = np.random.default_rng(0)
+    values = draw.integers(0, 1001, (count, *size), np.uint16)
+    masks = np.zeros((count, *size), np.uint8)
+    for page in range(count):
+        masks[page, 10 * page : 10 * page + 9, 5:40] = 255
+    for name, pages in (("x.tif", values), ("x_mask.tif", masks)):
+        first, *rest = map(Image.fromarray, pages)
+        first.save(root / name, save_all=True, append_images=rest)
+    pairs = [Pair(f"x_{page}", root / "x.tif", root / "x_mask.tif", page, page) for page in range(count)]
+    return pairs, values, masks
+
+
+def test_pages_by_a_span_of_their_values(tmp_path, capsys):
+    pairs, values, masks = draw_pages(tmp_path / "pictures")
+    spanned = ImageDataset(None, None, pairs=pairs, span=(0, 1000))
+    for page in range(3):
+        image, mask = spanned[page]
+        expected = np.rint(values[page] * 0.255)
+        assert image.shape == (60, 90, 3) and np.abs(image - expected[..., None]).max() <= 1
+        np.testing.assert_array_equal(mask * 255, masks[page])
+    fresh = ImageDataset(None, None, pairs=pairs, rule=spanned.rule, span=(0, 1000), image_size=SIZE)
+    kept = ImageDataset(None, None, pairs=pairs, rule=spanned.rule, span=(0, 1000), image_size=SIZE)
+    assert kept.keep_arrays(tmp_path / "arrays", progress=False) and not fresh.arrays
+    for ours, theirs in zip(kept.__getitems__([2, 0, 1]).whole, fresh.__getitems__([2, 0, 1]).whole):
+        assert torch.equal(ours, theirs)
+    assert len({image.numpy().tobytes() for image, _ in kept}) == len({mask.numpy().tobytes() for _, mask in kept}) == 3
+    assert kept.keep_arrays(tmp_path / "arrays", progress=False) and not capsys.readouterr().out
+    for span, words in (((0, 2000), "IMAGE_RANGE was (0, 1000)"), (None, "(0, 2000)"), ((0, 1000), "was None")):
+        other = ImageDataset(None, None, pairs=pairs, rule=spanned.rule, span=span, image_size=SIZE)
+        assert other.keep_arrays(tmp_path / "arrays", progress=False)
+        assert words in capsys.readouterr().out
+        expected = ImageDataset(None, None, pairs=pairs, rule=spanned.rule, span=span, image_size=SIZE)[0][0]
+        assert torch.equal(other[0][0], expected)
+    swapped = [dataclasses.replace(pair, mask_page=2 - pair.mask_page) for pair in pairs]
+    make_arrays(swapped, spanned.rule, SIZE, tmp_path / "arrays", progress=False, span=(0, 1000))
+    assert "belong together in another way" in capsys.readouterr().out
+
+
+def test_several_masks_of_one_image(tmp_path, capsys):
+    draw_pairs(tmp_path / "images", tmp_path / "masks", 3)
+    objects = np.zeros((2, 40, 60), np.uint8)
+    objects[0, :9, :9] = objects[1, 30:, 50:] = 255
+    for number, values in enumerate(objects):
+        Image.fromarray(values).save(tmp_path / f"object_{number}.png")
+    pairs = pair_files(tmp_path / "images", tmp_path / "masks")
+    alone = ImageDataset(None, None, pairs=pairs)
+    pairs[1] = dataclasses.replace(pairs[1], more=tuple(tmp_path / f"object_{number}.png" for number in (0, 1)))
+    united = ImageDataset(None, None, pairs=pairs)
+    np.testing.assert_array_equal(united[1][1], alone[1][1] | (objects.max(axis=0) > 0))
+    np.testing.assert_array_equal(united[0][1], alone[0][1])
+    make_arrays(alone.pairs, united.rule, (40, 60), tmp_path / "arrays", progress=False)
+    arrays = make_arrays(pairs, united.rule, (40, 60), tmp_path / "arrays", progress=False)
+    assert "made again, because masks: 2 files new, e.g. object_0.png" in capsys.readouterr().out
+    np.testing.assert_array_equal(arrays.rows([1])[1][0], united[1][1])
+    moved = [dataclasses.replace(pairs[0], more=pairs[1].more), dataclasses.replace(pairs[1], more=()), pairs[2]]
+    arrays = make_arrays(moved, united.rule, (40, 60), tmp_path / "arrays", progress=False)
+    assert "belong together in another way" in capsys.readouterr().out and arrays.rows([0])[1][0][0, 0] == 1
+    pairs[1].more[1].unlink()
+    with pytest.raises(UserError, match="object_1.png: has just gone"):
+        make_arrays(pairs, united.rule, SIZE, tmp_path / "arrays", progress=False)
+    with pytest.raises(UserError, match=r"CLASSES with several masks of one image, e.g. .*object_0.png"):
+        ImageDataset(None, None, pairs=pairs, rule=MaskRule("numbers", (), (), classes=(0, 255), names=("a", "b")))
+
+
+def test_identities(tmp_path):
+    """Another one for whatever changes what is scored; that of one foreground stays what older checkpoints hold."""
+    pairs, _, _ = draw_pages(tmp_path / "pictures")
+    draw_pairs(tmp_path / "images", tmp_path / "masks", 2)
+    plain = pair_files(tmp_path / "images", tmp_path / "masks")
+    rule = MaskRule("numbers", (0,), (255,))
+    names = [[pair.name, os.stat(path).st_size] for pair in plain for path in (pair.image, pair.mask)]
+    old = {"kind": "numbers", "background": [0], "foreground": [255], "soft": False, "rest": False}
+    before = hashlib.sha256(json.dumps([names, (20, 30), old]).encode()).hexdigest()
+
+    def identity(pairs, rule=rule, **keywords):
+        return ImageDataset(None, None, pairs=pairs, rule=rule, image_size=(20, 30), **keywords).identity()
+
+    assert identity(plain) == before
+    several = [dataclasses.replace(plain[0], more=(plain[1].mask,)), plain[1]]
+    others = [
+        identity(several),
+        identity(plain, span=(0, 1000)),
+        identity(plain, span=(0, 2000)),
+        identity(plain, dataclasses.replace(rule, ignored=(7,))),
+        identity(plain, MaskRule("numbers", (), (), classes=(0, 255), names=("a", "b"))),
+        identity(pairs),
+        identity([dataclasses.replace(pair, mask_page=2 - pair.mask_page) for pair in pairs]),
+    ]
+    assert len({before, *others}) == 1 + len(others)
+    assert identity(plain, span=(0, 1000)) == identity(plain, span=(0.0, 1000.0))
+
+
+def test_the_script_hands_its_constants_on(tmp_path, monkeypatch):
+    asked = {}
+
+    def audit(*folders, **keywords):
+        asked.update(keywords)
+        raise UserError("seen")
+
+    monkeypatch.setattr("dataset.audit", audit)
+    flags = ["--mask-ignore", "255", "--classes", "0", "3", "--image-range", "0", "4095", "--mask-name", "{}_*"]
+    with pytest.raises(UserError, match="seen"):
+        main([str(tmp_path), str(tmp_path), *flags])
+    assert asked["mask_ignore"] == 255 and asked["classes"] == (0, 3) and asked["image_range"] == (0, 4095)
+    assert asked["mask_name"] == "{}_*"
 
 
 # ---- what can go wrong
