@@ -41,6 +41,7 @@ from utils import (
     arrays_folder,
     best_of,
     check_accuracy,
+    class_columns,
     get_loaders,
     load_encoder_weights,
     load_pretrained,
@@ -62,9 +63,12 @@ VAL_IMG_DIR = "./dataset/augmented_test_images"  # images that training never se
 VAL_MASK_DIR = "./dataset/augmented_test_masks"  # their masks
 OUTPUT_DIR = "."  # where checkpoints, saved_images/, history.csv and curves.png go
 MASK_FOREGROUND: int | tuple | str | None = dataset.MASK_FOREGROUND  # what is foreground in the masks; see dataset.py
+MASK_IGNORE: int | tuple | None = dataset.MASK_IGNORE  # what is neither trained on nor scored, such as 255
+CLASSES: str | tuple | dict | None = dataset.CLASSES  # "all", or the masks' values: {"road": 3, "car": 8}; None: one
 GROUP = dataset.GROUP  # pattern of the part of a name that must not stand on both sides of the split
 MASK_NAME: str | None = dataset.MASK_NAME  # how masks are named, such as "{}_segmentation"; see dataset.py
 SKIP_UNPAIRED = dataset.SKIP_UNPAIRED  # leave out images without a mask and masks without an image
+IMAGE_RANGE: tuple | str | None = dataset.IMAGE_RANGE  # of 16-bit and float images; "auto", or (low, high)
 IMAGE_SIZE = (320, 480)  # height and width of training; higher finds finer edges and costs its pixels
 ARRAYS = True  # decode once into arrays on disk; False decodes in every epoch
 NUM_WORKERS = 2  # processes that decode where there are no arrays; arrays need none
@@ -119,7 +123,8 @@ def train_fn(loader, model, optimizer, loss_fn, scaler, schedule, epoch, s, dtyp
     """
     model.train()
     device, smallest = next(model.parameters()).device, getattr(model, "module", model).smallest
-    batches, losses, looked, total, waited = len(loader), [], 0, 0.0, 0.0
+    labels, batches = s.CLASSES is not None or s.MASK_IGNORE is not None, len(loader)
+    losses, looked, total, waited = [], 0, 0.0, 0.0
     begin = asked = time.perf_counter()
     for index, (images, masks) in enumerate(loader):
         stop_if_asked()
@@ -127,7 +132,7 @@ def train_fn(loader, model, optimizer, loss_fn, scaler, schedule, epoch, s, dtyp
         place = index % s.ACCUMULATE  # in its step
         group = min(s.ACCUMULATE, batches - (index - place))  # the last step of an epoch may have fewer batches
         step = epoch * schedule.steps_per_epoch + index // s.ACCUMULATE
-        images, targets = to_device(images, device), targets_of(masks, device)
+        images, targets = to_device(images, device), targets_of(masks, device, labels)
         draws = recipe.named_generator(s.SEED, epoch, index, processes.rank())
         images, targets = recipe.vary_batch(images, targets, s.FLIP, s.COLOR_JITTER, draws)
         factor = recipe.size_factor(step / schedule.total, s.HALF_SIZE)
@@ -195,13 +200,14 @@ def main(argv=None):
 
         torch.manual_seed(s.SEED)
         torch.backends.cudnn.benchmark = not s.HALF_SIZE  # tries its kernels once, where the size stays the same
-        architecture = dict(in_channels=3, out_channels=1, features=list(s.FEATURES), encoder=s.ENCODER)
+        channels = dict(in_channels=3, out_channels=report.rule.channels)
+        architecture = dict(**channels, features=list(s.FEATURES), encoder=s.ENCODER)
         model = encoders.build_network(**architecture)
         if min(s.IMAGE_SIZE) < (smallest := model.smallest * (2 if s.HALF_SIZE else 1)):
             raise UserError(f"IMAGE_SIZE is too small: the network's poolings need at least {smallest} {smallest}.")
         refuse_one_pixel(s, model.smallest, train_loader)
         if s.PRETRAINED and not s.LOAD_MODEL:
-            load_pretrained(s.PRETRAINED, model)
+            load_pretrained(s.PRETRAINED, model, report.rule)
         elif s.ENCODER and s.ENCODER_WEIGHTS and not s.LOAD_MODEL:
             load_encoder_weights(model, s.ENCODER, s.ENCODER_WEIGHTS)
         model = model.to(device) if device.type == "mps" else model.to(device, memory_format=torch.channels_last)
@@ -215,7 +221,7 @@ def main(argv=None):
         history, since, scores = [], 0, None  # `since`: the epoch after which the best one is looked for
         if s.LOAD_MODEL:
             parts = model, optimizer, schedule, scaler
-            history, since, scores = resume(output / "checkpoint.pth", *parts, s, scored_on)
+            history, since, scores = resume(output / "checkpoint.pth", *parts, s, scored_on, report.rule)
         if s.COMPILE and device.type == "cuda":
             recipe.compile_or_not(model, (s.BATCH_SIZE, 3, *s.IMAGE_SIZE), dtype, s.HALF_SIZE)
         trained = processes.wrap(model, device, s.SYNC_BATCHNORM)  # the model itself, or around it
@@ -244,13 +250,14 @@ def main(argv=None):
             rate = optimizer.param_groups[0]["lr"]
             schedule.after_epoch(scores.dice_nonempty)
             found = {name: getattr(scores, name) for name in ("accuracy", "dice", "dice_nonempty", "iou")}
-            history.append(dict(epoch=epoch + 1, loss=loss, **found, learning_rate=rate))
+            history.append(dict(epoch=epoch + 1, loss=loss, **found, learning_rate=rate) | class_columns(scores))
             best = best_of(history[since:])
             if first:
                 if words := symptom(scores):
                     print(words)
                 parts = model, optimizer, schedule, scaler
-                state = run_state(*parts, history, since, scores, s, architecture, report.rule, scored_on)
+                means = architecture, report.rule, scored_on, report.span
+                state = run_state(*parts, history, since, scores, s, *means)
                 if best is history[-1]:  # best.pth first: a run killed between the two repeats its epoch
                     save_checkpoint(state, output / "best.pth", also=output / "checkpoint.pth")
                 else:
@@ -316,6 +323,9 @@ def look_at_data(s, output):
         mask_name=s.MASK_NAME,
         skip_unpaired=s.SKIP_UNPAIRED,
         apart=[output],
+        mask_ignore=s.MASK_IGNORE,
+        classes=s.CLASSES,
+        image_range=s.IMAGE_RANGE,
     )
     print(report.text())
     report.stop_if_spoiled()
@@ -351,16 +361,24 @@ def draw(loader, model, scores, epoch, output, device, dtype, s):
     folder = output / "saved_images"
     save_predictions(loader, model, folder, device, dtype, s.PICTURE_BATCHES)
     save_examples(loader, model, scores, epoch, folder, device=device, dtype=dtype)
+    if scores.classes:
+        names, confusion = scores.classes["names"], scores.classes["confusion"]
+        pictures.draw_confusion(confusion, names, folder / "confusion.png")
+        rows = [[name, *counts] for name, counts in zip(names, confusion)]
+        write_csv(folder / "confusion.csv", ["true class (pixels), predicted as", *names], rows)
 
 
 def write_history(folder, history):
     """history.csv and curves.png, made anew from all epochs."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(history[-1]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(history)
-    write_text(folder / "history.csv", text.getvalue())
+    columns = list(history[-1])
+    write_csv(folder / "history.csv", columns, [[row.get(name) for name in columns] for row in history])
     pictures.draw_curves(history, folder / "curves.png")
+
+
+def write_csv(path, columns, rows):
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([columns, *rows])
+    write_text(path, text.getvalue())
 
 
 @contextmanager

@@ -12,13 +12,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader, Sampler, default_collate, get_worker_info
 
 from dataset import Batch, ImageDataset
 from parts import pictures, processes
 from parts.encoders import build_network
 from parts.files import copy_whole, write_whole
-from parts.masks import find_mask_rule, resize_mask
+from parts.masks import IGNORED, MaskRule, find_mask_rule, resize_mask
 from parts.reading import pair_files
 from parts.script import UserError
 
@@ -41,25 +42,34 @@ def get_loaders(
     seed=0,
     arrays=True,
     output_dir=".",
+    ignore=None,
+    classes=None,
+    span=None,
 ):
     """Loaders of (images, masks) batches for training (shuffled) and validation (in order, each once).
 
     With a `transform`, as in the article, items are decoded in workers and are what it makes of them.
     Without one, everything is decoded once, resized to `image_size` (height, width) and kept on disk
-    as uint8 arrays (dataset.py): images (N, 3, H, W), masks (N, H, W) of {0, 1}. `arrays=False`,
-    or a disk without room, decodes the same batches afresh in every epoch. Arrays lie beside the images'
-    folder, or in `output_dir` where nothing can be written there.
-    `report` is what audit.audit has found of these folders, so that nothing is looked at twice; without it
-    they are listed, and all the masks are asked what they mean, with `foreground` as in MASK_FOREGROUND.
+    as uint8 arrays (dataset.py): images (N, 3, H, W), masks (N, H, W) of {0, 1}, or of the indices of classes, and
+    IGNORED where pixels are. `arrays=False`, or a disk without room, decodes the same batches afresh in every
+    epoch. Arrays lie beside the images' folder, or in `output_dir` where nothing can be written there.
+    `report` is what audit.audit has found of these folders, so that nothing is looked at twice; without it they are
+    listed, and all the masks are asked what they mean, with `foreground`, `ignore` and `classes` as in
+    MASK_FOREGROUND, MASK_IGNORE and CLASSES, and images are read with `span`, (low, high) as in IMAGE_RANGE.
     A last training batch that is not full is left out: every epoch leaves out other images. UserError tells
     what is wrong with the files.
     """
     folders = ((train_dir, train_mask_dir), (val_dir, val_mask_dir))
     sides = [report.train, report.val] if report else [pair_files(*side) for side in folders]
-    rule = report.rule if report else find_mask_rule([pair.mask for side in sides for pair in side], foreground)
+    if report:
+        rule, span = report.rule, report.span
+    else:
+        masks = [source for side in sides for pair in side for source in pair.sources[1:]]
+        rule = find_mask_rule(masks, foreground, ignore=ignore, classes=classes)
+    options = dict(image_size=image_size, rule=rule, span=span, seed=seed)
     loaders = []
     for (image_dir, mask_dir), pairs, shuffle in zip(folders, sides, (True, False)):
-        data = ImageDataset(image_dir, mask_dir, transform, image_size=image_size, pairs=pairs, rule=rule, seed=seed)
+        data = ImageDataset(image_dir, mask_dir, transform, pairs=pairs, **options)
         if arrays and transform is None:
             _keep_arrays(data, Path(image_dir), Path(output_dir))
         loader = Loader(
@@ -188,10 +198,23 @@ def to_device(images, device):
     return images if device.type == "mps" else images.contiguous(memory_format=torch.channels_last)
 
 
-def targets_of(masks, device):
-    """Masks of a batch (N, H, W) or (N, 1, H, W) as the loss takes them: float32 (N, 1, H, W) of {0, 1}."""
+def targets_of(masks, device, labels=False):
+    """Masks of a batch (N, H, W) or (N, 1, H, W) as the loss takes them: float32 (N, 1, H, W) of {0, 1}.
+
+    With `labels` (a MaskRule's), as where there are classes or ignored pixels: uint8 (N, 1, H, W). UserError: a
+    transform has made something else of them than whole numbers from 0 to 255.
+    """
+    if labels and masks.dtype != torch.uint8:
+        whole = masks.to(torch.uint8)
+        if not torch.equal(whole.to(masks.dtype), masks):
+            raise UserError(
+                "The transform has changed the values of the masks, which are the indices of classes and "
+                f"{IGNORED} where a pixel is ignored: have it leave them whole, with nearest interpolation."
+            )
+        masks = whole
     masks = masks.to(device, non_blocking=True)
-    return masks.reshape(len(masks), 1, *masks.shape[-2:]).float()
+    masks = masks.reshape(len(masks), 1, *masks.shape[-2:])
+    return masks if labels else masks.float()
 
 
 # ---- accuracy
@@ -199,15 +222,27 @@ def targets_of(masks, device):
 
 @dataclass
 class Scores:
-    """Of one validation: pixel accuracy, Dice and IoU (means over images) and what the images had."""
+    """Of one validation: pixel accuracy, Dice and IoU, and what the images had. Ignored pixels count nowhere.
 
-    accuracy: float
+    Dice = 2 |P and T| / (|P| + |T|) of the predicted and the true pixels of an image (L. R. Dice: Measures of the
+    amount of ecologic association between species, 1945), IoU = |P and T| / |P or T|.
+    One foreground: both are the means over the images, in which two empty masks count 1.
+    Several classes: a class's Dice is the mean over the images that hold it or were given it. Its IoU is that of the
+    counts of all images together, true positives / (true positives + false positives + false negatives), as the
+    PASCAL VOC challenge of 2012 scores segmentation and ConfusionMatrix in torchvision's references/segmentation
+    does. `dice` and `iou` are the means over the classes that have one.
+    """
+
+    accuracy: float  # right ones among the pixels that are not ignored
     dice: float
-    dice_nonempty: float  # of the images that hold something or are predicted to: dice_of_choice
+    dice_nonempty: float  # what chooses: of the images that hold something or are predicted to; with classes, `dice`
     iou: float
-    predicted_share: float  # of all pixels
-    true_share: float
-    per_image: list = field(repr=False)  # each image's Dice, in the dataset's order
+    predicted_share: float  # of all pixels; with classes, that of the one that is predicted most
+    true_share: float  # with classes, of that same class
+    per_image: list = field(repr=False)  # each image's Dice, in the dataset's order; with classes, their mean
+    # By class, in lists: "names"; "dice", "iou" (None where no image holds it or was given it); "share" of the true
+    # pixels; "confusion", counts of pixels, rows true, columns predicted. None for one foreground.
+    classes: dict | None = field(default=None, repr=False)
 
 
 def count_overlap(predictions, truths):
@@ -233,35 +268,27 @@ def iou_from_counts(both, predicted, true):
     return np.where(union == 0, 1.0, both / np.maximum(union, 1))
 
 
-@torch.no_grad()
-def check_accuracy(loader, model, device=None, dtype=None):
-    """Prints and returns the Scores of `model` over every image of the loader's dataset, each counted once.
+def count_confusion(predictions, truths, classes):
+    """(N, C, C) counts of pixels, of each image: rows true, columns predicted. Takes labels (N, ..., H, W).
 
-    `dtype` is autocast's (None: none). The counts are summed on the device and read once, at the end;
-    with several processes each scores its share and all get the same result. A loader that shuffles, or
-    leaves images out, has its dataset read in order instead.
+    Where the true label is none of the `classes`, which IGNORED is not, a pixel counts nowhere.
     """
-    device = torch.device(device or next(model.parameters()).device)
-    loader = _in_order(loader)
-    training = model.training
-    model.eval()
-    counts, pixels = [], 0
-    for images, masks in loader:
-        with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
-            logits = model(to_device(images, device))
-        counts.append(count_overlap(logits > 0, targets_of(masks, device) > 0.5))
-        pixels = masks[0].numel()
-    model.train(training)
-    exact = torch.device("cpu") if device.type == "mps" else device  # mps has no float64
-    everyone = torch.zeros(len(loader.dataset), 3, dtype=torch.float64, device=exact)
-    if counts:
-        everyone[loader.sampler.order(0)] = torch.cat(counts).to(everyone.device).to(everyone.dtype)
-    both, predicted, true = processes.sum_over_all(everyone).cpu().numpy().T
-    pixels = processes.largest(pixels) * len(both)
-    right = pixels - int((predicted + true - 2 * both).sum())
-    per_image = dice_from_counts(both, predicted, true)
-    scores = Scores(
-        accuracy=right / pixels,
+    pairs = (truths.long() * classes + predictions).flatten(1)
+    counts = torch.zeros(len(pairs), 256 * classes, dtype=torch.int64, device=pairs.device)
+    counts.scatter_add_(1, pairs, pairs.new_ones(()).expand_as(pairs))  # unlike bincount, it does not wait for a GPU
+    return counts[:, : classes**2].reshape(-1, classes, classes)
+
+
+def overlap_of(confusion):
+    """(N, 3, C) counts, as count_overlap has them, of each class: of confusions (N, C, C)."""
+    return torch.stack([confusion.diagonal(dim1=1, dim2=2), confusion.sum(1), confusion.sum(2)], dim=1)
+
+
+def foreground_scores(both, predicted, true, pixels):
+    """The Scores of one foreground, of each image's counts (N,) and of how many `pixels` there are in all."""
+    per_image, pixels = dice_from_counts(both, predicted, true), max(1, pixels)
+    return Scores(
+        accuracy=(pixels - int((predicted + true - 2 * both).sum())) / pixels,
         dice=float(per_image.mean()),
         dice_nonempty=dice_of_choice(both, predicted, true),
         iou=float(iou_from_counts(both, predicted, true).mean()),
@@ -269,14 +296,136 @@ def check_accuracy(loader, model, device=None, dtype=None):
         true_share=float(true.sum() / pixels),
         per_image=per_image.tolist(),
     )
+
+
+def class_scores(overlap, confusion, names):
+    """The Scores of several classes, of each image's counts (N, 3, C), overlap_of, and the sum of confusions (C, C)."""
+    both, predicted, true = np.moveaxis(np.asarray(overlap), 1, 0)
+    confusion = np.asarray(confusion).astype(np.int64)
+    held = predicted + true > 0
+    dice = np.where(held, dice_from_counts(both, predicted, true), 0)
+    images, there = held.sum(0), held.any(0)
+    by_class = dice.sum(0) / np.maximum(images, 1)
+    columns, rows, pixels = confusion.sum(0), confusion.sum(1), max(1, confusion.sum())
+    iou = iou_from_counts(confusion.diagonal(), columns, rows)
+    per_image = np.where(held.any(1), dice.sum(1) / np.maximum(held.sum(1), 1), 1.0)
+    mean_dice = float(by_class[there].mean()) if there.any() else 1.0
+    most = int(columns.argmax())
+    return Scores(
+        accuracy=float(confusion.trace() / pixels),
+        dice=mean_dice,
+        dice_nonempty=mean_dice,
+        iou=float(iou[there].mean()) if there.any() else 1.0,
+        predicted_share=float(columns[most] / pixels),
+        true_share=float(rows[most] / pixels),
+        per_image=per_image.tolist(),
+        classes=dict(
+            names=list(names),
+            dice=[float(value) if has else None for value, has in zip(by_class, there)],
+            iou=[float(value) if has else None for value, has in zip(iou, there)],
+            share=(rows / pixels).tolist(),
+            confusion=confusion.tolist(),
+        ),
+    )
+
+
+@torch.no_grad()
+def check_accuracy(loader, model, device=None, dtype=None):
+    """Prints and returns the Scores of `model` over every image of the loader's dataset, each counted once.
+
+    What the masks hold, one foreground or several classes, with ignored pixels or without, the dataset's `rule`
+    (MaskRule) tells; without one it is one foreground. `dtype` is autocast's (None: none). The counts are summed on
+    the device and read once, at the end; with several processes each scores its share and all get the same result.
+    A loader that shuffles, or leaves images out, has its dataset read in order instead.
+    """
+    device = torch.device(device or next(model.parameters()).device)
+    loader, rule = _in_order(loader), rule_of(loader)
+    channels, labels = rule.channels, rule.labels
+    training = model.training
+    model.eval()
+    # The sum of confusions; of one foreground, how many pixels are scored
+    counts, total = [], torch.zeros(channels, channels, dtype=torch.int64, device=device)
+    for images, masks in loader:
+        with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+            logits = model(to_device(images, device))
+        if logits.shape[1] != channels:
+            raise UserError(
+                f"The network has {logits.shape[1]} output channels, and these masks need {channels}: one for each "
+                "class (CLASSES), or one for a single foreground."
+            )
+        targets = targets_of(masks, device, labels)
+        if channels > 1:
+            confusions = count_confusion(logits.argmax(1, keepdim=True), targets, channels)
+            counts.append(overlap_of(confusions))
+            total += confusions.sum(0)
+        elif labels:
+            known = targets != IGNORED
+            counts.append(count_overlap((logits > 0) & known, targets == 1))
+            total += known.sum()
+        else:
+            counts.append(count_overlap(logits > 0, targets > 0.5))
+            total += targets.numel()
+    model.train(training)
+    exact = torch.device("cpu") if device.type == "mps" else device  # mps has no float64
+    everyone = torch.zeros(len(loader.dataset), 3, channels, dtype=torch.float64, device=exact)
+    if counts:
+        everyone[loader.sampler.order(0)] = torch.cat(counts).reshape(-1, 3, channels).to(exact).double()
+    everyone = processes.sum_over_all(everyone).cpu().numpy()
+    total = processes.sum_over_all(total.to(exact).double()).cpu().numpy()
+    pixels = int(total.sum())
+    if channels > 1:
+        scores = class_scores(everyone, total, rule.names)
+    else:
+        scores = foreground_scores(*everyone[..., 0].T, pixels)
     if processes.rank() == 0:
         chosen = f"; Dice {scores.dice_nonempty:.4f} of images that hold something or are predicted to"
         chosen = chosen if scores.dice_nonempty != scores.dice else ""
+        if scores.classes:
+            print(class_table(scores))
+            chosen = f": means over {sum(dice is not None for dice in scores.classes['dice'])} classes"
         print(
-            f"Got {right}/{pixels} pixels right, accuracy {100 * scores.accuracy:.2f} %; "
+            f"Got {round(scores.accuracy * pixels)}/{pixels} pixels right, accuracy {100 * scores.accuracy:.2f} %; "
             f"Dice {scores.dice:.4f}, IoU {scores.iou:.4f}{chosen}"
         )
     return scores
+
+
+def class_table(scores, most=20):
+    """The classes of `scores` in lines of words, the lowest Dice first; of more than `most` the rest are counted.
+
+    A class that is never right has 0.0000; one that no image holds, or is given, has no Dice.
+    """
+    found = scores.classes
+    rows = list(zip(found["names"], found["dice"], found["iou"], found["share"]))
+    rows.sort(key=lambda row: (row[1] is None, row[1]))
+    shown = rows if len(rows) <= most else rows[: most - 1]
+    width = min(30, max(len("class"), *(len(name) for name, *_ in shown)))
+    lines = [f"  {'class':<{width}}    Dice     IoU  of pixels"]
+    for name, dice, iou, share in shown:
+        numbers = "     -       -" if dice is None else f"{dice:.4f}  {iou:.4f}"
+        lines.append(f"  {name:<{width}}  {numbers}  {100 * share:7.2f} %")
+    more = [f"  ... and {len(rows) - len(shown)} more"] if len(rows) > len(shown) else []
+    return "\n".join(lines + more)
+
+
+def class_columns(scores):
+    """{"dice_NAME": Dice} of each class, for a row of the history; {} for one foreground.
+
+    No column has the name of another one, such as dice_nonempty's.
+    """
+    columns = {}
+    found = scores.classes or {"names": [], "dice": []}
+    for index, (name, dice) in enumerate(zip(found["names"], found["dice"])):
+        column = f"dice_{name}"
+        while column in columns or column in vars(scores):
+            column += f"_{index}"
+        columns[column] = dice
+    return columns
+
+
+def rule_of(loader):
+    """The MaskRule of a loader's dataset; that of one foreground where it has none, as datasets of others."""
+    return getattr(loader.dataset, "rule", None) or MaskRule()
 
 
 def _in_order(loader):
@@ -296,6 +445,17 @@ def _in_order(loader):
 
 def symptom(scores):
     """What scores that cannot be right point to, in words, or None."""
+    if scores.classes:
+        names, confusion = scores.classes["names"], np.array(scores.classes["confusion"])
+        given, held = np.flatnonzero(confusion.sum(0)), np.flatnonzero(confusion.sum(1))
+        if len(given) == 1 < len(held):
+            return (
+                f"Every pixel of the validation images is predicted as {names[given[0]]}, though the masks hold "
+                f"{len(held)} classes, and {100 * scores.true_share:.1f} % of that one. In the first epochs this may "
+                "pass. If it stays: look at the overlays of the audit (do the masks lie on their objects?), then "
+                "lower LEARNING_RATE."
+            )
+        return None
     if scores.true_share > 0 and scores.predicted_share == 0:
         return (
             f"No pixel of the validation images is predicted as foreground, though the masks hold "
@@ -316,13 +476,16 @@ def symptom(scores):
 
 @torch.no_grad()
 def predict(images, model, device, dtype=None):
-    """Masks (N, H, W) uint8 of {0, 1}, on the CPU, for a batch of images as a loader gives them."""
+    """Masks (N, H, W) uint8 of {0, 1}, on the CPU, for a batch of images as a loader gives them.
+
+    Of a network with a channel for each class the indices of classes.
+    """
     training = model.training
     model.eval()
     with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
         logits = model(to_device(images, device))
     model.train(training)
-    return (logits[:, 0] > 0).byte().cpu()
+    return (logits.argmax(1) if logits.shape[1] > 1 else logits[:, 0] > 0).byte().cpu()
 
 
 def save_predictions(loader, model, folder="saved_images/", device=None, dtype=None, limit=None):
@@ -333,12 +496,14 @@ def save_predictions(loader, model, folder="saved_images/", device=None, dtype=N
     device = torch.device(device or next(model.parameters()).device)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    rule = rule_of(loader)
+    classes = pictures.classes_of(rule)
     for index, (images, masks) in enumerate(loader):
         if index == limit:
             break
         found = predict(images, model, device, dtype)
-        for name, shown in ((f"pred_{index}.png", found), (f"{index}.png", _truths(masks))):
-            pictures.save_image(folder / name, pictures.grid(shown.numpy()))
+        for name, shown in ((f"pred_{index}.png", found), (f"{index}.png", _truths(masks, rule))):
+            pictures.save_image(folder / name, pictures.grid(shown.numpy(), classes=classes))
 
 
 def save_examples(loader, model, scores, epoch, folder="saved_images/", count=6, device=None, dtype=None):
@@ -352,36 +517,47 @@ def save_examples(loader, model, scores, epoch, folder="saved_images/", count=6,
     count = min(count, total)
     fixed = [round((place + 0.5) * total / count - 0.5) for place in range(count)]  # spread over the set
     worst = np.argsort(scores.per_image, kind="stable")[:count].tolist()
+    rule = rule_of(loader)
+    classes = pictures.classes_of(rule)
     for name, indices in (("examples", fixed), ("worst", worst)):
         images, masks = loader.collate_fn(loader.dataset.__getitems__(indices))
-        truths, found = _truths(masks).numpy(), predict(images, model, device, dtype).numpy()
+        truths, found = _truths(masks, rule).numpy(), predict(images, model, device, dtype).numpy()
         captions = [f"{loader.dataset.pairs[i].name}  Dice {scores.per_image[i]:.4f}" for i in indices]
         shown = _for_eyes(images)
-        sheet = pictures.examples_sheet(shown, truths, found, captions, f"{name}, epoch {epoch}")
+        sheet = pictures.examples_sheet(shown, truths, found, captions, f"{name}, epoch {epoch}", classes=classes)
         pictures.save_image(folder / f"{name}.png", sheet)
         if name == "examples":
-            _save_strip(folder, shown[0], truths[0], found[0], epoch, scores.per_image[indices[0]])
+            _save_strip(folder, shown[0], truths[0], found[0], epoch, scores.per_image[indices[0]], classes)
 
 
-def _save_strip(folder, image, truth, prediction, epoch, dice):
+def _save_strip(folder, image, truth, prediction, epoch, dice, classes):
     """Keeps this epoch's mask as `strip/EPOCH_DICE.png` and draws up to eight of them, evenly spread."""
     kept = folder / "strip"
     kept.mkdir(exist_ok=True)
     for old in kept.glob("[0-9][0-9][0-9][0-9]_*.png"):
         if int(old.stem.split("_")[0]) >= epoch:  # of a run that went further than the one that goes on here
             old.unlink()
-    pictures.save_image(kept / f"{epoch:04d}_{dice:.4f}.png", prediction * 255)
+    pictures.save_image(kept / f"{epoch:04d}_{dice:.4f}.png", prediction if classes else prediction * 255)
     frames = sorted(kept.glob("[0-9][0-9][0-9][0-9]_*.png"))
     frames = [frames[i] for i in sorted(set(np.linspace(0, len(frames) - 1, 8).round().astype(int)))]
     named = [frame.stem.split("_") for frame in frames]
     captions = [f"epoch {int(number)}, Dice {dice}" for number, dice in named]
-    masks = [pictures.load_mask(frame) for frame in frames]  # an earlier IMAGE_SIZE may have been another one
+    masks = [_load_labels(frame) if classes else pictures.load_mask(frame) for frame in frames]
+    # An earlier IMAGE_SIZE may have been another one
     masks = [mask if mask.shape == truth.shape else resize_mask(mask, truth.shape) for mask in masks]
-    pictures.save_image(folder / "strip.png", pictures.strip(image, truth, masks, captions))
+    pictures.save_image(folder / "strip.png", pictures.strip(image, truth, masks, captions, classes=classes))
 
 
-def _truths(masks):
-    """True masks of a batch as uint8 (N, H, W) of {0, 1}."""
+def _load_labels(path):
+    """The mask (H, W) of a picture that holds the indices of classes."""
+    with Image.open(path) as picture:
+        return np.asarray(picture.convert("L"))
+
+
+def _truths(masks, rule):
+    """True masks of a batch as uint8 (N, H, W), in the values that a MaskRule gives."""
+    if rule.labels:
+        return targets_of(masks, masks.device, labels=True)[:, 0]
     return (masks.reshape(len(masks), *masks.shape[-2:]) > 0.5).byte()
 
 
@@ -512,7 +688,7 @@ def _load_weights(model, weights, source):
 _OUTSIDE = ["LOAD_MODEL", "DEMO", "OUTPUT_DIR", "NUM_WORKERS", "PIN_MEMORY", "ARRAYS", "PICTURE_BATCHES"]
 
 
-def run_state(model, optimizer, schedule, scaler, history, since, scores, s, architecture, rule, scored_on):
+def run_state(model, optimizer, schedule, scaler, history, since, scores, s, architecture, rule, scored_on, span=None):
     """The checkpoint of a run with the settings `s`, in tensors and plain types: all that `resume` needs.
 
     Random draws need no place here: the order of the images, the flips and a transform's draws come from
@@ -532,20 +708,28 @@ def run_state(model, optimizer, schedule, scaler, history, since, scores, s, arc
         network=architecture,
         mask_rule=rule.to_dict(),
         image_size=list(s.IMAGE_SIZE),
+        image_range=span and list(span),
         settings={name: value for name, value in vars(s).items() if name not in _OUTSIDE},
         processes=processes.world_size(),
     )
 
 
-def resume(path, model, optimizer, schedule, scaler, s, scored_on):
+def resume(path, model, optimizer, schedule, scaler, s, scored_on, rule=None):
     """Goes on from the checkpoint `path`, exactly: (history, since, the last Scores).
+
+    `rule`, the masks' MaskRule, must be of the classes that the checkpoint's network has.
 
     `history` has a dictionary for each epoch. Where other validation images, another IMAGE_SIZE or another
     reading of the masks are `scored_on`, old scores do not compare: the best epoch is looked for after `since`,
     and the last Scores are None. Says that, and which settings were others when it was saved.
-    UserError: it is of another network, unreadable, or has all its epochs behind it.
+    UserError: it is of another network or other classes, unreadable, or has all its epochs behind it.
     """
     saved = read_checkpoint(path, next(model.parameters()).device)
+    if other := _other_classes(saved, rule):
+        raise UserError(
+            f"{path}: {other}. Going on needs the same ones, in the same order (CLASSES). To start a new run from "
+            f"these weights, leave LOAD_MODEL off and set PRETRAINED (--pretrained {path})."
+        )
     load_checkpoint(saved, model, str(path))
     history = saved.get("history", [])
     if len(history) >= s.NUM_EPOCHS:
@@ -586,17 +770,38 @@ def best_of(history):
     return max(history, key=lambda row: row.get("dice_nonempty", row["dice"]))
 
 
-def load_pretrained(path, model):
-    """Puts the weights of a checkpoint into `model`, for a new run.
+def _other_classes(checkpoint, rule):
+    """In words, that the checkpoint's network has other classes than masks read by `rule`; None where it has not.
+
+    Files of other programs do not say which classes they have: None.
+    """
+    saved = checkpoint.get("mask_rule")
+    if rule is None or not isinstance(saved, dict):
+        return None
+    old, new = list(saved.get("names", ())), list(rule.names)
+    return f"its network has {_listed(old)}, and the masks have {_listed(new)}" if old != new else None
+
+
+def _listed(names):
+    """The names of classes in words, the first of very many."""
+    more = f" and {len(names) - 12} more" if len(names) > 12 else ""
+    return f"the classes {', '.join(names[:12])}{more}" if names else "one foreground"
+
+
+def load_pretrained(path, model, rule=None):
+    """Puts the weights of a checkpoint into `model`, for a new run on masks that are read by `rule` (MaskRule).
 
     An output layer for other classes stays as it is, random, and this is said. UserError: it is of another network.
     """
-    weights = read_checkpoint(path)["state_dict"]
-    own = model.state_dict()
+    saved = read_checkpoint(path)
+    weights, own = saved["state_dict"], model.state_dict()
     head = [key for key in weights if key.startswith("output_conv.") and key in own]
-    if any(weights[key].shape != own[key].shape for key in head):
+    other = _other_classes(saved, rule)
+    if not other and any(weights[key].shape != own[key].shape for key in head):
         shapes = weights["output_conv.weight"].shape[0], own["output_conv.weight"].shape[0]
-        print(f"{path}: has {shapes[0]} output channels, and {shapes[1]} are needed: the output layer starts anew.")
+        other = f"has {shapes[0]} output channels, and {shapes[1]} are needed"
+    if other:
+        print(f"{path}: {other}: the output layer starts anew.")
         weights = {**weights, **{key: own[key] for key in head}}
     _load_weights(model, weights, f"PRETRAINED = {str(path)!r}")
     print(f"Starting from the weights in {path}")
@@ -605,7 +810,9 @@ def load_pretrained(path, model):
 def load_network(path):
     """(network, checkpoint) of a file that train.py or the article's code saved; the network is in eval mode.
 
-    It takes images (N, 3, H, W) in [0, 1] and gives logits (N, 1, H, W); UserError where it would not.
+    It takes images (N, 3, H, W) in [0, 1] and gives logits (N, 1, H, W), or (N, C, H, W) of the C classes of
+    checkpoint["mask_rule"], a dictionary as of MaskRule. Where a file does not say what its channels are, they are
+    classes of the values 0 to C - 1. UserError: it is of another network than that.
     """
     checkpoint = read_checkpoint(path)
     for key in ("network", "settings"):  # another's file may hold none, or something else
@@ -616,12 +823,19 @@ def load_network(path):
         raise UserError(f"{path}: neither says what network it is of, nor are its weights those of the plain one.")
     try:
         network = build_network(**architecture)
+        rule = MaskRule.from_dict(checkpoint["mask_rule"]) if isinstance(checkpoint.get("mask_rule"), dict) else None
     except TypeError as error:
         raise UserError(f"{path}: says of its network what is not understood here ({error}).") from error
-    channels = network.in_channels, network.output_conv.out_channels
-    if channels != (3, 1):
+    inputs, outputs = network.in_channels, network.output_conv.out_channels
+    if rule is None and 1 < outputs < IGNORED:
+        values = tuple(range(outputs))
+        rule = MaskRule(background=(), foreground=(), classes=values, names=tuple(map(str, values)))
+        checkpoint["mask_rule"] = rule.to_dict()
+    channels = rule.channels if rule else 1
+    if (inputs, outputs) != (3, channels):
+        one_each = f"{channels}, one for each class," if channels > 1 else "one for the mask"
         raise UserError(
-            f"{path}: its network has {channels[0]} channels in and {channels[1]} out. RGB (3) and one mask are needed."
+            f"{path}: its network has {inputs} channels in and {outputs} out. RGB (3) and {one_each} are needed."
         )
     _load_weights(network, checkpoint.pop("state_dict"), str(path))  # popped: its memory is free again
     return network.eval(), checkpoint

@@ -19,11 +19,9 @@ that stand there. Both get the same arrays, so nothing here is won by decoding o
 import argparse
 import io
 import json
-import platform
 import statistics
 import sys
 from contextlib import redirect_stdout
-from datetime import date
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -35,18 +33,28 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt  # noqa: E402
 import torch  # noqa: E402
-from sides import Article, Ours, Part, clocked, endless, matrix_peak, training_flops, until  # noqa: E402
+from sides import (  # noqa: E402
+    MARGIN,
+    Article,
+    Ours,
+    Part,
+    clocked,
+    endless,
+    machine,
+    matrix_peak,
+    ours_settings,
+    training_flops,
+    until,
+)
 
-import train as script  # noqa: E402
 from parts.cars import draw_dataset  # noqa: E402
 from parts.files import write_text, write_whole  # noqa: E402
 from parts.processes import pick_device  # noqa: E402
-from parts.script import run, settings_of  # noqa: E402
+from parts.script import run  # noqa: E402
 from utils import check_accuracy, get_loaders  # noqa: E402
 
 ARTICLE_BATCH = 16
 SIDES = {"article": "the article's settings", "sixth": "ours, planned for a sixth", "whole": "ours, planned for all"}
-MARGIN = 0.9  # of the time is planned for: a run that is a little slower than its trial still ends in time
 
 
 def compare_steps(device, image_size, batch, rounds, flags):
@@ -90,12 +98,6 @@ def compare_steps(device, image_size, batch, rounds, flags):
             f"| {name} | {speed:.3g} ({min(found):.3g} to {max(found):.3g}) | {speed / slow:.2f}x "
             f"| {speed * flops / 1e12:.3g} | {100 * speed * flops / peak:.0f} % | {room} |"
         )
-
-
-def ours_settings(device, flags, seed):
-    """train.py's constants with `flags` over them; two CPU cores learn most from small batches of growing images."""
-    small = ["--batch-size", "2", "--half-size", "0.5"] if device.type == "cpu" else []
-    return settings_of(vars(script), [*small, *flags, "--seed", str(seed)])
 
 
 def prepared(data, work, cars, val_images):
@@ -157,18 +159,6 @@ def trial_seconds(s, device, loader, compiled):
         trial = Ours(device, s, -(-count // s.ACCUMULATE), 1, compiled)
         seconds, _ = clocked(trial, Part(endless(loader), count), device)
     return seconds / count
-
-
-def machine(device):
-    """What a figure depends on, in one line."""
-    name = torch.cuda.get_device_name() if device.type == "cuda" else f"{platform.machine()} CPU, {cpu_name()}"
-    return f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}, {date.today()}"
-
-
-def cpu_name():
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
 
 
 def races(args, device):

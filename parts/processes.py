@@ -133,16 +133,6 @@ def sum_over_all(tensor):
     return tensor
 
 
-def largest(number):
-    """The largest of every process's whole `number`."""
-    if world_size() == 1:
-        return number
-    numbers = [None] * world_size()
-    with _exchange():
-        dist.all_gather_object(numbers, number)
-    return max(numbers)
-
-
 def first(function):
     """Calls `function()` on process 0 alone and gives its result to all; its failure ends all of them."""
     if world_size() == 1:

@@ -8,17 +8,20 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import torchvision
-from helpers import ROOT, WAIT, draw_pairs
+from helpers import ROOT, TRAIN, WAIT, draw_pairs
 from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from parts import pictures, recipe
 from parts.encoders import build_network
+from parts.masks import MaskRule
 from parts.script import UserError
 from unet import UNet
 from utils import (
@@ -26,6 +29,9 @@ from utils import (
     arrays_folder,
     best_of,
     check_accuracy,
+    class_columns,
+    class_table,
+    count_confusion,
     count_overlap,
     dice_from_counts,
     dice_of_choice,
@@ -34,8 +40,12 @@ from utils import (
     load_checkpoint,
     load_encoder_weights,
     load_network,
+    load_pretrained,
+    overlap_of,
     read_checkpoint,
     refuse_infinite,
+    resume,
+    run_state,
     save_checkpoint,
     save_examples,
     save_predictions,
@@ -125,6 +135,197 @@ def test_symptoms_are_told():
     assert "Every pixel" in symptom(everything) and symptom(fine) is None
 
 
+# ---- several classes, and pixels that are ignored
+
+
+class Nearest(nn.Module):
+    """Predicts the class whose number is nearest to the first channel of the images."""
+
+    def __init__(self, classes):
+        super().__init__()
+        self.numbers = nn.Parameter(torch.arange(classes).reshape(1, classes, 1, 1).float())
+
+    def forward(self, images):
+        return -((images[:, :1] * 255 - self.numbers) ** 2)
+
+
+class Given(TensorDataset):
+    """Images and masks as they are given, with a rule that says what the masks hold."""
+
+    def __init__(self, predictions, truths, rule):
+        images = torch.as_tensor(predictions, dtype=torch.uint8).unsqueeze(1).repeat(1, 3, 1, 1)
+        super().__init__(images, torch.as_tensor(truths))
+        self.rule = rule
+
+
+def classes_rule(*names, **keywords):
+    values = tuple(range(len(names)))
+    return MaskRule(background=(), foreground=(), classes=values, names=names, **keywords)
+
+
+def class_loader(predictions, truths, *names, batch_size=2, **keywords):
+    truths = torch.as_tensor(truths, dtype=torch.uint8)
+    return DataLoader(Given(predictions, truths, classes_rule(*names, **keywords)), batch_size=batch_size)
+
+
+def random_labels(classes, shape=(7, 20, 30), ignored=0.2):
+    """(predictions, truths) that agree in half of the pixels; the last class but one is missing in some images."""
+    draw = np.random.default_rng(classes)
+    truths = draw.integers(0, classes, shape)
+    truths[::2][truths[::2] == classes - 2] = 0
+    predictions = np.where(draw.random(shape) < 0.5, truths, draw.integers(0, classes, shape))
+    predictions[::2][predictions[::2] == classes - 2] = 0
+    return predictions.astype(np.uint8), np.where(draw.random(shape) < ignored, 255, truths).astype(np.uint8)
+
+
+def test_scores_of_classes_worked_out_by_hand(capsys):
+    """Two images of four pixels; the last class is nowhere, void is the last pixel."""
+    predictions = [[[0, 1], [1, 2]], [[0, 0], [0, 1]]]
+    truths = [[[0, 1], [0, 255]], [[0, 0], [0, 0]]]
+    loader = class_loader(predictions, truths, "sky", "road", "car", "pole")
+    for batch_size in (1, 2):
+        scores = check_accuracy(DataLoader(loader.dataset, batch_size), Nearest(4))
+    sky, road = [(2 / 3 + 6 / 7) / 2, 4 / 6], [(2 / 3 + 0) / 2, 1 / 3]  # each Dice by image, IoU of all pixels
+    assert scores.classes["names"] == ["sky", "road", "car", "pole"]
+    assert scores.classes["dice"] == [pytest.approx(sky[0]), pytest.approx(road[0]), None, None]
+    assert scores.classes["iou"] == [pytest.approx(sky[1]), pytest.approx(road[1]), None, None]
+    assert scores.classes["share"] == pytest.approx([6 / 7, 1 / 7, 0, 0])
+    assert scores.classes["confusion"] == [[4, 2, 0, 0], [0, 1, 0, 0], [0] * 4, [0] * 4]
+    assert scores.accuracy == 5 / 7 and scores.per_image == pytest.approx([2 / 3, 3 / 7])
+    assert scores.dice == scores.dice_nonempty == pytest.approx((sky[0] + road[0]) / 2)
+    assert scores.iou == pytest.approx((sky[1] + road[1]) / 2)
+    assert (scores.predicted_share, scores.true_share) == (4 / 7, 6 / 7)
+    lines = capsys.readouterr().out.splitlines()[-6:]
+    assert [line.split()[0] for line in lines] == ["class", "road", "sky", "car", "pole", "Got"], "the worst first"
+    assert "0.3333  0.3333    14.29 %" in lines[1] and lines[3].split()[1:3] == ["-", "-"]
+    assert "Got 5/7 pixels right" in lines[5] and lines[5].endswith(": means over 2 classes")
+
+
+def test_a_confusion_has_true_rows_and_predicted_columns():
+    confusion = count_confusion(torch.tensor([[[0, 1, 1, 2]]]), torch.tensor([[[0, 0, 2, 255]]], dtype=torch.uint8), 3)
+    assert confusion.tolist() == [[[1, 1, 0], [0, 0, 0], [0, 1, 0]]]
+    both, predicted, true = overlap_of(confusion)[0].tolist()
+    assert (both, predicted, true) == ([1, 0, 0], [1, 2, 0], [2, 0, 1])
+
+
+@pytest.mark.parametrize("classes", [2, 3, 12])
+def test_scores_of_classes_are_those_of_torchmetrics(classes):
+    metrics = pytest.importorskip("torchmetrics.classification", reason="torchmetrics is not installed")
+    predictions, truths = random_labels(classes)
+    names = map(str, range(classes))
+    scores = check_accuracy(class_loader(predictions, truths, *names, batch_size=3), Nearest(classes))
+    found, given = torch.tensor(predictions).long(), torch.tensor(truths).long()
+    options = dict(num_classes=classes, ignore_index=255)
+    assert scores.classes["confusion"] == metrics.MulticlassConfusionMatrix(**options)(found, given).tolist()
+    iou = metrics.MulticlassJaccardIndex(**options, average=None)(found, given)
+    assert scores.classes["iou"] == pytest.approx(iou.tolist()) and scores.iou == pytest.approx(float(iou.mean()))
+    options |= dict(average=None, multidim_average="samplewise")
+    dice, other = (metrics.MulticlassF1Score(**options, zero_division=it)(found, given) for it in (0, 1))
+    dice[dice != other] = torch.nan  # F1 is Dice; an image neither holds this class nor is given it
+    assert dice.isnan().any() == (classes > 2)
+    assert scores.classes["dice"] == pytest.approx(dice.nanmean(0).tolist())
+    assert scores.per_image == pytest.approx(dice.nanmean(1).tolist())
+    assert scores.dice == pytest.approx(float(dice.nanmean(0).mean()))
+
+
+def test_ignored_pixels_of_one_foreground_count_nowhere():
+    metrics = pytest.importorskip("torchmetrics.classification", reason="torchmetrics is not installed")
+    predictions, truths = random_labels(2)
+    predictions[0], truths[1][truths[1] < 255], predictions[1] = 0, 0, 0
+    loader = DataLoader(Given(predictions * 255, truths, MaskRule(ignored=(7,))), batch_size=3)
+    scores = check_accuracy(loader, Threshold())
+    found, given = torch.tensor(predictions).long(), torch.tensor(truths).long()
+    assert scores.accuracy == pytest.approx(float(metrics.BinaryAccuracy(ignore_index=255)(found, given)))
+    options = dict(ignore_index=255, multidim_average="samplewise", zero_division=1)
+    assert scores.per_image == pytest.approx(metrics.BinaryF1Score(**options)(found, given).tolist())
+    iou = [metrics.BinaryJaccardIndex(ignore_index=255, zero_division=1)(*pair) for pair in zip(found, given)]
+    assert scores.iou == pytest.approx(float(torch.stack(iou).mean())) and scores.classes is None
+    known = truths < 255
+    assert scores.predicted_share == predictions[known].mean() and scores.true_share == truths[known].mean()
+    assert scores.per_image[1] == 1 and scores.dice_nonempty < scores.dice
+
+
+def test_two_classes_and_one_foreground_tell_the_same_of_the_foreground():
+    predictions, truths = random_labels(2, ignored=0)
+    both = check_accuracy(class_loader(predictions, truths, "0", "255"), Nearest(2))
+    one = check_accuracy(loader_of(predictions, truths), Threshold())
+    assert both.classes["dice"][1] == pytest.approx(one.dice) and both.accuracy == one.accuracy
+
+
+def test_images_that_are_wholly_ignored_change_nothing():
+    predictions, truths = random_labels(3)
+    before = check_accuracy(class_loader(predictions[1:], truths[1:], "a", "b", "c"), Nearest(3))
+    truths[0] = 255
+    after = check_accuracy(class_loader(predictions, truths, "a", "b", "c"), Nearest(3))
+    assert after.classes == before.classes and after.per_image == [1.0, *before.per_image]
+    nothing = check_accuracy(class_loader(predictions[:1], truths[:1], "a", "b", "c"), Nearest(3))
+    assert (nothing.dice, nothing.iou, nothing.accuracy) == (1, 1, 0)
+
+
+def test_a_network_of_other_channels_than_the_masks_is_told():
+    with pytest.raises(UserError, match="has 3 output channels, and these masks need 2"):
+        check_accuracy(class_loader([LEFT], [LEFT], "a", "b"), Nearest(3))
+
+
+def test_a_long_table_is_cut_and_columns_do_not_collide():
+    names = [f"class{index:02d}" for index in range(40)]
+    predictions, truths = random_labels(40, ignored=0)
+    predictions[predictions == 7] = 8
+    scores = check_accuracy(class_loader(predictions, truths, *names), Nearest(40))
+    lines = class_table(scores).splitlines()
+    assert len(lines) == 21 and lines[-1].strip() == "... and 21 more"
+    assert lines[1].split()[:3] == ["class07", "0.0000", "0.0000"], "never predicted"
+    assert len(class_table(scores, 40).splitlines()) == 41
+    columns = class_columns(scores)
+    assert columns["dice_class07"] == 0 and list(columns.values()) == scores.classes["dice"]
+    scores.classes["names"][:3] = ["nonempty", "nonempty_0", "class05"]
+    columns = class_columns(scores)
+    assert len(columns) == 40 and not columns.keys() & vars(scores).keys()
+    assert class_columns(check_accuracy(loader_of([LEFT], [LEFT]), Threshold())) == {}
+
+
+def test_that_one_class_is_given_to_everything_is_told():
+    predictions, truths = random_labels(3)
+    scores = check_accuracy(class_loader(predictions * 0 + 1, truths, "sky", "road", "car"), Nearest(3))
+    share = scores.classes["share"]
+    assert (scores.predicted_share, scores.true_share) == (1, share[1]) and share[1] < share[0]
+    words = symptom(scores)
+    assert "predicted as road" in words and "3 classes" in words and f"{100 * share[1]:.1f} %" in words
+    alone = check_accuracy(class_loader(predictions * 0 + 1, truths * 0 + 1, "sky", "road", "car"), Nearest(3))
+    assert symptom(alone) is None and alone.dice == 1
+
+
+@pytest.mark.parametrize("kind", [torch.uint8, torch.int32, torch.int64, torch.float32])
+@pytest.mark.parametrize("shape", [(2, 3, 4), (2, 1, 3, 4)])
+def test_labels_arrive_whole_whatever_a_transform_made_of_them(kind, shape):
+    masks = torch.tensor([0, 1, 11, 255]).repeat(6).reshape(shape)
+    targets = targets_of(masks.to(kind), torch.device("cpu"), labels=True)
+    assert targets.dtype == torch.uint8 and targets.shape == (2, 1, 3, 4)
+    assert torch.equal(targets.long().reshape(shape), masks)
+
+
+def test_labels_that_a_transform_has_spoiled_are_refused():
+    for masks in (torch.tensor([[[0, 1, -100]]]), torch.tensor([[[0, 0.5]]]), torch.tensor([[[0, 3 / 255]]])):
+        with pytest.raises(UserError, match="The transform has changed the values"):
+            targets_of(masks, torch.device("cpu"), labels=True)
+
+
+@pytest.mark.parametrize("classes, channels", [(("a", "b", "c"), 3), (None, 1)])
+def test_a_users_transform_works_with_classes_and_ignored_pixels(class_folders, classes, channels):
+    """What comes of it is trained on and scored like the arrays."""
+    meaning = dict(classes=dict(zip(classes, (0, 100, 200)))) if classes else dict(foreground=200)
+    torch.manual_seed(0)
+    model, targets, scores = nn.Conv2d(3, channels, 1, bias=False), [], []
+    for transform in (None, lambda image, mask: dict(image=image.transpose(2, 0, 1), mask=mask.astype(np.int64))):
+        _, val = get_loaders(*class_folders, 4, 0, transform=transform, image_size=(40, 60), ignore=50, **meaning)
+        rule = val.dataset.rule
+        assert (rule.channels, rule.labels) == (channels, True)
+        targets.append(torch.cat([targets_of(masks, torch.device("cpu"), rule.labels) for _, masks in val]))
+        scores.append(check_accuracy(val, model))
+    assert torch.equal(*targets) and targets[0].unique().tolist() == [*range(max(2, channels)), 255]
+    assert scores[0] == scores[1] and scores[0].accuracy < 1
+
+
 def test_bytes_are_scaled_on_the_device_and_floats_left_alone():
     cpu, white = torch.device("cpu"), torch.full((1, 3, 2, 2), 255, dtype=torch.uint8)
     images = to_device(white, cpu)
@@ -139,6 +340,26 @@ def folders(tmp_path):
     draw_pairs(tmp_path / "a", tmp_path / "am", 11)
     draw_pairs(tmp_path / "b", tmp_path / "bm", 5, first=50)
     return [tmp_path / name for name in ("a", "am", "b", "bm")]
+
+
+def draw_classes(images, masks, count, size=(40, 60)):
+    """Pictures whose red is the value of their masks, of 0, 100 and 200; the last rows are 50, and the first of one."""
+    images.mkdir()
+    masks.mkdir()
+    for index in range(count):
+        mask = np.random.default_rng(index).choice([0, 100, 200], size).astype(np.uint8)
+        mask = np.kron(mask[::10, ::10], np.ones((10, 10), np.uint8))
+        mask[-8:] = 50
+        Image.fromarray(np.dstack([mask, mask * 0 + index, 255 - mask])).save(images / f"img_{index:03d}.png")
+        Image.fromarray(mask).save(masks / f"img_{index:03d}.png")
+
+
+@pytest.fixture
+def class_folders(tmp_path):
+    folders = [tmp_path / name for name in ("ca", "cam", "cb", "cbm")]
+    draw_classes(*folders[:2], 6)
+    draw_classes(*folders[2:], 5)
+    return folders
 
 
 @pytest.mark.parametrize("arrays", [True, False])
@@ -238,6 +459,47 @@ def test_pictures_are_written_and_show_the_masks(folders, tmp_path):
     assert len(list((out / "strip").iterdir())) == 2
     save_examples(val, model, scores, 1, out)  # an earlier epoch again: the later one is of another run
     assert len(list((out / "strip").iterdir())) == 1
+
+
+def red_network():
+    """Predicts the classes of draw_classes, without a fault."""
+    model = Nearest(3)
+    model.numbers.data *= 100
+    return model
+
+
+def test_classes_are_drawn_in_their_colours_and_kept_as_their_indices(class_folders, tmp_path):
+    _, val = get_loaders(*class_folders, 4, 0, image_size=(40, 60), ignore=50, classes=dict(sky=0, road=100, car=200))
+    out, model, drawn = tmp_path / "saved_images", red_network(), []
+    save_predictions(val, model, out)
+    truth = next(iter(val))[1][0].numpy()
+    colours = np.array([colour for colour, _ in pictures.classes_of(val.dataset.rule)])
+    for name in ("0.png", "pred_0.png"):
+        drawn.append(np.array(Image.open(out / name).convert("RGB"))[2:42, 2:62])
+        assert np.array_equal(drawn[-1][:32], colours[truth[:32]])
+    assert not np.array_equal(drawn[0][32:], drawn[1][32:]), "what is ignored is hatched in the truth alone"
+    scores = check_accuracy(val, model)
+    assert scores.dice == 1 and scores.per_image == [1] * 5
+    kept = out / "strip"
+    kept.mkdir()
+    pictures.save_image(kept / "0001_0.5000.png", np.full((20, 30), 255, np.uint8))  # of another size, and no class
+    for epoch in (2, 3):
+        save_examples(val, model, scores, epoch, out)
+    names = [path.name for path in sorted(kept.iterdir())]
+    assert names == ["0001_0.5000.png", "0002_1.0000.png", "0003_1.0000.png"]
+    index = 0  # the first of five that are all shown
+    assert np.array_equal(np.array(Image.open(kept / names[-1]))[:32], val.dataset[index][1].numpy()[:32])
+    assert {"examples.png", "worst.png", "strip.png"} <= {path.name for path in out.iterdir()}
+
+
+def test_ignored_pixels_of_one_foreground_are_drawn(class_folders, tmp_path):
+    _, val = get_loaders(*class_folders, 4, 0, image_size=(40, 60), ignore=50, foreground=200)
+    model = Threshold()
+    save_predictions(val, model, tmp_path)
+    truth = np.array(Image.open(tmp_path / "0.png").convert("L"))[2:42, 2:62]
+    assert set(np.unique(truth[:32])) == {0, 255} and len(np.unique(truth[32:])) > 1
+    save_examples(val, model, check_accuracy(val, model), 1, tmp_path)
+    assert set(np.unique(np.array(Image.open(next((tmp_path / "strip").iterdir()))))) <= {0, 255}
 
 
 # ---- checkpoints
@@ -386,6 +648,110 @@ def test_a_network_comes_back_as_what_it_was(tmp_path, saved, network):
     other = build_network(encoder="resnet18")
     torch.save({"state_dict": other.state_dict(), "network": {"encoder": "resnet18"}}, tmp_path / "encoder.pth")
     assert equal(load_network(tmp_path / "encoder.pth")[0].state_dict(), other.state_dict())
+
+
+def parts_of_a_run(rule, channels=None):
+    """(parts, settings, architecture) as train.py has them."""
+    architecture = dict(in_channels=3, out_channels=channels or rule.channels, features=[4, 8])
+    model = build_network(**architecture)
+    optimizer = recipe.make_optimizer(model, "adamw", 0.01, 0.0)
+    schedule = recipe.Schedule(optimizer, "linear", 2, 4)
+    return [model, optimizer, schedule, torch.amp.GradScaler("cpu", enabled=False)], SimpleNamespace(**TRAIN)
+
+
+def saved_run(path, rule, scores):
+    """Saves one epoch of a run on masks of `rule`; returns its model."""
+    parts, s = parts_of_a_run(rule)
+    row = dict(epoch=1, loss=0.5, dice=scores.dice, dice_nonempty=scores.dice_nonempty, **class_columns(scores))
+    architecture = dict(in_channels=3, out_channels=rule.channels, features=[4, 8])
+    save_checkpoint(run_state(*parts, [row], 0, scores, s, architecture, rule, "same"), path)
+    return parts[0]
+
+
+@pytest.fixture
+def class_run(tmp_path):
+    """(path, rule, scores, model) of a run on three classes, the last of which no image holds."""
+    rule = classes_rule("sky", "road", "car")
+    scores = check_accuracy(class_loader([LEFT, TOP], [TOP, TOP], *rule.names), Nearest(3))
+    assert scores.classes["dice"][2] is None
+    return tmp_path / "classes.pth", rule, scores, saved_run(tmp_path / "classes.pth", rule, scores)
+
+
+def test_a_run_on_classes_goes_on_with_its_scores(class_run, capsys):
+    path, rule, scores, model = class_run
+    parts, s = parts_of_a_run(rule)
+    s.NUM_EPOCHS = 4
+    history, since, found = resume(path, *parts, s, "same", rule)
+    assert found == scores and equal(parts[0].state_dict(), model.state_dict())
+    assert history[0]["dice_road"] == scores.classes["dice"][1] and history[0]["dice_car"] is None and since == 0
+    assert resume(path, *parts, s, "another", rule)[1:] == (1, None)
+
+
+def test_a_run_from_before_there_were_classes_goes_on(tmp_path):
+    scores = check_accuracy(loader_of([LEFT, TOP], [TOP, TOP]), Threshold())
+    path = tmp_path / "old.pth"
+    saved_run(path, MaskRule(), scores)
+    old = torch.load(path)
+    del old["scores"]["classes"]
+    for name in ("ignored", "classes", "names", "colours"):
+        del old["mask_rule"][name]
+    torch.save(old, path)
+    parts, s = parts_of_a_run(MaskRule())
+    s.NUM_EPOCHS = 4
+    assert resume(path, *parts, s, "same", MaskRule())[2] == scores
+    assert load_network(path)[1]["mask_rule"] == old["mask_rule"]
+
+
+@pytest.mark.parametrize("names", [("sky", "road"), ("road", "sky", "car"), ("sky", "road", "bus"), ()])
+def test_a_run_on_other_classes_is_refused_in_words(class_run, names):
+    path, _, _, _ = class_run
+    rule = classes_rule(*names) if names else MaskRule()
+    parts, s = parts_of_a_run(rule)
+    before = {key: value.clone() for key, value in parts[0].state_dict().items()}
+    with pytest.raises(UserError) as told:
+        resume(path, *parts, s, "same", rule)
+    words = str(told.value)
+    assert "has the classes sky, road, car" in words and (", ".join(names) or "one foreground") in words
+    assert "CLASSES" in words and "--pretrained" in words and equal(parts[0].state_dict(), before)
+
+
+@pytest.mark.parametrize("names", [("sky", "road", "car"), ("sky", "road", "bus"), ("sky", "road"), ()])
+def test_weights_of_other_classes_keep_all_but_the_output_layer(class_run, names, capsys):
+    path, _, _, model = class_run
+    rule = classes_rule(*names) if names else MaskRule()
+    fresh = build_network(in_channels=3, out_channels=rule.channels, features=[4, 8])
+    before = fresh.state_dict()["output_conv.weight"].clone()
+    load_pretrained(path, fresh, rule)
+    own, saved = fresh.state_dict(), model.state_dict()
+    assert torch.equal(own["middle.conv.0.weight"], saved["middle.conv.0.weight"])
+    same = names == ("sky", "road", "car")
+    assert torch.equal(own["output_conv.weight"], saved["output_conv.weight"] if same else before)
+    assert ("the output layer starts anew" in capsys.readouterr().out) != same
+
+
+def test_a_network_of_classes_comes_back_with_their_names(class_run, tmp_path):
+    path, rule, _, model = class_run
+    found, checkpoint = load_network(path)
+    assert equal(found.state_dict(), model.state_dict()) and MaskRule.from_dict(checkpoint["mask_rule"]) == rule
+    torch.save(model.state_dict(), tmp_path / "foreign.pth")  # says nothing of its classes
+    found, checkpoint = load_network(tmp_path / "foreign.pth")
+    foreign = MaskRule.from_dict(checkpoint["mask_rule"])
+    assert found.output_conv.out_channels == foreign.channels == 3
+    assert (foreign.classes, foreign.names) == ((0, 1, 2), ("0", "1", "2"))
+
+
+def test_a_network_whose_channels_are_not_its_classes_is_refused(class_run, tmp_path):
+    checkpoint = torch.load(class_run[0])
+    for rule in (MaskRule(), classes_rule("a", "b")):
+        torch.save(checkpoint | {"mask_rule": rule.to_dict()}, tmp_path / "wrong.pth")
+        with pytest.raises(UserError, match="wrong.pth.* 3 out"):
+            load_network(tmp_path / "wrong.pth")
+    torch.save(checkpoint | {"mask_rule": {"of": "another program"}}, tmp_path / "wrong.pth")
+    with pytest.raises(UserError, match="wrong.pth.*not understood"):
+        load_network(tmp_path / "wrong.pth")
+    torch.save(UNet(3, 300, (2, 2)).state_dict(), tmp_path / "many.pth")
+    with pytest.raises(UserError, match="many.pth.* 300 out"):
+        load_network(tmp_path / "many.pth")
 
 
 # ---- encoders' weights
