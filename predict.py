@@ -7,17 +7,18 @@
 
 Writes OUTPUT_DIR/name.png for each image: 0 and 255, of exactly its height and width (as its EXIF data
 turn it), in the same tree of names; of each page or frame name_0.png, name_1.png ... where a file has
-several. A picture that cannot be read is reported, the rest is done, and the exit status is 1 then; 2
-where nothing can be done.
+several. A network of several classes writes what the masks that it was trained on hold for them: values,
+indices of a palette or colours. A picture that cannot be read is reported, the rest is done, and the exit
+status is 1 then; 2 where nothing can be done.
 """
 
 import csv
 import gzip
 import importlib.util
 import io
+import json
 import math
 import os
-import re
 import sys
 import tempfile
 import unicodedata
@@ -34,14 +35,18 @@ from tqdm import tqdm
 
 import dataset
 from parts import pictures, reading
+from parts.audit import DARK
 from parts.files import cores, write_text, write_whole
 from parts.inference import MIRRORS, make_runner, predict_pictures, stride_of
-from parts.masks import MaskRule, find_mask_rule, name_files, read_mask, resize_mask
+from parts.masks import IGNORED, MaskRule, encode_mask, find_mask_rule, name_files, read_mask, resize_mask
 from parts.reading import (
+    decode,
+    depth_of,
     ends_in_mask,
     folded,
     image_size,
     mask_stems,
+    may_be_deep,
     owner_of,
     pages_of,
     read_image,
@@ -50,13 +55,24 @@ from parts.reading import (
 )
 from parts.recipe import PRECISIONS
 from parts.script import UserError, one_of, refuse_wrong, run, settings_of, sizes, whole
-from utils import count_overlap, dice_from_counts, dice_of_choice, iou_from_counts, load_network
+from utils import (
+    class_columns,
+    class_scores,
+    class_table,
+    count_confusion,
+    count_overlap,
+    dice_from_counts,
+    dice_of_choice,
+    iou_from_counts,
+    load_network,
+    overlap_of,
+)
 
 CHECKPOINT = "best.pth"  # what train.py saved: the weights, and all that is to be known about the network
 OUTPUT_DIR = "predictions"  # where the masks go
 SAVE_MASKS = True  # write them; off where the scores or the submission are all that is wanted
 OVERLAYS = False  # also OUTPUT_DIR/overlays/name.jpg: the image with its mask laid over it
-PROBABILITIES: int | None = None  # also OUTPUT_DIR/probabilities/name.png, of 8 or 16 bits
+PROBABILITIES: int | None = None  # also OUTPUT_DIR/probabilities/name.png, of 8 or 16 bits; name_CLASS.png of each
 THRESHOLD: float | str = 0.5  # foreground is what is more probable; "auto": the best for MASKS, by Dice
 IMAGE_SIZE: tuple | str | None = None  # what the network sees; None: the size of training, "own": each image's
 FLIPS: str | None = None  # "h", "v", "hv": also run the image's mirrored copies and average; costs 2, 2 and 4 runs
@@ -65,6 +81,7 @@ OVERLAP: int | None = None  # of neighbouring windows, pixels; None: what makes 
 MASKS: str | None = None  # a folder of true masks: scores, scores.csv and worst.png at the masks' own size
 MASK_NAME: str | None = dataset.MASK_NAME  # how they are named, such as "{}_segmentation"; see dataset.py
 MASK_FOREGROUND: int | tuple | str | None = None  # their foreground, as in dataset.py; None: as in training
+MASK_IGNORE: int | tuple | None = None  # what of them is not scored, as in dataset.py; None: as in training
 SUBMISSION: str | None = None  # Kaggle's run-length rows as a .csv or .csv.gz
 EXPORT: str | None = None  # write the network as .onnx or .pt2, and end
 BATCH_SIZE: int | None = None  # images a call; None: 16, on a CPU 1 (more is slower there)
@@ -73,14 +90,15 @@ DEVICE = "auto"  # or cuda, mps, cpu
 PRECISION = "auto"  # bfloat16 where the hardware has it, float16 on older CUDA, else float32; or one of these
 
 _INPUTS = [("inputs", dict(nargs="*", default=[], metavar="INPUT", help="image files and folders"))]
-_UNREAD = re.compile(  # names of pictures that are not read; without such a name its content tells one
-    r"\.(arw|cr2|cr3|czi|dcm|dng|exr|fits|hdr|hei[cf]|hif|j2k|jp2|jxl|lif|mha|mrc|nd2|nef|nii|nii\.gz|np[yz]|nrrd|orf|pef"
-    r"|raf|raw|rw2|srw|svg)$", re.IGNORECASE)  # fmt: skip
 _ARTICLE_SIZE = (320, 480)  # of the checkpoints that do not tell their size, such as the article's
 _LONGEST_JPEG = 65_500  # pixels, libjpeg's own limit
 _WORST = 10  # images that worst.png shows
 _SHEET_HEIGHT = 480  # pixels, at which they are kept for it
 _BINS = 256  # of probability: thresholds are multiples of 1/256
+_READ_NAMES = {  # of classes: how an exported file is asked for them
+    ".onnx": 'session.get_modelmeta().custom_metadata_map["classes"]',
+    ".pt2": 'torch.export.load(path, extra_files=(names := {"classes": ""})), names["classes"]',
+}
 _TOLERANCE = 1e-3  # of an exported network's float32 logits: another runtime sums in another order
 
 
@@ -123,6 +141,8 @@ def find_pictures(inputs, output_dir=None, mask_dir=None):
         elif place.is_dir():
             for file in _files_of(place, own, mask_dir, len(inputs) > 1, missing, left_out):
                 found.setdefault(os.path.abspath(file), (file, place))
+        elif (words := _unread(place)) and pages_of(place) is None:
+            missing.append(words)
         else:
             found.setdefault(os.path.abspath(place), (place, place.parent))
     names = [PurePath(file.relative_to(base)).with_suffix("") for file, base in found.values()]
@@ -165,17 +185,22 @@ def _files_of(folder, own, mask_dir, among_others, missing, left_out):
                 f"{shown(folder)}: is given both for images and for MASKS, and no file there ends in _mask. "
                 "Name the masks like a_mask.png, or keep them in another folder."
             )
-    unread = dict.fromkeys(file for file in others if _is_unread(file))
-    missing += [f"{shown(file)}: its kind or its name is not read. Save it as PNG or TIFF." for file in unread]
+    unread = {file: words for file in others if file.name[0] != "." and (words := _unread(file))}
+    missing += unread.values()
     left_out += [file for file in others if file not in unread]
     if not files and not unread and among_others:
         missing.append(f"{shown(folder)}: there is no image in it.")
     return files
 
 
-def _is_unread(file):
-    """Whether a file that is none by its name is a picture to a person."""
-    return file.name[0] != "." and bool(_UNREAD.search(file.name) or pages_of(file))
+def _unread(file):
+    """What to do with a file that is none by its name, but is a picture to a person; or None."""
+    if reading.VIDEO.search(file.name):
+        cut = f"ffmpeg -i {shown(file.name)} frames/%05d.png"
+        return f"{shown(file)}: is a video. Cut it into frames (mkdir frames; {cut}), and give their folder."
+    if reading.UNREAD.search(file.name) or (file.suffix.lower() not in reading.SUFFIXES and pages_of(file)):
+        return f"{shown(file)}: its kind or its name is not read. Save it as PNG or TIFF."
+    return None
 
 
 def files_below(folder, apart, missing, others):
@@ -207,6 +232,7 @@ def find_masks(wanted, mask_dir, mask_name=None):
 
     A mask in the same subfolder as its picture comes first, then one with its name anywhere. A page's is one of
     its own name, or the page of that number of one with the file's name, where that has equally many.
+    Where `mask_name` has a *, all that fit are its mask: (tuple of files, page of them).
     UserError where there is no mask at all, or more than one fits.
     """
     if not os.path.isdir(mask_dir):
@@ -227,10 +253,10 @@ def find_masks(wanted, mask_dir, mask_name=None):
     matched, doubtful = {}, []
     for picture, name, number, count in asked:
         fitting = by_place.get((Path(picture.name.parent), name)) or by_name.get(name, [])
-        if len(fitting) == 1:
-            pages = counted(fitting[0]) or range(count)  # reading it will tell what is wrong
-            if len(pages) == count:
-                matched[picture] = fitting[0], pages[number]
+        if len(fitting) == 1 or (fitting and mask_name and "*" in mask_name):
+            pages = [counted(file) or range(count) for file in fitting]  # reading them will tell what is wrong
+            if all(len(numbers) == count for numbers in pages):
+                matched[picture] = fitting[0] if len(fitting) == 1 else tuple(fitting), pages[0][number]
         elif fitting:
             doubtful.append(f"{picture}: " + ", ".join(map(shown, fitting)))
     if doubtful:
@@ -243,11 +269,11 @@ def find_masks(wanted, mask_dir, mask_name=None):
     return matched
 
 
-def find_truths(s, wanted, checkpoint):
-    """({picture: (mask file, page)}, the rule that reads them); ({}, None) where no scores are asked for.
+def find_truths(s, wanted, checkpoint, classes=None):
+    """({picture: (mask file or files, page)}, the rule that reads them); ({}, None) where no scores are asked for.
 
     They may be of another encoding than those of training, so they are asked what their values mean,
-    unless training was told a MASK_FOREGROUND: that holds here too.
+    unless training was told a MASK_FOREGROUND: that holds here too. So does the network's rule of `classes`.
     """
     if not s.MASKS:
         return {}, None
@@ -255,13 +281,31 @@ def find_truths(s, wanted, checkpoint):
     lacking = [picture for picture in wanted if picture not in truths]
     if lacking:
         print(f"Without a mask in {s.MASKS} (of as many pages), so not scored: {name_files(lacking)}")
+    several = [picture for picture, (files, _) in truths.items() if isinstance(files, tuple)]
+    if classes and several:
+        raise UserError(
+            f"{s.MASKS}: several masks fit {name_files(several)}, and such are united to one foreground. A network of "
+            "classes is scored by one mask a picture: take the * out of MASK_NAME."
+        )
     told = {name.upper(): value for name, value in checkpoint["settings"].items()}  # older ones are in lower case
-    if s.MASK_FOREGROUND is None and told.get("MASK_FOREGROUND") is not None and "mask_rule" in checkpoint:
+    foreground = told.get("MASK_FOREGROUND") if s.MASK_FOREGROUND is None else s.MASK_FOREGROUND
+    ignore = told.get("MASK_IGNORE") if s.MASK_IGNORE is None else s.MASK_IGNORE
+    as_in_training = s.MASK_FOREGROUND is None and s.MASK_IGNORE is None and "mask_rule" in checkpoint
+    if classes and s.MASK_IGNORE is None:
+        rule = classes
+    elif as_in_training and foreground is not None:
         rule = MaskRule.from_dict(checkpoint["mask_rule"])
     else:
-        rule = find_mask_rule(truths.values(), s.MASK_FOREGROUND, s.NUM_WORKERS or None, strict=False)
+        files = [(file, page) for files, page in truths.values() for file in each_of(files)]
+        named = dict(zip(classes.names, classes.classes)) if classes else None
+        rule = find_mask_rule(files, foreground, s.NUM_WORKERS or None, strict=False, ignore=ignore, classes=named)
     print(f"In the masks {rule.describe()}.")
     return truths, rule
+
+
+def each_of(files):
+    """The files of a picture's mask, as find_masks has them."""
+    return files if isinstance(files, tuple) else (files,)
 
 
 # ---- what becomes of a picture's logits
@@ -273,11 +317,33 @@ class Outcome:
 
     picture: Picture
     error: str | None = None
-    empty: bool = False  # whether nothing is predicted
-    counts: tuple | None = None  # of pixels: in both, predicted, true
+    only: int | None = None  # the class that all of its pixels are predicted to be
+    counts: list | None = None  # of pixels: in both, predicted, true; of each class, where there are several
+    confusion: np.ndarray | None = None  # of several classes, (C, C): rows true, columns predicted
     runs: str | None = None
     histogram: np.ndarray | None = None
     shown: tuple | None = None  # image, truth, prediction
+
+
+class Bands:
+    """What of a picture that goes in windows at its own size is kept of its bands, as logits_in_windows gives them.
+
+    Logits of all classes would be C large planes. `mask`: uint8 (H, W); `maps`: the probabilities, C such planes of
+    `bits`, where these are asked for; `broken`: whether some logits are not numbers.
+    """
+
+    def __init__(self, size, channels, bits=None):
+        self.mask, self.broken = np.empty(size, np.uint8), False
+        self.maps = [np.empty(size, _kind_of(bits)) for _ in range(channels if bits else 0)]
+        self.bits = bits
+
+    def __call__(self, top, logits):
+        rows, size = slice(top, top + logits.shape[1]), logits.shape[1:]
+        self.broken = self.broken or bool(np.isnan(logits).any())
+        self.mask[rows], best = classify(logits, size)
+        if self.maps:
+            for whole, part in zip(self.maps, class_probabilities(logits, best, self.bits)):
+                whole[rows] = part
 
 
 @dataclass
@@ -287,41 +353,64 @@ class Finish:
     cut: float = 0.0  # logits above it are foreground
     folders: dict = field(default_factory=dict)  # of "masks", "overlays", "probabilities", where they are wanted
     bits: int = 8  # of probabilities
-    truths: dict = field(default_factory=dict)  # {picture: (file, page) of its true mask}
-    rule: MaskRule | None = None
+    truths: dict = field(default_factory=dict)  # {picture: (file or files, page) of its true mask}
+    rule: MaskRule | None = None  # which reads them
+    classes: MaskRule | None = None  # the network's, where it has several
     runs: bool = False
     histogram: bool = False
     show: bool = False
+    span: tuple | None = None  # of training's images of more than 8 bits: see IMAGE_RANGE
+    dark: dict = field(default_factory=dict)  # {picture: True} of those which lose nearly everything without
 
-    def path(self, kind, picture):
-        """The file of that kind; with_suffix would cut names such as a.b."""
-        return self.folders[kind] / f"{picture.name}{'.jpg' if kind == 'overlays' else '.png'}"
+    def paths(self, kind, picture):
+        """The files of that kind; with_suffix would cut names such as a.b."""
+        base, ending = self.folders[kind] / picture.name, ".jpg" if kind == "overlays" else ".png"
+        if self.classes is None or kind != "probabilities":
+            return [base.with_name(base.name + ending)]
+        names = ["".join(c if c.isalnum() or c in "+-._" else "_" for c in name) for name in self.classes.names]
+        return [base.with_name(f"{base.name}_{name}{ending}") for name in names]
+
+    @property
+    def legend(self):
+        """Where the colours of the overlays' classes are explained, or None."""
+        return self.folders["overlays"] / "legend.png" if self.classes and "overlays" in self.folders else None
+
+    @property
+    def colours(self):
+        """(colour, name) of each class, as the functions that draw take them; None of one foreground."""
+        return pictures.classes_of(self.classes) if self.classes else None
+
+    def bands(self, item):
+        """What takes the bands of an Item."""
+        return Bands(item.size, self.classes.channels, self.bits if "probabilities" in self.folders else None)
 
     def read(self, picture, size):
         """The picture at the network's `size` (None: its own), and as it is where that is needed."""
-        image = read_image(picture.path, size, picture.page)
+        image = read_image(picture.path, size, picture.page, self.span)
+        if self.span is None and _is_dark(picture):
+            self.dark[picture] = True
         if not self.show and "overlays" not in self.folders:
             return image, None
         # decoded once more, so that the network sees the same with and without
-        return image, read_image(picture.path, page=picture.page) if size else image
+        return image, read_image(picture.path, None, picture.page, self.span) if size else image
 
     def __call__(self, item, fetch):
-        """The Outcome of an Item; fetch() gives float32 (H, W) at the network's size."""
+        """The Outcome of an Item; fetch() gives its logits at the network's size, or its Bands."""
         outcome = Outcome(item.picture, item.error)
         if item.error:
             return outcome
         logits = fetch()
-        if np.isnan(logits).any():
+        if logits.broken if isinstance(logits, Bands) else np.isnan(logits).any():
             cure = 'Try PRECISION = "float32", or another checkpoint.'
             outcome.error = f"{item.picture}: the network's output is not a number. {cure}"
             return outcome
-        at_own = resize_image(logits, item.size)
-        mask = (at_own > self.cut).astype(np.uint8)
-        outcome.empty = not mask.any()
-        self._save("masks", item.picture, lambda: mask * 255)
-        self._save("probabilities", item.picture, lambda: probability_map(at_own, self.bits))
+        mask, at_own = self._decided(logits, item.size)
+        low, high = int(mask.min()), int(mask.max())
+        outcome.only = low if low == high else None
+        self._save("masks", item.picture, lambda: [encode_mask(mask, self.classes) if self.classes else mask * 255])
+        self._save("probabilities", item.picture, lambda: self._maps(logits, at_own))
         if max(item.size) <= _LONGEST_JPEG:
-            self._save("overlays", item.picture, lambda: pictures.overlay(item.extra, mask))
+            self._save("overlays", item.picture, lambda: [pictures.overlay(item.extra, mask, self.colours)])
         elif "overlays" in self.folders:
             limit = f"a JPEG of at most {_LONGEST_JPEG} pixels"
             outcome.error = f"{item.picture}: too long for an overlay, {limit}."
@@ -329,36 +418,65 @@ class Finish:
             outcome.runs = run_lengths(mask)
         if item.picture in self.truths:
             try:
-                self._score(item, logits, at_own, outcome)
+                self._score(item, logits, mask, at_own, outcome)
             except UserError as mistake:
                 outcome.error = str(mistake)
         return outcome
 
+    def _decided(self, logits, size):
+        """The mask at `size`, uint8, and what its probabilities come from: see _maps."""
+        if isinstance(logits, Bands):
+            return (logits.mask if size == logits.mask.shape else resize_mask(logits.mask, size)), None
+        if self.classes:
+            return classify(logits, size)
+        at_size = resize_image(logits, size)
+        return (at_size > self.cut).astype(np.uint8), at_size
+
+    def _maps(self, logits, at_own):
+        if isinstance(logits, Bands):
+            return logits.maps
+        return class_probabilities(logits, at_own, self.bits) if self.classes else [probability_map(at_own, self.bits)]
+
     def _save(self, kind, picture, draw):
         if kind in self.folders:
-            path = self.path(kind, picture)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            pictures.save_image(path, draw())
+            for path, drawn in zip(self.paths(kind, picture), draw()):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                pictures.save_image(path, drawn)
 
-    def _score(self, item, logits, at_own, outcome):
+    def _score(self, item, logits, mask, at_own, outcome):
         """Compares with the true mask, at its size."""
-        path, page = self.truths[item.picture]
-        truth = read_mask(path, self.rule, page=page)
+        files, page = self.truths[item.picture]
+        truth = read_mask(files, self.rule, page=page)
         if _turned(truth.shape, item.size):
             sizes = [f"{height}x{width} (height x width)" for height, width in (item.size, truth.shape)]
-            pair = f"{item.picture} is {sizes[0]}, {shown(path)} is {sizes[1]}"
+            pair = f"{item.picture} is {sizes[0]}, {shown(each_of(files)[0])} is {sizes[1]}"
             raise UserError(f"{pair}: one is turned, so it is not scored.")
         if truth.shape != tuple(item.size):
-            at_own = resize_image(logits, truth.shape)
-        mask = (at_own > self.cut).astype(np.uint8)
-        pair = (torch.from_numpy(np.ascontiguousarray(it)).bool()[None] for it in (mask, truth))
-        outcome.counts = count_overlap(*pair)[0].tolist()
-        if self.histogram:
-            outcome.histogram = histogram(at_own, truth)
+            mask, at_own = self._decided(logits, truth.shape)
+        if self.classes:
+            counts = confusion_of(mask, truth, self.classes.channels)
+            outcome.counts, outcome.confusion = overlap_of(counts)[0].tolist(), counts[0].numpy()
+        else:
+            seen = truth != IGNORED if self.rule.ignored else ...  # all of it
+            pair = (torch.from_numpy(np.ascontiguousarray(it[seen])).bool()[None] for it in (mask, truth))
+            outcome.counts = count_overlap(*pair)[0].tolist()
+            if self.histogram:
+                outcome.histogram = histogram(at_own[seen], truth[seen])
         if self.show:
             scale = min(1, _SHEET_HEIGHT / truth.shape[0], 2 * _SHEET_HEIGHT / truth.shape[1])
             small = tuple(max(1, round(side * scale)) for side in truth.shape)
             outcome.shown = resize_image(item.extra, small), resize_mask(truth, small), resize_mask(mask, small)
+
+
+def _is_dark(picture):
+    """Whether a picture that is read without a span has more than 8 bits, and hardly any of the upper 8."""
+    try:
+        if not may_be_deep(picture.path, picture.page):
+            return False
+        depth = depth_of(decode(picture.path, page=picture.page), picture.path)
+        return bool(depth) and depth["highest"] < DARK
+    except UserError:  # some layouts can be read in 8 bits alone
+        return False
 
 
 def _turned(one, other):
@@ -370,10 +488,48 @@ def _turned(one, other):
     return alike(*one[::-1]) and not alike(*one)
 
 
+def _kind_of(bits):
+    return np.uint8 if bits == 8 else np.uint16
+
+
 def probability_map(logits, bits):
     """The probabilities of logits as uint8 or uint16, 1 being the type's largest value."""
-    kind = np.uint8 if bits == 8 else np.uint16
+    kind = _kind_of(bits)
     return (np.iinfo(kind).max / (1 + np.exp(-logits.clip(-30, 30)))).round().astype(kind)
+
+
+def classify(logits, size):
+    """(the class of the highest logit, uint8; how far that lies above the first class's, float32), both of `size`.
+
+    logits: float32 (C, h, w), of which one plane at a time is enlarged. What is compared is how far each lies above
+    the first, so that two classes give what one foreground does of the difference of the two; of equal ones the
+    first wins.
+    """
+    mask, best = np.zeros(size, np.uint8), np.zeros(size, np.float32)
+    for index in range(1, len(logits)):
+        plane = resize_image(logits[index] - logits[0], size)
+        np.copyto(mask, index, where=plane > best)
+        np.maximum(best, plane, out=best)
+    return mask, best
+
+
+def class_probabilities(logits, best, bits):
+    """Yields the map of each class, as of probability_map: softmax. `best`: as classify gives it for `logits`."""
+    kind = _kind_of(bits)
+
+    def power(index):
+        plane = resize_image(logits[index] - logits[0], best.shape) if index else np.zeros_like(best)
+        return np.exp(plane - best)
+
+    total = sum(map(power, range(len(logits))))
+    for index in range(len(logits)):
+        yield (power(index) * (np.iinfo(kind).max / total)).round().astype(kind)
+
+
+def confusion_of(mask, truth, channels):
+    """count_confusion of one picture, (1, C, C), in pieces, because it needs many bytes a pixel."""
+    pieces = zip(*(torch.from_numpy(np.ascontiguousarray(it)).split(1000) for it in (mask, truth)))
+    return sum(count_confusion(found[None], true[None], channels) for found, true in pieces)
 
 
 # ---- scores at the true masks' own size, and the threshold that makes them best
@@ -433,26 +589,58 @@ def write_scores(path, names, counts):
     return dice, iou
 
 
-def tell_scores(folder, scored, put_through, finish):
+def write_class_scores(path, names, counts, scores):
+    """A CSV file with one line an image: its Dice, and that of each class that it holds or was given.
+
+    The means are at the bottom. counts: int64 (N, 3, C), as of overlap_of; scores: their Scores.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    columns = class_columns(scores)
+    writer.writerow(["image", "dice", *columns])
+    dice, held = dice_from_counts(*np.moveaxis(counts, 1, 0)), counts[:, 1:].any(axis=1)
+    for name, mean, row, there in zip(names, scores.per_image, dice, held):
+        writer.writerow([name, f"{mean:.6f}", *(f"{d:.6f}" if has else "" for d, has in zip(row, there))])
+    writer.writerow(["mean", f"{scores.dice:.6f}", *("" if d is None else f"{d:.6f}" for d in columns.values())])
+    write_text(path, text.getvalue())
+
+
+def tell_scores(folder, scored, confusion, put_through, finish):
     """Leaves scores.csv and worst.png in `folder`, and prints the means and the lowest Dice.
 
-    scored: {picture: counts}. The lowest are put through the network again, now for the sheet.
+    scored: {picture: counts}; confusion: the sum of all, of several classes. The lowest are put through the network
+    again, now for the sheet.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    wanted, names = list(scored), [str(picture) for picture in scored]
-    dice, iou = write_scores(folder / "scores.csv", names, list(scored.values()))
+    wanted, names, counts = list(scored), [str(picture) for picture in scored], np.array(list(scored.values()))
+    if finish.classes:
+        scores = class_scores(counts, confusion, finish.classes.names)
+        write_class_scores(folder / "scores.csv", names, counts, scores)
+        dice = np.array(scores.per_image)
+        captions = [f"{name}  Dice {d:.4f}" for name, d in zip(names, dice)]
+    else:
+        dice, iou = write_scores(folder / "scores.csv", names, counts)
+        captions = [f"{name}  Dice {d:.4f}, IoU {i:.4f}" for name, d, i in zip(names, dice, iou)]
     worst = np.argsort(dice, kind="stable")[:_WORST].tolist()
-    captions = {wanted[i]: f"{names[i]}  Dice {dice[i]:.4f}, IoU {iou[i]:.4f}" for i in worst}
+    captions = {wanted[i]: captions[i] for i in worst}
     again = put_through(list(captions), replace(finish, folders={}, runs=False, show=True), "worst")
     if outcomes := [outcome for outcome in again if outcome.shown]:
         texts = [captions[outcome.picture] for outcome in outcomes]
-        sheet = pictures.examples_sheet(*zip(*(outcome.shown for outcome in outcomes)), texts, "The lowest Dice")
+        shown = zip(*(outcome.shown for outcome in outcomes))
+        sheet = pictures.examples_sheet(*shown, texts, "The lowest Dice", finish.colours)
         pictures.save_image(folder / "worst.png", sheet)
-    if not any(true for _, _, true in scored.values()):
-        print("No pixel of these masks reads as foreground. If they are not empty, MASK_FOREGROUND says what is.")
-    print(f"Dice {dice.mean():.4f}, IoU {iou.mean():.4f}: means over {len(dice)} images at their masks' size")
-    if (choice := dice_of_choice(*np.array(list(scored.values())).T)) != dice.mean():
-        print(f"Dice {choice:.4f} without those that are empty and predicted to be, each of which counts 1 there")
+    if finish.classes:
+        print(class_table(scores))
+        print(
+            f"Dice {scores.dice:.4f}, IoU {scores.iou:.4f}: means over the classes, of {len(dice)} images at their "
+            f"masks' size; accuracy {100 * scores.accuracy:.2f} %"
+        )
+    else:
+        if not counts[:, 2].any():
+            print("No pixel of these masks reads as foreground. If they are not empty, MASK_FOREGROUND says what is.")
+        print(f"Dice {dice.mean():.4f}, IoU {iou.mean():.4f}: means over {len(dice)} images at their masks' size")
+        if (choice := dice_of_choice(*counts.T)) != dice.mean():
+            print(f"Dice {choice:.4f} without those that are empty and predicted to be, each of which counts 1 there")
     print("The lowest Dice:", *(f"  {dice[i]:.4f}  {names[i]}" for i in worst), sep="\n")
     print(f"All of them: {folder / 'scores.csv'}. The lowest: {folder / 'worst.png'}.")
 
@@ -499,22 +687,24 @@ def write_submission(path, rows):
 # ---- the network for elsewhere
 
 
-def export(network, path):
+def export(network, path, names=()):
     """Writes `network` to `path` (.onnx or .pt2) with a free number of images, height and width.
 
     Its input `images` is float32 (N, 3, H, W) in [0, 1], its output `logits` (N, 1, H, W), foreground
-    above 0. Before the file appears it is read back, run at several sizes and compared with PyTorch.
-    UserError where packages are missing or the outputs differ. Returns a line of words for the reader.
+    above 0, or (N, C, H, W) of C classes, whose `names` go along as a JSON list under "classes". Before
+    the file appears it is read back, run at several sizes and compared with PyTorch. UserError where
+    packages are missing or the outputs differ. Returns a line of words for the reader.
     """
     path = Path(path)
     network = network.cpu().float().eval()
     stride = stride_of(network)
     trials = [(1, 2 * stride, 2 * stride), (2, 3 * stride, 4 * stride), (3, 4 * stride + 3, 2 * stride + 3)]
     example = (torch.zeros(2, 3, 4 * stride, 4 * stride + 16),)
+    extra = {"classes": json.dumps(names)} if names else {}
     free = ({0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC},)  # number of images, height, width
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         made = Path(folder, "network" + path.suffix)
-        call, runtime = (_to_onnx if path.suffix == ".onnx" else _to_pt2)(network, made, example, free)
+        call, runtime = (_to_onnx if path.suffix == ".onnx" else _to_pt2)(network, made, example, free, extra)
         noise = [torch.rand(n, 3, h, w, generator=torch.Generator().manual_seed(0)) for n, h, w in trials]
         worst = max(float((call(images) - network(images)).abs().max()) for images in noise)
         if not worst <= _TOLERANCE:
@@ -522,19 +712,23 @@ def export(network, path):
         content = made.read_bytes()
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, lambda file: file.write(content))
+    reading = (
+        f" A pixel's class is the channel of its highest logit; their names are in the file, "
+        f"{_READ_NAMES[path.suffix]}: {', '.join(names)}."
+    )
     return (
-        f"{path}: {len(content) / 1e6:.1f} MB; images float32 (N, 3, H, W) in [0, 1] -> logits (N, 1, H, W), "
-        f"any N, any H and W from {2 * stride}. At {len(trials)} sizes {runtime} differs from PyTorch by "
-        f"{worst:.1e} at most."
+        f"{path}: {len(content) / 1e6:.1f} MB; images float32 (N, 3, H, W) in [0, 1] -> logits "
+        f"(N, {len(names) or 1}, H, W), any N, any H and W from {2 * stride}. At {len(trials)} sizes {runtime} differs "
+        f"from PyTorch by {worst:.1e} at most.{reading if names else ''}"
     )
 
 
-def _to_pt2(network, path, example, free):
-    torch.export.save(torch.export.export(network, example, dynamic_shapes=free), path)
+def _to_pt2(network, path, example, free, extra):
+    torch.export.save(torch.export.export(network, example, dynamic_shapes=free), path, extra_files=extra)
     return torch.export.load(path).module(), "the exported program"
 
 
-def _to_onnx(network, path, example, free):
+def _to_onnx(network, path, example, free, extra):
     absent = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
     if absent:
         raise UserError(
@@ -542,7 +736,9 @@ def _to_onnx(network, path, example, free):
             f"pip install {' '.join(absent)} onnxruntime. A .pt2 needs nothing more."
         )
     names = dict(input_names=["images"], output_names=["logits"])
-    torch.onnx.export(network, example, dynamo=True, dynamic_shapes=free, verbose=False, **names).save(path)
+    program = torch.onnx.export(network, example, dynamo=True, dynamic_shapes=free, verbose=False, **names)
+    program.model.metadata_props.update(extra)
+    program.save(path)
     if importlib.util.find_spec("onnxruntime"):
         runtime = importlib.import_module("onnxruntime")
         session, name = runtime.InferenceSession(path, providers=["CPUExecutionProvider"]), "onnxruntime"
@@ -590,12 +786,24 @@ def check(s):
             raise UserError(words)
 
 
+def refuse_for_classes(s, classes):
+    """UserError that lists the constants which are for one foreground alone."""
+    plain = dict(THRESHOLD=0.5, SUBMISSION=None, MASK_FOREGROUND=None)
+    if wrong := [f"{name} = {getattr(s, name)!r}" for name, value in plain.items() if getattr(s, name) != value]:
+        raise UserError(
+            f"{s.CHECKPOINT}: its network tells {len(classes.names)} classes ({', '.join(classes.names[:12])}"
+            f"{', ...' if len(classes.names) > 12 else ''}), and these are for one foreground: {', '.join(wrong)}. "
+            f"Leave them at {', '.join(f'{name} = {value!r}' for name, value in plain.items())}."
+        )
+
+
 def refuse_lost(s, finish, wanted):
     """UserError where an output would be lost in another one, or an input in an output."""
-    outputs = [(finish.path(kind, picture), str(picture)) for kind in finish.folders for picture in wanted]
+    outputs = [(path, str(it)) for kind in finish.folders for it in wanted for path in finish.paths(kind, it)]
     outputs += [(Path(s.OUTPUT_DIR, name), "the scores") for name in ("scores.csv", "worst.png") if s.MASKS]
     outputs += [(Path(s.SUBMISSION), "all images")] if s.SUBMISSION else []
-    masks = [path for path, _ in finish.truths.values()]
+    outputs += [(finish.legend, "the classes")] if finish.legend else []
+    masks = [file for files, _ in finish.truths.values() for file in each_of(files)]
     originals = {os.path.realpath(path) for path in [*(picture.path for picture in wanted), *masks]}
     sources, wrong = {}, []
     for path, source in outputs:
@@ -626,6 +834,7 @@ def put_through(s, runner, wanted, finish, label="predict"):
             threads=s.NUM_WORKERS,
             bounded=own,
             say=lambda window, windows: bar.set_postfix_str(f"window {window}/{windows}"),
+            in_bands=finish.bands if own and finish.classes else None,
         )
         try:
             for outcome in outcomes:
@@ -636,39 +845,58 @@ def put_through(s, runner, wanted, finish, label="predict"):
             raise UserError(f"The device has run out of memory. {smaller}") from error
 
 
-def followed(outcomes, scored, failures, empty):
+def followed(outcomes, scored, confusion, failures, alone):
     """Says what failed, fills `scored` ({picture: counts}), `failures` ({picture: whether it has a row all the same})
-    and `empty` (where nothing is predicted), and yields the submission's rows."""
+    and `alone` ({picture: the one class that is predicted}), adds to `confusion`, and yields the submission's rows."""
     for outcome in outcomes:
         if outcome.error:
             tqdm.write(outcome.error, file=sys.stderr)
             failures[outcome.picture] = outcome.runs is not None
-        if outcome.empty:
-            empty.append(outcome.picture)
+        if outcome.only is not None:
+            alone[outcome.picture] = outcome.only
         if outcome.counts:
             scored[outcome.picture] = outcome.counts
+        if outcome.confusion is not None:
+            confusion += outcome.confusion
         if outcome.runs is not None:
             yield outcome.picture.name.name + outcome.picture.path.suffix, outcome.runs  # a page's: a_1.tif
+
+
+def tell_alone(alone, done, classes):
+    """Says where nothing is predicted, or one and the same class in all of the `done` pictures."""
+    cure = "are picture and IMAGE_SIZE as in training?"
+    if not classes and (empty := [picture for picture, value in alone.items() if value == 0]):
+        print(
+            f"Nothing is predicted in {len(empty)} of them: {name_files(empty)}. Where something should be: {cure} "
+            "Else lower THRESHOLD."
+        )
+    if classes and len(alone) == done and len(set(alone.values())) == 1:
+        name = classes.names[next(iter(alone.values()))]
+        print(f"Every pixel of them is predicted as {name}. Where something else should be: {cure}")
 
 
 def main(argv=None):
     s = settings_of(globals(), argv, positionals=_INPUTS)
     check(s)
     network, checkpoint = load_network(s.CHECKPOINT)
+    classes = MaskRule.from_dict(checkpoint["mask_rule"]) if network.output_conv.out_channels > 1 else None
     if s.EXPORT:
-        print(export(network, s.EXPORT))
+        print(export(network, s.EXPORT, classes.names if classes else ()))
         return 0
+    if classes:
+        refuse_for_classes(s, classes)
 
     wanted, missing = find_pictures(s.inputs, s.OUTPUT_DIR, s.MASKS)
     for text in missing:
         print(text, file=sys.stderr)
     if not wanted:
         raise UserError(f"There is no image in {', '.join(s.inputs)}.")
-    truths, rule = find_truths(s, wanted, checkpoint)
+    truths, rule = find_truths(s, wanted, checkpoint, classes)
     folder = Path(s.OUTPUT_DIR)
     kinds = dict(masks=s.SAVE_MASKS, overlays=s.OVERLAYS, probabilities=s.PROBABILITIES)
     folders = {kind: folder if kind == "masks" else folder / kind for kind, on in kinds.items() if on}
     finish = Finish(folders=folders, bits=s.PROBABILITIES, truths=truths, rule=rule, runs=bool(s.SUBMISSION))
+    finish.classes, finish.span = classes, checkpoint.get("image_range")
     refuse_lost(s, finish, wanted)
 
     runner = make_runner(network, s.DEVICE, s.PRECISION, mirrors=s.FLIPS, window=s.WINDOW, overlap=s.OVERLAP)
@@ -685,19 +913,27 @@ def main(argv=None):
     threshold = choose_threshold(through, finish) if s.THRESHOLD == "auto" else s.THRESHOLD
     finish.cut = math.log(threshold / (1 - threshold))
 
-    scored, failures, empty = {}, dict.fromkeys(missing, False), []
-    rows = followed(through(wanted, finish), scored, failures, empty)
+    scored, failures, alone = {}, dict.fromkeys(missing, False), {}
+    confusion = np.zeros((runner.channels, runner.channels), np.int64)
+    rows = followed(through(wanted, finish), scored, confusion, failures, alone)
     if s.SUBMISSION:
         write_submission(s.SUBMISSION, rows)
     for _ in rows:  # all of them, where no submission has taken them
         pass
+    if finish.legend and finish.legend.parent.is_dir():
+        pictures.save_image(finish.legend, pictures.sheet([], title="Classes", legend=finish.colours))
     places = [s.OUTPUT_DIR] * bool(folders) + [s.SUBMISSION] * bool(s.SUBMISSION)
-    print(f"{len(wanted) + len(missing) - len(failures)} images done; see {' and '.join(places) or 'below'}.")
-    if empty:
-        cure = "Where something should be: are picture and IMAGE_SIZE as in training? Else lower THRESHOLD."
-        print(f"Nothing is predicted in {len(empty)} of them: {name_files(empty)}. {cure}")
+    done = len(wanted) + len(missing) - len(failures)
+    print(f"{done} images done; see {' and '.join(places) or 'below'}.")
+    if dark := [picture for picture in wanted if picture in finish.dark]:
+        print(
+            f"{len(dark)} of them have 16 bits and use only the lowest 12 or fewer, of which the 8 that this network "
+            f"sees keep hardly any: {name_files(dark, 10)}. Train with IMAGE_RANGE, or stretch their values over 0 to "
+            "65535 as those of training are."
+        )
+    tell_alone(alone, done, classes)
     if scored:
-        tell_scores(folder, scored, through, finish)
+        tell_scores(folder, scored, confusion, through, finish)
     lacking = [str(it).partition(": ")[0] for it, has_row in failures.items() if not has_row]
     if s.SUBMISSION and lacking:
         print(f"{s.SUBMISSION}: lacks the rows of {len(lacking)} inputs: {name_files(lacking, 10)}.", file=sys.stderr)

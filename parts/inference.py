@@ -31,6 +31,7 @@ MIRRORS = {  # copies of a picture, as the axes (of N, C, H, W) that they are mi
 }
 PENDING_BYTES = 300e6  # of pictures that wait for the network, and as many for being finished
 PIXEL_BYTES = 8  # of a waiting picture: its pixels, its logits, its mask
+LOGIT_BYTES = 4  # of each further channel, at the size at which the network sees the picture
 
 
 # ---- one network
@@ -83,6 +84,7 @@ class Runner:
     `window`, pixels: a picture of more than its square is cut into windows of that side.
     `overlap`, pixels: what neighbouring windows share; None: what seamless windows of this network need.
     It is at most half a window; both are rounded up to multiples of the stride.
+    Logits are float32 (H, W), or (C, H, W) of a network of C > 1 `channels`.
     """
 
     network: nn.Module
@@ -93,6 +95,7 @@ class Runner:
     overlap: int | None = None
 
     def __post_init__(self):
+        self.channels = self.network.output_conv.out_channels
         self.stride = stride_of(self.network)
         self.reach = reach_of(self.network)
         self.window = max(self._up(self.window), 2 * self.stride)
@@ -106,12 +109,14 @@ class Runner:
     def logits(self, images):
         """Logits of a batch of equally large pictures, in one piece.
 
-        images: uint8 (N, H, W, 3). Returns a function that gives picture number i its float32 (H, W),
-        and waits for the device only then.
+        images: uint8 (N, H, W, 3). Returns a function that gives picture number i its logits, and waits for the
+        device only then.
         """
         height, width = images.shape[1:3]
         beyond = (0, self._up(height) - height), (0, self._up(width) - width)
-        logits = self._run(np.pad(images, ((0, 0), *beyond, (0, 0)), mode="edge"))[:, :height, :width]
+        logits = self._run(np.pad(images, ((0, 0), *beyond, (0, 0)), mode="edge"))[..., :height, :width]
+        if self.channels == 1:
+            logits = logits[:, 0]
         arrived = None
         if self.device.type == "cuda":
             host = torch.empty(logits.shape, pin_memory=True)
@@ -128,24 +133,36 @@ class Runner:
 
         return fetch
 
-    def logits_in_windows(self, image, say=lambda number, total: None):
-        """Logits float32 (H, W) of one picture uint8 (H, W, 3) of any size, window by window.
+    def logits_in_windows(self, image, say=lambda number, total: None, take=None):
+        """Logits of one picture uint8 (H, W, 3) of any size, window by window.
 
-        Beyond picture and result it needs the memory of a single window. `say(window, windows)` follows it.
+        Beyond picture and result it needs the memory of a single window. With `take`, there is no result:
+        take(top, logits) is given one band (C, h, W) after another, which begins at the row `top` and which it may
+        not keep; the memory is that of a row of windows then. `say(window, windows)` follows it.
         """
-        canvas = np.zeros(image.shape[:2], np.float32)
-        rows, columns = (self.windows_along(length) for length in image.shape[:2])
-        windows = [(*row, *column) for row in rows for column in columns]
-        for number, (top, down, left, across) in enumerate(windows):
-            piece = image[top : top + len(down), left : left + len(across)]
-            height, width = piece.shape[:2]
-            piece = cv2.copyMakeBorder(piece, 0, len(down) - height, 0, len(across) - width, cv2.BORDER_REPLICATE)
-            logits = self._run(piece[None])[0].cpu().numpy()
-            logits *= down[:, None]
-            logits *= across
-            canvas[top : top + height, left : left + width] += logits[:height, :width]
-            say(number + 1, len(windows))
-        return canvas
+        height, width = image.shape[:2]
+        rows, columns = (self.windows_along(length) for length in (height, width))
+        banded, first = take is not None, 0
+        tall = min(height, len(rows[0][1])) if banded else height  # rows that the canvas holds, from `first`
+        canvas = np.zeros((self.channels, tall, width), np.float32)
+        for row, (top, down) in enumerate(rows):
+            if banded and top > first:  # no other window sees the rows above it
+                take(first, canvas[:, : top - first])
+                canvas[:, : first - top] = canvas[:, top - first :]
+                canvas[:, first - top :] = 0
+                first = top
+            for column, (left, across) in enumerate(columns):
+                piece = image[top : top + len(down), left : left + len(across)]
+                high, wide = piece.shape[:2]
+                piece = cv2.copyMakeBorder(piece, 0, len(down) - high, 0, len(across) - wide, cv2.BORDER_REPLICATE)
+                logits = self._run(piece[None])[0].cpu().contiguous().numpy()
+                logits *= down[:, None]
+                logits *= across
+                canvas[:, top - first : top - first + high, left : left + wide] += logits[:, :high, :wide]
+                say(row * len(columns) + column + 1, len(rows) * len(columns))
+        if banded:
+            return take(first, canvas[:, : height - first])
+        return canvas if self.channels > 1 else canvas[0]
 
     def windows_along(self, length):
         """[(start, weights)] of the windows along a side of `length` pixels; at every pixel the weights sum to 1."""
@@ -178,7 +195,7 @@ class Runner:
 
     @torch.inference_mode()
     def _run(self, images):
-        """float32 (N, H, W) on the device, of uint8 (N, H, W, 3); H and W are multiples of the stride."""
+        """float32 (N, C, H, W) on the device, of uint8 (N, H, W, 3); H and W are multiples of the stride."""
         batch = torch.from_numpy(images)
         if self.device.type == "cuda":
             batch = batch.pin_memory()
@@ -188,7 +205,7 @@ class Runner:
         for axes in MIRRORS[self.mirrors]:
             with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None):
                 logits = self.network(batch.flip(axes) if axes else batch)
-            total = total + (logits.flip(axes) if axes else logits)[:, 0].float()
+            total = total + (logits.flip(axes) if axes else logits).float()
         return total / len(MIRRORS[self.mirrors])
 
 
@@ -204,22 +221,33 @@ class Item:
     error: str | None = None
     image: np.ndarray | None = None  # as the network takes it, uint8 (H, W, 3)
     extra: object = None  # what else `read` gave
+    further: int = 0  # bytes of its logits of all channels but one, once it has them
 
     @property
     def bytes(self):
-        return PIXEL_BYTES * self.size[0] * self.size[1]
+        return PIXEL_BYTES * self.size[0] * self.size[1] + self.further
 
 
 def predict_pictures(
-    pictures, runner, size_of, read, finish, batch_size, threads, bounded=False, say=lambda number, total: None
+    pictures,
+    runner,
+    size_of,
+    read,
+    finish,
+    batch_size,
+    threads,
+    bounded=False,
+    say=lambda number, total: None,
+    in_bands=None,
 ):
-    """Yields finish(item, fetch) of every picture, in their order; fetch() gives its logits, float32 (H, W).
+    """Yields finish(item, fetch) of every picture, in their order; fetch() gives its logits as the Runner does.
 
     size_of(picture): its own (height, width), quickly.
     read(picture): uint8 (H, W, 3) as the network shall see it, and what else `finish` wants in item.extra.
     A UserError of these two becomes item.error; `fetch` is None then.
     bounded: a batch has no more pixels than a window, as is needed where pictures are as large as they come.
     say(window, windows): called where a picture goes in windows.
+    in_bands(item): for such a picture, what `logits_in_windows` gives the bands to, and fetch() then gives.
 
     Threads call `read` ahead of the network and `finish` behind it; on either side no more than
     PENDING_BYTES wait, or else a single picture.
@@ -231,7 +259,7 @@ def predict_pictures(
             if runner.device.type == "cpu":
                 # The network has a thread for each core: one that is held up by decoding makes the others wait.
                 wait([*ahead.futures, *behind.futures])
-            for item, fetch in zip(batch, _logits_of(batch, runner, say)):
+            for item, fetch in zip(batch, _logits_of(batch, runner, say, in_bands)):
                 behind.put(item, pool.submit(finish, item, fetch))
             while behind.futures and (behind.overfull() or behind.futures[0].done()):
                 yield behind.get()
@@ -280,11 +308,18 @@ def _batches(items, runner, batch_size, bounded):
             yield batch
 
 
-def _logits_of(batch, runner, say):
+def _logits_of(batch, runner, say, in_bands):
     """For each Item a function that gives its logits."""
     if batch[0].error:
         return [None]
-    if not runner.fits(batch[0].image.shape):
+    height, width = batch[0].image.shape[:2]
+    if not runner.fits((height, width)) and in_bands:
+        bands = in_bands(batch[0])
+        runner.logits_in_windows(batch[0].image, say, bands)
+        return [lambda: bands]
+    for item in batch:
+        item.further = LOGIT_BYTES * (runner.channels - 1) * height * width
+    if not runner.fits((height, width)):
         logits = runner.logits_in_windows(batch[0].image, say)
         return [lambda: logits]
     fetch = runner.logits(np.stack([item.image for item in batch]))

@@ -41,10 +41,28 @@ def network():
     return network
 
 
-def alone(network, image):
-    """The network as it is, on one picture."""
+@pytest.fixture(scope="module")
+def classes(network):
+    """A network of three classes: the first layer is the one of `network`, and each class is the best somewhere."""
+    torch.manual_seed(1)
+    several = UNet(features=(8, 16), out_channels=3).eval()
+    weights = network.state_dict()
+    for key in ("output_conv.weight", "output_conv.bias"):
+        weights[key] = torch.cat([weights[key], *(torch.randn_like(weights[key]) for _ in range(2))])
+    several.load_state_dict(weights)
     with torch.no_grad():
-        return network(torch.from_numpy(image).permute(2, 0, 1)[None] / 255)[0, 0].numpy()
+        logits = several(torch.from_numpy(picture(96, 128)).permute(2, 0, 1)[None] / 255)[0].flatten(1)
+        several.output_conv.bias -= logits.median(1).values
+        for parameter in several.output_conv.parameters():
+            parameter.mul_((3 / logits.std(1)).reshape(-1, *[1] * (parameter.ndim - 1)))
+    return several
+
+
+def alone(network, image):
+    """The network as it is, on one picture: (H, W), or (C, H, W) of several channels."""
+    with torch.no_grad():
+        logits = network(torch.from_numpy(image).permute(2, 0, 1)[None] / 255)[0].numpy()
+    return logits if len(logits) > 1 else logits[0]
 
 
 # ---- one picture
@@ -119,6 +137,41 @@ def test_a_runner_is_made_by_the_words_of_the_constants(network):
         make_runner(deepcopy(network), "abacus")
 
 
+def test_several_channels_come_as_planes(classes):
+    images = np.stack([picture(96, 128, seed) for seed in range(3)])
+    fetch = Runner(classes, CPU).logits(images)
+    for index, image in enumerate(images):
+        logits = fetch(index)
+        assert logits.shape == (3, 96, 128) and logits.dtype == np.float32 and logits.flags.c_contiguous
+        assert np.allclose(logits, alone(classes, image), atol=1e-4)
+    assert len(np.unique(fetch(0).argmax(0))) == 3
+    image = picture(301, 423)
+    whole, windows = (Runner(classes, CPU, window=window) for window in (768, 128))
+    logits = whole.logits(image[None])(0)
+    assert np.abs(windows.logits_in_windows(image) - logits).max() < 1e-3
+    averaged = Runner(classes, CPU, mirrors="h").logits(images)(0)
+    turned = Runner(classes, CPU).logits(np.ascontiguousarray(images[:, :, ::-1]))(0)[..., ::-1]
+    assert np.allclose(averaged, (fetch(0) + turned) / 2, atol=1e-4) and not np.allclose(averaged, turned, atol=1e-2)
+
+
+@pytest.mark.parametrize("mirrors, kind", [(None, "network"), ("hv", "classes")])
+@pytest.mark.parametrize("size, overlap", [((301, 423), None), ((301, 423), 0), ((90, 500), None), ((500, 90), None)])
+def test_bands_are_the_windows_logits_and_a_strip_is_all_that_is_kept(request, size, overlap, mirrors, kind):
+    image = picture(*size)
+    runner = Runner(request.getfixturevalue(kind), CPU, window=128, overlap=overlap, mirrors=mirrors)
+    bands, end = np.full((runner.channels, *size), np.nan, np.float32), 0
+
+    def take(top, logits):
+        nonlocal end
+        assert top == end and 0 < logits.shape[1] <= 128
+        assert logits.base.size <= runner.channels * 128 * size[1]
+        end += logits.shape[1]
+        bands[:, top:end] = logits
+
+    assert runner.logits_in_windows(image, take=take) is None and end == size[0]
+    assert (bands == runner.logits_in_windows(image)).all(), "to the last bit"
+
+
 @pytest.mark.parametrize("mirrors, axes", [("h", 1), ("v", 0), ("hv", (0, 1))])
 def test_mirrored_runs_make_the_mask_blind_to_mirroring(network, mirrors, axes):
     image = picture(96, 128)
@@ -184,6 +237,27 @@ def test_order_and_results_do_not_depend_on_batches_threads_and_room(
     assert told == list(range(1, len(told) + 1)) and len(told) > 1, "one of them went in windows"
 
 
+def test_pictures_in_windows_are_handed_out_in_bands_where_that_is_asked(classes):
+    pictures = [picture(40, 60), picture(150, 130)]
+
+    class Tops(list):
+        def __call__(self, top, logits):
+            self.append((top, logits.shape))
+
+    def in_bands(item):
+        assert item.picture == 1 and item.image.shape == (150, 130, 3)
+        return Tops()
+
+    runner = Runner(classes, CPU, window=100)
+    outcomes = predict_pictures(
+        range(2), runner, lambda index: pictures[index].shape[:2], lambda index: (pictures[index], None),
+        lambda item, fetch: fetch(), 1, 1, in_bands=in_bands,
+    )  # fmt: skip
+    small, large = outcomes
+    assert small.shape == (3, 40, 60)
+    assert isinstance(large, Tops) and len(large) > 1 and sum(shape[1] for _, shape in large) == 150
+
+
 def test_batches_hold_what_they_may(network, monkeypatch):
     shapes = []
     plain = Runner.logits
@@ -223,6 +297,16 @@ def test_no_more_pictures_wait_than_have_room(network, monkeypatch, room, most):
     for index in predict_pictures(range(30), Watched(network, CPU), lambda _: (40, 60), begin, end, 1, 4):
         ended.append(index)
     assert ended == list(range(30)) and max(waiting) <= 2 * most + 1
+
+
+def test_waiting_classes_take_room_too(classes, monkeypatch):
+    """Of 3 channels each: 8 bytes a pixel for the first one, 4 for each of the others."""
+    room = inference._Queue(100)
+    seen = []
+    monkeypatch.setattr(inference._Queue, "overfull", lambda self: seen.append(sum(self.bytes)) or len(self.bytes) > 1)
+    small = lambda index: (picture(20, 30), None)  # noqa: E731
+    list(predict_pictures(range(3), Runner(classes, CPU), lambda _: (40, 60), small, lambda *_: 0, 1, 1))
+    assert max(seen) % (8 * 40 * 60 + 2 * 4 * 20 * 30) == 0 and not room.bytes
 
 
 def test_what_finish_raises_is_raised_and_what_has_not_begun_is_not_done(network):

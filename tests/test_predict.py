@@ -2,8 +2,10 @@
 
 import csv
 import gzip
+import json
 import os
 import re
+import tracemalloc
 from pathlib import Path
 
 import cv2
@@ -14,10 +16,23 @@ from helpers import script
 from PIL import Image, TiffImagePlugin
 
 import predict
+from parts import pictures
 from parts.files import write_text
-from parts.masks import MaskRule
+from parts.masks import IGNORED, MaskRule, encode_mask, find_mask_rule, read_mask
+from parts.reading import read_image, resize_image
 from parts.script import UserError, describe
-from predict import Picture, best_threshold, files_below, find_masks, find_pictures, histogram, run_lengths
+from predict import (
+    Bands,
+    Picture,
+    best_threshold,
+    class_probabilities,
+    classify,
+    files_below,
+    find_masks,
+    find_pictures,
+    histogram,
+    run_lengths,
+)
 from unet import UNet
 from utils import count_overlap, dice_from_counts, save_checkpoint
 
@@ -25,6 +40,7 @@ from utils import count_overlap, dice_from_counts, save_checkpoint
 EVERY = [
     *("--save-masks", "--no-overlays", "--probabilities", "none", "--threshold", "0.5", "--image-size", "none"),
     *("--flips", "none", "--window", "768", "--overlap", "none", "--masks", "none", "--mask-foreground", "none"),
+    *("--mask-ignore", "none", "--mask-name", "none"),
     *("--submission", "none", "--export", "none", "--batch-size", "none", "--num-workers", "2"),
     *("--device", "cpu", "--precision", "float32"),
 ]
@@ -365,7 +381,7 @@ def test_a_size_of_its_own_and_tiny_pictures(photos, call):
     assert load(out / "tiny.png").shape == (1, 3) and load(out / "sub" / "b.c.png").shape == (161, 241)
 
 
-# ---- what is not read, and files of several pages
+# ---- what is not read
 
 
 def test_pictures_that_are_not_read_are_told_and_count_as_failed(photos, call, capsys):
@@ -403,6 +419,72 @@ def test_what_is_no_picture_to_a_person_is_no_failure(photos, call, capsys):
     capsys.readouterr()
     call(photos, "--output-dir", photos / "masks")
     assert re.search(r"Left out: 2 that are .*: \S*notes.txt, \S*masks\.", capsys.readouterr().out)
+
+
+def test_videos_and_kinds_that_are_not_read_are_told_with_what_to_do(photos, call, capsys):
+    for name in ("film.mp4", "phone.heic"):
+        (photos / name).write_bytes(bytes(99))
+    for inputs in ([photos], sorted(photos.glob("*.*"))):
+        status, _ = call(*inputs)
+        said = capsys.readouterr()
+        assert status == 1 and "of the inputs failed" in said.err
+        assert "film.mp4: is a video. Cut it into frames" in said.err and "phone.heic: its kind or" in said.err
+    Image.fromarray(blobs(40, 60)).save(photos / "scan.jp2")
+    assert call(photos / "scan.jp2")[0] == 0, "by its own name it may be tried"
+
+
+# ---- more than 8 bits
+
+
+def deep_pictures(folder):
+    """A grey, a coloured and a page of 16 bits that use 10 of them, and what they are at 8: {name: uint8 (H, W, 3)}."""
+    folder.mkdir()
+    colours = (blobs(100, 150).astype(np.uint16) << 2) + 500
+    grey = np.ascontiguousarray(colours[..., 0])
+    cv2.imwrite(str(folder / "colours.png"), colours[..., ::-1])
+    Image.fromarray(grey).save(folder / "grey.png")
+    save_pages(folder / "stack.tif", [Image.fromarray(grey[::-1].copy()), Image.fromarray(grey)])
+    plain = {"colours": colours, "grey": grey, "stack_0": grey[::-1], "stack_1": grey}
+    plain = {name: array if array.ndim == 3 else np.repeat(array[..., None], 3, 2) for name, array in plain.items()}
+    return {name: np.rint((array - 500.0) / 1020 * 255).astype(np.uint8) for name, array in plain.items()}
+
+
+def test_images_of_more_than_8_bits_are_read_by_the_span_of_training(call, changed, tmp_path, capsys):
+    plain = deep_pictures(tmp_path / "deep")
+    Image.fromarray(plain["grey"][..., 0] * np.float32(4) + 500).save(tmp_path / "deep" / "float.tif")
+    (tmp_path / "plain").mkdir()
+    for name, array in (plain | {"float": plain["grey"]}).items():
+        Image.fromarray(array).save(tmp_path / "plain" / f"{name}.png")
+    call(tmp_path / "plain", "--output-dir", tmp_path / "expected")
+    path = changed(image_range=[500, 1520])
+    status, out = call(tmp_path / "deep", "--checkpoint", path, "--overlays")
+    assert status == 0 and "16 bits" not in capsys.readouterr().out
+    for name in (*plain, "float"):
+        expected = load(tmp_path / "expected" / f"{name}.png")
+        assert (load(out / f"{name}.png") == expected).all() and expected.any(), name
+        assert load(out / "overlays" / f"{name}.jpg").std() > 30
+    call(tmp_path / "plain", "--checkpoint", path)
+    assert (load(out / "grey.png") == load(tmp_path / "expected" / "grey.png")).all(), "8 bits stay as they are"
+
+
+def test_what_images_of_more_than_8_bits_lose_is_told_by_file(call, tmp_path, capsys):
+    plain = deep_pictures(tmp_path / "deep")
+    Image.fromarray(plain["grey"]).save(tmp_path / "deep" / "eight.png")
+    Image.fromarray(plain["grey"][..., 0].astype(np.uint16) * 257).save(tmp_path / "deep" / "full.png")
+    assert call(tmp_path / "deep")[0] == 0
+    said = capsys.readouterr().out
+    told = re.search(r"\n(\d) of them have 16 bits and use only the lowest 12 or fewer, .*?: (.*)\. Train with", said)
+    assert told[1] == "4" and said.count("16 bits") == 1
+    assert [name for name in ("colours.png", "grey.png", "stack.tif[0]", "stack.tif[1]") if name in told[2]] == [
+        "colours.png", "grey.png", "stack.tif[0]", "stack.tif[1]"
+    ]  # fmt: skip
+    assert "eight" not in told[2] and "full" not in told[2]
+    Image.fromarray(plain["grey"][..., 0] + np.float32(0.5)).save(tmp_path / "deep" / "float.tif")
+    assert call(tmp_path / "deep")[0] == 1
+    assert re.search("float.tif: has floating-point .*IMAGE_RANGE", capsys.readouterr().err)
+
+
+# ---- files of several pages
 
 
 def pages(count=3):
@@ -583,6 +665,30 @@ def test_masks_are_found_by_the_name_that_is_said(tmp_path):
     assert {str(picture.name) for picture in find_masks(wanted, masks)} == {"b", "img_1"}
 
 
+def test_several_masks_of_a_picture_are_united(photos, call, classes_checkpoint, tmp_path):
+    truths = tmp_path / "truths"
+    _, out = call(photos)
+    (truths / "sub").mkdir(parents=True)
+    whole = {"a": load(out / "a.png"), "sub/b.c": load(out / "sub" / "b.c.png"), "grey": load(out / "grey.png")}
+    for name, mask in whole.items():
+        parts = np.stack([mask, mask])
+        parts[0, :, 30:] = parts[1, :, :30] = 0
+        for number, part in enumerate(parts if name != "grey" else [mask]):
+            Image.fromarray(part).save(truths / f"{name}_obj{number}.png")
+    status, out = call(photos, "--masks", truths, "--mask-name", "{}_obj*")
+    assert status == 0
+    rows = {Path(row["image"]).stem: row for row in csv.DictReader((out / "scores.csv").open())}
+    assert set(rows) == {"a", "b.c", "grey", "mean"}
+    for name, mask in whole.items():
+        assert float(rows[Path(name + ".png").stem]["dice"]) == 1
+        assert int(rows[Path(name + ".png").stem]["true_pixels"]) == (mask > 0).sum()
+    Image.fromarray(blobs(100, 150)).save(photos / "a_obj1.jpg")
+    with pytest.raises(UserError, match="(?s)overwrite.*a_obj1.png: is one of the inputs"):
+        call(*photos.glob("a*.jpg"), "--masks", truths, "--mask-name", "{}_obj*", "--output-dir", truths)
+    with pytest.raises(UserError, match=r"several masks fit .*a.jpg.*take the \* out of MASK_NAME"):
+        call(photos, "--masks", truths, "--mask-name", "{}_obj*", "--checkpoint", classes_checkpoint())
+
+
 def test_scores_that_would_mislead_are_told(photos, call, tmp_path, capsys):
     """A mask that is turned, one that is damaged, and a meaning of training's that these masks do not have."""
     truths = tmp_path / "truths"
@@ -622,7 +728,7 @@ def test_an_output_that_is_no_number_is_no_mask(photos, call, changed, network, 
 
 
 def test_a_checkpoint_of_another_kind_is_told_or_read(photos, call, changed, tmp_path):
-    for channels in ((1, 1), (4, 1), (3, 3)):
+    for channels in ((1, 1), (4, 1), (4, 3)):
         torch.save(UNet(*channels, (4, 8)).state_dict(), tmp_path / "other.pth")
         with pytest.raises(UserError, match=f"{channels[0]} channels in and {channels[1]} out"):
             call(photos, "--checkpoint", tmp_path / "other.pth")
@@ -734,6 +840,309 @@ def test_empty_images_are_told_apart_from_the_mean(photos, call, tmp_path, capsy
     assert "Dice 0.3333" in said and "without those" not in said
 
 
+# ---- several classes
+
+
+NAMES = ("0", "road", "a/b", "300")
+COLOURS = (0x102030, 0xFF0000, 0x00FF00, 0xFF)
+RULES = dict(
+    numbers=MaskRule("numbers", (), (), classes=(0, 3, 8, 300), names=NAMES),
+    palette=MaskRule("numbers", (), (), ignored=(9,), classes=(0, 3, 8, 7), names=NAMES, colours=COLOURS),
+    colours=MaskRule("colours", (), (), ignored=(0xFFFFFF,), classes=COLOURS, names=NAMES, colours=COLOURS),
+)
+
+
+@pytest.fixture(scope="session")
+def classes_network(network):
+    """The U-Net with four random output channels, none of which is the best everywhere."""
+    torch.manual_seed(1)
+    weights = network.state_dict()
+    several = UNet(features=(8, 16), out_channels=4).eval()
+    weights |= {key: torch.randn(4, *weights[key].shape[1:]) for key in ("output_conv.weight", "output_conv.bias")}
+    several.load_state_dict(weights)
+    with torch.no_grad():
+        logits = several(torch.from_numpy(blobs(96, 128)).permute(2, 0, 1)[None] / 255)[0].flatten(1)
+        several.output_conv.bias -= logits.median(1).values
+        for parameter in several.output_conv.parameters():
+            parameter *= (5 / logits.std(1)).reshape(-1, *[1] * (parameter.ndim - 1))
+    return several
+
+
+@pytest.fixture
+def classes_checkpoint(classes_network, changed):
+    """classes_checkpoint(rule, ...) is the path of a checkpoint of that network, for masks of that MaskRule."""
+    architecture = dict(in_channels=3, out_channels=4, features=[8, 16])
+    return lambda rule=RULES["numbers"], **values: changed(
+        state_dict=classes_network.state_dict(), network=architecture, mask_rule=rule.to_dict(), **values
+    )
+
+
+def labels_by_hand(network, path, size=(96, 128)):
+    """The class of each pixel at the picture's own size: the enlarged logits of the network, the highest one."""
+    image = read_image(path)
+    own = image.shape[:2]
+    with torch.no_grad():
+        images = torch.from_numpy(resize_image(image, size)).permute(2, 0, 1)[None] / 255
+        logits = network(images)[0].numpy()
+    return np.stack([resize_image(plane, own) for plane in logits])
+
+
+@pytest.mark.parametrize("kind", RULES)
+def test_classes_are_written_as_the_masks_of_training_have_them(
+    photos, call, classes_network, classes_checkpoint, kind
+):
+    rule = RULES[kind]
+    status, out = call(photos, "--checkpoint", classes_checkpoint(rule))
+    assert status == 0 and len(list(out.rglob("*.*"))) == 5
+    seen = set()
+    for path in photos.rglob("*.*"):
+        if path.suffix != ".txt":
+            written = out / path.relative_to(photos).with_suffix(".png")
+            labels = read_mask(written, rule)
+            logits = labels_by_hand(classes_network, path)
+            best, second = np.sort(logits, axis=0)[[-1, -2]]
+            assert (labels == logits.argmax(0))[best - second > 1e-3].all(), path
+            assert (load(written) == np.asarray(encode_mask(labels, rule))).all()
+            seen |= set(np.unique(labels).tolist())
+    assert seen == {0, 1, 2, 3}
+    found = find_mask_rule([*out.rglob("*.png")], classes=dict(zip(rule.names, rule.classes)), num_workers=1)
+    assert found.classes == rule.classes and found.kind == rule.kind and bool(found.colours) == bool(rule.colours)
+
+
+@pytest.mark.slow
+def test_two_classes_give_what_one_foreground_gives(photos, call, changed, network, tmp_path):
+    """The class of 255 has the logits of the foreground, that of 0 has none; or both have something more."""
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 3, (2, 40, 60)).astype(np.float32)
+    for size in ((40, 60), (123, 77), (20, 200)):
+        mask, best = classify(logits, size)
+        lies_above = resize_image(logits[1] - logits[0], size)
+        assert (mask == (lies_above > 0)).all() and mask.any() and not mask.all()
+        (_, foreground), alone = class_probabilities(logits, best, 8), predict.probability_map(lies_above, 8)
+        assert np.abs(foreground.astype(int) - alone).max() <= 1
+    weights = network.state_dict()
+    two = {key: torch.cat([0 * weights[key], weights[key]]) for key in ("output_conv.weight", "output_conv.bias")}
+    rule = MaskRule("numbers", (), (), classes=(0, 255), names=("0", "255")).to_dict()
+    path = changed(
+        state_dict=weights | two, network=dict(in_channels=3, out_channels=2, features=[8, 16]), mask_rule=rule
+    )
+    in_windows = ("--window", 64, "--image-size")
+    for flags in ((), ("--flips", "hv"), (*in_windows, "own"), (*in_windows, 120, 160), ("--batch-size", 3)):
+        call(photos, *flags, "--output-dir", tmp_path / "one")
+        call(photos, *flags, "--output-dir", tmp_path / "two", "--checkpoint", path)
+        for mask in (tmp_path / "one").rglob("*.png"):
+            other = load(tmp_path / "two" / mask.relative_to(tmp_path / "one"))
+            assert (load(mask) == other).all() and other.any() and not other.all(), (flags, mask)
+
+
+def test_probabilities_of_classes_are_softmax():
+    logits = np.random.default_rng(0).normal(0, 40, (5, 30, 40)).astype(np.float32)
+    for bits, size in ((8, (30, 40)), (16, (77, 91)), (16, (13, 50))):
+        mask, best = classify(logits, size)
+        planes = torch.from_numpy(np.stack([resize_image(plane, size) for plane in logits])).double()
+        expected = planes.softmax(0).numpy()
+        maps = np.stack(list(class_probabilities(logits, best, bits)))
+        most = 2**bits - 1
+        assert maps.dtype == (np.uint8 if bits == 8 else np.uint16) and maps.max() == most
+        assert np.abs(maps - expected * most).max() < 0.5 + 1e-4 * most
+        assert (mask == planes.argmax(0).numpy()).mean() > 0.999
+
+
+def test_a_map_of_each_class_and_overlays_with_one_legend(photos, call, classes_network, classes_checkpoint):
+    path = classes_checkpoint()
+    status, out = call(photos, "--checkpoint", path, "--probabilities", 16, "--overlays")
+    assert status == 0
+    for name in ("a", "sub/b.c"):
+        maps = [load(out / "probabilities" / f"{name}_{kind}.png") for kind in ("0", "road", "a_b", "300")]
+        labels = read_mask(out / f"{name}.png", RULES["numbers"])
+        total = np.stack(maps).astype(int).sum(0)
+        assert maps[0].shape == labels.shape and np.abs(total - 65535).max() <= 4
+        chosen = np.take_along_axis(np.stack(maps), labels[None].astype(int), 0)[0]
+        assert (chosen == np.stack(maps).max(0)).mean() > 0.999
+        image, colours = read_image(next(photos.rglob(f"{name}.*"))), pictures.classes_of(RULES["numbers"])
+        pictures.save_image(out / "drawn.jpg", pictures.overlay(image, labels, colours))
+        assert (load(out / "overlays" / f"{name}.jpg") == load(out / "drawn.jpg")).all()
+    assert (out / "overlays" / "legend.png").is_file()
+    assert len(list((out / "probabilities").rglob("*.png"))) == 20
+    Image.fromarray(blobs(40, 60)).save(photos / "a_b.png")
+    same = MaskRule("numbers", (), (), classes=(0, 1, 2, 3), names=("c", "b_c", "d", "e"))
+    with pytest.raises(UserError, match="(?s)overwrite.*a_b_c.png of .*a.jpg and .*a_b_c.png of .*a_b.png"):
+        call(photos, "--checkpoint", classes_checkpoint(same), "--probabilities", 8)
+
+
+def test_classes_of_a_picture_in_windows(photos, call, classes_checkpoint, tmp_path, capsys):
+    """At its own size they are decided band by band: the same masks, maps and scores as in one piece."""
+    path, files = classes_checkpoint(), [photos / "a.jpg", photos / "sub" / "b.c.png"]
+    own = ("--checkpoint", path, "--image-size", "own", "--probabilities", 8)
+    call(*files, *own, "--output-dir", tmp_path / "whole")
+    for mask in ("a", "b.c"):
+        (tmp_path / "truths").mkdir(exist_ok=True)
+        (tmp_path / "truths" / f"{mask}.png").write_bytes((tmp_path / "whole" / f"{mask}.png").read_bytes())
+    small = read_mask(tmp_path / "whole" / "a.png", RULES["numbers"], (50, 75))  # scored at its own size
+    encode_mask(small, RULES["numbers"]).save(tmp_path / "truths" / "a.png")
+    status, out = call(*files, *own, "--window", 64, "--masks", tmp_path / "truths", "--overlays")
+    assert status == 0
+    for name in ("a.png", "b.c.png", "probabilities/a_road.png", "probabilities/b.c_300.png"):
+        one, other = load(tmp_path / "whole" / name), load(out / name)
+        assert one.shape == other.shape and (np.abs(one.astype(int) - other) > 1).mean() < 1e-3, name
+    rows = {Path(row["image"]).name: float(row["dice"]) for row in csv.DictReader((out / "scores.csv").open())}
+    assert rows["b.c.png"] > 0.995 and rows["a.jpg"] > 0.995
+
+
+def test_windows_of_classes_need_a_strip_of_memory():
+    """Not a plane of logits a class, of which there are 30 of 0.4 MB here."""
+    torch.manual_seed(0)
+    runner = predict.make_runner(UNet(features=(4, 8), out_channels=30).eval(), "cpu", "float32", window=64)
+    image = blobs(1400, 70)
+    with torch.no_grad():  # so that each is the best somewhere
+        runner.network.output_conv.bias -= torch.from_numpy(np.median(runner.logits(image[None, :100])(0), axis=(1, 2)))
+    tracemalloc.start()
+    try:
+        bands = Bands(image.shape[:2], runner.channels)
+        runner.logits_in_windows(image, take=bands)
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert most < 3e6 and len(np.unique(bands.mask)) > 1
+    assert (bands.mask == runner.logits_in_windows(image).argmax(0)).mean() > 0.9999
+
+
+def test_scores_of_classes(photos, call, classes_checkpoint, tmp_path, capsys):
+    """Of its own masks, of which one lacks a class, one is ignored in part, and one is shifted by hand."""
+    rule = RULES["palette"]
+    path = classes_checkpoint(rule)
+    _, out = call(photos, "--checkpoint", path)
+    truths = tmp_path / "truths"
+    truths.mkdir()
+    masks = {name: read_mask(out / f"{name}.png", rule) for name in ("a", "grey", "palette")}
+    masks["a"][masks["a"] == 3] = 0
+    masks["grey"][:30] = (masks["grey"][:30] + 1) % 4
+    true = {name: mask.copy() for name, mask in masks.items()}
+    true["grey"][:30] = IGNORED
+    for name, mask in true.items():
+        encode_mask(mask, rule).save(truths / f"{name}.png")
+    status, out = call(photos, "--checkpoint", path, "--masks", truths)
+    said = capsys.readouterr().out
+    assert status == 0 and "there are 4 classes: 0, 3 road, 8 a/b, 7 300; 9 is ignored" in said
+    rows = {Path(row["image"]).stem: row for row in csv.DictReader((out / "scores.csv").open())}
+    assert list(rows["a"]) == ["image", "dice", "dice_0", "dice_road", "dice_a/b", "dice_300"]
+    assert [float(rows["grey"][key] or 1) for key in list(rows["grey"])[1:]] == [1] * 5
+    predicted = read_mask(out / "a.png", rule)
+    by_hand = [
+        2 * ((predicted == k) & (true["a"] == k)).sum() / ((predicted == k).sum() + (true["a"] == k).sum())
+        for k in range(4)
+    ]
+    assert by_hand[3] == 0 < by_hand[0] < 1
+    assert [float(rows["a"][key]) for key in list(rows["a"])[1:]] == pytest.approx(
+        [np.mean(by_hand), *by_hand], abs=1e-6
+    )
+    holding = [row for name, row in rows.items() if name != "mean" and row["dice_300"]]
+    assert float(rows["mean"]["dice_300"]) == pytest.approx(
+        np.mean([float(row["dice_300"]) for row in holding]), abs=1e-6
+    )
+    pooled = np.concatenate([true[name][true[name] != IGNORED] for name in true])
+    found = np.concatenate([read_mask(out / f"{name}.png", rule)[true[name] != IGNORED] for name in true])
+    iou = [((pooled == k) & (found == k)).sum() / ((pooled == k) | (found == k)).sum() for k in range(4)]
+    table = dict(re.findall(r"\n  (\S+) +[\d.]+  ([\d.]+) +[\d.]+ %", said))
+    assert {name: float(value) for name, value in table.items()} == pytest.approx(dict(zip(rule.names, iou)), abs=1e-4)
+    assert f"IoU {np.mean(iou):.4f}" in said and "The lowest Dice:" in said
+    assert load(out / "worst.png").shape[0] > 3 * 240
+
+
+def test_true_classes_are_read_by_the_rule_of_training(photos, call, classes_checkpoint, tmp_path, capsys):
+    truths = tmp_path / "truths"
+    truths.mkdir()
+    for name, value, size in (("a", 3, (150, 100)), ("grey", 5, (60, 90))):
+        Image.new("L", size, value).save(truths / f"{name}.png")
+    status, out = call(photos, "--checkpoint", classes_checkpoint(), "--masks", truths)
+    said = capsys.readouterr()
+    assert status == 1 and "grey.png: holds other values" in said.err
+    names = {Path(row["image"]).name for row in csv.DictReader((out / "scores.csv").open())}
+    assert names == {"a.jpg", "mean"}
+    status, out = call(photos, "--checkpoint", classes_checkpoint(), "--masks", truths, "--mask-ignore", 5)
+    assert status == 0 and "5 is ignored" in capsys.readouterr().out
+
+
+def test_what_is_for_one_foreground_is_refused_for_classes(photos, call, classes_checkpoint, tmp_path):
+    path = classes_checkpoint()
+    with pytest.raises(
+        UserError, match=r"(?s)4 classes \(0, road, a/b, 300\).*THRESHOLD = 0.7, SUBMISSION = '\S*.csv'\."
+    ):
+        call(photos, "--checkpoint", path, "--threshold", 0.7, "--submission", tmp_path / "s.csv")
+    with pytest.raises(UserError, match="THRESHOLD = 'auto', MASK_FOREGROUND = 3"):
+        call(photos, "--checkpoint", path, "--threshold", "auto", "--masks", photos, "--mask-foreground", 3)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_network_that_tells_one_class_alone_everywhere_is_told(
+    photos, call, classes_network, classes_checkpoint, capsys
+):
+    call(photos, "--checkpoint", classes_checkpoint())
+    assert "Every pixel" not in capsys.readouterr().out
+    weights = classes_network.state_dict()
+    weights["output_conv.bias"] = weights["output_conv.bias"] + torch.tensor([0, 0, 1e4, 0])
+    path = classes_checkpoint()
+    torch.save(torch.load(path, weights_only=True) | {"state_dict": weights}, path)
+    call(photos, "--checkpoint", path)
+    assert "Every pixel of them is predicted as a/b" in capsys.readouterr().out
+
+
+def test_a_file_that_does_not_tell_its_classes_has_numbers(photos, call, classes_network, tmp_path):
+    torch.save(classes_network.state_dict(), tmp_path / "foreign.pth")
+    status, out = call(photos / "a.jpg", "--checkpoint", tmp_path / "foreign.pth", "--image-size", 96, 128)
+    assert status == 0
+    logits = labels_by_hand(classes_network, photos / "a.jpg")
+    assert (load(out / "a.png") == logits.argmax(0)).mean() > 0.999
+
+
+# ---- ignored pixels of one foreground
+
+
+def test_ignored_pixels_are_not_scored(photos, call, changed, tmp_path, capsys):
+    _, out = call(photos)
+    predicted, truths = load(out / "a.png") > 0, tmp_path / "truths"
+    truths.mkdir()
+    truth = predicted.astype(np.uint8)
+    truth[:50] = 1 - truth[:50]  # all wrong
+    truth[:40] = 7
+    Image.fromarray(truth).save(truths / "a.png")
+    right = int(predicted[50:].sum())
+    given = predicted[40:].sum() + (truth == 1).sum()
+
+    def row(*flags):
+        call(photos, "--masks", truths, *flags)
+        return next(csv.DictReader((out / "scores.csv").open()))
+
+    for flags in (("--mask-ignore", 7), ("--checkpoint", changed(settings={"MASK_IGNORE": 7}))):
+        scores = row(*flags)
+        assert float(scores["dice"]) == pytest.approx(2 * right / given, abs=1e-6)
+        assert int(scores["predicted_pixels"]) == predicted[40:].sum()
+        assert "7 is ignored" in capsys.readouterr().out
+    rule = MaskRule("numbers", (), (1,), rest=True, ignored=(7,)).to_dict()
+    path = changed(settings={"MASK_IGNORE": 7, "MASK_FOREGROUND": 1}, mask_rule=rule)
+    assert row("--checkpoint", path) == scores
+    with pytest.raises(UserError, match="several classes"):
+        row()
+    truth[:40] = 0  # where nothing is ignored
+    Image.fromarray(truth * 255).save(truths / "a.png")
+    assert row() == row("--mask-ignore", 7) != scores
+
+
+def test_a_threshold_is_not_chosen_by_ignored_pixels(photos, call, tmp_path, capsys):
+    _, out = call(photos, "--threshold", 0.8)
+    truths = tmp_path / "truths"
+    truths.mkdir()
+    for name in ("a", "grey"):
+        truth = load(out / f"{name}.png").copy()
+        truth[20:] = 100
+        Image.fromarray(truth).save(truths / f"{name}.png")
+    capsys.readouterr()
+    call(photos, "--threshold", "auto", "--masks", truths, "--mask-ignore", 100)
+    said = capsys.readouterr().out
+    assert 0.7 < float(re.search(r"Threshold ([\d.]+)", said)[1]) < 0.9
+    assert float(re.search(r"\nDice ([\d.]+)", said)[1]) > 0.98
+
+
 # ---- the submission
 
 
@@ -811,6 +1220,31 @@ def test_the_exported_program_gives_the_same_at_any_size(network, call, tmp_path
         images = torch.rand(shape)
         with torch.no_grad():
             assert torch.allclose(program(images), network(images), atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", ["pt2", "onnx"])
+def test_exports_of_classes_carry_all_channels_and_their_names(
+    classes_network, classes_checkpoint, call, tmp_path, capsys, suffix
+):
+    path = str(tmp_path / f"model.{suffix}")
+    if suffix == "onnx":
+        for package in ("onnx", "onnxscript", "onnxruntime"):
+            pytest.importorskip(package)
+    assert call("--checkpoint", classes_checkpoint(), "--export", path)[0] == 0
+    said = capsys.readouterr().out
+    assert "logits (N, 4, H, W)" in said and "0, road, a/b, 300" in said
+    images = torch.rand(2, 3, 40, 56)
+    if suffix == "pt2":
+        program, space = torch.export.load(path).module(), dict(torch=torch, path=path)
+        logits = program(images)
+    else:
+        session = __import__("onnxruntime").InferenceSession(path, providers=["CPUExecutionProvider"])
+        logits, space = torch.from_numpy(session.run(None, {"images": images.numpy()})[0]), dict(session=session)
+    with torch.no_grad():
+        assert torch.allclose(logits, classes_network(images), atol=1e-4)
+    told = re.search(r"their names are in the file, (.*): 0, road", said)[1]
+    assert json.loads(eval(f"({told})", space, {})[-1] if suffix == "pt2" else eval(told, space)) == [*NAMES]
 
 
 def test_onnx_is_compared_or_its_packages_are_named(call, network, tmp_path):
