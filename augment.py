@@ -19,6 +19,7 @@ import shlex
 import shutil
 import time
 import unicodedata
+from collections import Counter
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,10 +126,12 @@ def _open(pair):
 def split(pairs, val_images=VAL_IMAGES, group=GROUP):
     """(training, validation, left out): the last `val_images` of the sorted pairs are validation.
 
-    A fraction counts of all images. What shares its group with a validation image is left out.
-    UserError: numbers or a pattern that leave nothing on one side.
+    A fraction counts of all images. What shares its group with a validation image is left out; the pages of a file are
+    of one group, unless there is no other file. UserError: numbers or a pattern that leave nothing on one side.
     """
-    groups = {pair: group_of(pair.name, group) for pair in pairs}
+    pages = Counter(pair.image for pair in pairs)
+    names = [it.name if pages[it.image] in (1, len(pairs)) else it.name.rpartition("_")[0] for it in pairs]
+    groups = {pair: group_of(name, group) for pair, name in zip(pairs, names)}
     number = val_images if isinstance(val_images, int) else max(1, round(val_images * len(pairs)))
     if len(pairs) < 2:
         raise UserError("There is one image. Add others: some are trained on, and others are held out.")
@@ -482,7 +485,9 @@ def _tell_lacking(train, val, foreground, ignore, classes, num_workers):
     rule, words = decide_mask_rule(sides[0] + sides[1], foreground, ignore, classes), []
     here, there = (sum(count_classes(it, rule)[:-1] for it in side) for side in sides)
     for name, training, validation in zip(rule.names, here, there):
-        if not training:
+        if not training and not validation:
+            words.append(f"class {name} is in no mask at all: take it out of CLASSES, or give it another value")
+        elif not training:
             words.append(f"class {name} is in no training mask and cannot be learnt: lower VAL_IMAGES or change GROUP")
         elif not validation:
             words.append(f"class {name} is in no validation mask and is not scored: raise VAL_IMAGES or change GROUP")

@@ -26,9 +26,9 @@ from tqdm import tqdm
 from parts import reading
 from parts.audit import audit
 from parts.files import each, one_at_a_time, stamp, write_text
-from parts.masks import MaskRule, find_mask_rule, read_mask, refuse_united_classes
-from parts.reading import pair_files, read_image, shown
-from parts.script import UserError, run, settings_of
+from parts.masks import IGNORED, MaskRule, find_mask_rule, read_mask, refuse_united_classes
+from parts.reading import UnusableFile, image_size, pair_files, read_image, shown
+from parts.script import UserError, refuse_wrong, run, settings_of, sizes
 
 # Shared by all scripts: what the masks mean, and which images belong together.
 MASK_FOREGROUND: int | tuple | str | None = None  # value(s) of foreground, "nonzero" or "alpha"; None: as masks say
@@ -60,6 +60,11 @@ class ImageDataset(Dataset):
     With `image_size` = (height, width) instead, all are resized to it: `ds[i]` is (3, H, W) and (H, W), and
     a batch is fetched at once: uint8 tensors (n, 3, H, W) in channels_last strides and (n, H, W). Decoded
     once into arrays on disk (`keep_arrays`), or whenever they are asked for; they are the same, bit for bit.
+    With `crop` = (height, width) as well, items are crops of that size out of images at `image_size` or, without one,
+    at their own: of each image as many as would cover it, drawn anew for each epoch, from (seed, epoch, index). A
+    `crop_foreground` part of them is drawn so that it holds foreground, or a class that the image holds. Images
+    smaller than that are padded by reflection, and the padding is ignored. With `whole` they are not cropped:
+    `ds[i]` is image i as it is, for batches of one.
     `rule` says how masks are read (masks.MaskRule); by default all of them are asked, with `foreground`, `ignore`
     and `classes` as in MASK_FOREGROUND, MASK_IGNORE and CLASSES. `span` = (low, high): what of images of more than
     8 bits becomes 0 ... 255 (reading.read_image). `pairs` holds the files. UserError: what is wrong with them.
@@ -79,6 +84,9 @@ class ImageDataset(Dataset):
         ignore=None,
         classes=None,
         span=None,
+        crop=None,
+        crop_foreground=0.33,
+        whole=False,
     ):
         self.pairs = pair_files(img_dir, mask_dir) if pairs is None else list(pairs)
         if rule is None:
@@ -89,18 +97,27 @@ class ImageDataset(Dataset):
             refuse_united_classes(self.pairs)
         self.transform, self.seed = transform, seed
         self.image_size = None if transform or not image_size else tuple(image_size)
+        self.crop, self.crop_foreground = crop and tuple(crop), crop_foreground
+        self.sizes, self._ends = None, None  # of the images, where these differ; how many crops end with each
+        if (crop or whole) and not self.image_size:
+            self.sizes = list(each(_size_of, self.pairs))
+        if crop:
+            sizes = np.array(self.sizes or [self.image_size] * len(self.pairs))
+            self._ends = np.cumsum(np.prod(-(-sizes // self.crop), axis=1))
+        self.whole = whole
         self.arrays = None
         self.returns_faults = False  # instead of raising them: a DataLoader's worker changes what is raised there
         # In shared memory, because workers that persist have copies of everything else
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     def set_epoch(self, epoch):
-        """The transform's random draws are those of this epoch from now on."""
+        """The random draws of crops, and of the transform, are those of this epoch from now on."""
         self._epoch.fill_(epoch)
 
     def keep_arrays(self, folder, num_workers=None, progress=True):
         """Batches come out of arrays in `folder` from now on, made if need be; False where they cannot be kept."""
-        self.arrays = make_arrays(self.pairs, self.rule, self.image_size, folder, num_workers, progress, self.span)
+        how = dict(span=self.span, sizes=self.sizes, points=bool(self.crop))
+        self.arrays = make_arrays(self.pairs, self.rule, self.image_size, folder, num_workers, progress, **how)
         return self.arrays is not None
 
     def identity(self):
@@ -113,20 +130,27 @@ class ImageDataset(Dataset):
         return hashlib.sha256(json.dumps(what).encode()).hexdigest()
 
     def __len__(self):
-        return len(self.pairs)
+        return int(self._ends[-1]) if self.crop else len(self.pairs)
+
+    def pair_of(self, index):
+        """The Pair that item `index` is of."""
+        return self.pairs[self._number(index)]
+
+    def _number(self, index):
+        return int(np.searchsorted(self._ends, index, side="right")) if self.crop else index
 
     def __getitem__(self, index):
-        if self.image_size:
+        if self.image_size or self.sizes:
             images, masks = self._batch([index])
             return images[0], masks[0]
         return self._item(index)
 
     def __getitems__(self, indices):
-        """The items in a list, which at `image_size` is a Batch."""
+        """The items in a list, which is a Batch but where they are numpy arrays, or a transform's."""
         if get_worker_info() is not None:
             cv2.setNumThreads(0)  # the other cores have workers of their own; 1 would hang after a fork
         try:
-            if not self.image_size:
+            if not (self.image_size or self.sizes):
                 return [self._item(index) for index in indices]
             images, masks = self._batch(indices)
         except UserError as fault:
@@ -138,12 +162,43 @@ class ImageDataset(Dataset):
         return batch
 
     def _batch(self, indices):
-        if self.arrays:
+        if self.crop:
+            images, masks = map(np.stack, zip(*map(self._drawn, indices)))
+        elif self.sizes:
+            images, masks = (array[None] for array in map(np.array, self._one(*indices)[:2]))
+        elif self.arrays:
             images, masks = self.arrays.rows(indices)
         else:
             pairs = [self.pairs[index] for index in indices]
             images, masks = map(np.stack, zip(*(_read(pair, self.rule, self.image_size, self.span) for pair in pairs)))
         return torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(masks)
+
+    def _one(self, number):
+        """(image (H, W, 3), mask (H, W), points (C, POINTS)) of a pair; of arrays views, which read what is used."""
+        if self.arrays:
+            return self.arrays.one(number)
+        image, mask = _read(self.pairs[number], self.rule, self.image_size, self.span)
+        return image, mask, points_of(mask, self.rule) if self.crop else None
+
+    def _drawn(self, index):
+        """(image (h, w, 3), mask (h, w)) of crop `index` in this epoch."""
+        image, mask, points = self._one(self._number(index))
+        draw = np.random.default_rng([self.seed, int(self._epoch), index])
+        corner = draw.integers(0, 1 + np.maximum(0, np.subtract(mask.shape, self.crop)))
+        held = np.flatnonzero(points[:, 0] >= 0)
+        if draw.random() < self.crop_foreground and len(held):
+            places = points[draw.choice(held)]
+            place = np.array(divmod(draw.choice(places[places >= 0]), mask.shape[1]))
+            last = np.minimum(place, np.subtract(mask.shape, self.crop).clip(0))
+            corner = draw.integers(np.maximum(0, place - self.crop + 1).clip(None, last), last + 1)
+        top, left = corner
+        part = np.s_[top : top + self.crop[0], left : left + self.crop[1]]
+        image, mask = image[part], mask[part]
+        below, beside = np.subtract(self.crop, mask.shape).tolist()
+        if below or beside:
+            image = cv2.copyMakeBorder(image, 0, below, 0, beside, cv2.BORDER_REFLECT_101)
+            mask = cv2.copyMakeBorder(mask, 0, below, 0, beside, cv2.BORDER_CONSTANT, value=IGNORED)
+        return image, mask
 
     def _item(self, index):
         pair = self.pairs[index]
@@ -161,6 +216,24 @@ class ImageDataset(Dataset):
 image_dataset = ImageDataset  # the article's spelling
 
 
+def _size_of(pair):
+    return image_size(pair.image, pair.image_page)
+
+
+def points_of(mask, rule):
+    """int32 (C, POINTS): for each class of a mask, or for its foreground (C = 1), pixels that have it.
+
+    Numbered row by row, spread evenly over all that there are; -1 where there are fewer.
+    """
+    labels = range(rule.channels) if rule.classes else (1,)
+    points = np.full((len(labels), POINTS), -1, np.int32)
+    for row, label in zip(points, labels):
+        found = np.flatnonzero(mask == label)
+        chosen = np.linspace(0, len(found) - 1, min(len(found), POINTS)).astype(int)
+        row[: len(chosen)] = found[chosen]
+    return points
+
+
 def _read(pair, rule, size, span):
     """The image and the mask of a reading.Pair."""
     image = read_image(pair.image, size, pair.image_page, span)
@@ -170,10 +243,12 @@ def _read(pair, rule, size, span):
 # ---- arrays on disk
 #
 # A folder of arrays holds images.npy (N, H, W, 3), masks.npy (N, H, W) as read_mask gives them, and key.json, which
-# says from exactly which files they were made, and how. They are made in a folder beside their place and moved
-# into it by one rename: arrays that can be found are whole.
+# says from exactly which files they were made, and how. Of images of their own sizes the pixels follow each other,
+# (P, 3) and (P,); where crops are drawn there is points.npy (N, C, POINTS) besides. They are made in a folder beside
+# their place and moved into it by one rename: arrays that can be found are whole.
 
-_FILES = ("images.npy", "masks.npy")
+POINTS = 256  # places of each class in each image that crops are drawn by
+_FILES = ("images.npy", "masks.npy", "points.npy")
 _KEY = "key.json"
 _LAYOUT = 3  # raise it when the arrays, or their key, are laid out in another way
 _RESIZE_RULE = 1  # raise it when read_image or read_mask begin to give other pixels
@@ -187,13 +262,14 @@ class Arrays:
     been replaced since.
     """
 
-    def __init__(self, folder, key):
+    def __init__(self, folder, key, sizes=None):
         self.folder, self._key = Path(folder), hashlib.sha256(key.encode()).hexdigest()
+        self.sizes, self._starts = sizes, _starts(sizes) if sizes else None
         self._opened = None
         self.open()  # at once: they stay readable even if another run replaces them
 
     def open(self):
-        """(images, masks): read-only np.memmaps, uint8 (N, H, W, 3) and (N, H, W) as masks.read_mask gives them."""
+        """(images, masks), and points where there are any: read-only np.memmaps, as this part's head says."""
         if self._opened is None:
             try:
                 arrays = _load(self.folder)
@@ -210,22 +286,40 @@ class Arrays:
         return self._opened
 
     def rows(self, indices):
-        images, masks = self.open()
+        images, masks = self.open()[:2]
         return images[indices], masks[indices]
+
+    def one(self, number):
+        """(image, mask, points or None) of one pair, as views: what is not looked at is not read."""
+        images, masks, *points = self.open()
+        points = points[0][number] if points else None
+        if self.sizes is None:
+            return images[number], masks[number], points
+        size, part = self.sizes[number], slice(*self._starts[number : number + 2])
+        return images[part].reshape(*size, 3), masks[part].reshape(size), points
 
     def __getstate__(self):
         return {**self.__dict__, "_opened": None}
 
 
-def make_arrays(pairs, rule, image_size, folder, num_workers=None, progress=True, span=None):
+def _starts(sizes):
+    """Where the pixels of each image of these (height, width) begin, and where the last one's end."""
+    return [0, *np.cumsum([height * width for height, width in sizes]).tolist()]
+
+
+def make_arrays(
+    pairs, rule, image_size, folder, num_workers=None, progress=True, *, span=None, sizes=None, points=False
+):
     """The Arrays of `pairs` at `image_size` = (height, width), kept in `folder`, made if need be.
 
-    Arrays of other files (parts.files.stamp), another mask rule, image size, resize rule or `span` (as ImageDataset
-    takes it) are made again, and the reason is printed. Any number of processes may call it at once. `num_workers`
-    processes decode (None: one a core). Returns None, having said why, where the disk has no room or the
-    folder cannot be written. UserError names all files that cannot be decoded, are gone, or change meanwhile.
+    With `sizes` instead, a (height, width) for each pair, images keep their own; `points`: whether places of the
+    classes are kept, for crops. Arrays of other files (parts.files.stamp), another mask rule, image size, resize rule
+    or `span` (as ImageDataset takes it) are made again, and the reason is printed. Any number of processes may call
+    it at once. `num_workers` processes decode (None: one a core). Returns None, having said why, where the disk has
+    no room or the folder cannot be written. UserError names all files that cannot be decoded, are gone, or change
+    meanwhile.
     """
-    folder, size = Path(folder), tuple(int(side) for side in image_size)
+    folder, size = Path(folder), image_size and tuple(int(side) for side in image_size)
     stamps = [[stamp(path) for path, _ in pair.sources] for pair in pairs]
     gone = [path for pair, its in zip(pairs, stamps) for (path, _), it in zip(pair.sources, its) if it is None]
     if gone:
@@ -236,6 +330,8 @@ def make_arrays(pairs, rule, image_size, folder, num_workers=None, progress=True
             "image_size": size,
             "mask_rule": rule.to_dict(),
             "image_range": span and list(map(float, span)),
+            "sizes": sizes,
+            "points": POINTS * points,
             "pairs": _named(pairs, stamps, folder),
         }
     )
@@ -248,12 +344,13 @@ def make_arrays(pairs, rule, image_size, folder, num_workers=None, progress=True
                 if reason is not None:
                     if reason:
                         print(f"{shown(folder)}: made again, because {reason}.")
-                    _make(list(zip(pairs, stamps)), (rule, size, span), folder, key, num_workers, progress)
+                    how = rule, size, span, points
+                    _make(list(zip(pairs, stamps)), how, sizes, folder, key, num_workers, progress)
     except OSError as error:
         why = error.strerror or error
         print(f"{shown(folder)}: no arrays can be kept here ({why}). Every epoch decodes the files, which is slower.")
         return None
-    return Arrays(folder, key)
+    return Arrays(folder, key, sizes)
 
 
 def _named(pairs, stamps, folder):
@@ -275,7 +372,8 @@ def _named(pairs, stamps, folder):
 
 
 def _load(folder):
-    return [np.load(folder / name, mmap_mode="r") for name in _FILES]
+    names = _FILES if (folder / _FILES[2]).exists() else _FILES[:2]
+    return [np.load(folder / name, mmap_mode="r") for name in names]
 
 
 def _mismatch(folder, key):
@@ -299,7 +397,9 @@ def _difference(old, new):
         return "another version of this program made them"
     reasons = []
     if old["image_size"] != new["image_size"]:
-        reasons.append("IMAGE_SIZE was {}x{}".format(*old["image_size"]))
+        reasons.append("IMAGE_SIZE was " + ("{}x{}".format(*old["image_size"]) if old["image_size"] else "None"))
+    if old["points"] != new["points"]:
+        reasons.append("CROP was " + ("set" if old["points"] else "None"))
     if old["mask_rule"] != new["mask_rule"]:
         reasons.append(f"the mask rule was: {MaskRule.from_dict(old['mask_rule']).describe()}")
     if old["image_range"] != new["image_range"]:
@@ -319,32 +419,37 @@ def _difference(old, new):
     return "; ".join(reasons) or "the files come in another order, or belong together in another way"
 
 
-def _make(stamped, how, folder, key, num_workers, progress):
+def _make(stamped, how, sizes, folder, key, num_workers, progress):
     """Makes arrays in `folder`, whose lock is held; `stamped`: each pair, and the stamps of its files.
 
-    `how`: the mask rule, (height, width) and the span of images of more than 8 bits.
+    `how`: the mask rule, (height, width) or None, the span of images of more than 8 bits, and whether points are kept.
     """
     started = time.perf_counter()
     ours = re.compile(re.escape(f".{folder.name}.") + r"[0-9a-f]{12}\.part")
     for part in folder.parent.iterdir():
         if ours.fullmatch(part.name):  # what a killed run has left
             shutil.rmtree(part, ignore_errors=True)
-    count, size = len(stamped), how[1]
-    shapes = (count, *size, 3), (count, *size)
-    need = sum(int(np.prod(shape)) for shape in shapes)
+    rule, size, _, points = how
+    count, starts = len(stamped), _starts(sizes or [size] * len(stamped))
+    shape = (count, *size) if size else (starts[-1],)
+    arrays = [("|u1", (*shape, 3)), ("|u1", shape)] + [("<i4", (count, rule.channels, POINTS))] * points
+    need = sum(np.dtype(kind).itemsize * int(np.prod(shape)) for kind, shape in arrays)
     _make_room(folder, need + len(key))
+    if progress and sizes:
+        print(f"{shown(folder)}: {need / 1e9:.2f} GB of disk, for {count:,} images at their own size.")
     part, old = (folder.with_name(f".{folder.name}.{secrets.token_hex(6)}.part") for _ in range(2))
     try:
         part.mkdir()
-        for name, shape in zip(_FILES, shapes):
-            _reserve(part / name, shape)
+        for name, array in zip(_FILES, arrays):
+            _reserve(part / name, *array)
         with closing(_RowWriter(part, how)) as writer:
-            work = each(writer, list(enumerate(stamped)), num_workers)
+            items = list(zip(range(count), starts, sizes or [size] * count, stamped))
+            work = each(writer, items, num_workers)
             work = tqdm(work, "decoding", count, unit=" images", disable=None if progress else True)
             problems = [problem for problem in work if problem]
         if problems:
             raise UserError("\n".join(problems))
-        for name in _FILES:  # whole after a power cut too, before it gets its name
+        for name, _ in zip(_FILES, arrays):  # whole after a power cut too, before it gets its name
             with open(part / name, "r+b") as file:
                 os.fsync(file.fileno())
         write_text(part / _KEY, key)
@@ -371,39 +476,48 @@ def _make_room(folder, need):
         raise OSError(errno.ENOSPC, f"they need {need / 1e9:.1f} GB of disk, and {max(free, 0) / 1e9:.1f} are free")
 
 
-def _reserve(path, shape):
+def _reserve(path, kind, shape):
     """An .npy file of zeros. Its rows are written, never mapped: a full disk is an OSError, no SIGBUS."""
     with open(path, "wb") as file:
-        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
-        file.truncate(file.tell() + int(np.prod(shape)))
+        np.lib.format.write_array_header_1_0(file, {"descr": kind, "fortran_order": False, "shape": shape})
+        file.truncate(file.tell() + np.dtype(kind).itemsize * int(np.prod(shape)))
 
 
 class _RowWriter:
-    """Called with (index, (pair, stamps)), decodes that pair and writes its rows; gives what is wrong, in words."""
+    """Called with (index, first pixel, size, (pair, stamps)), decodes that pair and writes its rows.
+
+    Gives what is wrong, in words.
+    """
 
     def __init__(self, part, how):
         self.part, self.how = part, how
         self.files = None  # of each array, where its process has opened it: the file, and where its rows begin
 
     def __call__(self, item):
-        index, (pair, stamps) = item
+        index, first, size, (pair, stamps) = item
+        rule, given, span, points = self.how
         problem = None
         try:
-            rows = _read(pair, *self.how)
+            rows = _read(pair, rule, given, span)
+            if rows[0].shape[:2] != tuple(size):
+                height, width = rows[0].shape[:2]
+                what = f"is {size[0]}x{size[1]} by its head, and {height}x{width} when it is decoded"
+                raise UnusableFile(pair.image, what, "Save it again")
+            rows = [*rows, points_of(rows[1], rule)] if points else rows
         except (UserError, OSError) as error:
             problem = str(error) if isinstance(error, UserError) else f"{pair.image} or its mask: {error}"
         for (path, _), before in zip(pair.sources, stamps):
             if stamp(path) != before:
                 return f"{path}: changed, or went, while it was decoded. Start again once its folder is at rest."
         if problem is None:
-            self._write(index, rows)
+            self._write(index, first, rows)
         return problem
 
-    def _write(self, index, rows):
+    def _write(self, index, first, rows):
         if self.files is None:
-            self.files = [_rows_of(self.part / name) for name in _FILES]
-        for (file, start), row in zip(self.files, rows):
-            file.seek(start + index * row.nbytes)
+            self.files = [_rows_of(self.part / name) for name, _ in zip(_FILES, rows)]
+        for (file, start), row, place in zip(self.files, rows, (3 * first, first, index * rows[-1].nbytes)):
+            file.seek(start + place)
             file.write(np.ascontiguousarray(row))
             file.flush()  # a full disk is noticed here
 
@@ -423,6 +537,8 @@ def main(argv=None):
     folders = [(name, {}) for name in ("img_dir", "mask_dir")]
     folders += [(name, {"nargs": "?", "default": None}) for name in ("val_img_dir", "val_mask_dir")]
     s = settings_of(globals(), argv, positionals=folders)
+    two = sizes("height and width, or None", 2)
+    refuse_wrong(s, IMAGE_SIZE=(lambda v: v is None or two[0](v), two[1]))
     if s.val_img_dir and not s.val_mask_dir:
         raise UserError("VAL_IMG_DIR has no VAL_MASK_DIR beside it. Give both, or neither.")
     folders = s.img_dir, s.mask_dir, s.val_img_dir, s.val_mask_dir

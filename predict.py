@@ -74,7 +74,7 @@ SAVE_MASKS = True  # write them; off where the scores or the submission are all 
 OVERLAYS = False  # also OUTPUT_DIR/overlays/name.jpg: the image with its mask laid over it
 PROBABILITIES: int | None = None  # also OUTPUT_DIR/probabilities/name.png, of 8 or 16 bits; name_CLASS.png of each
 THRESHOLD: float | str = 0.5  # foreground is what is more probable; "auto": the best for MASKS, by Dice
-IMAGE_SIZE: tuple | str | None = None  # what the network sees; None: the size of training, "own": each image's
+IMAGE_SIZE: tuple | str | None = None  # what the network sees; None: as in training, "own": each image's size
 FLIPS: str | None = None  # "h", "v", "hv": also run the image's mirrored copies and average; costs 2, 2 and 4 runs
 WINDOW = 768  # pixels: what is larger than its square runs in windows of it, within the memory of one
 OVERLAP: int | None = None  # of neighbouring windows, pixels; None: what makes the plain network's seams vanish
@@ -900,7 +900,8 @@ def main(argv=None):
     refuse_lost(s, finish, wanted)
 
     runner = make_runner(network, s.DEVICE, s.PRECISION, mirrors=s.FLIPS, window=s.WINDOW, overlap=s.OVERLAP)
-    s.IMAGE_SIZE = s.IMAGE_SIZE or tuple(checkpoint.get("image_size", _ARTICLE_SIZE))
+    trained_at = checkpoint.get("image_size", _ARTICLE_SIZE)  # None: on crops out of images at their own size
+    s.IMAGE_SIZE = s.IMAGE_SIZE or ("own" if trained_at is None else tuple(trained_at))
     s.BATCH_SIZE = s.BATCH_SIZE or (1 if runner.device.type == "cpu" else 16)
     s.NUM_WORKERS = s.NUM_WORKERS or cores()
     cv2.setNumThreads(1)  # there is a picture for each thread already

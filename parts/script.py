@@ -174,7 +174,8 @@ def _read(name, given, kinds):
     if "dict" in kinds and any("=" in text for text in given):
         return _named(flag, given)
     items = [_literal(text, only_text) for text in given]
-    several = len(items) > 1 or kinds == {"tuple"} or ("dict" in kinds and type(items[0]) in (int, float))
+    alone = kinds - {"NoneType"} == {"tuple"} and items[0] is not None  # one number where only several are taken
+    several = len(items) > 1 or alone or ("dict" in kinds and type(items[0]) in (int, float))
     value = tuple(items) if several else items[0]
     kind = type(value).__name__
     fits = value is None or kind in kinds or (numbers and kind in ("int", "float")) or kinds == {"NoneType"}

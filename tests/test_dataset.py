@@ -715,3 +715,128 @@ def test_made_by_spawned_processes(tmp_path):
     assert isinstance(make(pairs, tmp_path / "here"), Arrays)
     assert contents(tmp_path / "spawned") == contents(tmp_path / "here")
     assert not list(tmp_path.glob("*.part"))
+
+
+# ---- crops
+
+
+def draw_sizes(folder, sizes):
+    """Images of these sizes, whose pixels tell where they are, and masks with a few pixels of foreground."""
+    for kind in ("images", "masks"):
+        (folder / kind).mkdir(parents=True)
+    for number, (height, width) in enumerate(sizes):
+        y, x = np.mgrid[:height, :width]
+        image = np.stack([y, x, np.full_like(y, number)], axis=2).astype(np.uint8)
+        mask = np.zeros((height, width), np.uint8)
+        mask[height // 3, width // 4 : width // 4 + 3] = 255 * (number != 1)
+        Image.fromarray(image).save(folder / "images" / f"img_{number}.png")
+        Image.fromarray(mask).save(folder / "masks" / f"img_{number}.png")
+    return folder / "images", folder / "masks"
+
+
+SIZES = [(50, 70), (90, 33), (20, 100), (64, 64)]
+
+
+def all_crops(dataset, epoch=0):
+    dataset.set_epoch(epoch)
+    return [tuple(part.numpy() for part in dataset[index]) for index in range(len(dataset))]
+
+
+def test_crops_are_parts_of_their_images_and_padding_is_ignored(tmp_path):
+    data = ImageDataset(*draw_sizes(tmp_path, SIZES), crop=(32, 48), crop_foreground=0.5)
+    assert len(data) == 2 * 2 + 3 * 1 + 1 * 3 + 2 * 2  # as many as cover each image
+    masks = [np.asarray(Image.open(path)) // 255 for path in sorted((tmp_path / "masks").iterdir())]
+    places = set()
+    for index, (image, mask) in enumerate(all_crops(data)):
+        assert image.shape == (3, 32, 48) and mask.shape == (32, 48) and image.dtype == mask.dtype == np.uint8
+        top, left, number = image[:, 0, 0]
+        height, width = (min(own, side) for own, side in zip(SIZES[number], (32, 48)))
+        assert data.pair_of(index).name == f"img_{number}"
+        np.testing.assert_array_equal(image[0, :height], np.arange(top, top + height)[:, None].repeat(48, axis=1))
+        np.testing.assert_array_equal(image[1, :, :width], np.arange(left, left + width)[None].repeat(32, axis=0))
+        np.testing.assert_array_equal(mask[:height, :width], masks[number][top:, left:][:height, :width])
+        assert (mask[height:] == IGNORED).all() and (mask[:, width:] == IGNORED).all()
+        if height < 32:  # the rows go back as they came, without the last one twice
+            np.testing.assert_array_equal(image[0, height:, 0], np.arange(height - 2, height - 2 - (32 - height), -1))
+        places.add((int(number), int(top), int(left)))
+    assert len(places) > 10
+
+
+def test_crops_are_drawn_by_seed_epoch_and_index_with_and_without_arrays(tmp_path):
+    folders = draw_sizes(tmp_path, SIZES)
+    data = ImageDataset(*folders, crop=(32, 48))
+    fresh = [all_crops(data, epoch) for epoch in (0, 1)]
+    assert any((one[0] != other[0]).any() for one, other in zip(*fresh))
+    assert data.keep_arrays(tmp_path / "arrays", progress=False)
+    again = [all_crops(pickle.loads(pickle.dumps(data)), epoch) for epoch in (0, 1)]
+    for one, other in zip(fresh[0] + fresh[1], again[0] + again[1]):
+        for part, same in zip(one, other):
+            np.testing.assert_array_equal(part, same)
+    other = ImageDataset(*folders, crop=(32, 48), seed=1)
+    assert any((one[0] != another[0]).any() for one, another in zip(fresh[0], all_crops(other)))
+    batch = data.__getitems__([3, 0, 7]).whole
+    for index, image, mask in zip([3, 0, 7], *batch):
+        np.testing.assert_array_equal(image, fresh[1][index][0])
+        np.testing.assert_array_equal(mask, fresh[1][index][1])
+
+
+def test_a_share_of_the_crops_holds_foreground_where_there_is_any(tmp_path):
+    folders = draw_sizes(tmp_path, [(120, 120), (120, 120), (120, 120)])
+    share = {}
+    for wanted in (0.0, 0.5, 1.0):
+        data = ImageDataset(*folders, crop=(16, 16), crop_foreground=wanted)
+        held = [(data.pair_of(i).name, (mask == 1).any()) for i, (_, mask) in enumerate(all_crops(data))]
+        assert not any(there for name, there in held if name == "img_1")  # which has none
+        share[wanted] = np.mean([there for name, there in held if name != "img_1"])
+    assert share[0.0] < 0.15 and 0.35 < share[0.5] < 0.7 and share[1.0] == 1
+
+
+def test_every_class_comes_up_in_crops_and_their_places_differ(tmp_path):
+    images, masks = draw_sizes(tmp_path, [(96, 96)])
+    mask = np.zeros((96, 96), np.uint8)
+    mask[:, 50:] = 1
+    mask[40, 20], mask[80, 90] = 2, 255
+    Image.fromarray(mask).save(masks / "img_0.png")
+    rule = find_mask_rule([masks / "img_0.png"], ignore=255, classes=(0, 1, 2))
+    data = ImageDataset(images, masks, rule=rule, crop=(8, 8), crop_foreground=1)
+    crops = all_crops(data)
+    held = [set(np.unique(mask).tolist()) for _, mask in crops]
+    assert len(crops) == 144 and all(sum(label in it for it in held) > 30 for label in (0, 1, 2))
+    corners = {tuple(image[:2, 0, 0].tolist()) for (image, _), it in zip(crops, held) if 2 in it}
+    assert len(corners) > 20  # the rare pixel lies anywhere in its crops
+
+
+def test_crops_of_images_that_are_shrunk_first(tmp_path):
+    data = ImageDataset(*draw_sizes(tmp_path, SIZES), image_size=(40, 60), crop=(20, 30))
+    assert len(data) == 4 * len(SIZES)
+    fresh = all_crops(data)
+    assert data.keep_arrays(tmp_path / "arrays", progress=False)
+    for one, other in zip(fresh, all_crops(data)):
+        np.testing.assert_array_equal(one[0], other[0])
+        np.testing.assert_array_equal(one[1], other[1])
+
+
+def test_whole_images_at_their_own_size_come_out_of_one_array(tmp_path, capsys):
+    folders = draw_sizes(tmp_path, SIZES)
+    data, plain = ImageDataset(*folders, whole=True), ImageDataset(*folders)
+    fresh = [data[index] for index in range(4)]
+    assert data.keep_arrays(tmp_path / "arrays")
+    assert "0.00 GB of disk, for 4 images at their own size" in capsys.readouterr().out
+    assert np.load(tmp_path / "arrays" / "images.npy", mmap_mode="r").shape == (sum(h * w for h, w in SIZES), 3)
+    for index, (image, mask) in enumerate(fresh):
+        for one, other in ((image, data[index][0]), (mask, data[index][1])):
+            assert torch.equal(one, other)
+        np.testing.assert_array_equal(image.permute(1, 2, 0).numpy(), plain[index][0])
+        np.testing.assert_array_equal(mask.numpy(), plain[index][1])
+    crops = ImageDataset(*folders, crop=(8, 8))
+    assert crops.keep_arrays(tmp_path / "arrays", progress=False)
+    assert "made again, because CROP was None" in capsys.readouterr().out
+
+
+def test_an_image_that_is_not_as_large_as_its_head_says_is_named(tmp_path, monkeypatch):
+    images, masks = draw_sizes(tmp_path, SIZES)
+    data = ImageDataset(images, masks, crop=(8, 8))
+    Image.new("RGB", (30, 30)).save(images / "img_2.png")
+    Image.new("L", (30, 30)).save(masks / "img_2.png")
+    with pytest.raises(UserError, match="img_2.png: is 20x100 by its head, and 30x30"):
+        data.keep_arrays(tmp_path / "arrays", progress=False)

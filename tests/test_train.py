@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 import torch
 from helpers import (
@@ -24,6 +25,7 @@ from helpers import (
     wait_for_end,
     wait_for_epochs,
 )
+from PIL import Image
 
 import train
 from parts.script import UserError, settings_of
@@ -63,8 +65,9 @@ def test_a_run_leaves_every_artefact_and_learns(prepared):
         ["--half-size", "0.3", "--num-workers", "2"],
         ["--schedule", "plateau", "--plateau-patience", "1", "--accumulate", "2", "--no-arrays"],
         ["--schedule", "cosine", "--optimizer", "adam", "--loss", "bce", "--clip-gradient", "0"],
+        ["--image-size", "none", "--crop", "16", "24"],
     ],
-    ids=["growing images and workers", "plateau and accumulation", "cosine"],
+    ids=["growing images and workers", "plateau and accumulation", "cosine", "crops"],
 )
 def test_a_run_stopped_and_resumed_is_the_run_never_stopped(prepared, monkeypatch, capsys, flags):
     flags = ["--num-epochs", "4", *flags]
@@ -242,6 +245,11 @@ def test_no_data_is_told_in_one_message(tmp_path):
         (["--device", "tpu"], "tpu"),
         (["--load-model"], "checkpoint.pth"),
         (["--image-size", "3", "48"], "too small"),
+        (["--image-size", "none"], "IMAGE_SIZE = None: height and width, or None with CROP"),
+        (["--crop", "3", "16"], "CROP is too small"),
+        (["--crop", "16", "16", "--half-size", "0.5"], "CROP with HALF_SIZE"),
+        (["--crop-foreground", "2"], "CROP_FOREGROUND = 2"),
+        (["--crop", "16"], "CROP = "),
         (["--train-mask-dir", "nowhere"], "nowhere"),
     ],
 )
@@ -377,6 +385,7 @@ def test_a_loss_that_is_not_finite_names_the_files(prepared):
 
 OTHERWISE = {  # constants of training -> another value than that of SMALL or the default
     "IMAGE_SIZE": [40, 48],
+    "CROP": [16, 24],
     "FEATURES": [4, 6],
     "BATCH_SIZE": [3],
     "ACCUMULATE": [2],
@@ -487,3 +496,60 @@ def test_more_pictures_change_the_arrays(prepared, monkeypatch, capsys):
     run_here(monkeypatch, prepared, "--num-epochs", 1)
     assert "3 steps an epoch" in capsys.readouterr().out
     assert_same(torch.load(prepared / "best.previous.pth"), before, "the earlier run's")
+
+
+def test_crops_are_the_same_with_arrays_and_without(prepared, monkeypatch, capsys):
+    flags = ["--num-epochs", 1, "--image-size", "none", "--crop", 16, 24]
+    run_here(monkeypatch, prepared, *flags, "--output-dir", "with")
+    assert "Crops of 16x24 are cut out of images at their own size." in capsys.readouterr().out
+    run_here(monkeypatch, prepared, *flags, "--output-dir", "without", "--no-arrays")
+    same_runs(prepared / "with", prepared / "without")
+    saved = torch.load(prepared / "with" / "best.pth")
+    assert saved["image_size"] is None and saved["crop"] == [16, 24]
+    with_size = ["--num-epochs", 1, "--image-size", 32, 48, "--crop", 16, 24, "--output-dir", "shrunk"]
+    run_here(monkeypatch, prepared, *with_size)
+    assert "of 32x48 (IMAGE_SIZE; set it to None" in capsys.readouterr().out
+    assert torch.load(prepared / "shrunk" / "best.pth")["image_size"] == [32, 48]
+    run_here(monkeypatch, prepared, "--num-epochs", 1, "--crop", 32, 48, "--output-dir", "edited")
+    assert "at their own size" in capsys.readouterr().out  # CROP alone was edited
+
+
+@pytest.mark.parametrize("flags", [["--classes", "all"], ["--classes", "sky=0", "road=127", "car=255"]])
+def test_several_classes_train_with_their_pictures_and_columns(prepared, monkeypatch, flags):
+    for side in ("train", "test"):
+        for path in (prepared / "dataset" / f"augmented_{side}_masks").iterdir():
+            mask = np.array(Image.open(path))
+            mask[: len(mask) // 3][mask[: len(mask) // 3] == 0] = 127
+            Image.fromarray(mask).save(path)
+    with pytest.raises(UserError, match="--classes all"):
+        run_here(monkeypatch, prepared, "--num-epochs", 1)
+    run_here(monkeypatch, prepared, "--num-epochs", 2, *flags)
+    names = ["0", "127", "255"] if "all" in flags else ["sky", "road", "car"]
+    lines = history(prepared)
+    assert [name for name in lines[0] if name.startswith("dice_")] == ["dice_nonempty", *(f"dice_{n}" for n in names)]
+    saved = prepared / "saved_images"
+    assert (saved / "confusion.png").stat().st_size > 1000
+    rows = (saved / "confusion.csv").read_text().splitlines()
+    assert rows[0].endswith("," + ",".join(names))
+    assert [row.split(",")[0] for row in rows[1:]] == names
+    best = torch.load(prepared / "best.pth")
+    assert best["mask_rule"]["names"] == names and best["network"]["out_channels"] == 3
+    run_here(monkeypatch, prepared, "--num-epochs", 3, *flags, "--load-model")
+    assert len(history(prepared)) == 3
+    with pytest.raises(UserError, match="the same ones, in the same order"):
+        run_here(monkeypatch, prepared, "--num-epochs", 4, "--mask-foreground", 255, "--load-model")
+
+
+def test_ignored_pixels_are_neither_trained_on_nor_scored(prepared, monkeypatch, capsys):
+    for side in ("train", "test"):
+        for path in (prepared / "dataset" / f"augmented_{side}_masks").iterdir():
+            mask = np.array(Image.open(path))
+            mask[:20] = 7  # half of it
+            Image.fromarray(mask).save(path)
+    run_here(monkeypatch, prepared, "--num-epochs", 1, "--mask-ignore", 7, "--output-dir", "ignored")
+    said = capsys.readouterr().out
+    pixels = len(list((prepared / "dataset" / "augmented_test_masks").iterdir())) * 32 * 48 // 2
+    assert f"/{pixels} pixels right" in said and "50.00% of all pixels are neither trained on nor scored" in said
+    run_here(monkeypatch, prepared, "--num-epochs", 1, "--mask-foreground", 255, "--output-dir", "background")
+    one, other = (torch.load(prepared / name / "best.pth")["state_dict"] for name in ("ignored", "background"))
+    assert any(not torch.equal(one[key], other[key]) for key in one)

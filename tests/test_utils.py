@@ -803,3 +803,63 @@ def test_files_without_batchnorms_counters_or_with_another_classifier_load(tmp_p
     torch.save(old, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
     network = with_weights("resnet18", str(tmp_path / "old.pth"))
     assert torch.equal(network.state_dict()["encoder.layer1.0.conv1.weight"], whole.layer1[0].conv1.weight)
+
+
+# ---- crops, and whole images in windows
+
+
+def test_loaders_of_crops_and_of_whole_images(tmp_path, capsys):
+    folders = [tmp_path / name for name in ("ti", "tm", "vi", "vm")]
+    draw_pairs(*folders[:2], 6, size=(60, 90))
+    draw_pairs(*folders[2:], 2, size=(50, 40), first=10)
+    train_loader, val_loader = get_loaders(*folders, 4, 0, image_size=None, crop=(32, 48))
+    assert len(train_loader.dataset) == 6 * 4 and len(train_loader) == 6
+    images, masks = next(iter(train_loader))
+    assert images.shape == (4, 3, 32, 48) and masks.shape == (4, 32, 48)
+    sizes = [images.shape for images, _ in val_loader]
+    assert sizes == [(1, 3, 50, 40)] * 2 and "is scored" not in capsys.readouterr().out
+    draw_pairs(*folders[2:], 20, size=(64, 64), first=10)
+    _, few = get_loaders(*folders, 4, 0, image_size=None, crop=(32, 48))
+    assert "one of every 5 is scored" in capsys.readouterr().out and len(few.dataset) == 4
+    fixed, whole = get_loaders(*folders, 4, 0, image_size=(64, 96), crop=(32, 48))
+    assert len(fixed.dataset) == 24 and next(iter(whole))[0].shape[2:] == (64, 96)
+
+
+@pytest.mark.parametrize("classes", [None, (0, 127, 255)])
+def test_whole_images_are_scored_and_drawn_at_their_own_size(tmp_path, classes):
+    folders = [tmp_path / name for name in ("ti", "tm", "vi", "vm")]
+    draw_pairs(*folders[:2], 4, size=(60, 90))
+    draw_pairs(*folders[2:], 3, size=(36, 52), first=10)
+    draw_pairs(*folders[2:], 1, size=(800, 790), first=14)  # in several windows
+    if classes:
+        for path in [*folders[1].iterdir(), *folders[3].iterdir()]:
+            mask = np.asarray(Image.open(path)).copy()
+            mask[: len(mask) // 4] = 127
+            Image.fromarray(mask).save(path)
+    torch.manual_seed(0)
+    network = UNet(3, 3 if classes else 1, (4, 8))
+    _, loader = get_loaders(*folders, 2, 0, image_size=None, crop=(32, 32), classes=classes)
+    scores = check_accuracy(loader, network, dtype=None)
+    network.eval()
+    expected = []
+    for images, masks in loader:
+        height, width = images.shape[2:]
+        padded = nn.functional.pad(images.float() / 255, (0, -width % 4, 0, -height % 4), mode="replicate")
+        with torch.no_grad():
+            logits = network(padded)[:, :, :height, :width]
+        if classes:
+            expected.append(count_confusion(logits.argmax(1), masks, 3)[0])
+        else:
+            expected.append(count_overlap(logits[:, 0] > 0, masks == 1)[0])
+    if classes:
+        found, meant = np.array(scores.classes["confusion"]), torch.stack(expected).sum(0).numpy()
+        assert np.abs(found - meant).sum() <= 1e-4 * meant.sum() and found.sum() == meant.sum()
+    else:
+        dice = [dice_from_counts(*counts.numpy()) for counts in expected]
+        assert np.allclose(scores.per_image, dice, atol=1e-3)
+    save_predictions(loader, network, tmp_path / "out", limit=2)
+    save_examples(loader, network, scores, 1, tmp_path / "out")
+    with Image.open(tmp_path / "out" / "pred_0.png") as picture:
+        assert picture.size == (52 + 4, 36 + 4)
+    for name in ("examples", "worst", "strip"):
+        assert (tmp_path / "out" / f"{name}.png").stat().st_size > 1000
