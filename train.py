@@ -13,6 +13,7 @@ import io
 import shlex
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
@@ -52,6 +53,7 @@ from utils import (
     save_examples,
     save_predictions,
     set_aside,
+    snapshot,
     symptom,
     targets_of,
     to_device,
@@ -69,7 +71,9 @@ GROUP = dataset.GROUP  # pattern of the part of a name that must not stand on bo
 MASK_NAME: str | None = dataset.MASK_NAME  # how masks are named, such as "{}_segmentation"; see dataset.py
 SKIP_UNPAIRED = dataset.SKIP_UNPAIRED  # leave out images without a mask and masks without an image
 IMAGE_RANGE: tuple | str | None = dataset.IMAGE_RANGE  # of 16-bit and float images; "auto", or (low, high)
-IMAGE_SIZE = (320, 480)  # height and width of training; higher finds finer edges and costs its pixels
+IMAGE_SIZE: tuple | None = (320, 480)  # height and width of training; higher finds finer edges; None with CROP: own
+CROP: tuple | None = None  # train on crops of this size: for what is small beside its picture
+CROP_FOREGROUND = 0.33  # share of the crops that are drawn so that they hold foreground, or one of the classes
 ARRAYS = True  # decode once into arrays on disk; False decodes in every epoch
 NUM_WORKERS = 2  # processes that decode where there are no arrays; arrays need none
 PIN_MEMORY = True  # page-locked batches, which CUDA copies in the background
@@ -123,12 +127,15 @@ def train_fn(loader, model, optimizer, loss_fn, scaler, schedule, epoch, s, dtyp
     """
     model.train()
     device, smallest = next(model.parameters()).device, getattr(model, "module", model).smallest
-    labels, batches = s.CLASSES is not None or s.MASK_IGNORE is not None, len(loader)
+    labels = s.CLASSES is not None or s.MASK_IGNORE is not None or s.CROP is not None  # whose padding is ignored
+    batches = len(loader)
     losses, looked, total, waited = [], 0, 0.0, 0.0
+    done = torch.cuda.Event() if device.type == "cuda" else None  # the device has caught up with the last step
     begin = asked = time.perf_counter()
     for index, (images, masks) in enumerate(loader):
         stop_if_asked()
-        waited += time.perf_counter() - asked
+        if done is None or done.query():  # else the device was at work, and waited for nothing
+            waited += time.perf_counter() - asked
         place = index % s.ACCUMULATE  # in its step
         group = min(s.ACCUMULATE, batches - (index - place))  # the last step of an epoch may have fewer batches
         step = epoch * schedule.steps_per_epoch + index // s.ACCUMULATE
@@ -136,6 +143,7 @@ def train_fn(loader, model, optimizer, loss_fn, scaler, schedule, epoch, s, dtyp
         draws = recipe.named_generator(s.SEED, epoch, index, processes.rank())
         images, targets = recipe.vary_batch(images, targets, s.FLIP, s.COLOR_JITTER, draws)
         factor = recipe.size_factor(step / schedule.total, s.HALF_SIZE)
+        torch.backends.cudnn.benchmark = factor == 1  # tries its kernels, which pays where the size stays the same
         images, targets = recipe.shrink_batch(images, targets, factor, smallest)
 
         # forward in mixed precision, backward
@@ -163,6 +171,8 @@ def train_fn(loader, model, optimizer, loss_fn, scaler, schedule, epoch, s, dtyp
                 bar.set_postfix(loss=f"{total / looked:.4f}", waiting=f"{100 * waiting:.0f}%", refresh=False)
         if bar is not None:
             bar.update()
+        if done is not None:
+            done.record()
         asked = time.perf_counter()
     sums = processes.sum_over_all(torch.tensor([total, looked], dtype=torch.float64))
     return float(sums[0] / sums[1]), waited / (time.perf_counter() - begin)
@@ -176,10 +186,14 @@ def main(argv=None):
         processes.together(s.DEVICE) as device,
         ending_in_words(s, argv),
         sole_writer(output) if processes.rank() == 0 else nullcontext(),
+        ThreadPoolExecutor(1) as writer,  # whatever ends the run, what it has begun to write is finished
     ):
         first = processes.rank() == 0
         say = print if first else lambda *words: None
         say(f"Settings (each is a constant at the top of train.py):\n{table(s)}")
+        if s.CROP:
+            say(settle_crop(s))
+        size = s.CROP or s.IMAGE_SIZE  # of what the network trains on
         if device.type == "cpu":
             processes.keep_freed_memory()
         report = processes.first(lambda: look_at_data(s, output))
@@ -190,8 +204,10 @@ def main(argv=None):
             s.VAL_MASK_DIR,
             s.BATCH_SIZE,
             s.NUM_WORKERS,
-            s.PIN_MEMORY,
+            s.PIN_MEMORY and device.type == "cuda",
             image_size=s.IMAGE_SIZE,
+            crop=s.CROP,
+            crop_foreground=s.CROP_FOREGROUND,
             report=report,
             seed=s.SEED,
             arrays=s.ARRAYS,
@@ -199,13 +215,13 @@ def main(argv=None):
         )
 
         torch.manual_seed(s.SEED)
-        torch.backends.cudnn.benchmark = not s.HALF_SIZE  # tries its kernels once, where the size stays the same
         channels = dict(in_channels=3, out_channels=report.rule.channels)
         architecture = dict(**channels, features=list(s.FEATURES), encoder=s.ENCODER)
         model = encoders.build_network(**architecture)
-        if min(s.IMAGE_SIZE) < (smallest := model.smallest * (2 if s.HALF_SIZE else 1)):
-            raise UserError(f"IMAGE_SIZE is too small: the network's poolings need at least {smallest} {smallest}.")
-        refuse_one_pixel(s, model.smallest, train_loader)
+        if min(size) < (smallest := model.smallest * (2 if s.HALF_SIZE else 1)):
+            what = "CROP" if s.CROP else "IMAGE_SIZE"
+            raise UserError(f"{what} is too small: the network's poolings need at least {smallest} {smallest}.")
+        refuse_one_pixel(s, size, model.smallest, train_loader)
         if s.PRETRAINED and not s.LOAD_MODEL:
             load_pretrained(s.PRETRAINED, model, report.rule)
         elif s.ENCODER and s.ENCODER_WEIGHTS and not s.LOAD_MODEL:
@@ -222,11 +238,15 @@ def main(argv=None):
         if s.LOAD_MODEL:
             parts = model, optimizer, schedule, scaler
             history, since, scores = resume(output / "checkpoint.pth", *parts, s, scored_on, report.rule)
-        if s.COMPILE and device.type == "cuda":
-            recipe.compile_or_not(model, (s.BATCH_SIZE, 3, *s.IMAGE_SIZE), dtype, s.HALF_SIZE)
         trained = processes.wrap(model, device, s.SYNC_BATCHNORM)  # the model itself, or around it
+        if s.COMPILE and device.type == "cuda":
+            if s.SYNC_BATCHNORM and processes.world_size() > 1:
+                say("Not compiled: torch.compile would break the graph at each SYNC_BATCHNORM.")
+            else:
+                with processes.synchronised(trained, last=False):
+                    recipe.compile_or_not(trained, (s.BATCH_SIZE, 3, *size), dtype, s.HALF_SIZE)
         parameters = sum(parameter.numel() for parameter in model.parameters())
-        say(f"{parameters:,} parameters on {device}, {dtype or torch.float32}, {steps} steps an epoch")
+        say(f"{parameters:,} parameters on {device}, {recipe.describe_dtype(device, dtype)}, {steps} steps an epoch")
 
         if first:
             remove_leftovers(output)
@@ -237,7 +257,7 @@ def main(argv=None):
                 set_aside(output)
         if not history:
             check_accuracy(val_loader, model, device, dtype)
-        waiting, start = 0.0, time.perf_counter()
+        waiting, start, saving = 0.0, time.perf_counter(), None
         for epoch in range(len(history), s.NUM_EPOCHS):
             train_loader.sampler.set_epoch(epoch)
             title = f"Epoch {epoch + 1}/{s.NUM_EPOCHS}"
@@ -257,17 +277,17 @@ def main(argv=None):
                     print(words)
                 parts = model, optimizer, schedule, scaler
                 means = architecture, report.rule, scored_on, report.span
-                state = run_state(*parts, history, since, scores, s, *means)
-                if best is history[-1]:  # best.pth first: a run killed between the two repeats its epoch
-                    save_checkpoint(state, output / "best.pth", also=output / "checkpoint.pth")
-                else:
-                    save_checkpoint(state, output / "checkpoint.pth")
-                write_history(output, history)
+                state = snapshot(run_state(*parts, history, since, scores, s, *means))
+                if saving:
+                    saving.result()  # raises what went wrong
+                saving = writer.submit(save_epoch, state, output, best is history[-1])  # while the next epoch begins
                 draw(val_loader, model, scores, epoch + 1, output, device, dtype, s)
             if s.PATIENCE and epoch + 1 - best["epoch"] >= s.PATIENCE:
                 say(f"No better Dice for {s.PATIENCE} epochs (PATIENCE): the run ends here.")
                 break
 
+        if saving:
+            saving.result()
         seconds = time.perf_counter() - start
         say(f"Best Dice {best['dice']:.4f} after {len(history)} epochs; this run trained {seconds:.0f} s.")
         if waiting > 0.2:
@@ -279,9 +299,12 @@ def main(argv=None):
 
 def check(s):
     """Refuses, in one message, constants that cannot be meant."""
+    two = sizes("height and width", 2)
     refuse_wrong(
         s,
-        IMAGE_SIZE=sizes("height and width", 2),
+        IMAGE_SIZE=(lambda v: v is None and s.CROP or two[0](v), "height and width, or None with CROP"),
+        CROP=(lambda v: v is None or two[0](v), "height and width, or None"),
+        CROP_FOREGROUND=(lambda v: type(v) in (int, float) and 0 <= v <= 1, "a number from 0 to 1"),
         NUM_WORKERS=whole(0),
         FEATURES=sizes("one or more channel counts"),
         ENCODER=one_of(None, *encoders.NODES),
@@ -303,6 +326,21 @@ def check(s):
         SEED=whole(0),
         PICTURE_BATCHES=whole(0),
     )
+
+
+def settle_crop(s):
+    """What crops are cut from, in words; images keep their own size where IMAGE_SIZE leaves nothing to cut."""
+    if s.HALF_SIZE:
+        raise UserError(
+            f"CROP with HALF_SIZE = {s.HALF_SIZE}: half a crop's size is another scale than that of prediction. Set "
+            "HALF_SIZE = 0 (--half-size 0)."
+        )
+    if s.IMAGE_SIZE and any(crop >= side for crop, side in zip(s.CROP, s.IMAGE_SIZE)):
+        s.IMAGE_SIZE = None
+    crops = "Crops of {}x{} are cut out of images ".format(*s.CROP)
+    if s.IMAGE_SIZE is None:
+        return crops + "at their own size."
+    return crops + "of {}x{} (IMAGE_SIZE; set it to None for images at their own size).".format(*s.IMAGE_SIZE)
 
 
 def look_at_data(s, output):
@@ -342,17 +380,18 @@ def draw_demo(folder):
     augment.make_augmented(folder / "train", folder / "train_masks", folder, val_images=64)
 
 
-def refuse_one_pixel(s, smallest, loader):
+def refuse_one_pixel(s, size, smallest, loader):
     """UserError where BatchNorm would meet a single value, at the lowest level of a batch of one image."""
     fewest = s.BATCH_SIZE if loader.drop_last else (len(loader.sampler) % s.BATCH_SIZE or s.BATCH_SIZE)
     half = 2 if s.HALF_SIZE else 1
-    if fewest == 1 and all(max(1, round(side / half / smallest)) == 1 for side in s.IMAGE_SIZE):
+    if fewest == 1 and all(max(1, round(side / half / smallest)) == 1 for side in size):
         one = "BATCH_SIZE = 1 gives" if s.BATCH_SIZE == 1 else f"{len(loader.dataset)} training images give"
+        what = "CROP" if s.CROP else "IMAGE_SIZE"
         enough = f"{2 * half * smallest} {2 * half * smallest}"
         raise UserError(
-            f"{one} a batch of one image, of which IMAGE_SIZE = {s.IMAGE_SIZE} leaves one pixel at the network's "
+            f"{one} a batch of one image, of which {what} = {size} leaves one pixel at the network's "
             f"lowest level{' (at half of its size, by HALF_SIZE)' if s.HALF_SIZE else ''}, and BatchNorm cannot "
-            f"normalise a single value. Raise IMAGE_SIZE to {enough} or more, or BATCH_SIZE, or give fewer FEATURES."
+            f"normalise a single value. Raise {what} to {enough} or more, or BATCH_SIZE, or give fewer FEATURES."
         )
 
 
@@ -366,6 +405,15 @@ def draw(loader, model, scores, epoch, output, device, dtype, s):
         pictures.draw_confusion(confusion, names, folder / "confusion.png")
         rows = [[name, *counts] for name, counts in zip(names, confusion)]
         write_csv(folder / "confusion.csv", ["true class (pixels), predicted as", *names], rows)
+
+
+def save_epoch(state, output, is_best):
+    """The checkpoint of an epoch, then the history up to it."""
+    if is_best:  # best.pth first: a run killed between the two repeats its epoch
+        save_checkpoint(state, output / "best.pth", also=output / "checkpoint.pth")
+    else:
+        save_checkpoint(state, output / "checkpoint.pth")
+    write_history(output, state["history"])
 
 
 def write_history(folder, history):
@@ -389,7 +437,8 @@ def ending_in_words(s, argv):
     try:
         yield
     except torch.OutOfMemoryError as error:
-        raise UserError(recipe.out_of_memory_message(error, s.BATCH_SIZE, s.IMAGE_SIZE, s.ACCUMULATE)) from error
+        size = (s.CROP, s.ACCUMULATE, "CROP") if s.CROP else (s.IMAGE_SIZE, s.ACCUMULATE)
+        raise UserError(recipe.out_of_memory_message(error, s.BATCH_SIZE, *size)) from error
     except (RuntimeError, OSError):
         if not Loader.worker_killed:
             raise

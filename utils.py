@@ -19,8 +19,11 @@ from dataset import Batch, ImageDataset
 from parts import pictures, processes
 from parts.encoders import build_network
 from parts.files import copy_whole, write_whole
+from parts.inference import Runner
 from parts.masks import IGNORED, MaskRule, find_mask_rule, resize_mask
+from parts.reading import image_size as size_of
 from parts.reading import pair_files
+from parts.recipe import as_written
 from parts.script import UserError
 
 # ---- loaders
@@ -45,6 +48,8 @@ def get_loaders(
     ignore=None,
     classes=None,
     span=None,
+    crop=None,
+    crop_foreground=0.33,
 ):
     """Loaders of (images, masks) batches for training (shuffled) and validation (in order, each once).
 
@@ -56,8 +61,10 @@ def get_loaders(
     `report` is what audit.audit has found of these folders, so that nothing is looked at twice; without it they are
     listed, and all the masks are asked what they mean, with `foreground`, `ignore` and `classes` as in
     MASK_FOREGROUND, MASK_IGNORE and CLASSES, and images are read with `span`, (low, high) as in IMAGE_RANGE.
-    A last training batch that is not full is left out: every epoch leaves out other images. UserError tells
-    what is wrong with the files.
+    With `crop` = (height, width), training gets crops (ImageDataset), out of images at `image_size` or, where that is
+    None, at their own; validation gets whole images, in batches of one where sizes differ, as few of them as
+    `affordable` says. A last training batch that is not full is left out: every epoch leaves out other images.
+    UserError tells what is wrong with the files.
     """
     folders = ((train_dir, train_mask_dir), (val_dir, val_mask_dir))
     sides = [report.train, report.val] if report else [pair_files(*side) for side in folders]
@@ -69,12 +76,15 @@ def get_loaders(
     options = dict(image_size=image_size, rule=rule, span=span, seed=seed)
     loaders = []
     for (image_dir, mask_dir), pairs, shuffle in zip(folders, sides, (True, False)):
+        if crop:
+            options |= dict(crop=crop, crop_foreground=crop_foreground) if shuffle else dict(crop=None, whole=True)
+            pairs = pairs if shuffle else affordable(pairs, loaders[0].dataset, image_size)
         data = ImageDataset(image_dir, mask_dir, transform, pairs=pairs, **options)
         if arrays and transform is None:
             _keep_arrays(data, Path(image_dir), Path(output_dir))
         loader = Loader(
             data,
-            batch_size=batch_size,
+            batch_size=1 if data.sizes and not data.crop else batch_size,
             sampler=EpochSampler(data, shuffle, seed),
             num_workers=0 if data.arrays else num_workers,  # a slice is had sooner than handed over
             pin_memory=pin_memory and torch.cuda.is_available(),
@@ -84,10 +94,29 @@ def get_loaders(
     return tuple(loaders)
 
 
+def affordable(pairs, training, image_size):
+    """Those validation pairs that an epoch of crops leaves time for: all, or every second, third ... one.
+
+    Scoring them may take a fifth of the time that training takes: a pixel that is scored costs a third of one that is
+    trained on, and windows overlap by a third. It goes by pixels, not by a clock, so that a run that is resumed
+    scores the same images; and this is said.
+    """
+    sizes = [image_size] * len(pairs) if image_size else [size_of(pair.image, pair.image_page) for pair in pairs]
+    pixels = sum(height * width for height, width in sizes) * 4 / 3 / 3
+    every = math.ceil(pixels / (len(training) * math.prod(training.crop) / 5))
+    if every > 1 and processes.rank() == 0:
+        print(
+            f"Scoring all {len(pairs)} validation images would take longer than a fifth of an epoch: one of every "
+            f"{every} is scored, the same ones each time. predict.py --masks scores all."
+        )
+    return pairs[::every]
+
+
 def _keep_arrays(data, image_dir, output_dir):
     """Process 0 makes the arrays, then all open them."""
     beside = arrays_folder(image_dir, output_dir)
-    folder = beside / "{}-{}x{}".format(image_dir.name, *data.image_size)
+    size = "{}x{}".format(*data.image_size) if data.image_size else "own"
+    folder = beside / f"{image_dir.name}-{size}{'-crops' * bool(data.crop)}"
     if processes.first(lambda: data.keep_arrays(folder)) and processes.rank():
         data.keep_arrays(folder, progress=False)  # on another machine, which makes its own
 
@@ -178,7 +207,7 @@ def refuse_infinite(losses, loader, epoch, first):
         if not math.isfinite(value):
             start = batch * loader.batch_size
             order = loader.sampler.order(epoch)[start : start + loader.batch_size]
-            names = "\n".join(f"  {loader.dataset.pairs[index].image}" for index in order)
+            names = "\n".join(f"  {loader.dataset.pair_of(index).image}" for index in order)
             raise UserError(
                 f"The loss is {value} in epoch {epoch + 1}, batch {batch + 1}, of these files:\n"
                 f"{names}\n"
@@ -346,24 +375,23 @@ def check_accuracy(loader, model, device=None, dtype=None):
     # The sum of confusions; of one foreground, how many pixels are scored
     counts, total = [], torch.zeros(channels, channels, dtype=torch.int64, device=device)
     for images, masks in loader:
-        with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
-            logits = model(to_device(images, device))
-        if logits.shape[1] != channels:
+        found, outputs = _labels(images, model, device, dtype, getattr(loader.dataset, "whole", False))
+        if outputs != channels:
             raise UserError(
-                f"The network has {logits.shape[1]} output channels, and these masks need {channels}: one for each "
-                "class (CLASSES), or one for a single foreground."
+                f"The network has {outputs} output channels, and these masks need {channels}: one for each class "
+                "(CLASSES), or one for a single foreground."
             )
         targets = targets_of(masks, device, labels)
         if channels > 1:
-            confusions = count_confusion(logits.argmax(1, keepdim=True), targets, channels)
+            confusions = count_confusion(found, targets, channels)
             counts.append(overlap_of(confusions))
             total += confusions.sum(0)
         elif labels:
             known = targets != IGNORED
-            counts.append(count_overlap((logits > 0) & known, targets == 1))
+            counts.append(count_overlap(found & known, targets == 1))
             total += known.sum()
         else:
-            counts.append(count_overlap(logits > 0, targets > 0.5))
+            counts.append(count_overlap(found, targets > 0.5))
             total += targets.numel()
     model.train(training)
     exact = torch.device("cpu") if device.type == "mps" else device  # mps has no float64
@@ -388,6 +416,30 @@ def check_accuracy(loader, model, device=None, dtype=None):
             f"Dice {scores.dice:.4f}, IoU {scores.iou:.4f}{chosen}"
         )
     return scores
+
+
+def _labels(images, model, device, dtype, whole=False):
+    """(what `model` predicts, how many channels it has): booleans (N, 1, H, W), or the classes' indices, on `device`.
+
+    `whole` images are of any size, and run in windows.
+    """
+    if whole:
+        with as_written(model):
+            return _labels_in_windows(images, Runner(model, device, dtype))
+    with as_written(model), torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+        logits = model(to_device(images, device))
+    return logits.argmax(1, keepdim=True) if logits.shape[1] > 1 else logits > 0, logits.shape[1]
+
+
+def _labels_in_windows(images, runner):
+    labels = np.empty((len(images), 1, *images.shape[2:]), np.uint8 if runner.channels > 1 else bool)
+    for image, found in zip(images.permute(0, 2, 3, 1).numpy(), labels[:, 0]):
+
+        def take(top, logits, found=found):
+            found[top : top + logits.shape[1]] = logits.argmax(0) if runner.channels > 1 else logits[0] > 0
+
+        runner.logits_in_windows(image, take=take)
+    return torch.from_numpy(labels).to(runner.device), runner.channels
 
 
 def class_table(scores, most=20):
@@ -475,17 +527,16 @@ def symptom(scores):
 
 
 @torch.no_grad()
-def predict(images, model, device, dtype=None):
+def predict(images, model, device, dtype=None, whole=False):
     """Masks (N, H, W) uint8 of {0, 1}, on the CPU, for a batch of images as a loader gives them.
 
-    Of a network with a channel for each class the indices of classes.
+    Of a network with a channel for each class the indices of classes. `whole` images run in windows.
     """
     training = model.training
     model.eval()
-    with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
-        logits = model(to_device(images, device))
+    found, _ = _labels(images, model, device, dtype, whole)
     model.train(training)
-    return (logits.argmax(1) if logits.shape[1] > 1 else logits[:, 0] > 0).byte().cpu()
+    return found[:, 0].byte().cpu()
 
 
 def save_predictions(loader, model, folder="saved_images/", device=None, dtype=None, limit=None):
@@ -496,12 +547,12 @@ def save_predictions(loader, model, folder="saved_images/", device=None, dtype=N
     device = torch.device(device or next(model.parameters()).device)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    rule = rule_of(loader)
+    rule, whole = rule_of(loader), getattr(loader.dataset, "whole", False)
     classes = pictures.classes_of(rule)
     for index, (images, masks) in enumerate(loader):
         if index == limit:
             break
-        found = predict(images, model, device, dtype)
+        found = predict(images, model, device, dtype, whole)
         for name, shown in ((f"pred_{index}.png", found), (f"{index}.png", _truths(masks, rule))):
             pictures.save_image(folder / name, pictures.grid(shown.numpy(), classes=classes))
 
@@ -520,10 +571,13 @@ def save_examples(loader, model, scores, epoch, folder="saved_images/", count=6,
     rule = rule_of(loader)
     classes = pictures.classes_of(rule)
     for name, indices in (("examples", fixed), ("worst", worst)):
-        images, masks = loader.collate_fn(loader.dataset.__getitems__(indices))
-        truths, found = _truths(masks, rule).numpy(), predict(images, model, device, dtype).numpy()
+        shown, truths, found = [], [], []
+        for batch in [[index] for index in indices] if getattr(loader.dataset, "sizes", None) else [indices]:
+            images, masks = loader.collate_fn(loader.dataset.__getitems__(batch))
+            shown += list(_for_eyes(images))
+            truths += list(_truths(masks, rule).numpy())
+            found += list(predict(images, model, device, dtype, getattr(loader.dataset, "whole", False)).numpy())
         captions = [f"{loader.dataset.pairs[i].name}  Dice {scores.per_image[i]:.4f}" for i in indices]
-        shown = _for_eyes(images)
         sheet = pictures.examples_sheet(shown, truths, found, captions, f"{name}, epoch {epoch}", classes=classes)
         pictures.save_image(folder / f"{name}.png", sheet)
         if name == "examples":
@@ -707,11 +761,21 @@ def run_state(model, optimizer, schedule, scaler, history, since, scores, s, arc
         scored_on=scored_on,
         network=architecture,
         mask_rule=rule.to_dict(),
-        image_size=list(s.IMAGE_SIZE),
+        image_size=s.IMAGE_SIZE and list(s.IMAGE_SIZE),
+        crop=s.CROP and list(s.CROP),
         image_range=span and list(span),
         settings={name: value for name, value in vars(s).items() if name not in _OUTSIDE},
         processes=processes.world_size(),
     )
+
+
+def snapshot(state):
+    """A copy of a checkpoint's dictionary on the CPU, which training that goes on does not change."""
+    if isinstance(state, torch.Tensor):
+        return state.detach().to("cpu", copy=True)
+    if isinstance(state, dict):
+        return {key: snapshot(it) for key, it in state.items()}
+    return type(state)(map(snapshot, state)) if isinstance(state, (list, tuple)) else state
 
 
 def resume(path, model, optimizer, schedule, scaler, s, scored_on, rule=None):

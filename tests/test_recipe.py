@@ -187,15 +187,15 @@ def test_flips_take_the_mask_along_and_repeat_by_name():
     images = torch.arange(8 * 3 * 2 * 4, dtype=torch.float32).reshape(8, 3, 2, 4)
     images = images.contiguous(memory_format=torch.channels_last)
     masks = images[:, :1].clone()
-    flipped, along = recipe.flip_batch(images, masks, recipe.named_generator(0, 1, 2))
+    flipped, along = recipe.vary_batch(images, masks, True, 0, recipe.named_generator(0, 1, 2))
     assert torch.equal(flipped[:, :1], along) and flipped.is_contiguous(memory_format=torch.channels_last)
     kinds = [torch.equal(one, other) for one, other in zip(flipped, images)]
     assert True in kinds and False in kinds
     for one, other, same in zip(flipped, images, kinds):
         assert torch.equal(one, other if same else other.flip(2))
-    again, _ = recipe.flip_batch(images, masks, recipe.named_generator(0, 1, 2))
+    again, _ = recipe.vary_batch(images, masks, True, 0, recipe.named_generator(0, 1, 2))
     assert torch.equal(again, flipped)
-    others = [recipe.flip_batch(images, masks, recipe.named_generator(0, 1, n))[0] for n in range(3, 7)]
+    others = [recipe.vary_batch(images, masks, True, 0, recipe.named_generator(0, 1, n))[0] for n in range(3, 7)]
     assert any(not torch.equal(other, flipped) for other in others)
 
 
@@ -209,9 +209,9 @@ def test_labels_stay_labels_when_they_are_flipped():
 def test_jitter_changes_each_image_by_its_own_factors():
     images = torch.rand(6, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     images = images.contiguous(memory_format=torch.channels_last)
-    jittered = recipe.jitter_colors(images, 0.3, recipe.named_generator(0, 1, 2))
+    jittered = recipe.vary_batch(images, images, False, 0.3, recipe.named_generator(0, 1, 2))[0]
     assert jittered.is_contiguous(memory_format=torch.channels_last)
-    assert torch.equal(jittered, recipe.jitter_colors(images, 0.3, recipe.named_generator(0, 1, 2)))
+    assert torch.equal(jittered, recipe.vary_batch(images, images, False, 0.3, recipe.named_generator(0, 1, 2))[0])
     spread = (jittered.std((2, 3)) / images.std((2, 3))).flatten()  # contrast times a channel's balance
     assert spread.min() >= 0.7**1.5 - 1e-4 and spread.max() <= 1.3**1.5 + 1e-4 and spread.std() > 0.1
     light = jittered.mean((1, 2, 3)) / images.mean((1, 2, 3))
