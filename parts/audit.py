@@ -300,7 +300,7 @@ def _image_facts(path, page, eighths):
         "turned": decoded.turned,
         "depth": depth_of(decoded, path),
         "fourth": alpha is not None and bool(alpha.min() < alpha.max()),
-        "few": len(np.unique(sample.reshape(-1, 3), axis=0)) <= FEW_COLOURS,
+        "few": len(np.unique(sample.astype(np.float64) @ (65536, 256, 1))) <= FEW_COLOURS,
         "blank": bool((pixels[::8] == pixels[0, 0]).all() and (pixels == pixels[0, 0]).all()),
         "digest": _digest(decoded.size, pixels[::step]),
     }
