@@ -913,6 +913,7 @@ def test_classes_are_written_as_the_masks_of_training_have_them(
 def test_two_classes_give_what_one_foreground_gives(photos, call, changed, network, tmp_path):
     """The class of 255 has the logits of the foreground, that of 0 has none; or both have something more."""
     rng = np.random.default_rng(0)
+    assert not classify(np.ones((2, 4, 6), np.float32), (4, 6))[0].any(), "of equal ones the first"
     logits = rng.normal(0, 3, (2, 40, 60)).astype(np.float32)
     for size in ((40, 60), (123, 77), (20, 200)):
         mask, best = classify(logits, size)
@@ -964,6 +965,8 @@ def test_a_map_of_each_class_and_overlays_with_one_legend(photos, call, classes_
         assert (load(out / "overlays" / f"{name}.jpg") == load(out / "drawn.jpg")).all()
     assert (out / "overlays" / "legend.png").is_file()
     assert len(list((out / "probabilities").rglob("*.png"))) == 20
+    with pytest.raises(UserError, match="overlays/legend.png: is one of the inputs"):
+        call(photos, out / "overlays" / "legend.png", "--checkpoint", path, "--overlays")
     Image.fromarray(blobs(40, 60)).save(photos / "a_b.png")
     same = MaskRule("numbers", (), (), classes=(0, 1, 2, 3), names=("c", "b_c", "d", "e"))
     with pytest.raises(UserError, match="(?s)overwrite.*a_b_c.png of .*a.jpg and .*a_b_c.png of .*a_b.png"):
@@ -1085,6 +1088,9 @@ def test_a_network_that_tells_one_class_alone_everywhere_is_told(
     torch.save(torch.load(path, weights_only=True) | {"state_dict": weights}, path)
     call(photos, "--checkpoint", path)
     assert "Every pixel of them is predicted as a/b" in capsys.readouterr().out
+    for alone in ({"a": 2}, {"a": 2, "b": 1}):  # not everywhere, or not the same one
+        predict.tell_alone(alone, 2, RULES["numbers"])
+    assert not capsys.readouterr().out
 
 
 def test_a_file_that_does_not_tell_its_classes_has_numbers(photos, call, classes_network, tmp_path):
