@@ -32,8 +32,13 @@ from parts.reading import shown  # noqa: E402
 from parts.script import UserError  # noqa: E402
 
 IGNORED = 255
-UNPAIRED = ("MASK_NAME is wrong", "names are unlike", "strays beside names that differ")  # of Meant.reasons
-LAST = ("all of validation", "full of validation", "emptied at IMAGE_SIZE")  # told where nothing else is wrong
+# Of Meant.reasons, the first first: where nothing is looked at, or nothing pairs, nothing else is told
+UNPAIRED = ("a constant is malformed", "MASK_NAME is wrong", "names are unlike", "strays beside names that differ")
+# Told where nothing else is wrong
+LAST = (
+    *("all of validation", "full of validation", "emptied at IMAGE_SIZE"),
+    *("CLASSES is malformed", "MASK_IGNORE is malformed"),
+)
 CONSTANTS = (
     "MASK_FOREGROUND",
     "MASK_NAME",
@@ -328,7 +333,15 @@ def write_white(draw, base, scene):
     swapped = chance(draw, 0.5)  # which index is white
     picture = Image.fromarray(filled(scene) ^ np.uint8(swapped), "P")
     picture.putpalette([255, 255, 255, 0, 0, 0] if swapped else [0, 0, 0, 255, 255, 255])
-    return save(base(pick(draw, [".png", ".gif"])), picture)
+    return save(base(pick(draw, [".png", ".gif", ".bmp"])), picture)
+
+
+def misread(path):
+    """Whether Pillow takes a BMP of 8 bits a pixel for one of 1 bit, as where its palette is black and white."""
+    if path.suffix != ".bmp":
+        return False
+    with Image.open(path) as picture:
+        return picture.mode == "1" and path.read_bytes()[28] > 1
 
 
 def plain_values(draw):
@@ -664,6 +677,14 @@ NAMINGS = {  # the name of a mask, by stem and suffix of its image; what the pro
 AFFIXED = ("_segmentation", "-mask", "masks_", "zeros")  # seen only where they pair every file one to one
 
 
+MALFORMED = {
+    "GROUP": ["(", "[a-"],
+    "IMAGE_RANGE": [(5, 5), (9, 1), (0, 1, 2), "full", (0, float("nan")), 255, ("a", "b")],
+    "CLASSES": ["some", (), {}, 3, (0, -1), {"": 1, "b": 2}, (0, 1.5), ((0, 0, 999), 1)],
+    "MASK_IGNORE": ["void", -1, 1.5, (), (255, "x"), {}],
+}
+
+
 def draw_scene(draw, size, objects, place, stem):
     height, width = size
     labels = np.zeros(size, np.uint8)
@@ -765,6 +786,11 @@ def make(seed, folder):
         for word in (f"blanks: {blanks}", paged and "pages", damaged, misfit, odd, beside and "others beside")
         if word
     ]
+    malformed = pick(draw, {"": 40, "GROUP": 1, "IMAGE_RANGE": 1, "CLASSES": 1, "MASK_IGNORE": 1})
+    if malformed and not sound and naming not in ("told badly", "told wrongly", "unlike"):
+        meant.constants[malformed] = pick(draw, MALFORMED[malformed])
+        alone = malformed in ("GROUP", "IMAGE_RANGE")
+        meant.reasons.append((UNPAIRED[0] if alone else f"{malformed} is malformed", [malformed]))
     if naming in ("told wrongly", "told badly"):
         meant.reasons.append(("MASK_NAME is wrong", ["MASK_NAME"]))
     if naming == "unlike":
@@ -863,6 +889,8 @@ def make(seed, folder):
             mask_path = encoding.write(draw, mask_base, drawn)
             if misfit and k == 1 and "alpha" not in dict(encoding.reasons):
                 meant.reasons.append((misfit, [shown(path.name)]))
+            if encoding.words != "a file for each thing" and misread(mask_path):
+                meant.doubts.append("a BMP that Pillow misreads")
             if encoding.words.startswith("cut-outs") and mask_path.suffix == ".webp" and drawn.labels.all():
                 meant.doubts.append("WebP keeps no alpha channel that is opaque all over")
             if encoding.soft and encoding.between(drawn) > 0.07:
@@ -927,7 +955,7 @@ def add_strays(draw, meant, image_dir, mask_dir, naming, layout, odd):
     else:
         save(mask_dir / f"{names[1]}.png", noise[..., 0] // 255)
     if odd == "strays" or naming in AFFIXED:  # which pair all files one to one, or none
-        why = UNPAIRED[2] if naming in AFFIXED else "strays"
+        why = UNPAIRED[3] if naming in AFFIXED else "strays"
         meant.reasons.append((why, ["SKIP_UNPAIRED", "MASK_NAME"]))
 
 
@@ -1044,6 +1072,7 @@ def run_program(meant, work, sheet):
         mask_ignore=given.get("MASK_IGNORE"),
         classes=given.get("CLASSES"),
         image_range=given.get("IMAGE_RANGE"),
+        **({"group": given["GROUP"]} if "GROUP" in given else {}),
     )
     report.text()
     report.stop_if_spoiled()
@@ -1067,8 +1096,9 @@ def judge_refusal(meant, text):
         return f"the message names neither a file nor a constant: {text}"
     if not meant.reasons:
         return None if meant.doubts else f"must train, but is refused: {text}"
-    # Where nothing pairs, nothing else can be seen
-    blind = [it for it in meant.reasons if it[0] in UNPAIRED]
+    if any(why.endswith("malformed") and words[0] in text for why, words in meant.reasons):
+        return None  # which may be told before anything is looked at
+    blind = sorted((it for it in meant.reasons if it[0] in UNPAIRED), key=lambda it: UNPAIRED.index(it[0]))[:1]
     plain = [it for it in meant.reasons if it[0] not in LAST]
     untold = [why for why, words in blind or plain or meant.reasons if not any(word in text for word in words)]
     return f"not told: {untold}; said: {text}" if untold else None
