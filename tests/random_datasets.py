@@ -616,16 +616,30 @@ def photographs(draw):
 def lone_things(draw):
     """Several files an image, one for each thing of it."""
     constants = {"MASK_NAME": pick(draw, ["{}_*", "{}_obj*", "m*-{}"])}
+    rim = chance(draw, 0.4)  # of 255 around each thing, which may lie on another one; the thing itself is 1
+    if rim:
+        constants["MASK_IGNORE"] = 255
+
+    def ringed(thing):
+        thing = thing.astype(np.uint8)
+        wide = cv2.dilate(thing, np.ones((11, 11), np.uint8)) > 0
+        return np.where(wide & (thing == 0), IGNORED, thing).astype(np.uint8)
+
+    def truth(scene):
+        things = [scene.labels == number for number in range(1, scene.labels.max() + 1)] if rim else []
+        ignored = [ringed(thing) == IGNORED for thing in things]
+        return np.where(np.any(ignored, axis=0) & (scene.labels == 0), IGNORED, filled(scene)).astype(np.uint8)
 
     def write(draw, base, scene):
         before, after = constants["MASK_NAME"].split("{}")
         for number in range(1, max(scene.labels.max(), 1) + 1):
             stem = before.replace("*", str(number)) + scene.stem + after.replace("*", str(number))
-            array = (scene.labels == number).astype(np.uint8) * np.uint8(255)
+            thing = scene.labels == number
+            array = ringed(thing) if rim else thing * np.uint8(255)
             path = save(base(".png").with_name(f"{stem}.png"), array)
         return path
 
-    return Encoding("a file for each thing", write, filled, constants)
+    return Encoding("a file for each thing", write, truth, constants)
 
 
 MASKS = {
