@@ -600,7 +600,7 @@ def mixed(draw):
     turn = iter([1, 255] * 100)
 
     def write(draw, base, scene):
-        return save(base(pick(draw, LOSSLESS)), filled(scene) * np.uint8(next(turn)))
+        return save(base(pick(draw, LOSSLESS)), filled(scene) * np.uint8(next(turn) if scene.labels.any() else 0))
 
     return Encoding("some of 0 and 1, some of 0 and 255", write, filled, reasons=[("mixed", ["MASK_FOREGROUND"])])
 
@@ -786,6 +786,8 @@ def make(seed, folder):
     if sound:
         blanks, damaged, misfit = "some" if blanks != "none" else blanks, "", ""
         odd = odd if odd == "strays left out" and naming not in AFFIXED else ""
+    if damaged == "folder" and naming == "told by *":
+        damaged = "zero"  # a folder would be left out, and the other files of its image are masks enough
     beside = chance(draw, 0.4)
     paged = naming in NAMINGS and blanks in ("none", "some") and chance(draw, 0.3)
     if paged:
