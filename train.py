@@ -143,7 +143,8 @@ def train_fn(loader, model, optimizer, loss_fn, scaler, schedule, epoch, s, dtyp
         draws = recipe.named_generator(s.SEED, epoch, index, processes.rank())
         images, targets = recipe.vary_batch(images, targets, s.FLIP, s.COLOR_JITTER, draws)
         factor = recipe.size_factor(step / schedule.total, s.HALF_SIZE)
-        torch.backends.cudnn.benchmark = factor == 1  # tries its kernels, which pays where the size stays the same
+        if s.HALF_SIZE:
+            torch.backends.cudnn.benchmark = factor == 1
         images, targets = recipe.shrink_batch(images, targets, factor, smallest)
 
         # forward in mixed precision, backward
@@ -215,6 +216,7 @@ def main(argv=None):
         )
 
         torch.manual_seed(s.SEED)
+        torch.backends.cudnn.benchmark = not s.HALF_SIZE  # tries its kernels once, where the size stays the same
         channels = dict(in_channels=3, out_channels=report.rule.channels)
         architecture = dict(**channels, features=list(s.FEATURES), encoder=s.ENCODER)
         model = encoders.build_network(**architecture)

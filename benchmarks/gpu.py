@@ -1,502 +1,802 @@
-"""Everything that only a GPU can tell, in one command of at most nine and a half minutes.
+"""Everything that a GPU alone can show of this project, in one command of at most nine and a half minutes.
 
-    python benchmarks/gpu.py --output FOLDER                  all sections, the most telling first
-    python benchmarks/gpu.py --output FOLDER --only speed     some of them again
-    python benchmarks/gpu.py --output FOLDER --device cpu --small     tries the script itself, without a GPU
+    python benchmarks/gpu.py --output FOLDER                  all sections, the most valuable first
+    python benchmarks/gpu.py --output FOLDER --only speed     some of them again; the drawn data stay in --work
+    python benchmarks/gpu.py --device cpu --small             the same lines on a CPU, in tiny sizes: a rehearsal
 
-Each section is a process of its own with its own limit; what fails or takes too long costs only itself. FOLDER gets a
-log and a JSON file of each, and the table that is printed last: PASS, FAIL with the reason, SKIP (needs CUDA), or
-"not run". Needs no more than torch, torchvision, numpy, Pillow, OpenCV, tqdm and matplotlib.
+Each section is a process of its own with its own limit in seconds. Those that measure time run alone; the others run
+side by side where there are cores for it. When --minutes are over, what is left is "not run". Needs torch,
+torchvision, NumPy, Pillow, OpenCV, tqdm and matplotlib.
+
+Prints each section's lines as they end (PASS, FAIL, "skipped: needs CUDA", or a figure) and a short table last. The
+folder holds NAME.log and NAME.json of each section, table.txt and results.json. Exit status 1 where something fails.
 """
 
 import argparse
+import csv
+import hashlib
 import json
+import math
 import os
 import re
+import shutil
 import signal
 import statistics
 import subprocess
 import sys
+import tempfile
+import threading
 import time
+import traceback
 import warnings
-from contextlib import redirect_stdout
-from io import StringIO
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
+import cv2  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
-from crops import FOLDERS, make_cars  # noqa: E402
-from PIL import Image  # noqa: E402
-from sides import (  # noqa: E402  # noqa: E402
-    Article,
-    Ours,
-    Part,
-    clocked,
-    endless,
-    machine,
-    matrix_peak,
-    ours_settings,
-    training_flops,
-    until,
-    wait_for,
-)
+from sides import Article, Ours, clocked, machine, matrix_peak, training_flops, wait_for  # noqa: E402
+from torch import nn  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
+import predict  # noqa: E402
+import train  # noqa: E402
 import utils  # noqa: E402
-from dataset import Arrays, ImageDataset  # noqa: E402
-from parts import recipe  # noqa: E402
-from parts.masks import MaskRule  # noqa: E402
-from parts.processes import pick_device  # noqa: E402
-from parts.reading import Pair  # noqa: E402
+from parts import cars, processes  # noqa: E402
+from parts.files import cores, write_text  # noqa: E402
+from parts.script import settings_of  # noqa: E402
 from unet import UNet  # noqa: E402
 
-TOTAL = 570  # seconds, of all sections
-SECTIONS = {}  # name -> (function, seconds)
+NEEDS_CUDA = "skipped: needs CUDA"
+LAYOUT = {"force_layout_optimization": True}  # of inductor: every convolution channels-last, whatever the size
 
 
-class Skip(Exception):
-    """This section needs CUDA."""
+class Report:
+    """What a section has found; kept in its file after every line, so that a section which is cut off has it too."""
+
+    def __init__(self, path):
+        self.path, self.lines, self.figures, self.lock = path, [], {}, threading.Lock()
+
+    def tell(self, status, name, words=""):
+        with self.lock:  # `settings` has threads
+            print(f"  {status:7} {name}: {words}", flush=True)
+            self.lines.append([status, name, str(words)])
+            write_text(self.path, json.dumps(dict(lines=self.lines, figures=self.figures), indent=1) + "\n")
+
+    def check(self, name, holds, words=""):
+        self.tell("PASS" if holds else "FAIL", name, words)
+
+    def figure(self, name, words, **values):
+        """A line that is neither right nor wrong, and its numbers."""
+        self.figures[name] = values
+        self.tell("figure", name, words)
+
+    @contextmanager
+    def part(self, name):
+        """What is raised here fails this part alone."""
+        try:
+            yield
+        except Exception as error:
+            traceback.print_exc()
+            first = (str(error).strip().splitlines() or [""])[0][:160]
+            self.tell("FAIL", name, f"{type(error).__name__}: {first}")
 
 
-def section(seconds):
-    """Declares a section, which gives a line of words for the table or raises."""
-
-    def keep(function):
-        SECTIONS[function.__name__] = function, seconds
-        return function
-
-    return keep
-
-
-def check(condition, words):
-    if not condition:
-        raise AssertionError(words)
-
-
-def size_of(a):
-    return (32, 48) if a.small else (320, 480)
+def sizes_of(args):
+    """The sizes that sections share: of a GPU's run, or tiny ones."""
+    device = processes.pick_device(args.device)
+    o = SimpleNamespace(device=device, cuda=device.type == "cuda", small=args.small, work=args.work)
+    o.size, o.batch, o.features = (320, 480), 16, (64, 128, 256, 512)
+    o.rounds, o.steps, o.cars, o.views, o.images, o.photos = 5, 20, 20, 16, 2000, 200
+    o.photo, o.large, o.few = (1280, 1918), (4000, 6000), (160, 240)
+    o.few_features = (32, 64, 128, 256)
+    if args.small:
+        o.size, o.batch, o.features = (32, 48), 2, (8, 16)
+        o.rounds, o.steps, o.cars, o.views, o.images, o.photos = 2, 2, 4, 4, 24, 4
+        o.photo, o.large, o.few, o.few_features = (96, 144), (900, 1000), (32, 48), (8, 16)
+    o.data, o.seconds = o.work / "data", args.seconds
+    return o
 
 
-def batch_of(a, count=None):
-    """uint8 (images, masks) as loaders give them, pinned on CUDA."""
-    count, size = count or (2 if a.small else 16), size_of(a)
-    images = torch.randint(0, 256, (count, 3, *size), dtype=torch.uint8).contiguous(memory_format=torch.channels_last)
-    masks = torch.randint(0, 2, (count, *size), dtype=torch.uint8)
-    return (images.pin_memory(), masks.pin_memory()) if a.device.type == "cuda" else (images, masks)
+# ---- what sections have in common
 
 
-def settings(a, *flags):
-    small = ["--features", "4", "8", "--batch-size", "2"] if a.small else []
-    return ours_settings(a.device, [*small, "--half-size", "0", "--batch-size", "2" if a.small else "16", *flags], 0)
-
-
-def run_script(a, name, *words, expect=0, seconds=150, **environment):
-    """Runs a script on the drawn cars' folder; gives its output."""
-    done = subprocess.run([sys.executable, ROOT / name, *map(str, words)], cwd=a.output, capture_output=True, text=True,
-                          timeout=seconds, env=os.environ | environment)  # fmt: skip
-    print(done.stdout[-2000:], done.stderr[-4000:], sep="\n", flush=True)
-    check(done.returncode == expect, f"{name} ended with {done.returncode}: {done.stderr.strip()[-300:]}")
-    return done.stdout + done.stderr
-
-
-def product(a, *flags):
-    """train.py's words for the drawn cars."""
-    names = ("--train-img-dir", "--train-mask-dir", "--val-img-dir", "--val-mask-dir")
-    folders = [word for pair in zip(names, (a.output / "cars" / name for name in FOLDERS)) for word in pair]
-    small = ["--features", 4, 8, "--batch-size", 4] if a.small else []
-    return [*folders, "--image-size", *size_of(a), "--device", a.device.type, *small, *flags]
-
-
-@section(60)
-def ceilings(a):
-    source = torch.empty(2 ** (20 if a.small else 28), device=a.device)
-    target, times = torch.empty_like(source), []
-    for _ in range(6):
-        start = time.perf_counter()
-        target.copy_(source)
-        wait_for(a.device)
-        times.append(time.perf_counter() - start)
-    peak = matrix_peak(a.device, torch.bfloat16)
-    a.results.update(copy=8 * source.numel() / min(times), peak=peak)
-    return f"copy {8 * source.numel() / min(times) / 1e12:.2f} TB/s, bfloat16 product {peak / 1e12:.1f} TFLOP/s"
-
-
-@section(60)
-def data(a):
-    make_cars(a.output / "cars", *((6, 2, 2) if a.small else (20, 16, 4)), size=size_of(a))
-    count, size, folder = (40 if a.small else 2000), size_of(a), a.output / "random"
-    folder.mkdir(exist_ok=True)
-    shapes = {"images": (count, *size, 3), "masks": (count, *size)}
-    for name, shape in shapes.items():
-        array = np.lib.format.open_memmap(folder / f"{name}.npy", "w+", np.uint8, shape)
-        one = np.random.default_rng(0).integers(0, 256 if name == "images" else 2, shape[1:], np.uint8)
-        for row in array:
-            row[:] = one
-        array.flush()
-    (folder / "key.json").write_text("random")
-    return f"{len(list((a.output / 'cars' / FOLDERS[0]).iterdir()))} cars to train on, {count} random images"
-
-
-@section(120)
-def speed(a):
-    shape, rounds = (2 if a.small else 16, 3, *size_of(a)), 5
-    layout, plain = recipe._layout, lambda: None
-    makers = {"article's": lambda: Article(a.device), "eager": lambda: Ours(a.device, settings(a), 1, 10**6)}
-    if a.device.type == "cuda":
-        makers["compiled"] = lambda: Ours(a.device, settings(a), 1, 10**6, shape)
-        makers["compiled, layout"] = makers["compiled"]
-    sides, memory, steps = {}, {}, [batch_of(a)] * (2 if a.small else 20)
-    for name, make in makers.items():
-        recipe._layout = plain if name == "compiled" else layout
-        before = torch.cuda.memory_allocated() if a.device.type == "cuda" else 0
-        sides[name] = make()
-        if a.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-        clocked(sides[name], steps[:3], a.device)
-        memory[name] = (torch.cuda.max_memory_allocated() - before) / 2**30 if a.device.type == "cuda" else 0.0
-    speeds = {name: [] for name in sides}
-    for _ in range(rounds):
-        for name, side in sides.items():
-            seconds, count = clocked(side, steps, a.device)
-            speeds[name].append(count * shape[0] / seconds)
-    peak = matrix_peak(a.device, torch.bfloat16)
-    flops = training_flops(size_of(a))
-    lines = []
-    for name, found in speeds.items():
-        median = statistics.median(found)
-        share = "" if a.small else f", {100 * median * flops / peak:.0f} % of the product"
-        lines.append(f"{name} {median:.0f} images/s{share}, {memory[name]:.1f} GiB")
-    a.results.update(speeds=speeds, peak=peak, memory=memory)
-    return "; ".join(lines)
-
-
-@section(120)
-def trained(a):
-    """train.py and predict.py themselves: recompiles, SIGTERM and resume, the other device."""
-    words = product(a, "--output-dir", "run", "--num-epochs", 3)
-    said = run_script(a, "train.py", *words, TORCH_LOGS="recompiles")
-    recompiles = len(re.findall(r"Recompiling function", said))
-    command = [sys.executable, ROOT / "train.py", *map(str, product(a, "--output-dir", "stopped", "--num-epochs", 4))]
-    process = subprocess.Popen(command, cwd=a.output, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    history, end = a.output / "stopped" / "history.csv", time.monotonic() + 90
-    while not history.exists() and process.poll() is None and time.monotonic() < end:
-        time.sleep(0.1)
-    process.send_signal(signal.SIGTERM)
-    check(process.wait(30) in (143, 0), f"SIGTERM ended it with {process.returncode}")
-    if process.returncode:
-        run_script(a, "train.py", *product(a, "--output-dir", "stopped", "--num-epochs", 4, "--load-model"))
-    network, checkpoint = utils.load_network(a.output / "run" / "best.pth")
-    check(next(network.parameters()).device.type == "cpu", "best.pth did not open on the CPU")
-    masks = {}
-    for device in {a.device.type, "cpu"}:
-        images = a.output / "cars" / FOLDERS[2]
-        run_script(a, "predict.py", images, "--checkpoint", "run/best.pth", "--output-dir", device, "--device", device)
-        files = sorted((a.output / device).glob("*.png"))[:16]
-        masks[device] = np.concatenate([np.asarray(Image.open(file)).ravel() for file in files])
-    apart = float((masks[a.device.type] != masks["cpu"]).mean())
-    check(apart < 2e-3, f"{100 * apart:.3f} % of the masks' pixels differ from the CPU's")
-    dice = float(history.read_text().splitlines()[-1].split(",")[3])
-    return (
-        f"{recompiles} recompiles; Dice {dice:.3f} after 4 epochs; masks differ from the CPU's in {100 * apart:.4f} %"
-    )
-
-
-@section(60)
-def numbers(a):
-    """Logits and gradients of a step beside float64 on the CPU."""
-    torch.manual_seed(0)
-    features = (4, 8) if a.small else (64, 128, 256, 512)
-    network, images = UNet(features=features), torch.rand(2, 3, 64, 96)
-    truth = (torch.rand(2, 1, 64, 96) > 0.5).float()
-
-    def step(model, images, truth, dtype=None):
-        model.zero_grad(set_to_none=True)
-        with torch.autocast(a.device.type, dtype=dtype, enabled=dtype is not None):
-            logits = model(images)
-        recipe.Loss("bce+dice")(logits if images.dtype == torch.float64 else logits.float(), truth).backward()
-        gradient = torch.cat([parameter.grad.flatten().double().cpu() for parameter in model.parameters()])
-        return logits.detach().double().cpu(), gradient
-
-    weights, lines = network.state_dict(), []
-    reference = UNet(features=features)
-    reference.load_state_dict(weights)
-    exact = step(reference.double(), images.double(), truth.double())
-    ways = [("float32", None, False), ("bfloat16", torch.bfloat16, False)]
-    ways += [("compiled", torch.bfloat16, True)] if a.device.type == "cuda" else []
-    for name, dtype, compiled in ways:
-        model = UNet(features=features)
-        model.load_state_dict(weights)
-        model = model.to(a.device, memory_format=torch.channels_last)
-        if compiled:
-            check(recipe.compile_or_not(model, tuple(images.shape), dtype), "torch.compile failed; see the log")
-        there = images.to(a.device).contiguous(memory_format=torch.channels_last)
-        found = step(model, there, truth.to(a.device), dtype)
-        off = [float((one - other).norm() / other.norm()) for one, other in zip(found, exact)]
-        lines.append(f"{name} off by {off[0]:.1e} (logits), {off[1]:.1e} (gradients)")
-        check(max(off) < (0.02 if dtype is None else 0.3), lines[-1])
-    return "; ".join(lines)
-
-
-@section(60)
-def waiting(a):
-    """What makes the CPU wait for the device in 40 steps, and what the device does meanwhile."""
-    if a.device.type != "cuda":
-        raise Skip
-    side, steps = Ours(a.device, settings(a), 1, 10**6, (16, 3, *size_of(a))), [batch_of(a)] * 40
-    clocked(side, steps[:5], a.device)
-    with warnings.catch_warnings(record=True) as seen:
-        warnings.simplefilter("always")
-        torch.cuda.set_sync_debug_mode("warn")
-        side.steps(steps)
-        torch.cuda.set_sync_debug_mode("default")
-    waits = [str(it.message) + f" {it.filename}:{it.lineno}" for it in seen if "synchroniz" in str(it.message)]
-    print("\n".join(waits))
-    kinds = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
-    with torch.profiler.profile(activities=kinds) as profile:
-        seconds, _ = clocked(side, steps[:20], a.device)
-    kernels = [it for it in profile.events() if it.device_type == torch.autograd.DeviceType.CUDA]
-    busy = sum(it.time_range.elapsed_us() for it in kernels) / 1e6
-    copies = [it for it in kernels if "Memcpy HtoD" in it.name and it.time_range.elapsed_us() > 100]
-    print(profile.key_averages().table(sort_by="self_device_time_total", row_limit=25, max_name_column_width=60))
-    check(len(waits) <= 2, f"{len(waits)} synchronisations in 40 steps")
-    return f"{len(waits)} synchronisations, {len(copies)} long copies, idle {100 * max(0, 1 - busy / seconds):.0f} %"
-
-
-@section(45)
-def epoch(a):
-    """An epoch over arrays beside the bare step; then scoring, pictures and the checkpoint."""
-    shape = (2 if a.small else 16, 3, *size_of(a))
-    side = Ours(a.device, settings(a), 1, 10**6, shape if a.device.type == "cuda" else None)
-    bare, count = clocked(side, [batch_of(a)] * (4 if a.small else 40), a.device)
-    bare, count = clocked(side, [batch_of(a)] * (4 if a.small else 40), a.device)
-    images = len(np.load(a.output / "random" / "images.npy", mmap_mode="r"))
-    pairs = [Pair(str(number), Path(f"{number}.png"), Path(f"{number}.png")) for number in range(images)]
-    random = ImageDataset(None, None, pairs=pairs, rule=MaskRule(), image_size=size_of(a))
-    random.arrays = Arrays(a.output / "random", "random")
-    sampler, pinned = utils.EpochSampler(random, shuffle=True), a.device.type == "cuda"
-    loader = utils.Loader(random, batch_size=shape[0], sampler=sampler, pin_memory=pinned, drop_last=True)
-    seconds, steps = clocked(side, loader, a.device)
-    times = {}
-    in_order = utils.EpochSampler(random, shuffle=False)
-    val = utils.Loader(random, batch_size=shape[0], sampler=in_order, pin_memory=pinned)
-    for name, act in {
-        "scoring": lambda: utils.check_accuracy(val, side.network, a.device, side.dtype),
-        "pictures": lambda: utils.save_predictions(val, side.network, a.output / "pictures", a.device, side.dtype, 4),
-        "checkpoint": lambda: utils.save_checkpoint(utils.snapshot(side.network.state_dict()), a.output / "x.pth"),
-    }.items():
-        start = time.perf_counter()
-        with redirect_stdout(StringIO()):
-            act()
-        wait_for(a.device)
-        times[name] = time.perf_counter() - start
-    a.results.update(times)
-    told = ", ".join(f"{name} {value:.2f} s" for name, value in times.items())
-    return f"a step over arrays takes {seconds / steps / (bare / count):.2f} of a bare one; {told} ({images} images)"
-
-
-@section(150)
-def settings_of_all_kinds(a):
-    """train.py for an epoch under each; out of memory must end in words."""
-    runs = {
-        "float32": ["--precision", "float32", "--no-compile"],
-        "accumulate": ["--accumulate", 2, "--no-compile"],
-        "odd size": ["--image-size", 50, 70, "--no-compile"],
-        "encoder": ["--encoder", "resnet18", "--encoder-weights", "none", "--no-compile", "--image-size", 64, 96],
-        "classes": ["--classes", 0, 255, "--no-compile"],
-        "crops": ["--image-size", "none", "--crop", *(side // 2 for side in size_of(a)), "--no-compile"],
-    }
-    for name, flags in runs.items():
-        run_script(a, "train.py", *product(a, "--num-epochs", 1, "--output-dir", "s", *flags), seconds=60)
-        print(f"{name}: passed")
-    if a.device.type == "cuda":
-        flags = ["--half-size", 0.5, "--num-epochs", 3, "--output-dir", "s"]
-        said = run_script(a, "train.py", *product(a, *flags), seconds=120, TORCH_LOGS="recompiles")
-        graphs = 1 + len(re.findall(r"Recompiling function forward", said))
-        check(graphs <= 2, f"{graphs} graphs for HALF_SIZE")
-        huge = ["--image-size", 1280, 1920, "--batch-size", 64, "--no-compile", "--output-dir", "s"]
-        said = run_script(a, "train.py", *product(a, *huge), expect=2, seconds=120)
-        check("run out of memory" in said, "out of memory was not told in words")
-    return f"{', '.join(runs)} passed" + ("; HALF_SIZE, out of memory too" if a.device.type == "cuda" else "")
-
-
-@section(45)
-def float16(a):
-    """An overflow is skipped, and the scale comes down."""
-    if a.device.type != "cuda":
-        raise Skip
-    side = Ours(a.device, settings(a, "--precision", "float16"), 1, 10**6)
-    optimizer, loss, _, schedule = side.parts
-    scaler = torch.amp.GradScaler("cuda", init_scale=2.0**60)
-    side.parts = optimizer, loss, scaler, schedule
-    side.steps([batch_of(a)] * 60)
-    finite = all(torch.isfinite(parameter).all() for parameter in side.network.parameters())
-    check(finite and scaler.get_scale() < 2.0**60, f"scale {scaler.get_scale():g}, weights finite: {finite}")
-    return f"scale 2^60 -> 2^{np.log2(scaler.get_scale()):.0f}, weights finite"
-
-
-@section(45)
-def nccl(a):
-    """A group of one, with the network wrapped and compiled as processes.wrap and train.py do."""
-    if a.device.type != "cuda":
-        raise Skip
-    import torch.distributed as dist
-    from torch.nn.parallel import DistributedDataParallel
-
-    dist.init_process_group("cpu:gloo,cuda:nccl", init_method=f"file://{a.output / 'rendezvous'}", rank=0, world_size=1)
-    network = UNet().to(a.device, memory_format=torch.channels_last)
-    model = DistributedDataParallel(network, device_ids=[a.device.index or 0])
-    with model.no_sync():
-        check(recipe.compile_or_not(model, (4, 3, 64, 96), torch.bfloat16), "torch.compile failed; see the log")
-    images = torch.rand(4, 3, 64, 96, device=a.device).contiguous(memory_format=torch.channels_last)
-    with torch.autocast("cuda", dtype=torch.bfloat16):
-        loss = model(images).float().square().mean()
-    loss.backward()
-    check(all(parameter.grad is not None for parameter in network.parameters()), "gradients are missing")
-    dist.destroy_process_group()
-    return f"one step, loss {loss.item():.3f}"
-
-
-@section(45)
-def convolutions(a):
-    """Each distinct convolution of the network, in three directions."""
-    dtype = torch.bfloat16 if a.device.type == "cuda" else torch.float32
-    network, seen = UNet(features=(4, 8) if a.small else (64, 128, 256, 512)).to(a.device), {}
-
-    def note(module, given, made):
-        key = module.in_channels, module.out_channels, module.kernel_size[0], tuple(given[0].shape[2:])
-        seen[key] = seen.get(key, 0) + 1
-
-    for module in network.modules():
-        if isinstance(module, torch.nn.Conv2d):
-            module.register_forward_hook(note)
-    count = 2 if a.small else 16
-    with torch.no_grad():
-        network(torch.zeros(1, 3, *size_of(a), device=a.device))
-    totals = {}
-    for tries in (False, True):
-        torch.backends.cudnn.benchmark = tries
-        total = 0.0
-        for (inside, outside, kernel, size), times in seen.items():
-            x = torch.randn(count, inside, *size, device=a.device, dtype=dtype, requires_grad=True)
-            x = x.detach().contiguous(memory_format=torch.channels_last).requires_grad_()
-            w = torch.randn(outside, inside, kernel, kernel, device=a.device, dtype=dtype)
-            w = w.contiguous(memory_format=torch.channels_last).requires_grad_()
-            for _ in range(2 if a.small else 4):
-                start = time.perf_counter()
-                F.conv2d(x, w, padding=kernel // 2).sum().backward()
-                wait_for(a.device)
-                seconds = time.perf_counter() - start
-            total += times * seconds
-            print(f"{inside}->{outside} {kernel}x{kernel} at {size}, benchmark {tries}: {1000 * seconds:.2f} ms")
-        totals[tries] = total
-    return f"all of a step: {1000 * totals[False]:.1f} ms, {1000 * totals[True]:.1f} ms with cudnn.benchmark"
-
-
-@section(90)
-def prediction(a):
-    draw, folder = np.random.default_rng(0), a.output / "photos"
-    folder.mkdir(exist_ok=True)
-    size = (96, 144) if a.small else (1280, 1918)
-    first = Image.fromarray(draw.integers(0, 256, (*size, 3), np.uint8))
-    for number in range(6 if a.small else 200):
-        first.save(folder / f"{number}.jpg", quality=90)
-    large = (300, 400, 3) if a.small else (4000, 6000, 3)
-    Image.fromarray(draw.integers(0, 256, large, np.uint8)).save(a.output / "large.jpg")
-    common = ["--checkpoint", "run/best.pth", "--device", a.device.type]
-    times = []
-    for words in ([folder, "--output-dir", "p"], ["large.jpg", "--image-size", "own", "--output-dir", "p"]):
-        start = time.perf_counter()
-        run_script(a, "predict.py", *words, *common)
-        times.append(time.perf_counter() - start)
-    run_script(a, "predict.py", "--export", "model.pt2", "--checkpoint", "run/best.pth")
-    return f"photographs {times[0]:.1f} s, one of {large[0]}x{large[1]} {times[1]:.1f} s, starts included; exported"
-
-
-@section(260)
-def dice(a):
-    """Dice of held-out cars after two minutes of each side."""
-    minutes, lines = (0.05 if a.small else 2.0), []
-    s = settings(a)
-    places = [a.output / "cars" / name for name in FOLDERS]
-    for name in ("the article's", "ours"):
-        with redirect_stdout(StringIO()):
-            loader, val = utils.get_loaders(*places, s.BATCH_SIZE, 0, image_size=size_of(a), output_dir=a.output)
-        loader.sampler.set_epoch(0)
-        source = endless(loader)
-        if name == "ours":
-            shape = (s.BATCH_SIZE, 3, *size_of(a)) if a.device.type == "cuda" else None
-            trial = Ours(a.device, s, 10**6, 1, shape)
-            clocked(trial, Part(source, 4), a.device)
-            seconds, count = clocked(trial, Part(source, 4 if a.small else 40), a.device)
-            steps = max(1, int(0.9 * 60 * minutes / (seconds / count)))
-            side = Ours(a.device, s, steps, 1, shape)
-            seconds, count = clocked(side, Part(source, steps), a.device)
+def flags_of(o, name, size=None, features=None, epochs=1, **constants):
+    """train.py's flags for a run on the drawn cars, in a folder of its own, which is emptied."""
+    shutil.rmtree(o.work / "runs" / name, ignore_errors=True)
+    kinds = {"TRAIN_IMG_DIR": "train_images", "TRAIN_MASK_DIR": "train_masks", "VAL_IMG_DIR": "test_images"}
+    folders = {key: o.data / f"augmented_{kind}" for key, kind in (kinds | {"VAL_MASK_DIR": "test_masks"}).items()}
+    sizes = dict(IMAGE_SIZE=size or o.size, FEATURES=features or o.features, BATCH_SIZE=o.batch)
+    given = folders | dict(OUTPUT_DIR=o.work / "runs" / name, DEVICE=str(o.device), NUM_EPOCHS=epochs) | sizes
+    words = []
+    for key, value in (given | constants).items():
+        flag = key.lower().replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
         else:
-            side = Article(a.device)
-            seconds, count = clocked(side, until(source, 60 * minutes), a.device)
-        with redirect_stdout(StringIO()):
-            found = utils.check_accuracy(val, side.network, a.device, side.dtype).dice
-        lines.append(f"{name} {found:.4f} in {seconds:.0f} s ({count * s.BATCH_SIZE} images)")
-    return "; ".join(lines)
+            words += [f"--{flag}", *(map(str, value) if isinstance(value, tuple) else [str(value)])]
+    return words
 
 
-# The most telling first. Together they may take longer than there is time: --only runs the rest.
-ORDER = ["ceilings", "data", "speed", "numbers", "waiting", "trained", "dice", "epoch", "settings_of_all_kinds"]
-ORDER += ["float16", "nccl", "convolutions", "prediction"]
+def settings_for(o, **constants):
+    """train.py's settings for steps that are run here."""
+    return settings_of(vars(train), flags_of(o, "none", **constants))
 
 
-def run_section(a, name):
-    """One section in this process; its outcome becomes a JSON file."""
-    try:
-        outcome = dict(status="PASS", words=SECTIONS[name][0](a))
-    except Skip:
-        outcome = dict(status="SKIP", words="needs CUDA")
-    (a.output / f"{name}.json").write_text(json.dumps(outcome | dict(results=a.results, machine=machine(a.device))))
-    print(outcome["words"])
+def run_script(o, words, before="", script="train.py", timeout=200):
+    """(exit status, all that it printed) of a script of the top level, after the Python lines `before`, if any."""
+    command = [sys.executable, str(ROOT / script), *words]
+    if before:
+        code = (
+            f"import atexit, sys, torch\nsys.path.insert(0, {str(ROOT)!r})\nimport train\n"
+            "from parts.script import run\nfrom torch._dynamo.utils import counters\n"
+            "atexit.register(lambda: print('graphs compiled:', counters['stats']['unique_graphs']))\n"
+            f"{before}\nrun(lambda: train.main(sys.argv[1:]))\n"
+        )
+        command = [sys.executable, "-c", code, *words]
+    environment = os.environ | {"TORCH_LOGS": "recompiles"}
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=timeout, env=environment, cwd=ROOT
+    )
+    print(f"$ {script} {' '.join(words)}\n{done.stdout}", flush=True)
+    return done.returncode, done.stdout
+
+
+def epochs_of(o, name):
+    """The rows of a run's history.csv."""
+    path = o.work / "runs" / name / "history.csv"
+    if not path.is_file():
+        return []
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def last_words(printed):
+    """The last line of what a script printed, for the table."""
+    lines = [line for line in printed.splitlines() if line.strip() and not line.startswith("graphs compiled")]
+    return lines[-1][:160] if lines else ""
+
+
+def batch_for(o, size=None):
+    """A random uint8 batch as the loader gives it, pinned on CUDA."""
+    size, draws = size or o.size, torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (o.batch, 3, *size), dtype=torch.uint8, generator=draws)
+    images = images.contiguous(memory_format=torch.channels_last)
+    masks = torch.randint(0, 2, (o.batch, *size), dtype=torch.uint8, generator=draws)
+    return (images.pin_memory(), masks.pin_memory()) if o.cuda else (images, masks)
+
+
+def our_side(o, options=None, compiled=True, **constants):
+    """Ours of sides.py, compiled with inductor's `options`; not compiled in a rehearsal, where it would be long."""
+    side = Ours(o.device, settings_for(o, **constants), 1, 10**6)
+    if compiled and o.cuda:
+        side.network.compile(options=options)
+    return side
+
+
+def seconds_of(o, function, repeats=20):
+    """Seconds of one call, between two waits for the device; the shortest of three rounds."""
+    found = []
+    for _ in range(4):  # the first is the warm-up
+        wait_for(o.device)
+        start = time.perf_counter()
+        for _ in range(repeats):
+            function()
+        wait_for(o.device)
+        found.append((time.perf_counter() - start) / repeats)
+    return min(found[1:])
+
+
+# ---- sections
+
+
+def ceilings(o, report):
+    """Bytes and products a second: what everything else is held to."""
+    report.figure("machine", machine(o.device))
+    count = 2**30 if o.cuda else 2**24
+    host = torch.empty(count, dtype=torch.uint8, pin_memory=o.cuda)
+    one = torch.empty(count, dtype=torch.uint8, device=o.device)
+    other = torch.empty_like(one)
+    ways = {"on the device": (other, one, 2), "to the device": (one, host, 1), "from the device": (host, one, 1)}
+    for name, (to, source, times) in ways.items():
+        rate = times * count / seconds_of(o, partial(to.copy_, source, non_blocking=True), 5)
+        report.figure(f"copy {name}", f"{rate / 1e9:.1f} GB/s", rate=rate)
+    for dtype in (torch.bfloat16, torch.float16, torch.float32) if o.cuda else (torch.bfloat16,):
+        peak = matrix_peak(o.device, dtype)
+        report.figure(f"product {str(dtype)[6:]}", f"{peak / 1e12:.3g} TFLOP/s", peak=peak)
+
+
+def draw(o, job):
+    """One drawn car's view, written into the folders of its side of the split, with masks of three classes beside."""
+    car, view = job
+    side = "test" if car >= o.cars * 4 // 5 else "train"
+    name = f"{hashlib.sha256(f'car 0 {car}'.encode()).hexdigest()[:12]}_{view:02d}"
+    picture, mask = cars.draw_car(0, car, view, o.views, o.size)
+    picture.save(o.data / f"augmented_{side}_images" / f"{name}.jpg", quality=92)
+    values = np.asarray(mask)
+    cv2.imwrite(str(o.data / f"augmented_{side}_masks" / f"{name}.png"), values * np.uint8(255))
+    halves = np.arange(values.shape[1]) >= values.shape[1] // 2
+    cv2.imwrite(str(o.data / f"classes_{side}_masks" / f"{name}.png"), (values * (1 + halves)).astype(np.uint8))
+
+
+def noise(o, number):
+    """A small picture of noise and its mask, which the loader enlarges into its arrays."""
+    draws = np.random.default_rng(number)
+    side = "test" if number >= o.images * 9 // 10 else "train"
+    pixels, mask = draws.integers(0, 256, (40, 60, 3), np.uint8), draws.integers(0, 2, (40, 60), np.uint8)
+    cv2.imwrite(str(o.data / f"noise_{side}_images" / f"{number:05d}.png"), pixels)
+    cv2.imwrite(str(o.data / f"noise_{side}_masks" / f"{number:05d}.png"), mask * np.uint8(255))
+
+
+def noise_loaders(o):
+    places = [o.data / f"noise_{side}_{kind}" for side in ("train", "test") for kind in ("images", "masks")]
+    return utils.get_loaders(*places, o.batch, 2, o.cuda, image_size=o.size, output_dir=o.work)
+
+
+def data(o, report):
+    """Drawn cars, split by car, and noise as arrays."""
+    for kind, side, what in product(("augmented", "noise", "classes"), ("train", "test"), ("images", "masks")):
+        if (kind, what) != ("classes", "images"):
+            (o.data / f"{kind}_{side}_{what}").mkdir(parents=True, exist_ok=True)
+    start = time.perf_counter()
+    jobs = list(product(range(o.cars), range(1, o.views + 1)))
+    with ProcessPoolExecutor(cores()) as pool:
+        list(pool.map(partial(draw, o), jobs, chunksize=4))
+        drawn = time.perf_counter() - start
+        list(pool.map(partial(noise, o), range(o.images), chunksize=64))
+    loaders = noise_loaders(o)
+    made = time.perf_counter() - start - drawn
+    count = sum(len(loader.dataset) for loader in loaders)
+    write_text(o.data / "done", "")
+    report.check("drawn cars", True, f"{len(jobs)} pictures of {o.cars} cars in {drawn:.1f} s")
+    words = f"{count} images as arrays in {made:.1f} s"
+    report.check("noise", all(loader.dataset.arrays for loader in loaders) and count == o.images, words)
+
+
+def whole_run(o, report):
+    """train.py as it stands, its checkpoint on the CPU, and predict.py's masks on both devices."""
+    with report.part("three epochs"):
+        start = time.perf_counter()
+        status, printed = run_script(o, flags_of(o, "product", epochs=3))
+        rows, recompiled = epochs_of(o, "product"), printed.count("Recompiling function")
+        good = status == 0 and len(rows) == 3 and all(math.isfinite(float(row["loss"])) for row in rows)
+        dice = rows[-1]["dice"][:6] if rows else "none"
+        seconds, told = time.perf_counter() - start, f"; {last_words(printed)}" if status else ""
+        report.check("three epochs", good, f"status {status}, Dice {dice}, {seconds:.0f} s{told}")
+        if o.cuda:
+            report.check(
+                "compiled",
+                "compile failed" not in printed,
+                "torch.compile has told of no failure" if "compile failed" not in printed else "torch.compile failed",
+            )
+            report.check("recompiles", recompiled == 0, f"{recompiled} (0 are wanted)")
+        else:
+            report.tell("skipped", "compiled, recompiles", NEEDS_CUDA)
+    checkpoint = o.work / "runs" / "product" / "best.pth"
+    with report.part("best.pth on the CPU"):
+        network, saved = utils.load_network(checkpoint)
+        with torch.no_grad():
+            logits = network(torch.rand(1, 3, *o.size))
+        report.check("best.pth on the CPU", bool(logits.isfinite().all()), f"epoch {saved['epoch']}")
+    if not o.cuda:
+        report.tell("skipped", "masks on cuda against cpu", NEEDS_CUDA + "; here float32 against the CPU's own")
+    with report.part("predict"):
+        files = sorted(map(str, (o.data / "augmented_test_images").iterdir()))[:16]
+        masks = []
+        for device, precision in ((o.device, "auto"), (o.device, "float32"), ("cpu", "float32")):
+            folder = o.work / "runs" / f"masks-{device}-{precision}".replace(":", "")
+            words = [*files, "--checkpoint", str(checkpoint), "--output-dir", str(folder), "--device", str(device)]
+            status, _ = run_script(o, [*words, "--precision", precision], script="predict.py")
+            masks.append(np.stack([cv2.imread(str(folder / f"{Path(file).stem}.png"), 0) for file in files]))
+        for name, found, allowed in (("auto", masks[0], 5e-3), ("float32", masks[1], 1e-3)):
+            share = float((found != masks[2]).mean())
+            report.check(f"masks in {name}", share <= allowed, f"{share:.1e} of the pixels differ from the CPU's")
+
+
+def stop_and_resume(o, report):
+    """SIGTERM in the second epoch or later, and going on to the end."""
+    epochs, name = 12, "resume"
+    words = flags_of(o, name, size=o.few, features=o.few_features, epochs=epochs)
+    command = [sys.executable, str(ROOT / "train.py"), *words]
+    with tempfile.TemporaryFile("w+") as file:
+        run = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, cwd=ROOT)
+        end = time.perf_counter() + 150
+        while not epochs_of(o, name) and run.poll() is None and time.perf_counter() < end:
+            time.sleep(0.02)
+        run.send_signal(signal.SIGTERM)
+        status = run.wait(60)
+        file.seek(0)
+        printed = file.read()
+    print(printed)
+    reached = len(epochs_of(o, name))
+    words_ok = "--load-model" in printed and "Traceback" not in printed
+    report.check("SIGTERM", status == 143 and words_ok, f"status {status} after {reached} epochs")
+    status, printed = run_script(o, [*words, "--load-model"])
+    rows = epochs_of(o, name)
+    numbers = [int(row["epoch"]) for row in rows]
+    good = status == 0 and numbers == list(range(1, epochs + 1))
+    report.check("resumed", good, f"{len(rows)} epochs, " + (last_words(printed) if status else "status 0"))
+
+
+def speed(o, report):
+    """Training steps, the sides in turn; each with its share of the bfloat16 product."""
+    cudnn, repeats = torch.backends.cudnn, [batch_for(o)] * o.steps
+    makers = {"article": lambda: Article(o.device), "eager": lambda: our_side(o, compiled=False)}
+    if o.cuda:
+        makers |= {"compiled": lambda: our_side(o), "layout": lambda: our_side(o, LAYOUT)}
+    built, own = {}, {}
+    for name, make in makers.items():
+        with report.part(name):
+            cudnn.benchmark = False
+            before, start = torch.cuda.memory_allocated() if o.cuda else 0, time.perf_counter()
+            side = make()
+            clocked(side, repeats[:3], o.device)
+            built[name], own[name] = side, (torch.cuda.memory_allocated() if o.cuda else 0) - before
+            print(f"  {name}: ready after {time.perf_counter() - start:.1f} s", flush=True)
+    sides = {name: (name, False) for name in built}
+    with_benchmark = {"eager+cudnn": "eager", "cudnn.benchmark": "compiled", "both": "layout"}
+    sides |= {name: (of, True) for name, of in with_benchmark.items() if of in built}
+    speeds, memory, peak = {name: [] for name in sides}, {}, 0.0
+    for lap in range(-1, o.rounds):  # the first tries cuDNN's kernels, and does not count
+        for name, (of, cudnn.benchmark) in sides.items():
+            if o.cuda:
+                torch.cuda.reset_peak_memory_stats()
+                others = torch.cuda.memory_allocated() - own[of]
+            seconds, count = clocked(built[of], repeats, o.device)
+            memory[name] = (torch.cuda.max_memory_allocated() - others) / 2**30 if o.cuda else 0.0
+            if lap >= 0:
+                speeds[name].append(count * o.batch / seconds)
+        peak = max(peak, matrix_peak(o.device, torch.bfloat16))
+    flops = training_flops(o.size) if not o.small else 0.0
+    report.figure("ceiling", f"bfloat16 product {peak / 1e12:.3g} TFLOP/s", peak=peak)
+    for name, found in speeds.items():
+        rate = statistics.median(found)
+        share, span = rate * flops / peak, f"{min(found):.3g} to {max(found):.3g}"
+        words = f"{rate:.4g} images/s ({span}), {100 * share:.1f} % of the ceiling, {memory[name]:.1f} GiB"
+        report.figure(name, words, rate=rate, rounds=found, share=share, gib=memory[name])
+    if not o.cuda:
+        report.tell("skipped", "torch.compile, memory, cuDNN", NEEDS_CUDA)
+
+
+def hidden_waits(o, report):
+    """Synchronisations in 40 steps, slow copies, the device's idle share and its longest kernels."""
+    side, batches = our_side(o, LAYOUT), [batch_for(o)] * (40 if o.cuda else 4)
+    torch.backends.cudnn.benchmark = True
+    clocked(side, batches, o.device)
+    if o.cuda:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            torch.cuda.set_sync_debug_mode("warn")
+            side.steps(batches)
+            torch.cuda.set_sync_debug_mode("default")
+        calls = [it for it in caught if "called a synchronizing" in str(it.message)]
+        waits = [f"{Path(it.filename).name}:{it.lineno}" for it in calls]
+        words = f"{len(waits)} in 40 steps (2 are allowed): {', '.join(sorted(set(waits))[:6])}"
+        report.check("synchronisations", len(waits) <= 2, words)
+    else:
+        report.tell("skipped", "synchronisations", NEEDS_CUDA)
+    kinds = [torch.profiler.ProfilerActivity.CPU] + [torch.profiler.ProfilerActivity.CUDA] * o.cuda
+    with torch.profiler.profile(activities=kinds) as profile:
+        side.steps(batches[:20])
+        wait_for(o.device)
+    timed, every = "self_device_time_total" if o.cuda else "self_cpu_time_total", profile.key_averages()
+    every = [it for it in every if not o.cuda or on_device(it)]  # an operation has its kernels' time as well
+    total = sum(getattr(it, timed) for it in every) or 1
+    longest = sorted(every, key=lambda it: -getattr(it, timed))[:25]
+    kept = [[it.key[:100], it.count, getattr(it, timed) / 1000] for it in longest]
+    for name, count, milliseconds in kept:
+        print(f"  {milliseconds:9.2f} ms {count:6d} x  {name}")
+    words = "; ".join(f"{name[:40]} {100000 * ms / total:.0f} %" for name, _, ms in kept[:4])
+    report.figure("longest kernels" if o.cuda else "longest operations", words, longest=kept)
+    if o.cuda:
+        idle_and_copies(profile.events(), report)
+    else:
+        report.tell("skipped", "idle share, host copies", NEEDS_CUDA)
+
+
+def on_device(event):
+    """Whether a profile's event is a kernel or a copy, rather than a call or a name that somebody gave."""
+    return event.device_type == torch.autograd.DeviceType.CUDA and not getattr(event, "is_user_annotation", False)
+
+
+def idle_and_copies(events, report):
+    """Of a profile's events: the share of time in which nothing ran on the device; copies that held up the host."""
+    spans = sorted((it.time_range.start, it.time_range.end) for it in events if on_device(it))
+    if not spans:
+        return report.check("idle share", False, "the profiler saw nothing on the device")
+    busy, reached = 0.0, spans[0][0]
+    for start, end in spans:
+        busy += max(0.0, end - max(start, reached))
+        reached = max(reached, end)
+    idle = 1 - busy / (reached - spans[0][0])
+    report.check("idle share", idle <= 0.05, f"{100 * idle:.1f} % of 20 steps (5 are allowed; profiled)")
+    slow = [it for it in events if it.name.startswith("cudaMemcpy") and it.time_range.elapsed_us() > 100]
+    shown = ", ".join(f"{it.time_range.elapsed_us():.0f}" for it in slow[:8])
+    # Each reading of the loss waits for its step in such a copy
+    report.check("host copies over 100 us", len(slow) <= 2, f"{len(slow)} in 20 steps, in us: {shown}")
+
+
+def numbers(o, report):
+    """Logits and gradients against float64 on the CPU."""
+    size = (32, 48) if o.small else (96, 144)
+    draws = torch.Generator().manual_seed(0)
+    images = torch.rand(2, 3, *size, generator=draws)
+    targets = F.interpolate(torch.rand(2, 1, 4, 6, generator=draws), size).round()
+    torch.manual_seed(0)
+    weights = UNet(features=o.features).state_dict()
+
+    def measured(device, dtype, autocast=None, options=None, compiled=False, tf32=False):
+        torch.backends.cudnn.allow_tf32 = tf32
+        network = UNet(features=o.features)
+        network.load_state_dict(weights)
+        network.to(device, dtype, memory_format=torch.channels_last)
+        if compiled:
+            network.compile(options=options)
+        there = images.to(device, dtype).contiguous(memory_format=torch.channels_last)
+        with torch.autocast(torch.device(device).type, dtype=autocast, enabled=autocast is not None):
+            logits = network(there)
+        loss = F.binary_cross_entropy_with_logits(logits.to(dtype), targets.to(device, dtype))
+        loss.backward()
+        gradients = torch.cat([it.grad.flatten() for it in network.parameters()])
+        return logits.detach().cpu().double(), gradients.cpu().double()
+
+    exact = measured("cpu", torch.float64)
+    ways = {"float32": {}, "bfloat16 eager": dict(autocast=torch.bfloat16)}
+    # On a CPU the default network has 8e-6 and 7e-3 in float32 (where rounding turns a ReLU over), 0.02 and 0.28 in
+    # bfloat16.
+    allowed = {"float32": (1e-4, 3e-2), "float32, TF32": (1e-2, 0.2)}
+    if o.cuda:
+        ways["float32, TF32"] = dict(tf32=True)
+        ways["float16 eager"] = dict(autocast=torch.float16)
+        ways["compiled"] = dict(autocast=torch.bfloat16, compiled=True)
+        ways["compiled, layout"] = dict(autocast=torch.bfloat16, compiled=True, options=LAYOUT)
+    else:
+        report.tell("skipped", "float16, compiled", NEEDS_CUDA)
+    for name, way in ways.items():
+        with report.part(name):
+            found = measured(o.device, torch.float32, **way)
+            wrong = [float((one - other).norm() / other.norm()) for one, other in zip(found, exact)]
+            report.figures[name] = wrong
+            words = f"relative errors: logits {wrong[0]:.1e}, gradients {wrong[1]:.1e}"
+            report.check(name, all(it <= most for it, most in zip(wrong, allowed.get(name, (0.1, 0.6)))), words)
+
+
+def settings(o, report):
+    """Short runs of train.py with other constants."""
+    few = dict(size=o.few, features=o.few_features)
+    forced = "torch.amp.GradScaler = __import__('functools').partial(torch.amp.GradScaler, init_scale=2.0**40)"
+    memory = "torch.cuda.set_per_process_memory_fraction(0.01)"
+    masks = {f"{key}_MASK_DIR": o.data / f"classes_{side}_masks" for key, side in (("TRAIN", "train"), ("VAL", "test"))}
+    odd, other = (tuple(side + more for side in o.few) for more in (7, 16))
+    runs = {
+        "float16, overflow": (few | dict(PRECISION="float16"), forced),
+        "float32": (few | dict(PRECISION="float32"), ""),
+        "ACCUMULATE": (few | dict(ACCUMULATE=3), ""),
+        "HALF_SIZE": (few | dict(HALF_SIZE=0.5, epochs=3), "pass"),
+        "encoder": (dict(size=(64, 96), ENCODER="resnet18", ENCODER_WEIGHTS="none"), ""),
+        "odd size": (few | dict(size=odd), "pass"),
+        "no compile": (few | dict(COMPILE=False), ""),
+        "no arrays": (few | dict(ARRAYS=False), ""),
+        "out of memory": (dict(BATCH_SIZE=64), memory),
+        "classes": (few | dict(size=other, CLASSES="all") | masks, ""),  # other arrays than its neighbours'
+    }
+
+    def one(name):
+        constants, before = runs[name]
+        if name == "out of memory" and not o.cuda:
+            return report.tell("skipped", name, NEEDS_CUDA)
+        with report.part(name):
+            folder = re.sub(r"\W+", "-", name)
+            found = run_script(o, flags_of(o, folder, **constants), before)
+            judge_setting(o, report, name, folder, constants.get("epochs", 1), *found)
+
+    side_by_side = max(1, min(4, cores() // 4))
+    with ThreadPoolExecutor(side_by_side) as pool:
+        list(pool.map(one, runs))
+
+
+def judge_setting(o, report, name, folder, epochs, status, printed):
+    """PASS or FAIL of one run of `settings`."""
+    told = "Traceback" not in printed
+    if name == "out of memory":
+        return report.check(name, status == 2 and told and "--batch-size" in printed, f"status {status}, in words")
+    if name.startswith("float16") and not o.cuda:
+        return report.check(name, status == 2 and told, f"refused on a CPU: {last_words(printed)}")
+    rows = epochs_of(o, folder)
+    good = status == 0 and told and len(rows) == epochs and all(math.isfinite(float(row["loss"])) for row in rows)
+    words = f"status {status}, Dice {rows[-1]['dice'][:6] if rows else 'none'}"
+    if name.startswith("float16") and good:
+        saved = torch.load(o.work / "runs" / folder / "checkpoint.pth", weights_only=True)
+        good, words = saved["scaler"]["scale"] < 2.0**40, f"{words}, scale 2^{math.log2(saved['scaler']['scale']):.0f}"
+    graphs = re.search(r"graphs compiled: (\d+)", printed)
+    if graphs and o.cuda:
+        count = int(graphs[1])
+        most = 2 if name == "HALF_SIZE" else 1
+        good, words = good and count <= most, f"{words}, {count} graphs ({most} are allowed)"
+    if o.cuda and "compile failed" in printed:
+        good, words = False, f"{words}, the compiler failed"
+    report.check(name, good, f"{words}; {last_words(printed)}" if status else words)
+
+
+def group_of_one(o, report):
+    """DistributedDataParallel as train.py wraps it, over NCCL with one member, beside the network alone.
+
+    torchrun with one process sets WORLD_SIZE = 1, for which the project makes no group. So the group is made here,
+    and parts.processes is told that there are two: sums and averages are then over the one that there is.
+    """
+    import torch._dynamo  # noqa: F401 (before the group: see parts/processes.py)
+
+    with tempfile.TemporaryDirectory() as folder:
+        backend = "cpu:gloo,cuda:nccl" if o.cuda else "gloo"
+        torch.distributed.init_process_group(backend, init_method=f"file://{folder}/group", rank=0, world_size=1)
+        if not o.cuda:
+            report.tell("skipped", "NCCL", f"{NEEDS_CUDA}, as does compiling; gloo here")
+        batches, found, one = [batch_for(o, o.few)] * 4, {}, processes.world_size
+        ways = [("alone", 1, False), ("wrapped", 2, False), *[("wrapped, compiled", 2, True)] * o.cuda]
+        for name, members, compiled in ways:
+            with report.part(name):
+                processes.world_size = lambda members=members: members
+                s = settings_for(o, size=o.few, features=o.few_features, PRECISION="float32", ACCUMULATE=2)
+                s.SYNC_BATCHNORM = o.cuda and members > 1 and not compiled
+                torch.manual_seed(0)
+                shape = (o.batch, 3, *o.few) if compiled else None
+                side = Ours(o.device, s, 2, 10, shape)
+                side.steps(batches)
+                processes.same_everywhere(side.network)
+                found[name] = torch.cat([it.detach().flatten() for it in side.trained.parameters()])
+                kind = type(side.trained).__name__
+                off = float((found[name] - found["alone"]).norm() / found["alone"].norm())
+                report.check(name, (members == 1) == (kind == "UNet") and off < 1e-2, f"{kind}, weights {off:.1e} off")
+        processes.world_size = one
+        torch.distributed.destroy_process_group()
+
+
+def epoch(o, report):
+    """An epoch over arrays beside the same number of bare steps; then what an epoch ends with."""
+    train_loader, val_loader = noise_loaders(o)
+    side = our_side(o, LAYOUT)
+    torch.backends.cudnn.benchmark = True
+    repeats = [batch_for(o)] * len(train_loader)
+    clocked(side, repeats[:25], o.device)
+    bare, whole = [], []
+    for _ in range(2):
+        bare.append(clocked(side, repeats, o.device)[0])
+        whole.append(clocked(side, train_loader, o.device)[0])
+    ratio = min(whole) / min(bare)
+    words = f"{min(whole):.2f} s over arrays, {min(bare):.2f} s of bare steps: {ratio:.3f}"
+    report.figures["epoch"] = dict(arrays=whole, bare=bare)
+    report.check("an epoch's time", not o.cuda or ratio <= 1.05, words)
+    folder, network, kept = o.work / "runs" / "epoch", side.network, []
+    state = dict(state_dict=network.state_dict(), optimizer=side.parts[0].state_dict())
+    keywords = dict(device=o.device, dtype=side.dtype)
+    parts = {
+        "scoring": lambda: kept.append(utils.check_accuracy(val_loader, network, o.device, side.dtype)),
+        "pred_N.png": lambda: utils.save_predictions(val_loader, network, folder, limit=4, **keywords),
+        "examples.png": lambda: utils.save_examples(val_loader, network, kept[-1], 1, folder, **keywords),
+        "checkpoint": lambda: utils.save_checkpoint(state, folder / "checkpoint.pth"),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, function in parts.items():
+        with report.part(name):
+            found = []
+            for _ in range(2):  # the first is slower
+                wait_for(o.device)
+                start = time.perf_counter()
+                function()
+                wait_for(o.device)
+                found.append(time.perf_counter() - start)
+            report.figure(name, f"{found[1]:.3f} s (at first {found[0]:.3f})", seconds=found)
+
+
+def convolutions(o, report):
+    """Each distinct convolution of the network in three directions, bfloat16, channels-last, cudnn.benchmark."""
+    shapes = {}
+    with torch.device("meta"):
+        network = UNet(features=o.features)
+        for module in network.modules():
+            if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
+                module.register_forward_hook(lambda it, x, y: shapes.setdefault((it, x[0].shape, y.shape)))
+        network(torch.zeros(o.batch, 3, *o.size))
+    torch.backends.cudnn.benchmark = True
+    dtype, total, done = torch.bfloat16, 0.0, {}
+    for module, entering, leaving in shapes:
+        transposed, weight_shape = isinstance(module, nn.ConvTranspose2d), tuple(module.weight.shape)
+        key = (tuple(entering), weight_shape, transposed)
+        if key not in done:
+            make = partial(torch.randn, device=o.device, dtype=dtype)
+            x, w, g = (
+                make(it).contiguous(memory_format=torch.channels_last) for it in (entering, weight_shape, leaving)
+            )
+            how = (module.stride, module.padding, module.dilation, transposed, module.output_padding, module.groups)
+            forward = partial(torch.ops.aten.convolution, x, w, None, *how)
+            back = partial(torch.ops.aten.convolution_backward, g, x, w, None, *how)
+            calls = [forward, partial(back, [True, False, False]), partial(back, [False, True, False])]
+            times = [seconds_of(o, call) for call in calls]
+            outside = leaving if not transposed else entering
+            flops = 2 * math.prod(weight_shape) * outside[0] * outside[2] * outside[3]
+            done[key] = (times, flops)
+            rates = "  ".join(f"{1000 * it:7.3f} ms {flops / it / 1e12:6.1f} TFLOP/s" for it in times)
+            print(f"  {entering[1]:5d} -> {leaving[1]:5d} at {entering[2]}x{entering[3]}: {rates}", flush=True)
+        total += sum(done[key][0])
+    kept = [[*map(str, key), times, flops] for key, (times, flops) in done.items()]
+    report.figure(
+        "all", f"{1000 * total:.2f} ms a step, {len(done)} distinct of {len(shapes)}", seconds=total, kept=kept
+    )
+    spent = sorted(((sum(times), key) for key, (times, _) in done.items()), key=lambda it: -it[0])
+    for seconds, key in spent[:4]:
+        rates = ", ".join(f"{done[key][1] / it / 1e12:.0f}" for it in done[key][0])
+        words = f"{1000 * seconds:.2f} ms; forward, input, weight: {rates} TFLOP/s"
+        report.figure(f"{key[0][1:]} by {key[1][:2]}", words)
+
+
+def predicting(o, report):
+    """predict.py on photographs, on a very large one, and its export."""
+    folder, checkpoint = o.work / "photos", o.work / "random.pth"
+    (folder / "many").mkdir(parents=True, exist_ok=True)
+    drawn = sorted((o.data / "augmented_test_images").iterdir())
+    torch.manual_seed(0)
+    utils.save_checkpoint(dict(state_dict=UNet(features=o.features).state_dict(), image_size=list(o.size)), checkpoint)
+
+    def enlarge(path, number, size):
+        image = cv2.resize(cv2.imread(str(drawn[number % len(drawn)])), size[::-1], interpolation=cv2.INTER_CUBIC)
+        cv2.imwrite(str(path), image)
+
+    with ThreadPoolExecutor(cores()) as pool:
+        list(pool.map(lambda i: enlarge(folder / "many" / f"{i:03d}.jpg", i, o.photo), range(o.photos)))
+    enlarge(folder / "large.jpg", 0, o.large)
+    common = ["--checkpoint", str(checkpoint), "--device", str(o.device), "--output-dir", str(o.work / "predicted")]
+    jobs = {f"{o.photos} photographs": ([str(folder / "many")], o.photos), "one by windows": (None, 1)}
+    for name, (words, count) in jobs.items():
+        with report.part(name):
+            if o.cuda:
+                torch.cuda.reset_peak_memory_stats()
+            words = words or [str(folder / "large.jpg"), "--image-size", "own"]
+            times = []
+            for _ in range(2):  # the first is slower
+                start = time.perf_counter()
+                status = predict.main([*words, *common])
+                times.append(time.perf_counter() - start)
+            room = f", {torch.cuda.max_memory_allocated() / 2**30:.2f} GiB" if o.cuda else ""
+            rates = f"{count / times[1]:.3g} images/s (at first {count / times[0]:.3g}){room}"
+            report.check(name, status == 0, rates)
+    with report.part("export to .pt2"):
+        start, path = time.perf_counter(), o.work / "network.pt2"
+        status = predict.main(["--checkpoint", str(checkpoint), "--export", str(path)])
+        report.check("export to .pt2", status == 0 and path.is_file(), f"{time.perf_counter() - start:.1f} s")
+
+
+def race(o, report):
+    """Time to Dice on the drawn cars: two minutes of each side, or what is left of the time."""
+    minutes = min(120, max(20, (o.seconds - 110) / 2)) / 60 if not o.small else 0.02
+    flags = ["--features", *map(str, o.features), *["--batch-size", "2"] * o.small]
+    for side in ("article", "whole"):
+        with report.part(side):
+            results = o.work / f"race-{side}.json"
+            results.unlink(missing_ok=True)
+            words = ["--parts", "race", "--data", str(o.data), "--only", side, "--seed", "0", "--device", str(o.device)]
+            words += ["--minutes", f"{minutes:.4f}", "--points", "4", "--results", str(results)]
+            words += ["--image-size", *map(str, o.size), "--", *flags]
+            status, _ = run_script(o, words, script="benchmarks/train.py", timeout=400)
+            curve = json.loads(results.read_text())[0]["curve"]
+            words = ", ".join(f"{dice:.4f} after {60 * spent:.0f} s" for spent, _, dice in curve)
+            report.figure(side, words, curve=curve)
+            report.check(f"{side} ran", status == 0, f"planned for {60 * minutes:.0f} s")
+
+
+# Section, its limit in seconds, and whether it must be alone on the machine because it measures time.
+SECTIONS = {
+    "ceilings": (ceilings, 60, True),
+    "data": (data, 90, True),
+    "product": (whole_run, 200, False),
+    "settings": (settings, 240, False),
+    "numbers": (numbers, 200, False),
+    "resume": (stop_and_resume, 200, False),
+    "group": (group_of_one, 150, False),
+    "speed": (speed, 200, True),
+    "waits": (hidden_waits, 100, True),
+    "epoch": (epoch, 100, True),
+    "convolutions": (convolutions, 60, True),
+    "predict": (predicting, 100, True),
+    "race": (race, 420, True),
+}
+
+
+# ---- the sections' processes, and the table
+
+
+def run_section(args, name, end):
+    """Runs one section in a process of its own, within its limit and what is left; returns its record."""
+    limit = min(SECTIONS[name][1], end - time.perf_counter())
+    path, log = args.output / f"{name}.json", args.output / f"{name}.log"
+    path.unlink(missing_ok=True)
+    if limit < 15:
+        return dict(status="not run", seconds=0, lines=[], figures={})
+    command = [sys.executable, __file__, "--section", name, "--output", str(args.output), "--device", args.device]
+    command += ["--work", str(args.work.parent), "--seconds", f"{limit:.0f}", *["--small"] * args.small]
+    start, ended = time.perf_counter(), ""
+    # One thread, where it is only a rehearsal: several wait for each other on a CPU that is busy otherwise
+    environment = os.environ | {"PYTHONUNBUFFERED": "1"} | ({"OMP_NUM_THREADS": "1"} if args.small else {})
+    with open(log, "w") as file:
+        child = subprocess.Popen(
+            command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True, env=environment
+        )
+        try:
+            if status := child.wait(limit):
+                ended = f"the process ended with status {status}: {last_words(log.read_text())}"
+        except subprocess.TimeoutExpired:
+            ended = f"cut off after {limit:.0f} s"
+        finally:
+            if child.poll() is None:
+                os.killpg(child.pid, signal.SIGKILL)  # its own children too
+                child.wait()
+    found = json.loads(path.read_text()) if path.is_file() else dict(lines=[], figures={})
+    if ended:
+        found["lines"].append(["FAIL", "section", ended])
+    failed = not found["lines"] or any(line[0] == "FAIL" for line in found["lines"])
+    found |= dict(status="FAIL" if failed else "PASS", seconds=time.perf_counter() - start)
+    print(f"{name}: {found['status']}, {found['seconds']:.0f} s", flush=True)
+    print("".join(f"  {status:7} {what}: {words[:200]}\n" for status, what, words in found["lines"]), flush=True)
+    return found
+
+
+def run_all(args, names):
+    """The records of all sections: those that measure time one by one, neighbours that do not side by side."""
+    end, records = time.perf_counter() + 60 * args.minutes, {}
+    together = max(1, min(5, cores() // 3))
+    while names:
+        group = names[:1]
+        while not SECTIONS[group[0]][2] and len(group) < len(names) and not SECTIONS[names[len(group)]][2]:
+            group = names[: len(group) + 1]
+        with ThreadPoolExecutor(together) as pool:
+            records |= zip(group, pool.map(lambda name: run_section(args, name, end), group))
+        names = names[len(group) :]
+    return records
+
+
+def table_of(records):
+    """The table: of each section how it ended, and its lines, cut so that all of it fits in 12,000 characters."""
+    lines = [f"{'section':13} {'result':8} seconds"]
+    for name, found in records.items():
+        lines.append(f"{name:13} {found['status']:8} {found['seconds']:7.0f}")
+        lines += [f"  {status:7} {what}: {words}"[:120] for status, what, words in found["lines"]]
+    return "\n".join(lines)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, required=True, help="gets logs, JSON files and what is made meanwhile")
-    parser.add_argument("--only", nargs="+", choices=SECTIONS, metavar="SECTION", help=", ".join(SECTIONS))
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--small", action="store_true", help="tiny sizes, to try the script itself")
+    parser.add_argument("--output", type=Path, default=ROOT / "demo" / "gpu", help="folder of logs and JSON")
+    parser.add_argument("--work", type=Path, default=ROOT / "demo" / "gpu", help="folder of data and runs, some GB")
+    parser.add_argument("--only", nargs="+", choices=SECTIONS, help="these sections alone")
+    parser.add_argument("--device", default="auto", help="cuda, or cpu for a rehearsal")
+    parser.add_argument("--small", action="store_true", help="tiny sizes and few steps")
+    parser.add_argument("--minutes", type=float, default=9.5, help="for all sections together")
     parser.add_argument("--section", choices=SECTIONS, help=argparse.SUPPRESS)
-    a = parser.parse_args()
-    a.output = a.output.resolve()
-    a.output.mkdir(parents=True, exist_ok=True)
-    if a.section:
-        a.device, a.results = pick_device(a.device), {}
-        return run_section(a, a.section)
-    end, rows = time.monotonic() + TOTAL, []
-    for name in a.only or ORDER:
-        left, outcome = min(SECTIONS[name][1], end - time.monotonic()), a.output / f"{name}.json"
-        if left < 5:
-            rows.append((name, "not run", "no time was left", 0.0))
-            continue
-        outcome.unlink(missing_ok=True)
-        words = [sys.executable, __file__, "--section", name, "--output", a.output, "--device", a.device]
-        start, why = time.monotonic(), ""
-        with open(a.output / f"{name}.log", "w") as log:
-            try:
-                subprocess.run([*words, *["--small"] * a.small], stdout=log, stderr=subprocess.STDOUT, timeout=left)
-            except subprocess.TimeoutExpired:
-                why = f"took more than {left:.0f} s"
-        if outcome.exists():
-            found = json.loads(outcome.read_text())
-            status, why = found["status"], found["words"]
-        else:
-            status, lines = "FAIL", (a.output / f"{name}.log").read_text().strip().splitlines()
-            why = why or (lines[-1][:300] if lines else "no output")
-        rows.append((name, status, why, time.monotonic() - start))
-        print(f"{name}: {status} ({rows[-1][3]:.0f} s) {why}", flush=True)
-    table = "\n".join(f"| {name} | {status} | {seconds:.0f} s | {why} |" for name, status, why, seconds in rows)
-    (a.output / "table.md").write_text(f"| section | | | |\n|---|---|---|---|\n{table}\n")
+    parser.add_argument("--seconds", type=float, default=600, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    args.output, args.work = args.output.absolute(), args.work.absolute() / ("small" if args.small else "full")
+    for folder in (args.output, args.work):
+        folder.mkdir(parents=True, exist_ok=True)
+    if args.section:
+        report = Report(args.output / f"{args.section}.json")
+        with report.part("section"):
+            SECTIONS[args.section][0](sizes_of(args), report)
+        return 0
+    names = [name for name in SECTIONS if not args.only or name in args.only]
+    if "data" not in names and not (args.work / "data" / "done").is_file():
+        names.insert(0, "data")
+    records = run_all(args, names)
+    table = table_of(records)
+    write_text(args.output / "table.txt", table + "\n")
+    write_text(args.output / "results.json", json.dumps(records, indent=1) + "\n")
     print(f"\n{table}")
-    return 1 if any(status == "FAIL" for _, status, *_ in rows) else 0
+    return int(any(found["status"] == "FAIL" for found in records.values()))
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from parts.masks import (
     Observation,
     alpha_fault,
     alpha_of,
+    check_constants,
     count_classes,
     decide_mask_rule,
     observe_mask,
@@ -128,6 +129,7 @@ def audit(
     image_range: IMAGE_RANGE; "auto" is decided by the training images
     """
     refuse_image_range(image_range)
+    check_constants(mask_foreground, mask_ignore, classes)
     fits_group("", group)  # a pattern that is none is told now, not after the looking
     if mask_name is not None:
         refuse_mask_name(mask_name)
