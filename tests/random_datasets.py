@@ -351,7 +351,7 @@ def plain_values(draw):
     )
     if way == "wrong":
         given = {"MASK_FOREGROUND": pick(draw, ["everything", -3, 1.5, (1, "x"), 77])}
-        return Encoding(f"{given}", write_white, filled, given, [("no such setting", ["MASK_FOREGROUND"])])
+        return Encoding(f"{given}", write_white, filled, given, [("MASK_FOREGROUND is malformed", ["MASK_FOREGROUND"])])
     if way == "white":
         return Encoding("masks of 0 and 255, saved in many ways", write_white, filled)
     if way == "one":

@@ -558,8 +558,8 @@ def test_classes_are_counted_and_drawn(data):
     assert "class / training / validation: sky / 3" in report.text() and "1.00% of all pixels" in report.text()
     text = problems(looked_at(data, classes=(0, 1)))
     assert "img_000.png" in text and "CLASSES" in text and "255" in text
-    words = problems(looked_at(data, mask_ignore=255, classes="all", mask_foreground=2))
-    assert "MASK_FOREGROUND" in words and "CLASSES" in words
+    with pytest.raises(UserError, match="CLASSES = 'all' and MASK_FOREGROUND = 2"):  # before anything is looked at
+        looked_at(data, classes="all", mask_foreground=2)
 
 
 def test_a_class_that_one_side_lacks_or_hardly_has_is_told(data):
