@@ -566,7 +566,7 @@ def ask_classes(draw, words, write, index, values, way, rim, ignore):
     elif ask == "one too few":
         given, reasons = given[:-1], [("a value is no class", ["CLASSES"])]
     elif ask == "both":
-        ignore, reasons = {**ignore, "MASK_FOREGROUND": 1}, [("one class or several", ["CLASSES", "MASK_FOREGROUND"])]
+        ignore, reasons = {**ignore, "MASK_FOREGROUND": 1}, [("CLASSES beside another is malformed", ["CLASSES"])]
     if rim and ask != "all" and "MASK_IGNORE" not in ignore:
         reasons = reasons or [("255 is no class", ["CLASSES", "MASK_IGNORE"])]
 
