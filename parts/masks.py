@@ -938,15 +938,6 @@ def count_classes(seen, rule):
     return counts[[*range(max(2, rule.channels)), IGNORED]]
 
 
-def foreground_share(seen, rule):
-    """What share of an observed mask's pixels is foreground, 0 to 1, of those that are not ignored; 0 if all are.
-
-    With classes all but the first one count.
-    """
-    counts = count_classes(seen, rule)[:-1]
-    return float(counts[1:].sum() / max(1, counts.sum()))
-
-
 def _unknown(path, what, rule):
     cure = "add what it holds to CLASSES or to MASK_IGNORE" if rule.classes else "set MASK_FOREGROUND"
     return UnusableFile(path, f"{what}, but in these masks {rule.describe()}", f"Write it like the others, or {cure}")

@@ -271,20 +271,6 @@ def legend_of(masks, classes=None):
     return entries + [(HATCHED, "ignored")] * any(np.max(mask, initial=0) == IGNORED for mask in masks)
 
 
-def with_legend(picture, legend):
-    """`picture`, uint8 (H, W, 3), with a `legend` as `sheet` takes it below, its letters by the picture's size."""
-    if not legend:
-        return picture
-    height, width = picture.shape[:2]
-    size = max(FONT, round(min(height, width) / 40))
-    width = max(width, 240)
-    entries, space = _lay_out(legend, width, size)
-    page = Image.new("RGB", (width, height + MARGIN + space), "white")
-    page.paste(Image.fromarray(np.ascontiguousarray(picture)))
-    _explain(page, entries, height + MARGIN, size)
-    return np.asarray(page)
-
-
 def examples_sheet(images, truths, predictions, captions, title=None, classes=None):
     """A row for each image: it, its true mask, its predicted one, and where they differ."""
     tiles = [
@@ -316,32 +302,32 @@ def _difference_legend(masks, classes):
     return [(None, "masks:"), *legend_of(masks, classes), (None, "difference:"), *CLASSES_LEGEND, *legend_of(masks)]
 
 
-def _lay_out(legend, width, size=FONT):
+def _lay_out(legend, width):
     """([(x, y, colour, text)], height) of a legend in lines of `width` pixels."""
     entries, left, top = [], MARGIN, 0
     for colour, text in legend:
-        text, long = _fitted(text, min(14 * size, width - 2 * MARGIN - size - 6), size)
-        long += 0 if colour is None else size + 6
+        text, long = _fitted(text, min(14 * FONT, width - 2 * MARGIN - FONT - 6))
+        long += 0 if colour is None else FONT + 6
         if left > MARGIN and (colour is None or left + long > width - MARGIN):
-            left, top = MARGIN, top + size + 8
+            left, top = MARGIN, top + FONT + 8
         entries.append((left, top, colour, text))
         left += long + 2 * MARGIN
-    return entries, top + size + 8 + MARGIN if entries else 0
+    return entries, top + FONT + 8 + MARGIN if entries else 0
 
 
-def _explain(page, entries, top, size=FONT):
+def _explain(page, entries, top):
     """Draws the `entries` of _lay_out on a PIL image, below `top`."""
     draw = ImageDraw.Draw(page)
     for left, down, colour, text in entries:
-        place = (left, top + down + 2, left + size, top + down + 2 + size)
+        place = (left, top + down + 2, left + FONT, top + down + 2 + FONT)
         if colour == HATCHED:
-            swatch = mask_image(np.full((size, size), IGNORED, np.uint8))
+            swatch = mask_image(np.full((FONT, FONT), IGNORED, np.uint8))
             page.paste(Image.fromarray(swatch), place[:2])
         if colour is None:
-            draw.text((left, top + down), text, fill=FAINT, font=_font(size))
+            draw.text((left, top + down), text, fill=FAINT, font=_font(FONT))
             continue
         draw.rectangle(place, fill=None if colour == HATCHED else tuple(colour), outline=TEXT)
-        draw.text((left + size + 6, top + down), text, fill=TEXT, font=_font(size))
+        draw.text((left + FONT + 6, top + down), text, fill=TEXT, font=_font(FONT))
 
 
 def _in_rows(items, across):

@@ -1012,9 +1012,9 @@ def tell_what_vanishes(meant):
                 left.append(shares(mask, size).max())
         if left and max(left) < 0.51 and "CLASSES" in meant.constants:
             meant.doubts.append("perhaps emptied at IMAGE_SIZE")
-        elif left and max(left) < 0.4:
+        elif left and max(left) < 0.49:
             meant.reasons.append(("emptied at IMAGE_SIZE", ["IMAGE_SIZE"]))
-        elif left and max(left) < 0.6:  # one side may be shrunk while the other is enlarged, after each other
+        elif left and max(left) < 0.51:
             meant.doubts.append("perhaps emptied at IMAGE_SIZE")
 
 

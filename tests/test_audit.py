@@ -679,3 +679,12 @@ def test_swapped_folders_and_photographs_as_masks_are_told(data):
     draw_pairs(data / "ti", data / "others", 12)
     photographs = audit(data / "ti", data / "tm", progress=False)
     assert "seem to be photographs" in problems(photographs) and "img_000.png" in problems(photographs)
+
+
+def test_a_range_is_chosen_by_the_training_images_where_they_are_deep(data):
+    deepen(data / "ti", 8)
+    deepen(data / "vi", 200)
+    assert 1000 < looked_at(data, image_range="auto").span[1] < 255 * 8
+    for path in (data / "ti").iterdir():
+        Image.fromarray((np.asarray(Image.open(path)) // 8).astype(np.uint8)).save(path)
+    assert looked_at(data, image_range="auto").span[1] > 255 * 8

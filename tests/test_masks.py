@@ -15,7 +15,6 @@ from parts.masks import (
     decide_mask_rule,
     encode_mask,
     find_mask_rule,
-    foreground_share,
     observe_mask,
     read_mask,
     resize_mask,
@@ -24,6 +23,12 @@ from parts.reading import UnusableFile
 from parts.script import UserError
 
 H, W = 48, 64
+
+
+def foreground_share(seen, rule):
+    """What share of an observed mask's pixels is foreground, of those that are not ignored; 0 if all are."""
+    counts = count_classes(seen, rule)[:-1]
+    return counts[1:].sum() / max(1, counts.sum())
 
 
 def blob(seed=0, height=H, width=W):

@@ -193,18 +193,6 @@ def test_legends_of_many_and_long_names_stay_on_the_page(count, tiles):
         assert (below == colour).all(axis=2).sum() >= 0.8 * (pictures.FONT - 1) ** 2, "a swatch each"
 
 
-def test_a_legend_below_a_picture_leaves_it_as_it_is(quarters, classes):
-    image, truth, _ = quarters
-    drawn = pictures.overlay(image, truth, classes)
-    page = pictures.with_legend(drawn, pictures.legend_of([truth], classes))
-    assert (page[: len(drawn), : drawn.shape[1]] == drawn).all() and len(page) > len(drawn)
-    for colour, _ in classes:
-        assert (page[len(drawn) :] == colour).all(axis=2).any()
-    assert pictures.with_legend(drawn, []) is drawn
-    large = pictures.with_legend(np.zeros((1280, 1918, 3), np.uint8), classes)
-    assert (large[1280:] == classes[2][0]).all(axis=2).sum() > 25**2, "letters and swatches grow with the picture"
-
-
 def test_sheets_of_classes_explain_masks_and_difference(quarters, classes):
     image, truth, prediction = quarters
     plain = np.where(truth == IGNORED, 0, truth).astype(np.uint8)

@@ -49,6 +49,7 @@ from utils import (
     save_checkpoint,
     save_examples,
     save_predictions,
+    snapshot,
     symptom,
     targets_of,
     to_device,
@@ -863,3 +864,20 @@ def test_whole_images_are_scored_and_drawn_at_their_own_size(tmp_path, classes):
         assert picture.size == (52 + 4, 36 + 4)
     for name in ("examples", "worst", "strip"):
         assert (tmp_path / "out" / f"{name}.png").stat().st_size > 1000
+
+
+def test_a_snapshot_does_not_change_when_training_goes_on():
+    network = UNet(3, 1, (4, 8))
+    optimizer = recipe.make_optimizer(network, "adamw", 0.01, 0.0)
+    network(torch.rand(2, 3, 16, 16)).sum().backward()
+    optimizer.step()
+    history = [dict(epoch=1)]
+    state = dict(weights=network.state_dict(), optimizer=optimizer.state_dict(), history=history, pair=(1, None))
+    kept, weights = snapshot(state), {key: it.clone() for key, it in network.state_dict().items()}
+    moments = kept["optimizer"]["state"][0]["exp_avg"].clone()
+    optimizer.step()
+    history.append(dict(epoch=2))
+    assert all(torch.equal(kept["weights"][key], it) for key, it in weights.items())
+    assert torch.equal(kept["optimizer"]["state"][0]["exp_avg"], moments)
+    assert not torch.equal(optimizer.state_dict()["state"][0]["exp_avg"], moments)
+    assert kept["history"] == [dict(epoch=1)] and kept["pair"] == (1, None)
