@@ -626,16 +626,10 @@ def main(argv=None):
         s.MASK_DIR,
         s.OUTPUT_DIR,
         s.VAL_IMAGES,
-        s.GROUP,
-        s.MASK_FOREGROUND,
-        s.JPEG_QUALITY,
-        s.NUM_WORKERS,
-        s.SEED,
-        mask_name=s.MASK_NAME,
-        skip_unpaired=s.SKIP_UNPAIRED,
-        mask_ignore=s.MASK_IGNORE,
-        classes=s.CLASSES,
-        image_range=s.IMAGE_RANGE,
+        jpeg_quality=s.JPEG_QUALITY,
+        num_workers=s.NUM_WORKERS,
+        seed=s.SEED,
+        **dataset.shared(s),
     )
     print(f"Training: {_words(done.train, done.train_groups)}, {done.train * 4} with their copies.")
     print(f"Validation: {_words(done.val, done.val_groups)}, as they are.")

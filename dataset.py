@@ -39,35 +39,54 @@ GROUP = reading.CARVANA_GROUP  # pattern of the part of a name that must not sta
 MASK_NAME: str | None = None  # how masks are named: "{}_segmentation", or "{}_*" for several of an image; None: like it
 SKIP_UNPAIRED = False  # leave out images without a mask and masks without an image, instead of refusing them
 
+_SHARED = ("MASK_FOREGROUND", "MASK_IGNORE", "CLASSES", "IMAGE_RANGE", "GROUP", "MASK_NAME", "SKIP_UNPAIRED")
+
 SHEET: str | None = "audit.png"  # where the overlays go; None: nowhere
 IMAGE_SIZE: tuple | None = (320, 480)  # that of training: what of the masks is left at it is told; None: it is not
 
 
+def shared(s):
+    """The constants that all scripts share, of one script's settings `s`, as audit and make_augmented take them."""
+    return {name.lower(): getattr(s, name) for name in _SHARED}
+
+
+def _read(pair, rule, size, span):
+    """The image and the mask of a reading.Pair."""
+    image = read_image(pair.image, size, pair.image_page, span)
+    mask = read_mask(pair.masks, rule, size, pair.mask_page)
+    if mask.shape != image.shape[:2]:
+        sizes = "is {}x{}, and its image {}x{}".format(*mask.shape, *image.shape[:2])
+        raise UnusableFile(pair.mask, sizes, "Give each image a mask of its size")
+    return image, mask
+
+
 class Batch(list):
-    """The items of a batch, as any DataLoader collates them; `whole`: (images, masks), collated already."""
+    """The items of a batch, as any DataLoader collates them; `tensors`: (images, masks), collated already."""
 
 
 _ADDED = ("ignored", "classes", "names", "colours")  # fields of a MaskRule
 
 
 class ImageDataset(Dataset):
-    """Images and masks of two folders.
+    """Images and masks of two folders, which are listed only where `pairs`, reading.Pairs, are not given.
 
-    `ds[i]` is the image, uint8 (H, W, 3) in RGB, and its mask, uint8 (H, W) of {0, 1} or of class indices,
-    masks.IGNORED (255) where a pixel is ignored; or what
-    `transform(image=..., mask=...)`, as of albumentations, makes of them. A transform with a
-    `set_random_seed` is seeded for each item from (seed, epoch, i), whatever worker it runs in.
-    With `image_size` = (height, width) instead, all are resized to it: `ds[i]` is (3, H, W) and (H, W), and
-    a batch is fetched at once: uint8 tensors (n, 3, H, W) in channels_last strides and (n, H, W). Decoded
-    once into arrays on disk (`keep_arrays`), or whenever they are asked for; they are the same, bit for bit.
-    With `crop` = (height, width) as well, items are crops of that size out of images at `image_size` or, without one,
-    at their own: of each image as many as would cover it, drawn anew for each epoch, from (seed, epoch, index). A
-    `crop_foreground` part of them is drawn so that it holds foreground, or a class that the image holds. Images
-    smaller than that are padded by reflection, and the padding is ignored. With `whole` they are not cropped:
-    `ds[i]` is image i as it is, for batches of one.
-    `rule` says how masks are read (masks.MaskRule); by default all of them are asked, with `foreground`, `ignore`
-    and `classes` as in MASK_FOREGROUND, MASK_IGNORE and CLASSES. `span` = (low, high): what of images of more than
-    8 bits becomes 0 ... 255 (reading.read_image). `pairs` holds the files. UserError: what is wrong with them.
+    `ds[i]` is uint8, an image in RGB and its mask of {0, 1} or class indices, masks.IGNORED (255) where a pixel is
+    ignored. Which image and in what shape, by what is given:
+
+    nothing: pair i at its own size, (H, W, 3) and (H, W)
+    transform: what `transform(image=..., mask=...)`, as of albumentations, makes of that. One with a
+        `set_random_seed` is seeded for each item from (seed, epoch, i), whatever worker it runs in.
+    image_size: pair i at this (height, width), (3, H, W) and (H, W). A batch is fetched at once: (n, 3, H, W) in
+        channels_last strides and (n, H, W).
+    crop: a part of this (height, width) of a pair at `image_size` or its own; of each as many as would cover it, drawn
+        anew for each epoch, from (seed, epoch, i). A `crop_foreground` part of them is drawn so that it holds
+        foreground, or a class that the image holds. Smaller images are padded by reflection, the padding is ignored.
+    whole: pair i at `image_size` or its own, (3, H, W) and (H, W), for batches of one
+
+    The last three come out of arrays on disk (`keep_arrays`), decoded once, or are decoded when they are asked for: the
+    same, bit for bit. `rule` (masks.MaskRule) says how masks are read; by default all of them are asked, with
+    `foreground`, `ignore` and `classes` as in MASK_FOREGROUND, MASK_IGNORE and CLASSES. `span` = (low, high): what of
+    images of more than 8 bits becomes 0 ... 255 (reading.read_image). UserError: what is wrong with the files.
     """
 
     def __init__(
@@ -95,6 +114,8 @@ class ImageDataset(Dataset):
         self.rule, self.span = rule, None if span is None else tuple(map(float, span))
         if rule.classes:
             refuse_united_classes(self.pairs)
+        if transform and (crop or whole):
+            raise UserError("A transform makes items itself: crop in it, or give none.")
         self.transform, self.seed = transform, seed
         self.image_size = None if transform or not image_size else tuple(image_size)
         self.crop, self.crop_foreground = crop and tuple(crop), crop_foreground
@@ -134,9 +155,9 @@ class ImageDataset(Dataset):
 
     def pair_of(self, index):
         """The Pair that item `index` is of."""
-        return self.pairs[self._number(index)]
+        return self.pairs[self._pair_number(index)]
 
-    def _number(self, index):
+    def _pair_number(self, index):
         return int(np.searchsorted(self._ends, index, side="right")) if self.crop else index
 
     def __getitem__(self, index):
@@ -146,7 +167,7 @@ class ImageDataset(Dataset):
         return self._item(index)
 
     def __getitems__(self, indices):
-        """The items in a list, which is a Batch but where they are numpy arrays, or a transform's."""
+        """The items: a Batch, or a plain list where they are numpy arrays, or a transform's."""
         if get_worker_info() is not None:
             cv2.setNumThreads(0)  # the other cores have workers of their own; 1 would hang after a fork
         try:
@@ -158,14 +179,14 @@ class ImageDataset(Dataset):
                 raise
             return UserError(str(fault))
         batch = Batch(zip(images, masks))
-        batch.whole = images, masks
+        batch.tensors = images, masks
         return batch
 
     def _batch(self, indices):
         if self.crop:
-            images, masks = map(np.stack, zip(*map(self._drawn, indices)))
+            images, masks = map(np.stack, zip(*map(self._crop_of, indices)))
         elif self.sizes:
-            images, masks = (array[None] for array in map(np.array, self._one(*indices)[:2]))
+            images, masks = (array[None] for array in map(np.array, self._decoded(*indices)[:2]))
         elif self.arrays:
             images, masks = self.arrays.rows(indices)
         else:
@@ -173,16 +194,16 @@ class ImageDataset(Dataset):
             images, masks = map(np.stack, zip(*(_read(pair, self.rule, self.image_size, self.span) for pair in pairs)))
         return torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(masks)
 
-    def _one(self, number):
-        """(image (H, W, 3), mask (H, W), points (C, POINTS)) of a pair; of arrays views, which read what is used."""
+    def _decoded(self, number):
+        """(image (H, W, 3), mask (H, W), points (C, POINTS)) of a pair; with arrays memory-mapped views."""
         if self.arrays:
             return self.arrays.one(number)
         image, mask = _read(self.pairs[number], self.rule, self.image_size, self.span)
         return image, mask, points_of(mask, self.rule) if self.crop else None
 
-    def _drawn(self, index):
+    def _crop_of(self, index):
         """(image (h, w, 3), mask (h, w)) of crop `index` in this epoch."""
-        image, mask, points = self._one(self._number(index))
+        image, mask, points = self._decoded(self._pair_number(index))
         draw = np.random.default_rng([self.seed, int(self._epoch), index])
         corner = draw.integers(0, 1 + np.maximum(0, np.subtract(mask.shape, self.crop)))
         held = np.flatnonzero(points[:, 0] >= 0)
@@ -227,17 +248,13 @@ def points_of(mask, rule):
     """
     labels = range(rule.channels) if rule.classes else (1,)
     points = np.full((len(labels), POINTS), -1, np.int32)
-    for row, label in zip(points, labels):
-        found = np.flatnonzero(mask == label)
-        chosen = np.linspace(0, len(found) - 1, min(len(found), POINTS)).astype(int)
-        row[: len(chosen)] = found[chosen]
+    for place, label in zip(points, labels):
+        ends = np.cumsum([np.count_nonzero(row == label) for row in mask])  # flatnonzero would take 10 bytes a pixel
+        chosen = np.linspace(0, ends[-1] - 1, min(ends[-1], POINTS)).astype(int)
+        for at, (number, row) in enumerate(zip(chosen, np.searchsorted(ends, chosen, side="right"))):
+            found = np.flatnonzero(mask[row] == label)
+            place[at] = row * mask.shape[1] + found[number - ends[row]]  # counted from the row's end
     return points
-
-
-def _read(pair, rule, size, span):
-    """The image and the mask of a reading.Pair."""
-    image = read_image(pair.image, size, pair.image_page, span)
-    return image, read_mask(pair.masks, rule, size, pair.mask_page)
 
 
 # ---- arrays on disk
@@ -273,7 +290,7 @@ class Arrays:
         if self._opened is None:
             try:
                 arrays = _load(self.folder)
-                # The key is read last: the three are moved in as one, so if it is ours, all are.
+                # The key is read last: they are renamed together, so that if it is ours, all are.
                 ours = hashlib.sha256((self.folder / _KEY).read_bytes()).hexdigest() == self._key
             except (OSError, ValueError):
                 ours = False
@@ -348,7 +365,8 @@ def make_arrays(
                     _make(list(zip(pairs, stamps)), how, sizes, folder, key, num_workers, progress)
     except OSError as error:
         why = error.strerror or error
-        print(f"{shown(folder)}: no arrays can be kept here ({why}). Every epoch decodes the files, which is slower.")
+        slow = "Every crop decodes its whole image, which is far slower" if points else "Every epoch decodes the files"
+        print(f"{shown(folder)}: no arrays can be kept here ({why}). {slow}.")
         return None
     return Arrays(folder, key, sizes)
 
@@ -542,9 +560,7 @@ def main(argv=None):
     if s.val_img_dir and not s.val_mask_dir:
         raise UserError("VAL_IMG_DIR has no VAL_MASK_DIR beside it. Give both, or neither.")
     folders = s.img_dir, s.mask_dir, s.val_img_dir, s.val_mask_dir
-    naming = dict(mask_name=s.MASK_NAME, skip_unpaired=s.SKIP_UNPAIRED)
-    meaning = dict(mask_ignore=s.MASK_IGNORE, classes=s.CLASSES, image_range=s.IMAGE_RANGE)
-    report = audit(*folders, s.MASK_FOREGROUND, s.GROUP, sheet=s.SHEET, image_size=s.IMAGE_SIZE, **naming, **meaning)
+    report = audit(*folders, sheet=s.SHEET, image_size=s.IMAGE_SIZE, **shared(s))
     print(report.text())
     report.stop_if_spoiled()
     print("No problems.")

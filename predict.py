@@ -36,7 +36,7 @@ from tqdm import tqdm
 import dataset
 from parts import pictures, reading
 from parts.audit import DARK
-from parts.files import cores, write_text, write_whole
+from parts.files import cores, write_csv, write_whole
 from parts.inference import MIRRORS, make_runner, predict_pictures, stride_of
 from parts.masks import IGNORED, MaskRule, encode_mask, find_mask_rule, name_files, read_mask, resize_mask
 from parts.reading import (
@@ -54,7 +54,7 @@ from parts.reading import (
     shown,
 )
 from parts.recipe import PRECISIONS
-from parts.script import UserError, one_of, refuse_wrong, run, settings_of, sizes, whole
+from parts.script import UserError, one_of, ran_out_of_memory, refuse_wrong, run, settings_of, sizes, whole
 from utils import (
     class_columns,
     class_scores,
@@ -63,6 +63,7 @@ from utils import (
     count_overlap,
     dice_from_counts,
     dice_of_choice,
+    for_sheet,
     iou_from_counts,
     load_network,
     overlap_of,
@@ -93,7 +94,6 @@ _INPUTS = [("inputs", dict(nargs="*", default=[], metavar="INPUT", help="image f
 _ARTICLE_SIZE = (320, 480)  # of the checkpoints that do not tell their size, such as the article's
 _LONGEST_JPEG = 65_500  # pixels, libjpeg's own limit
 _WORST = 10  # images that worst.png shows
-_SHEET_HEIGHT = 480  # pixels, at which they are kept for it
 _BINS = 256  # of probability: thresholds are multiples of 1/256
 _READ_NAMES = {  # of classes: how an exported file is asked for them
     ".onnx": 'session.get_modelmeta().custom_metadata_map["classes"]',
@@ -326,7 +326,7 @@ class Outcome:
 
 
 class Bands:
-    """What of a picture that goes in windows at its own size is kept of its bands, as logits_in_windows gives them.
+    """What of a picture that goes in windows at its own size is kept of its bands, as Runner.bands gives them.
 
     Logits of all classes would be C large planes. `mask`: uint8 (H, W); `maps`: the probabilities, C such planes of
     `bits`, where these are asked for; `broken`: whether some logits are not numbers.
@@ -454,7 +454,8 @@ class Finish:
         if truth.shape != tuple(item.size):
             mask, at_own = self._decided(logits, truth.shape)
         if self.classes:
-            counts = confusion_of(mask, truth, self.classes.channels)
+            pair = (torch.from_numpy(np.ascontiguousarray(it))[None] for it in (mask, truth))
+            counts = count_confusion(*pair, self.classes.channels)
             outcome.counts, outcome.confusion = overlap_of(counts)[0].tolist(), counts[0].numpy()
         else:
             seen = truth != IGNORED if self.rule.ignored else ...  # all of it
@@ -463,9 +464,7 @@ class Finish:
             if self.histogram:
                 outcome.histogram = histogram(at_own[seen], truth[seen])
         if self.show:
-            scale = min(1, _SHEET_HEIGHT / truth.shape[0], 2 * _SHEET_HEIGHT / truth.shape[1])
-            small = tuple(max(1, round(side * scale)) for side in truth.shape)
-            outcome.shown = resize_image(item.extra, small), resize_mask(truth, small), resize_mask(mask, small)
+            outcome.shown = for_sheet(resize_image(item.extra, truth.shape), truth, mask)
 
 
 def _is_dark(picture):
@@ -526,12 +525,6 @@ def class_probabilities(logits, best, bits):
         yield (power(index) * (np.iinfo(kind).max / total)).round().astype(kind)
 
 
-def confusion_of(mask, truth, channels):
-    """count_confusion of one picture, (1, C, C), in pieces, because it needs many bytes a pixel."""
-    pieces = zip(*(torch.from_numpy(np.ascontiguousarray(it)).split(1000) for it in (mask, truth)))
-    return sum(count_confusion(found[None], true[None], channels) for found, true in pieces)
-
-
 # ---- scores at the true masks' own size, and the threshold that makes them best
 
 
@@ -580,12 +573,9 @@ def write_scores(path, names, counts):
     """A CSV file with one line an image, and the means at the bottom. Returns Dice and IoU of each, float (N,)."""
     both, predicted, true = np.array(counts, np.int64).T
     dice, iou = dice_from_counts(both, predicted, true), iou_from_counts(both, predicted, true)
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["image", "dice", "iou", "pixels_in_both", "predicted_pixels", "true_pixels"])
-    writer.writerows([name, f"{d:.6f}", f"{i:.6f}", *row] for name, d, i, row in zip(names, dice, iou, counts))
-    writer.writerow(["mean", f"{dice.mean():.6f}", f"{iou.mean():.6f}", "", "", ""])
-    write_text(path, text.getvalue())
+    rows = [[name, f"{d:.6f}", f"{i:.6f}", *row] for name, d, i, row in zip(names, dice, iou, counts)]
+    rows.append(["mean", f"{dice.mean():.6f}", f"{iou.mean():.6f}", "", "", ""])
+    write_csv(path, ["image", "dice", "iou", "pixels_in_both", "predicted_pixels", "true_pixels"], rows)
     return dice, iou
 
 
@@ -594,15 +584,12 @@ def write_class_scores(path, names, counts, scores):
 
     The means are at the bottom. counts: int64 (N, 3, C), as of overlap_of; scores: their Scores.
     """
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
     columns = class_columns(scores)
-    writer.writerow(["image", "dice", *columns])
     dice, held = dice_from_counts(*np.moveaxis(counts, 1, 0)), counts[:, 1:].any(axis=1)
-    for name, mean, row, there in zip(names, scores.per_image, dice, held):
-        writer.writerow([name, f"{mean:.6f}", *(f"{d:.6f}" if has else "" for d, has in zip(row, there))])
-    writer.writerow(["mean", f"{scores.dice:.6f}", *("" if d is None else f"{d:.6f}" for d in columns.values())])
-    write_text(path, text.getvalue())
+    rows = [[name, mean, *row] for name, mean, row in zip(names, scores.per_image, np.where(held, dice, None))]
+    rows.append(["mean", scores.dice, *columns.values()])
+    rows = [[name, *("" if value is None else f"{value:.6f}" for value in values)] for name, *values in rows]
+    write_csv(path, ["image", "dice", *columns], rows)
 
 
 def tell_scores(folder, scored, confusion, put_through, finish):
@@ -840,7 +827,9 @@ def put_through(s, runner, wanted, finish, label="predict"):
             for outcome in outcomes:
                 bar.update()
                 yield outcome
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not ran_out_of_memory(error):
+                raise
             smaller = f"Lower BATCH_SIZE ({s.BATCH_SIZE}) or WINDOW ({s.WINDOW})."
             raise UserError(f"The device has run out of memory. {smaller}") from error
 

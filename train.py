@@ -8,8 +8,6 @@
 Leaves checkpoint.pth (the last), best.pth (the highest Dice), saved_images/, history.csv and curves.png.
 """
 
-import csv
-import io
 import shlex
 import sys
 import time
@@ -23,12 +21,13 @@ from tqdm import tqdm
 import dataset
 from parts import encoders, pictures, processes, reading, recipe
 from parts.audit import audit
-from parts.files import remove_leftovers, sole_writer, stamp, write_text
+from parts.files import remove_leftovers, sole_writer, stamp, write_csv
 from parts.script import (
     Terminated,
     UserError,
     number,
     one_of,
+    ran_out_of_memory,
     refuse_wrong,
     run,
     settings_of,
@@ -73,8 +72,8 @@ SKIP_UNPAIRED = dataset.SKIP_UNPAIRED  # leave out images without a mask and mas
 IMAGE_RANGE: tuple | str | None = dataset.IMAGE_RANGE  # of 16-bit and float images; "auto", or (low, high)
 IMAGE_SIZE: tuple | None = (320, 480)  # height and width of training; higher finds finer edges; None with CROP: own
 CROP: tuple | None = None  # train on crops of this size: for what is small beside its picture
-CROP_FOREGROUND = 0.33  # share of the crops that are drawn so that they hold foreground, or one of the classes
-ARRAYS = True  # decode once into arrays on disk; False decodes in every epoch
+CROP_FOREGROUND = 0.33  # share of an image's crops that are drawn so that they hold foreground, or one of its classes
+ARRAYS = True  # decode once into arrays on disk; False decodes in every epoch, with CROP for every crop
 NUM_WORKERS = 2  # processes that decode where there are no arrays; arrays need none
 PIN_MEMORY = True  # page-locked batches, which CUDA copies in the background
 FEATURES = (64, 128, 256, 512)  # channels of each level; more levels see more of the picture
@@ -127,33 +126,33 @@ def train_fn(loader, model, optimizer, loss_fn, scaler, schedule, epoch, s, dtyp
     """
     model.train()
     device, smallest = next(model.parameters()).device, getattr(model, "module", model).smallest
-    labels = s.CLASSES is not None or s.MASK_IGNORE is not None or s.CROP is not None  # whose padding is ignored
+    labels = s.CLASSES is not None or s.MASK_IGNORE is not None or s.CROP is not None  # crops pad with IGNORED
     batches = len(loader)
     losses, looked, total, waited = [], 0, 0.0, 0.0
     done = torch.cuda.Event() if device.type == "cuda" else None  # the device has caught up with the last step
     begin = asked = time.perf_counter()
     for index, (images, masks) in enumerate(loader):
         stop_if_asked()
-        if done is None or done.query():  # else the device was at work, and waited for nothing
+        if done is None or done.query():  # else the device was still at work, and nothing waited for data
             waited += time.perf_counter() - asked
-        place = index % s.ACCUMULATE  # in its step
-        group = min(s.ACCUMULATE, batches - (index - place))  # the last step of an epoch may have fewer batches
+        in_step = index % s.ACCUMULATE
+        of_step = min(s.ACCUMULATE, batches - (index - in_step))  # the last step of an epoch may have fewer batches
         step = epoch * schedule.steps_per_epoch + index // s.ACCUMULATE
         images, targets = to_device(images, device), targets_of(masks, device, labels)
         draws = recipe.named_generator(s.SEED, epoch, index, processes.rank())
         images, targets = recipe.vary_batch(images, targets, s.FLIP, s.COLOR_JITTER, draws)
         factor = recipe.size_factor(step / schedule.total, s.HALF_SIZE)
-        if s.HALF_SIZE:
-            torch.backends.cudnn.benchmark = factor == 1
+        if s.HALF_SIZE:  # of which the sizes between come up a few times each
+            torch.backends.cudnn.benchmark = factor in (1, recipe.size_factor(0, s.HALF_SIZE))
         images, targets = recipe.shrink_batch(images, targets, factor, smallest)
 
         # forward in mixed precision, backward
-        with processes.synchronised(model, last=place == group - 1):
+        with processes.synchronised(model, last=in_step == of_step - 1):
             with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
                 predictions = model(images)
             loss = loss_fn(predictions.float(), targets)
-            scaler.scale(loss / group).backward()
-        if place == group - 1:
+            scaler.scale(loss / of_step).backward()
+        if in_step == of_step - 1:
             schedule.before_step(step)
             if s.CLIP_GRADIENT:
                 scaler.unscale_(optimizer)
@@ -197,7 +196,21 @@ def main(argv=None):
         size = s.CROP or s.IMAGE_SIZE  # of what the network trains on
         if device.type == "cpu":
             processes.keep_freed_memory()
+        # Here the files are listed, paired and looked at; the loaders take the pairs from the report.
         report = processes.first(lambda: look_at_data(s, output))
+
+        torch.manual_seed(s.SEED)
+        torch.backends.cudnn.benchmark = True  # tries its kernels once for each size
+        channels = dict(in_channels=3, out_channels=report.rule.channels)
+        architecture = dict(**channels, features=list(s.FEATURES), encoder=s.ENCODER)
+        model = encoders.build_network(**architecture)
+        if min(size) < (smallest := model.smallest * (2 if s.HALF_SIZE else 1)):
+            what = "CROP" if s.CROP else "IMAGE_SIZE"
+            raise UserError(f"{what} is too small: the network's poolings need at least {smallest} {smallest}.")
+        if s.PRETRAINED and not s.LOAD_MODEL:
+            load_pretrained(s.PRETRAINED, model, report.rule)
+        elif s.ENCODER and s.ENCODER_WEIGHTS and not s.LOAD_MODEL:
+            load_encoder_weights(model, s.ENCODER, s.ENCODER_WEIGHTS)
         train_loader, val_loader = get_loaders(
             s.TRAIN_IMG_DIR,
             s.TRAIN_MASK_DIR,
@@ -214,20 +227,7 @@ def main(argv=None):
             arrays=s.ARRAYS,
             output_dir=output,
         )
-
-        torch.manual_seed(s.SEED)
-        torch.backends.cudnn.benchmark = not s.HALF_SIZE  # tries its kernels once, where the size stays the same
-        channels = dict(in_channels=3, out_channels=report.rule.channels)
-        architecture = dict(**channels, features=list(s.FEATURES), encoder=s.ENCODER)
-        model = encoders.build_network(**architecture)
-        if min(size) < (smallest := model.smallest * (2 if s.HALF_SIZE else 1)):
-            what = "CROP" if s.CROP else "IMAGE_SIZE"
-            raise UserError(f"{what} is too small: the network's poolings need at least {smallest} {smallest}.")
         refuse_one_pixel(s, size, model.smallest, train_loader)
-        if s.PRETRAINED and not s.LOAD_MODEL:
-            load_pretrained(s.PRETRAINED, model, report.rule)
-        elif s.ENCODER and s.ENCODER_WEIGHTS and not s.LOAD_MODEL:
-            load_encoder_weights(model, s.ENCODER, s.ENCODER_WEIGHTS)
         model = model.to(device) if device.type == "mps" else model.to(device, memory_format=torch.channels_last)
         loss_fn = recipe.Loss(s.LOSS)
         optimizer = recipe.make_optimizer(model, s.OPTIMIZER, s.LEARNING_RATE, s.WEIGHT_DECAY)
@@ -337,11 +337,13 @@ def settle_crop(s):
             f"CROP with HALF_SIZE = {s.HALF_SIZE}: half a crop's size is another scale than that of prediction. Set "
             "HALF_SIZE = 0 (--half-size 0)."
         )
-    if s.IMAGE_SIZE and any(crop >= side for crop, side in zip(s.CROP, s.IMAGE_SIZE)):
-        s.IMAGE_SIZE = None
     crops = "Crops of {}x{} are cut out of images ".format(*s.CROP)
     if s.IMAGE_SIZE is None:
         return crops + "at their own size."
+    left = [side - crop for crop, side in zip(s.CROP, s.IMAGE_SIZE)]
+    if min(left) < 0 or not any(left):
+        why, s.IMAGE_SIZE = f"IMAGE_SIZE = {tuple(s.IMAGE_SIZE)} leaves nothing to cut", None
+        return crops + f"at their own size ({why})."
     return crops + "of {}x{} (IMAGE_SIZE; set it to None for images at their own size).".format(*s.IMAGE_SIZE)
 
 
@@ -355,17 +357,11 @@ def look_at_data(s, output):
             raise UserError(f"{folder}: no images here.\n{reading.HOW_TO_GET_CARVANA}")
     report = audit(
         *folders,
-        mask_foreground=s.MASK_FOREGROUND,
-        group=s.GROUP,
         image_size=s.IMAGE_SIZE,
         sheet=output / "saved_images" / "audit.png",
         cache=arrays_folder(s.TRAIN_IMG_DIR, output) / "audit.json",
-        mask_name=s.MASK_NAME,
-        skip_unpaired=s.SKIP_UNPAIRED,
         apart=[output],
-        mask_ignore=s.MASK_IGNORE,
-        classes=s.CLASSES,
-        image_range=s.IMAGE_RANGE,
+        **dataset.shared(s),
     )
     print(report.text())
     report.stop_if_spoiled()
@@ -425,12 +421,6 @@ def write_history(folder, history):
     pictures.draw_curves(history, folder / "curves.png")
 
 
-def write_csv(path, columns, rows):
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([columns, *rows])
-    write_text(path, text.getvalue())
-
-
 @contextmanager
 def ending_in_words(s, argv):
     """Out of memory is told with what to turn, a worker's death, and with a run's stop the command that goes on."""
@@ -438,10 +428,10 @@ def ending_in_words(s, argv):
     before = stamp(checkpoint)
     try:
         yield
-    except torch.OutOfMemoryError as error:
-        size = (s.CROP, s.ACCUMULATE, "CROP") if s.CROP else (s.IMAGE_SIZE, s.ACCUMULATE)
-        raise UserError(recipe.out_of_memory_message(error, s.BATCH_SIZE, *size)) from error
-    except (RuntimeError, OSError):
+    except (RuntimeError, OSError) as error:
+        if ran_out_of_memory(error):
+            size = (s.CROP, s.ACCUMULATE, "CROP") if s.CROP else (s.IMAGE_SIZE, s.ACCUMULATE)
+            raise UserError(recipe.out_of_memory_message(error, s.BATCH_SIZE, *size)) from error
         if not Loader.worker_killed:
             raise
         raise UserError(

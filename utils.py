@@ -7,22 +7,22 @@ import pickle
 import urllib.error
 import zipfile
 from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing.connection import wait
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch.utils.data import DataLoader, Sampler, default_collate, get_worker_info
 
 from dataset import Batch, ImageDataset
 from parts import pictures, processes
 from parts.encoders import build_network
-from parts.files import copy_whole, write_whole
-from parts.inference import Runner
-from parts.masks import IGNORED, MaskRule, find_mask_rule, resize_mask
+from parts.files import copy_whole, each, write_whole
+from parts.inference import Runner, pixels_in_windows
+from parts.masks import IGNORED, MaskRule, find_mask_rule, read_mask, resize_mask
 from parts.reading import image_size as size_of
-from parts.reading import pair_files
+from parts.reading import pair_files, resize_image
 from parts.recipe import as_written
 from parts.script import UserError
 
@@ -62,7 +62,7 @@ def get_loaders(
     listed, and all the masks are asked what they mean, with `foreground`, `ignore` and `classes` as in
     MASK_FOREGROUND, MASK_IGNORE and CLASSES, and images are read with `span`, (low, high) as in IMAGE_RANGE.
     With `crop` = (height, width), training gets crops (ImageDataset), out of images at `image_size` or, where that is
-    None, at their own; validation gets whole images, in batches of one where sizes differ, as few of them as
+    None, at their own; validation gets whole images, in batches of one where sizes differ, as many of them as
     `affordable` says. A last training batch that is not full is left out: every epoch leaves out other images.
     UserError tells what is wrong with the files.
     """
@@ -78,7 +78,7 @@ def get_loaders(
     for (image_dir, mask_dir), pairs, shuffle in zip(folders, sides, (True, False)):
         if crop:
             options |= dict(crop=crop, crop_foreground=crop_foreground) if shuffle else dict(crop=None, whole=True)
-            pairs = pairs if shuffle else affordable(pairs, loaders[0].dataset, image_size)
+            pairs = pairs if shuffle else affordable(pairs, loaders[0].dataset, image_size, rule)
         data = ImageDataset(image_dir, mask_dir, transform, pairs=pairs, **options)
         if arrays and transform is None:
             _keep_arrays(data, Path(image_dir), Path(output_dir))
@@ -86,7 +86,7 @@ def get_loaders(
             data,
             batch_size=1 if data.sizes and not data.crop else batch_size,
             sampler=EpochSampler(data, shuffle, seed),
-            num_workers=0 if data.arrays else num_workers,  # a slice is had sooner than handed over
+            num_workers=0 if data.arrays else num_workers,  # a slice is read sooner than passed on
             pin_memory=pin_memory and torch.cuda.is_available(),
             drop_last=shuffle and len(data) >= batch_size * processes.world_size(),
         )
@@ -94,29 +94,45 @@ def get_loaders(
     return tuple(loaders)
 
 
-def affordable(pairs, training, image_size):
-    """Those validation pairs that an epoch of crops leaves time for: all, or every second, third ... one.
+def affordable(pairs, training, image_size, rule):
+    """Those validation pairs that an epoch of crops leaves time for: all, or a few that are drawn once and for all.
 
-    Scoring them may take a fifth of the time that training takes: a pixel that is scored costs a third of one that is
-    trained on, and windows overlap by a third. It goes by pixels, not by a clock, so that a run that is resumed
-    scores the same images; and this is said.
+    Scoring and drawing them may take about a fifth of the time that training takes; a pixel that is scored costs a
+    third of one that is trained on. It goes by pixels, not by a clock, so that a run that is resumed scores the same
+    images. Among them is one with foreground, or one of each class, if there are any; and this is said.
     """
     sizes = [image_size] * len(pairs) if image_size else [size_of(pair.image, pair.image_page) for pair in pairs]
-    pixels = sum(height * width for height, width in sizes) * 4 / 3 / 3
-    every = math.ceil(pixels / (len(training) * math.prod(training.crop) / 5))
-    if every > 1 and processes.rank() == 0:
+    order = np.random.default_rng(0).permutation(len(pairs))
+    costs = np.array([pixels_in_windows(size) for size in sizes])[order].cumsum()
+    counts = np.arange(1, len(pairs) + 1)
+    again = np.minimum(counts, 4) + np.minimum(counts, 12)  # images that saved_images/ shows are predicted once more
+    few = np.count_nonzero(costs * (1 + again / counts) / 3 <= len(training) * math.prod(training.crop) / 5)
+    if few == len(pairs):
+        return pairs
+    holds = np.array(list(each(partial(_holds, rule=rule, size=image_size), [pairs[index] for index in order])))
+    chosen = {int(places.argmax()) for places in holds.T if places.any()}
+    chosen |= set(range(max(few, 1) - len(chosen)))
+    if processes.rank() == 0:
         print(
-            f"Scoring all {len(pairs)} validation images would take longer than a fifth of an epoch: one of every "
-            f"{every} is scored, the same ones each time. predict.py --masks scores all."
+            f"To score all {len(pairs)} validation images would take longer than a fifth of an epoch: {len(chosen)} of "
+            "them are scored, the same ones each time. predict.py --masks scores all."
         )
-    return pairs[::every]
+    return [pairs[index] for index in sorted(order[list(chosen)])]
+
+
+def _holds(pair, rule, size):
+    """Of each class, or of the foreground alone, whether a pair's mask has it."""
+    mask = read_mask(pair.masks, rule, size, pair.mask_page)
+    return [bool((mask == label).any()) for label in (range(rule.channels) if rule.classes else (1,))]
 
 
 def _keep_arrays(data, image_dir, output_dir):
     """Process 0 makes the arrays, then all open them."""
     beside = arrays_folder(image_dir, output_dir)
     size = "{}x{}".format(*data.image_size) if data.image_size else "own"
-    folder = beside / f"{image_dir.name}-{size}{'-crops' * bool(data.crop)}"
+    # In OUTPUT_DIR, train/images and val/images would both be images
+    name = image_dir.name if beside.parent == image_dir.parent else "-".join(image_dir.absolute().parts[-2:])
+    folder = beside / f"{name}-{size}{'-crops' * bool(data.crop)}"
     if processes.first(lambda: data.keep_arrays(folder)) and processes.rank():
         data.keep_arrays(folder, progress=False)  # on another machine, which makes its own
 
@@ -159,7 +175,7 @@ class Loader(DataLoader):
 def _collate(batch):
     if isinstance(batch, UserError):
         return batch
-    return batch.whole if isinstance(batch, Batch) else default_collate(batch)
+    return batch.tensors if isinstance(batch, Batch) else default_collate(batch)
 
 
 def _return_faults(worker):
@@ -248,6 +264,8 @@ def targets_of(masks, device, labels=False):
 
 # ---- accuracy
 
+_COUNTED = 2**22  # pixels of an image that are counted at once: each takes 24 bytes then
+
 
 @dataclass
 class Scores:
@@ -302,9 +320,10 @@ def count_confusion(predictions, truths, classes):
 
     Where the true label is none of the `classes`, which IGNORED is not, a pixel counts nowhere.
     """
-    pairs = (truths.long() * classes + predictions).flatten(1)
-    counts = torch.zeros(len(pairs), 256 * classes, dtype=torch.int64, device=pairs.device)
-    counts.scatter_add_(1, pairs, pairs.new_ones(()).expand_as(pairs))  # unlike bincount, it does not wait for a GPU
+    counts = torch.zeros(len(truths), 256 * classes, dtype=torch.int64, device=truths.device)
+    for part, found in zip(truths.flatten(1).split(_COUNTED, 1), predictions.flatten(1).split(_COUNTED, 1)):
+        pairs = part.long() * classes + found
+        counts.scatter_add_(1, pairs, pairs.new_ones(()).expand_as(pairs))  # which, unlike bincount, waits for no GPU
     return counts[:, : classes**2].reshape(-1, classes, classes)
 
 
@@ -424,22 +443,24 @@ def _labels(images, model, device, dtype, whole=False):
     `whole` images are of any size, and run in windows.
     """
     if whole:
+        cudnn, tries = torch.backends.cudnn, torch.backends.cudnn.benchmark
+        cudnn.benchmark = False  # it would try its kernels for every size anew
         with as_written(model):
-            return _labels_in_windows(images, Runner(model, device, dtype))
+            labels = _labels_in_windows(images, Runner(model, device, dtype))
+        cudnn.benchmark = tries
+        return labels
     with as_written(model), torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
         logits = model(to_device(images, device))
     return logits.argmax(1, keepdim=True) if logits.shape[1] > 1 else logits > 0, logits.shape[1]
 
 
 def _labels_in_windows(images, runner):
-    labels = np.empty((len(images), 1, *images.shape[2:]), np.uint8 if runner.channels > 1 else bool)
+    kind = torch.uint8 if runner.channels > 1 else torch.bool
+    labels = torch.empty(len(images), 1, *images.shape[2:], dtype=kind, device=runner.device)
     for image, found in zip(images.permute(0, 2, 3, 1).numpy(), labels[:, 0]):
-
-        def take(top, logits, found=found):
+        for top, logits in runner.bands(image):
             found[top : top + logits.shape[1]] = logits.argmax(0) if runner.channels > 1 else logits[0] > 0
-
-        runner.logits_in_windows(image, take=take)
-    return torch.from_numpy(labels).to(runner.device), runner.channels
+    return labels, runner.channels
 
 
 def class_table(scores, most=20):
@@ -484,46 +505,39 @@ def _in_order(loader):
     """`loader` itself where it gives every image of its dataset once and in order, else one that does."""
     if isinstance(loader.sampler, EpochSampler) and not loader.sampler.shuffle:
         return loader
-    return DataLoader(
-        loader.dataset,
-        batch_size=loader.batch_size,
-        sampler=EpochSampler(loader.dataset, shuffle=False),
-        num_workers=loader.num_workers,
-        collate_fn=loader.collate_fn,
-        worker_init_fn=loader.worker_init_fn,
-        generator=torch.Generator(),
+    own = {}  # a Loader has these already
+    if not isinstance(loader, Loader):
+        own = dict(collate_fn=loader.collate_fn, worker_init_fn=loader.worker_init_fn, generator=torch.Generator())
+    sampler = EpochSampler(loader.dataset, shuffle=False)
+    return type(loader)(
+        loader.dataset, batch_size=loader.batch_size, sampler=sampler, num_workers=loader.num_workers, **own
     )
 
 
 def symptom(scores):
     """What scores that cannot be right point to, in words, or None."""
+    held = f"though the masks hold {100 * scores.true_share:.1f} %"
     if scores.classes:
         names, confusion = scores.classes["names"], np.array(scores.classes["confusion"])
-        given, held = np.flatnonzero(confusion.sum(0)), np.flatnonzero(confusion.sum(1))
-        if len(given) == 1 < len(held):
-            return (
-                f"Every pixel of the validation images is predicted as {names[given[0]]}, though the masks hold "
-                f"{len(held)} classes, and {100 * scores.true_share:.1f} % of that one. In the first epochs this may "
-                "pass. If it stays: look at the overlays of the audit (do the masks lie on their objects?), then "
-                "lower LEARNING_RATE."
-            )
+        given, there = np.flatnonzero(confusion.sum(0)), np.flatnonzero(confusion.sum(1))
+        if not len(given) == 1 < len(there):
+            return None
+        what = f"predicted as {names[given[0]]}, {held} of it, and {len(there)} classes in all"
+    elif scores.predicted_share == 0 < scores.true_share:
+        what = f"predicted as background, {held} of foreground"
+    elif scores.predicted_share == 1 > scores.true_share:
+        what = f"predicted as foreground, {held} of it"
+    else:
         return None
-    if scores.true_share > 0 and scores.predicted_share == 0:
-        return (
-            f"No pixel of the validation images is predicted as foreground, though the masks hold "
-            f"{100 * scores.true_share:.1f} %. In the first epochs this may pass. If it stays: look at the "
-            "overlays of the audit (do the masks lie on their objects?), then lower LEARNING_RATE."
-        )
-    if scores.true_share < 1 and scores.predicted_share == 1:
-        return (
-            f"Every pixel is predicted as foreground, though the masks hold {100 * scores.true_share:.1f} %. "
-            "If it stays: look at the overlays of the audit (is foreground what you mean by it?), then lower "
-            "LEARNING_RATE."
-        )
-    return None
+    return (
+        f"Every pixel of the validation images is {what}. In the first epochs this may pass. If it stays: look at "
+        "the overlays of the audit (do the masks lie on what is meant?), then lower LEARNING_RATE."
+    )
 
 
 # ---- predictions to look at
+
+_SHEET_HEIGHT = 480  # pixels, at which images are kept for a sheet
 
 
 @torch.no_grad()
@@ -568,20 +582,26 @@ def save_examples(loader, model, scores, epoch, folder="saved_images/", count=6,
     count = min(count, total)
     fixed = [round((place + 0.5) * total / count - 0.5) for place in range(count)]  # spread over the set
     worst = np.argsort(scores.per_image, kind="stable")[:count].tolist()
-    rule = rule_of(loader)
+    rule, whole, seen = rule_of(loader), getattr(loader.dataset, "whole", False), {}
     classes = pictures.classes_of(rule)
     for name, indices in (("examples", fixed), ("worst", worst)):
-        shown, truths, found = [], [], []
-        for batch in [[index] for index in indices] if getattr(loader.dataset, "sizes", None) else [indices]:
+        for batch in [[index] for index in indices if index not in seen] if whole else [indices]:
             images, masks = loader.collate_fn(loader.dataset.__getitems__(batch))
-            shown += list(_for_eyes(images))
-            truths += list(_truths(masks, rule).numpy())
-            found += list(predict(images, model, device, dtype, getattr(loader.dataset, "whole", False)).numpy())
+            found = predict(images, model, device, dtype, whole).numpy()
+            seen |= zip(batch, map(for_sheet, _for_eyes(images), _truths(masks, rule).numpy(), found))
+        shown, truths, found = zip(*(seen[index] for index in indices))
         captions = [f"{loader.dataset.pairs[i].name}  Dice {scores.per_image[i]:.4f}" for i in indices]
         sheet = pictures.examples_sheet(shown, truths, found, captions, f"{name}, epoch {epoch}", classes=classes)
         pictures.save_image(folder / f"{name}.png", sheet)
         if name == "examples":
             _save_strip(folder, shown[0], truths[0], found[0], epoch, scores.per_image[indices[0]], classes)
+
+
+def for_sheet(image, *masks):
+    """An image (H, W, 3) and masks (H, W) of it, no larger than their sheet needs: photographs would fill memory."""
+    scale = min(1, _SHEET_HEIGHT / image.shape[0], 2 * _SHEET_HEIGHT / image.shape[1])
+    size = tuple(max(1, round(side * scale)) for side in image.shape[:2])
+    return (resize_image(image, size), *(resize_mask(mask, size) for mask in masks)) if scale < 1 else (image, *masks)
 
 
 def _save_strip(folder, image, truth, prediction, epoch, dice, classes):
@@ -596,16 +616,10 @@ def _save_strip(folder, image, truth, prediction, epoch, dice, classes):
     frames = [frames[i] for i in sorted(set(np.linspace(0, len(frames) - 1, 8).round().astype(int)))]
     named = [frame.stem.split("_") for frame in frames]
     captions = [f"epoch {int(number)}, Dice {dice}" for number, dice in named]
-    masks = [_load_labels(frame) if classes else pictures.load_mask(frame) for frame in frames]
+    masks = [pictures.load_mask(frame, classes) for frame in frames]
     # An earlier IMAGE_SIZE may have been another one
     masks = [mask if mask.shape == truth.shape else resize_mask(mask, truth.shape) for mask in masks]
     pictures.save_image(folder / "strip.png", pictures.strip(image, truth, masks, captions, classes=classes))
-
-
-def _load_labels(path):
-    """The mask (H, W) of a picture that holds the indices of classes."""
-    with Image.open(path) as picture:
-        return np.asarray(picture.convert("L"))
 
 
 def _truths(masks, rule):

@@ -122,10 +122,8 @@ def train(side, folder, args, device, minutes, weights=None):
     places = [folder / name for name in FOLDERS]
     keywords = dict(image_size=s.IMAGE_SIZE, crop=s.CROP, report=Report(*pairs, rule), seed=s.SEED)
     loader, _ = utils.get_loaders(*places, s.BATCH_SIZE, 0, s.PIN_MEMORY, **keywords)
-    trial = Ours(device, s, 40, 1)
-    clocked(trial, Part(endless(loader), 4), device)
-    trial = Ours(device, s, 40, 1)
-    seconds, count = clocked(trial, Part(endless(loader), 40), device)
+    for _ in range(2):  # every size is slower the first time
+        seconds, count = clocked(Ours(device, s, 40, 1), Part(endless(loader), 40), device)
     steps = max(1, int(MARGIN * 60 * minutes / (seconds / count)))
     runner = Ours(device, s, steps, 1)
     if weights:

@@ -173,11 +173,18 @@ def batch_for(o, size=None):
     return (images.pin_memory(), masks.pin_memory()) if o.cuda else (images, masks)
 
 
-def our_side(o, options=None, compiled=True, **constants):
-    """Ours of sides.py, compiled with inductor's `options`; not compiled in a rehearsal, where it would be long."""
-    side = Ours(o.device, settings_for(o, **constants), 1, 10**6)
+def our_side(o, report, options=None, compiled=True, tries=True):
+    """Ours of sides.py, compiled with inductor's `options`; not compiled in a rehearsal, where it would be long.
+
+    A compiler that fails is told, and the side then runs as it is written.
+    """
+    side = Ours(o.device, settings_for(o), 1, 10**6, tries=tries)
     if compiled and o.cuda:
         side.network.compile(options=options)
+        with report.part("the compiler"):
+            side.steps([batch_for(o)])
+            return side
+        side = Ours(o.device, settings_for(o), 1, 10**6, tries=tries)
     return side
 
 
@@ -303,7 +310,7 @@ def whole_run(o, report):
 def stop_and_resume(o, report):
     """SIGTERM in the second epoch or later, and going on to the end."""
     epochs, name = 12, "resume"
-    words = flags_of(o, name, size=o.few, features=o.few_features, epochs=epochs)
+    words = flags_of(o, name, size=o.few, features=o.few_features, epochs=epochs, COMPILE=False)
     command = [sys.executable, str(ROOT / "train.py"), *words]
     with tempfile.TemporaryFile("w+") as file:
         run = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, cwd=ROOT)
@@ -325,31 +332,32 @@ def stop_and_resume(o, report):
     report.check("resumed", good, f"{len(rows)} epochs, " + (last_words(printed) if status else "status 0"))
 
 
-def speed(o, report):
-    """Training steps, the sides in turn; each with its share of the bfloat16 product."""
-    cudnn, repeats = torch.backends.cudnn, [batch_for(o)] * o.steps
-    makers = {"article": lambda: Article(o.device), "eager": lambda: our_side(o, compiled=False)}
+def speed(o, report, tries=True):
+    """Training steps, the sides in turn; each with its share of the bfloat16 product.
+
+    `tries`: whether cuDNN tries its kernels for ours. What it has chosen it keeps, so each way has its own process.
+    """
+    repeats = [batch_for(o)] * o.steps
+    makers = {"article": lambda: Article(o.device)} if tries else {}
+    makers["eager"] = lambda: our_side(o, report, compiled=False, tries=tries)
     if o.cuda:
-        makers |= {"compiled": lambda: our_side(o), "layout": lambda: our_side(o, LAYOUT)}
-    built, own = {}, {}
+        makers["compiled"] = lambda: our_side(o, report, tries=tries)
+        makers["compiled, layout"] = lambda: our_side(o, report, LAYOUT, tries=tries)
+    sides, own = {}, {}
     for name, make in makers.items():
         with report.part(name):
-            cudnn.benchmark = False
             before, start = torch.cuda.memory_allocated() if o.cuda else 0, time.perf_counter()
             side = make()
             clocked(side, repeats[:3], o.device)
-            built[name], own[name] = side, (torch.cuda.memory_allocated() if o.cuda else 0) - before
+            sides[name], own[name] = side, (torch.cuda.memory_allocated() if o.cuda else 0) - before
             print(f"  {name}: ready after {time.perf_counter() - start:.1f} s", flush=True)
-    sides = {name: (name, False) for name in built}
-    with_benchmark = {"eager+cudnn": "eager", "cudnn.benchmark": "compiled", "both": "layout"}
-    sides |= {name: (of, True) for name, of in with_benchmark.items() if of in built}
     speeds, memory, peak = {name: [] for name in sides}, {}, 0.0
-    for lap in range(-1, o.rounds):  # the first tries cuDNN's kernels, and does not count
-        for name, (of, cudnn.benchmark) in sides.items():
+    for lap in range(-1, o.rounds):  # the first does not count
+        for name, side in sides.items():
             if o.cuda:
                 torch.cuda.reset_peak_memory_stats()
-                others = torch.cuda.memory_allocated() - own[of]
-            seconds, count = clocked(built[of], repeats, o.device)
+                others = torch.cuda.memory_allocated() - own[name]
+            seconds, count = clocked(side, repeats, o.device)
             memory[name] = (torch.cuda.max_memory_allocated() - others) / 2**30 if o.cuda else 0.0
             if lap >= 0:
                 speeds[name].append(count * o.batch / seconds)
@@ -367,8 +375,7 @@ def speed(o, report):
 
 def hidden_waits(o, report):
     """Synchronisations in 40 steps, slow copies, the device's idle share and its longest kernels."""
-    side, batches = our_side(o, LAYOUT), [batch_for(o)] * (40 if o.cuda else 4)
-    torch.backends.cudnn.benchmark = True
+    side, batches = our_side(o, report, LAYOUT), [batch_for(o)] * (40 if o.cuda else 4)
     clocked(side, batches, o.device)
     if o.cuda:
         with warnings.catch_warnings(record=True) as caught:
@@ -561,14 +568,18 @@ def group_of_one(o, report):
 def epoch(o, report):
     """An epoch over arrays beside the same number of bare steps; then what an epoch ends with."""
     train_loader, val_loader = noise_loaders(o)
-    side = our_side(o, LAYOUT)
-    torch.backends.cudnn.benchmark = True
+    side = our_side(o, report, LAYOUT)
     repeats = [batch_for(o)] * len(train_loader)
     clocked(side, repeats[:25], o.device)
     bare, whole = [], []
     for _ in range(2):
         bare.append(clocked(side, repeats, o.device)[0])
         whole.append(clocked(side, train_loader, o.device)[0])
+    start = time.perf_counter()
+    count = sum(1 for _ in train_loader)
+    gathered, step = (1000 * it / count for it in (time.perf_counter() - start, min(bare)))
+    words = f"{gathered:.2f} ms of the CPU's a batch, gathered and pinned, while a step takes {step:.2f}"
+    report.figure("loader", words, gathered=gathered, step=step)
     ratio = min(whole) / min(bare)
     words = f"{min(whole):.2f} s over arrays, {min(bare):.2f} s of bare steps: {ratio:.3f}"
     report.figures["epoch"] = dict(arrays=whole, bare=bare)
@@ -694,7 +705,7 @@ def race(o, report):
 SECTIONS = {
     "ceilings": (ceilings, 60, True),
     "data": (data, 90, True),
-    "product": (whole_run, 200, False),
+    "product": (whole_run, 200, True),  # alone, so that it fills the compiler's cache for the others
     "settings": (settings, 240, False),
     "numbers": (numbers, 200, False),
     "resume": (stop_and_resume, 200, False),
@@ -704,6 +715,7 @@ SECTIONS = {
     "epoch": (epoch, 100, True),
     "convolutions": (convolutions, 60, True),
     "predict": (predicting, 100, True),
+    "untried": (partial(speed, tries=False), 100, True),
     "race": (race, 420, True),
 }
 

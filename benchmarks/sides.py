@@ -39,6 +39,7 @@ class Article:
     def steps(self, batches):
         """Trains on uint8 batches; returns how many there were."""
         give_freed_memory_back()
+        torch.backends.cudnn.benchmark = False
         self.network.train()
         count = 0
         for images, masks in batches:
@@ -103,10 +104,15 @@ def give_freed_memory_back():
 
 
 class Ours:
-    """What train.py does, as many steps at a time as are asked for: an epoch of its own to train_fn."""
+    """What train.py does, as many steps at a time as are asked for: an epoch of its own to train_fn.
 
-    def __init__(self, device, s, steps_per_epoch, epochs, compiled_for=None, channels=1):
-        self.s, self.epoch = s, 0
+    `tries`: whether cuDNN tries its kernels, as train.py has it. What it has chosen for a shape, either way, it keeps
+    for the whole process, so that the two must not be compared in one.
+    """
+
+    def __init__(self, device, s, steps_per_epoch, epochs, compiled_for=None, channels=1, tries=True):
+        self.s, self.epoch, self.tries = s, 0, tries
+        torch.backends.cudnn.benchmark = tries
         torch.manual_seed(s.SEED)
         self.network = build_network(3, channels, s.FEATURES, s.ENCODER).to(device, memory_format=torch.channels_last)
         optimizer = recipe.make_optimizer(self.network, s.OPTIMIZER, s.LEARNING_RATE, s.WEIGHT_DECAY)
@@ -114,15 +120,17 @@ class Ours:
         scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
         schedule = recipe.Schedule(optimizer, s.SCHEDULE, steps_per_epoch, epochs, s.WARMUP, s.PLATEAU_PATIENCE)
         self.parts = optimizer, recipe.Loss(s.LOSS), scaler, schedule
-        if compiled_for:
-            recipe.compile_or_not(self.network, compiled_for, self.dtype, s.HALF_SIZE)
         self.trained = processes.wrap(self.network, device, s.SYNC_BATCHNORM)
+        if compiled_for:
+            with processes.synchronised(self.trained, last=False):
+                recipe.compile_or_not(self.trained, compiled_for, self.dtype, s.HALF_SIZE)
         self.on_cpu = device.type == "cpu"
 
     def steps(self, batches):
         """Trains on a sized collection of uint8 batches, as large at every call."""
         if self.on_cpu:
             processes.keep_freed_memory()
+        torch.backends.cudnn.benchmark = self.tries
         train.train_fn(batches, self.trained, *self.parts, self.epoch, self.s, self.dtype)
         self.epoch += 1
         return len(batches)

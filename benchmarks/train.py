@@ -154,7 +154,7 @@ def race(side, device, folder, image_size, seed, minutes, points, flags):
 
 def trial_seconds(s, device, loader, compiled):
     """Seconds of a mean step of ours, from a short run of its own, which passes through all sizes of HALF_SIZE."""
-    count = 400 if device.type == "cuda" else 40
+    count = 100 if device.type == "cuda" else 40
     for _ in range(2):  # what is done for the first time is slower
         trial = Ours(device, s, -(-count // s.ACCUMULATE), 1, compiled)
         seconds, _ = clocked(trial, Part(endless(loader), count), device)

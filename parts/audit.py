@@ -677,7 +677,7 @@ def _tell_what_vanishes(report, sides, size, num_workers):
     some = np.linspace(0, len(places) - 1, min(len(places), SOME)).round().astype(int).tolist()
     read = partial(_counts_at, rule=report.rule, size=size)
     at = f"IMAGE_SIZE {_by(size)}"
-    cure = "Raise IMAGE_SIZE (--image-size), or train on crops (CROP, --crop)."
+    cure = "Raise IMAGE_SIZE, or train on crops of images at their own size: --image-size none --crop 320 480."
     if report.rule.classes:
         if places:
             _tell_what_classes_lose(report, [places[index] for index in some], read, num_workers, at, cure)

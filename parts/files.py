@@ -1,5 +1,7 @@
 """Files that are whole or absent, the lock on a folder, and a function on all cores."""
 
+import csv
+import io
 import os
 import secrets
 import shutil
@@ -51,6 +53,13 @@ def write_whole(path, write, sync=True):
 def write_text(path, text):
     """The UTF-8 text `text` at `path`, whole."""
     write_whole(path, lambda file: file.write(text.encode()))
+
+
+def write_csv(path, columns, rows):
+    """A CSV file, whole: the names of the `columns`, then `rows`."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([columns, *rows])
+    write_text(path, text.getvalue())
 
 
 def copy_whole(source, target):

@@ -7,6 +7,7 @@ that the whole picture would have shown: seams then differ from the whole pictur
 How pictures are read, and what becomes of their logits, is the caller's affair: predict_pictures takes functions.
 """
 
+import math
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -76,6 +77,18 @@ def make_runner(network, device="auto", precision="auto", **options):
     return Runner(network, device, dtype, **options)
 
 
+def pixels_in_windows(size, window=768, overlap=256):
+    """How many pixels a network of four levels computes for a picture of `size` (H, W) that a Runner cuts up."""
+    if math.prod(size) <= window**2:
+        return math.prod(size)
+    return math.prod(_windows(side, window, overlap) * min(side, window) for side in size)
+
+
+def _windows(length, window, overlap):
+    """How many windows there are along a side of `length` pixels."""
+    return 1 if length <= window else -(-(length - overlap) // (window - overlap))
+
+
 @dataclass
 class Runner:
     """Runs a network on uint8 pictures.
@@ -112,9 +125,7 @@ class Runner:
         images: uint8 (N, H, W, 3). Returns a function that gives picture number i its logits, and waits for the
         device only then.
         """
-        height, width = images.shape[1:3]
-        beyond = (0, self._up(height) - height), (0, self._up(width) - width)
-        logits = self._run(np.pad(images, ((0, 0), *beyond, (0, 0)), mode="edge"))[..., :height, :width]
+        logits = self._padded(images)
         if self.channels == 1:
             logits = logits[:, 0]
         arrived = None
@@ -133,42 +144,46 @@ class Runner:
 
         return fetch
 
-    def logits_in_windows(self, image, say=lambda number, total: None, take=None):
-        """Logits of one picture uint8 (H, W, 3) of any size, window by window.
+    def logits_in_windows(self, image, say=lambda number, total: None):
+        """Logits of one picture uint8 (H, W, 3) of any size, window by window; `say(window, windows)` follows it."""
+        logits = np.empty((self.channels, *image.shape[:2]), np.float32)
+        for top, band in self.bands(image, say):
+            logits[:, top : top + band.shape[1]] = band.cpu().numpy()
+        return logits if self.channels > 1 else logits[0]
 
-        Beyond picture and result it needs the memory of a single window. With `take`, there is no result:
-        take(top, logits) is given one band (C, h, W) after another, which begins at the row `top` and which it may
-        not keep; the memory is that of a row of windows then. `say(window, windows)` follows it.
+    def bands(self, image, say=lambda number, total: None):
+        """Yields (top, logits) of one band of such a picture after another: float32 (C, h, W) on the device.
+
+        `top` is its first row. It lasts until the next one, so the memory is that of a row of windows. A picture that
+        fits is one band.
         """
         height, width = image.shape[:2]
+        if self.fits((height, width)):
+            yield 0, self._padded(image[None])[0]
+            return
         rows, columns = (self.windows_along(length) for length in (height, width))
-        banded, first = take is not None, 0
-        tall = min(height, len(rows[0][1])) if banded else height  # rows that the canvas holds, from `first`
-        canvas = np.zeros((self.channels, tall, width), np.float32)
+        tall, first = min(height, len(rows[0][1])), 0  # of the canvas, and its first row
+        canvas = torch.zeros(self.channels, tall, width, device=self.device)
         for row, (top, down) in enumerate(rows):
-            if banded and top > first:  # no other window sees the rows above it
-                take(first, canvas[:, : top - first])
-                canvas[:, : first - top] = canvas[:, top - first :]
-                canvas[:, first - top :] = 0
+            if top > first:  # no other window sees the rows above it
+                yield first, canvas[:, : top - first]
+                canvas = torch.cat([canvas[:, top - first :], torch.zeros_like(canvas[:, : top - first])], 1)
                 first = top
             for column, (left, across) in enumerate(columns):
                 piece = image[top : top + len(down), left : left + len(across)]
                 high, wide = piece.shape[:2]
                 piece = cv2.copyMakeBorder(piece, 0, len(down) - high, 0, len(across) - wide, cv2.BORDER_REPLICATE)
-                logits = self._run(piece[None])[0].cpu().contiguous().numpy()
-                logits *= down[:, None]
-                logits *= across
-                canvas[:, top - first : top - first + high, left : left + wide] += logits[:, :high, :wide]
+                down_here, across_here = (torch.from_numpy(weights).to(self.device) for weights in (down, across))
+                logits = self._run(piece[None])[0] * down_here[:, None] * across_here
+                canvas[:, :high, left : left + wide] += logits[:, :high, :wide]
                 say(row * len(columns) + column + 1, len(rows) * len(columns))
-        if banded:
-            return take(first, canvas[:, : height - first])
-        return canvas if self.channels > 1 else canvas[0]
+        yield first, canvas[:, : height - first]
 
     def windows_along(self, length):
         """[(start, weights)] of the windows along a side of `length` pixels; at every pixel the weights sum to 1."""
         length = self._up(length)
         side = min(self.window, length)
-        count = 1 if length <= side else -(-(length - self.overlap) // (side - self.overlap))
+        count = _windows(length, side, self.overlap)
         last = (length - side) // self.stride
         starts = [round(last * i / max(1, count - 1)) * self.stride for i in range(count)]
         total = np.zeros(length, np.float32)
@@ -192,6 +207,12 @@ class Runner:
     def _up(self, length):
         """`length` rounded up to a multiple of the stride."""
         return -(-length // self.stride) * self.stride
+
+    def _padded(self, images):
+        """Logits (N, C, H, W) on the device of uint8 (N, H, W, 3) of any size, in one piece."""
+        height, width = images.shape[1:3]
+        beyond = (0, self._up(height) - height), (0, self._up(width) - width)
+        return self._run(np.pad(images, ((0, 0), *beyond, (0, 0)), mode="edge"))[..., :height, :width]
 
     @torch.inference_mode()
     def _run(self, images):
@@ -247,7 +268,7 @@ def predict_pictures(
     A UserError of these two becomes item.error; `fetch` is None then.
     bounded: a batch has no more pixels than a window, as is needed where pictures are as large as they come.
     say(window, windows): called where a picture goes in windows.
-    in_bands(item): for such a picture, what `logits_in_windows` gives the bands to, and fetch() then gives.
+    in_bands(item): for such a picture, what is called with every Runner.bands, and what fetch() then gives.
 
     Threads call `read` ahead of the network and `finish` behind it; on either side no more than
     PENDING_BYTES wait, or else a single picture.
@@ -314,9 +335,10 @@ def _logits_of(batch, runner, say, in_bands):
         return [None]
     height, width = batch[0].image.shape[:2]
     if not runner.fits((height, width)) and in_bands:
-        bands = in_bands(batch[0])
-        runner.logits_in_windows(batch[0].image, say, bands)
-        return [lambda: bands]
+        kept = in_bands(batch[0])
+        for top, band in runner.bands(batch[0].image, say):
+            kept(top, band.cpu().numpy())
+        return [lambda: kept]
     for item in batch:
         item.further = LOGIT_BYTES * (runner.channels - 1) * height * width
     if not runner.fits((height, width)):

@@ -49,7 +49,7 @@ FONT = 14  # pixels
 NAMED = 12  # classes of a run's curves that are all named beside them
 LETTERED = 16  # classes of a confusion matrix that has numbers in its cells
 CURVE_LABELS = {"dice": "Dice", "iou": "IoU", "loss": "training loss"}
-CURVE_COLOURS = {"dice": "#009e73", "iou": "#56b4e9", "loss": "#0072b2", "val_loss": "#d55e00"}
+CURVE_COLOURS = {"dice": "#009e73", "iou": "#56b4e9", "loss": "#0072b2"}
 
 
 def classes_of(rule):
@@ -200,10 +200,11 @@ def grid(masks, classes=None):
     return page
 
 
-def load_mask(path):
-    """The mask {0, 1} of a black-and-white picture that save_image wrote."""
+def load_mask(path, classes=None):
+    """The mask (H, W) of a picture that save_image wrote: of {0, 1} where it is black and white, or of classes."""
     with Image.open(path) as picture:
-        return (np.asarray(picture.convert("L")) > 127).astype(np.uint8)
+        grey = np.asarray(picture.convert("L"))
+    return grey if classes else (grey > 127).astype(np.uint8)
 
 
 def save_image(path, picture):
@@ -376,18 +377,15 @@ def _font(size):
 def draw_curves(history, path):
     """Loss and scores by epoch, in two panels, as a picture at `path`.
 
-    history: a list of dictionaries, one each epoch, with `epoch` and numbers under names such as `loss`,
-    `val_loss`, `dice`, `iou`, and `dice_NAME` of each class. The best epoch is marked: by `dice_nonempty` (the Dice
+    history: a list of dictionaries, one each epoch, with numbers under `epoch`, `loss` and, where there are some,
+    `dice`, `iou` and `dice_NAME` of each class. The best epoch is marked: by `dice_nonempty` (the Dice
     of images that hold something or are predicted to) where there is one, else by `dice`.
     """
     from matplotlib.ticker import MaxNLocator
 
     epochs = [line["epoch"] for line in history]
-    names = list(dict.fromkeys(name for line in history for name in line))
-    by_class = [name for name in names if name.startswith(("dice_", "iou_"))]  # "loss" may be the name of a class
-    losses = [name for name in names if name.endswith("loss") and name not in by_class]
-    scores = [name for name in names if name.endswith(("dice", "iou")) and name not in by_class]
-    by_class = [name for name in by_class if name.startswith("dice_") and name != "dice_nonempty"]
+    losses, scores = ["loss"], [name for name in ("dice", "iou") if name in history[-1]]
+    by_class = [name for name in history[-1] if name.startswith("dice_") and name != "dice_nonempty"]
     colours = CURVE_COLOURS | ({"dice": "0", "iou": "0.5"} if by_class else {})  # theirs are colours of classes too
     wide = 11 + 2.2 * bool(by_class)
     part = 11 / wide  # the rest is for the classes' legend
@@ -402,11 +400,11 @@ def draw_curves(history, path):
             axes.plot(
                 epochs,
                 values,
-                label=CURVE_LABELS.get(name, name.replace("_", " ")),
+                label=CURVE_LABELS[name],
                 marker="o" if len(history) <= 30 else None,
                 markersize=4,
                 linewidth=2.6 if by_class and name == "dice" else 1.8,
-                color=colours.get(name),
+                color=colours[name],
             )
         axes.set_xlabel("epoch")
         axes.set_ylabel(label)

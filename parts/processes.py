@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from parts.script import UserError
+from parts.script import UserError, ran_out_of_memory
 
 
 class Elsewhere(UserError):
@@ -25,8 +25,11 @@ class Elsewhere(UserError):
 @contextmanager
 def together(device="auto"):
     """Joins torchrun's processes, if there are any, and gives this one's torch.device."""
+    alone = int(os.environ.get("WORLD_SIZE", 1)) == 1
+    if not alone and ":" in device:
+        raise UserError(f'DEVICE = "{device}": with torchrun each process takes a GPU of its own. Set it to "cuda".')
     device = pick_device(device, int(os.environ.get("LOCAL_RANK", 0)))
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+    if alone:
         yield device
         return
     # DistributedDataParallel imports it. Imported after the processes have joined it holds on to their group,
@@ -106,20 +109,23 @@ def wrap(network, device, sync_batchnorm=False):
 @contextmanager
 def synchronised(model, last):
     """Gradients are averaged over the processes at the `last` batch of a step alone."""
-    with nullcontext() if last or not isinstance(model, DistributedDataParallel) else model.no_sync(), _exchange():
+    nccl = world_size() > 1 and next(model.parameters()).device.type == "cuda"
+    silent = nullcontext() if last or not isinstance(model, DistributedDataParallel) else model.no_sync()
+    with silent, _exchange(dist.DistError if nccl else RuntimeError):
         yield
 
 
 @contextmanager
-def _exchange():
+def _exchange(failure=RuntimeError):
     """What fails in an exchange with the other processes fails because one of them has gone.
 
-    Neither gloo nor NCCL has a type of error for that; the place tells it.
+    Gloo has no type of error for that; the place tells it. NCCL's is DistError, by which it is told where a step of
+    the network's may fail as well.
     """
     try:
         yield
-    except RuntimeError as error:
-        if world_size() == 1 or isinstance(error, torch.OutOfMemoryError):
+    except failure as error:
+        if world_size() == 1 or ran_out_of_memory(error):
             raise
         first_line = (str(error).splitlines() or [""])[0][:200]
         raise Elsewhere(f"Process {rank()} cannot go on with the others; see what they say. ({first_line})") from error

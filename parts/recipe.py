@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from parts.script import UserError
+from parts.script import UserError, ran_out_of_memory
 
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 LOSSES = {"bce": False, "bce+dice": True}  # whether Dice is added
@@ -250,7 +250,7 @@ def compile_or_not(model, shape, dtype, half_size=0.0):
 
     `model`: a network, or a DistributedDataParallel around it, whose exchange of gradients then overlaps with the
     compiled backward pass. Compiled in its place, it keeps its keys; a failure, now or at another size later, leaves
-    it as it was. Returns whether it is compiled. torch.OutOfMemoryError is no failure of the compiler.
+    it as it was. Returns whether it is compiled. That memory runs out is no failure of the compiler, and raised.
     """
     network = getattr(model, "module", model)
     device = next(network.parameters()).device
@@ -264,9 +264,9 @@ def compile_or_not(model, shape, dtype, half_size=0.0):
             with torch.autocast(device.type, dtype=dtype) if dtype else nullcontext():
                 model(batch).sum().backward()
         compiled = torch._dynamo.config.suppress_errors = True
-    except torch.OutOfMemoryError:
-        raise
     except Exception as error:  # whatever the compiler trips over: training goes on without it
+        if ran_out_of_memory(error):
+            raise
         line = (str(error).strip().splitlines() or [""])[0][:200]
         print(f"torch.compile failed, training goes on without it ({type(error).__name__}: {line}).")
         model._compiled_call_impl = None
@@ -300,7 +300,8 @@ def as_written(model):
 
 def describe_dtype(device, dtype):
     """What a training step computes in, in words."""
-    if dtype is None and device.type == "cuda" and torch.backends.cudnn.allow_tf32:
+    tf32 = device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 8
+    if dtype is None and tf32 and torch.backends.cudnn.allow_tf32:
         return "float32 (convolutions in TF32, which has 10 bits of mantissa)"
     return str(dtype or torch.float32).removeprefix("torch.")
 

@@ -21,6 +21,16 @@ class UserError(Exception):
     """A mistake that its reader can mend. The message names the file or constant, and what to do."""
 
 
+def ran_out_of_memory(error):
+    """Whether an exception of PyTorch's says that the device's memory is too small.
+
+    Not all have a type of their own. cuDNN, which finds no room while it tries its kernels, says that it finds none of
+    them, which may have other reasons too (PyTorch, aten/src/ATen/native/cudnn/Conv_v8.cpp).
+    """
+    words = "unable to find an engine", "BLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "error: out of memory"
+    return type(error).__name__ == "OutOfMemoryError" or any(word in str(error) for word in words)
+
+
 class Terminated(BaseException):
     """SIGTERM has arrived; like KeyboardInterrupt it passes through `except Exception`."""
 

@@ -26,7 +26,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from dataset import Arrays, ImageDataset, image_dataset, main, make_arrays
+from dataset import POINTS, Arrays, ImageDataset, image_dataset, main, make_arrays, points_of
 from parts import script
 from parts.masks import IGNORED, MaskRule, find_mask_rule
 from parts.reading import Pair, pair_files
@@ -253,14 +253,14 @@ def test_equal_a_fresh_decode_bit_for_bit(shared, tmp_path, num_workers):
     indices = [5, 0, 11, 5]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for images, masks in (kept.__getitems__(indices).whole, fresh.__getitems__(indices).whole):
+        for images, masks in (kept.__getitems__(indices).tensors, fresh.__getitems__(indices).tensors):
             assert images.shape == (4, 3, *SIZE) and images.dtype == torch.uint8
             assert images.is_contiguous(memory_format=torch.channels_last)
             assert masks.shape == (4, *SIZE) and masks.dtype == torch.uint8 and set(masks.unique().tolist()) == {0, 1}
     for index in range(len(shared)):
         for ours, theirs in zip(kept[index], fresh[index]):
             assert torch.equal(ours, theirs)
-    for ours, theirs in zip(kept.__getitems__(indices).whole, fresh.__getitems__(indices).whole):
+    for ours, theirs in zip(kept.__getitems__(indices).tensors, fresh.__getitems__(indices).tensors):
         assert torch.equal(ours, theirs)
     assert len({image.numpy().tobytes() for image, _ in kept}) == len(shared)
     assert all(isinstance(array, np.memmap) and not array.flags.writeable for array in arrays.open())
@@ -268,7 +268,7 @@ def test_equal_a_fresh_decode_bit_for_bit(shared, tmp_path, num_workers):
 
 
 def as_it_is(batch):
-    return batch.whole
+    return batch.tensors
 
 
 @pytest.mark.parametrize(
@@ -392,7 +392,7 @@ def test_made_again_and_the_reason_said(tmp_path, capsys, change):
     (line,) = capsys.readouterr().out.splitlines()
     assert "made again" in line and reason in line
     assert torch.equal(
-        torch.from_numpy(kept.rows([0, 9])[0]), dataset_of(pairs).__getitems__([0, 9]).whole[0].permute(0, 2, 3, 1)
+        torch.from_numpy(kept.rows([0, 9])[0]), dataset_of(pairs).__getitems__([0, 9]).tensors[0].permute(0, 2, 3, 1)
     )
     assert make(pairs, tmp_path / "arrays") and not capsys.readouterr().out
 
@@ -452,7 +452,7 @@ def test_pages_by_a_span_of_their_values(tmp_path, capsys):
     fresh = ImageDataset(None, None, pairs=pairs, rule=spanned.rule, span=(0, 1000), image_size=SIZE)
     kept = ImageDataset(None, None, pairs=pairs, rule=spanned.rule, span=(0, 1000), image_size=SIZE)
     assert kept.keep_arrays(tmp_path / "arrays", progress=False) and not fresh.arrays
-    for ours, theirs in zip(kept.__getitems__([2, 0, 1]).whole, fresh.__getitems__([2, 0, 1]).whole):
+    for ours, theirs in zip(kept.__getitems__([2, 0, 1]).tensors, fresh.__getitems__([2, 0, 1]).tensors):
         assert torch.equal(ours, theirs)
     assert len({image.numpy().tobytes() for image, _ in kept}) == len({mask.numpy().tobytes() for _, mask in kept}) == 3
     assert kept.keep_arrays(tmp_path / "arrays", progress=False) and not capsys.readouterr().out
@@ -774,10 +774,19 @@ def test_crops_are_drawn_by_seed_epoch_and_index_with_and_without_arrays(tmp_pat
             np.testing.assert_array_equal(part, same)
     other = ImageDataset(*folders, crop=(32, 48), seed=1)
     assert any((one[0] != another[0]).any() for one, another in zip(fresh[0], all_crops(other)))
-    batch = data.__getitems__([3, 0, 7]).whole
+    batch = data.__getitems__([3, 0, 7]).tensors
     for index, image, mask in zip([3, 0, 7], *batch):
         np.testing.assert_array_equal(image, fresh[1][index][0])
         np.testing.assert_array_equal(mask, fresh[1][index][1])
+
+
+@pytest.mark.parametrize("count", [0, 1, 255, 256, 257, 3000])
+def test_places_of_a_class_are_spread_evenly_over_its_pixels(count):
+    mask = np.zeros(3000, np.uint8)
+    mask[np.random.default_rng(0).permutation(3000)[:count]] = 1
+    found, (places,) = np.flatnonzero(mask), points_of(mask.reshape(50, 60), MaskRule())
+    spread = found[np.linspace(0, count - 1, min(count, POINTS)).astype(int)]
+    assert places[: len(spread)].tolist() == spread.tolist() and (places[len(spread) :] == -1).all()
 
 
 def test_a_share_of_the_crops_holds_foreground_where_there_is_any(tmp_path):

@@ -12,6 +12,9 @@ import torch
 from helpers import ROOT, SMALL, WAIT, children_of, history, same_runs, script, wait_for_end, wait_for_epochs
 
 import train
+from parts import processes
+from parts.script import UserError
+from unet import UNet
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 ALONE = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
@@ -135,6 +138,40 @@ def test_scores_of_classes_and_with_ignored_pixels_are_those_of_one_process(tmp_
     assert 0 < ignoring["dice_nonempty"] < ignoring["dice"] < 1
 
 
+COMPILED = """
+import sys, torch
+from parts import processes, recipe
+from unet import UNet
+with processes.together("cpu") as device:
+    torch.manual_seed(processes.rank())  # wrapping makes the weights those of process 0
+    network = UNet(features=(2, 4))
+    model = processes.wrap(network, device)
+    for index in range(2):  # the trial exchanges nothing: process 1 has none in the second round
+        if not (index and processes.rank()):
+            with processes.synchronised(model, last=False):
+                assert recipe.compile_or_not(model, (2, 3, 16, 16), None)
+        assert all(it.grad is None for it in network.parameters())
+        torch.distributed.barrier()
+    torch.manual_seed(processes.rank())
+    with processes.synchronised(model, last=True):
+        model(torch.rand(2, 3, 16, 16)).sum().backward()
+    grads = torch.cat([it.grad.flatten() for it in network.parameters()])
+    both = [torch.empty_like(grads) for _ in range(2)]
+    torch.distributed.all_gather(both, grads)
+    assert torch.equal(*both) and grads.any()
+    assert set(torch.load(sys.argv[1])) == set(network.state_dict())
+"""
+
+
+@pytest.mark.slow
+def test_a_wrapped_network_is_compiled_and_its_trial_exchanges_nothing(tmp_path):
+    (tmp_path / "compiled.py").write_text(COMPILED)
+    torch.save(UNet(features=(2, 4)).state_dict(), tmp_path / "plain.pth")
+    code, out, err = together(tmp_path / "compiled.py", tmp_path / "plain.pth", cwd=tmp_path)
+    assert code == 0, err
+    assert "torch.compile failed" not in out
+
+
 FAULTS = """
 import resource, torch
 from parts import processes
@@ -218,6 +255,12 @@ def test_a_mistake_of_one_process_in_the_middle_is_told_and_the_others_say_so_in
     _, err = process.communicate(timeout=WAIT)
     assert process.returncode != 0 and "img_004.png" in err
     assert "Traceback" not in err.partition("torch/distributed")[0]
+
+
+def test_one_gpu_for_several_processes_is_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match='DEVICE = "cuda:1": with torchrun'), processes.together("cuda:1"):
+        pass
 
 
 @pytest.mark.slow

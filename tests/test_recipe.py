@@ -1,11 +1,13 @@
 import math
+import re
 
 import pytest
 import torch
+import torch._dynamo
 from torch import nn
 
 from parts import masks, recipe
-from parts.script import UserError
+from parts.script import UserError, ran_out_of_memory
 from unet import UNet
 
 CPU = torch.device("cpu")
@@ -273,17 +275,100 @@ def test_out_of_memory_names_the_constants_with_numbers():
     assert "BATCH_SIZE = 16" in words and "--batch-size 8 --accumulate 2" in words and "--image-size 240 352" in words
 
 
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:dynamo_pgo")
-def test_compiling_falls_back_and_leaves_the_network_as_it_was(capsys, monkeypatch):
+@pytest.mark.parametrize(
+    "error, is_so",
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB."), True),
+        (RuntimeError("FIND was unable to find an engine to execute this computation"), True),
+        (RuntimeError("GET was unable to find an engine to execute this computation"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("CUDA error: out of memory"), True),
+        (RuntimeError("CUDA error: device-side assert triggered"), False),
+        (RuntimeError("Expected all tensors to be on the same device"), False),
+    ],
+)
+def test_memory_that_has_run_out_is_known_by_its_words_too(error, is_so):
+    assert ran_out_of_memory(error) == is_so
+
+
+@pytest.fixture
+def compiler():
+    """inductor's configuration, with nothing of other tests: no graphs, no caches."""
     import torch._inductor.config as inductor
 
-    monkeypatch.setattr(inductor.cpp, "cxx", ("no-such-compiler",))
-    monkeypatch.setattr(inductor, "force_disable_caches", True)
+    torch._dynamo.reset()
+    with inductor.patch(force_disable_caches=True):
+        yield inductor
+    torch._dynamo.reset()
+
+
+def graphs():
+    """How many graphs have been compiled in this process."""
+    return torch._dynamo.utils.counters["stats"]["unique_graphs"]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:dynamo_pgo")
+def test_compiling_falls_back_and_leaves_the_network_as_it_was(compiler, capsys):
     network = UNet(out_channels=3, features=(2,))
     before = {key: value.clone() for key, value in network.state_dict().items()}
-    assert not recipe.compile_or_not(network, (1, 3, 8, 8), None, half_size=0.5)
-    assert "torch.compile failed" in capsys.readouterr().out
+    with compiler.patch({"cpp.cxx": ("no-such-compiler",)}):
+        assert not recipe.compile_or_not(network, (1, 3, 8, 8), None, half_size=0.5)
+    words = capsys.readouterr().out
+    assert re.search(r"torch.compile failed, training goes on without it \(\w+: .*no-such-compiler", words), words
+    assert words.count("\n") == 1
     after = network.state_dict()
     assert all(torch.equal(after[key], before[key]) for key in before)
     assert network(torch.rand(1, 3, 8, 8)).shape == (1, 3, 8, 8)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:dynamo_pgo")
+def test_two_graphs_serve_every_size_of_half_size_and_a_later_failure_is_no_end(compiler, capsys):
+    """Small enough that none of the CPU's own rules about sizes comes in."""
+    network = UNet(features=(2,))
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    first = graphs()
+    assert recipe.compile_or_not(network, (2, 3, 32, 48), None, half_size=0.5)
+    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+    assert all(parameter.grad is None for parameter in network.parameters())
+    images = torch.rand(2, 3, 32, 48).contiguous(memory_format=torch.channels_last)
+    sizes = set()
+    for step in (40, 62, 74, 86, 99):
+        batch = recipe.shrink_batch(images, images, recipe.size_factor(step / 100, 0.5), network.smallest)[0]
+        network(batch).sum().backward()
+        sizes.add(batch.shape)
+    assert len(sizes) == 5 and graphs() == first + 2
+
+    network.zero_grad()
+    with compiler.patch({"cpp.cxx": ("no-such-compiler",)}):
+        loss = network.double()(images.double()).sum()  # which the graphs do not serve
+        loss.backward()
+    assert loss.dtype == torch.float64 and all(parameter.grad is not None for parameter in network.parameters())
+    assert "Error" not in capsys.readouterr().out
+
+
+@torch.library.custom_op("test_recipe::too_large", mutates_args=())
+def too_large(images: torch.Tensor) -> torch.Tensor:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+
+@too_large.register_fake
+def _(images):
+    return torch.empty_like(images)
+
+
+too_large.register_autograd(lambda context, gradient: gradient)
+
+
+class TooLarge(UNet):
+    def forward(self, images):
+        return super().forward(too_large(images))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:dynamo_pgo")
+def test_memory_that_runs_out_in_the_trial_is_no_failure_of_the_compiler(compiler, capsys):
+    with pytest.raises(torch.OutOfMemoryError, match="20.00 GiB"):
+        recipe.compile_or_not(TooLarge(features=(2,)), (1, 3, 8, 8), None)
+    assert "torch.compile failed" not in capsys.readouterr().out

@@ -1,5 +1,6 @@
 """train.py as a user runs it: real files, processes and signals."""
 
+import inspect
 import os
 import re
 import signal
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import helpers
 import numpy as np
 import pytest
 import torch
@@ -256,6 +258,8 @@ def test_no_data_is_told_in_one_message(tmp_path):
 def test_mistakes_are_told_in_words(prepared, monkeypatch, flags, words):
     with pytest.raises(UserError, match=words):
         run_here(monkeypatch, prepared, "--num-epochs", "1", *flags)
+    if "too small" in words:  # before anything is decoded
+        assert not list(prepared.glob("dataset/.arrays/*/images.npy"))
 
 
 def edited(folder, *edits):
@@ -363,8 +367,8 @@ def test_tests_know_every_constant():
 
 
 def test_what_is_tried_once_is_set(prepared, monkeypatch):
-    """cuDNN looks for its fastest kernels where the size of the images stays the same, and only there."""
-    for half_size, tries in ((0, True), (0.5, False)):
+    """cuDNN looks for its fastest kernels where a size comes up often; of two steps, the last has one between once."""
+    for half_size, tries in ((0, True), (0.5, True), (0.2, False)):
         run_here(monkeypatch, prepared, "--half-size", half_size)
         assert torch.backends.cudnn.benchmark is tries
 
@@ -447,7 +451,7 @@ def test_patience_ends_the_run(prepared, monkeypatch, capsys):
 
 def test_foreground_never_predicted_is_said(prepared, monkeypatch, capsys):
     run_here(monkeypatch, prepared, "--num-epochs", 1, "--learning-rate", "1e-12")
-    assert "predicted as foreground" in capsys.readouterr().out
+    assert "is predicted as foreground, though" in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -511,7 +515,14 @@ def test_crops_are_the_same_with_arrays_and_without(prepared, monkeypatch, capsy
     assert "of 32x48 (IMAGE_SIZE; set it to None" in capsys.readouterr().out
     assert torch.load(prepared / "shrunk" / "best.pth")["image_size"] == [32, 48]
     run_here(monkeypatch, prepared, "--num-epochs", 1, "--crop", 32, 48, "--output-dir", "edited")
-    assert "at their own size" in capsys.readouterr().out  # CROP alone was edited
+    assert "at their own size (IMAGE_SIZE = (32, 48) leaves nothing to cut)." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("crop, left", [((32, 24), (32, 48)), ((32, 49), None), ((16, 24), (32, 48)), ((32, 48), None)])
+def test_a_crop_as_high_as_its_image_is_a_crop_still(crop, left):
+    s = settings_of(vars(train), helpers.flags(CROP=crop))
+    train.settle_crop(s)
+    assert left == s.IMAGE_SIZE
 
 
 @pytest.mark.parametrize("flags", [["--classes", "all"], ["--classes", "sky=0", "road=127", "car=255"]])
@@ -553,3 +564,35 @@ def test_ignored_pixels_are_neither_trained_on_nor_scored(prepared, monkeypatch,
     run_here(monkeypatch, prepared, "--num-epochs", 1, "--mask-foreground", 255, "--output-dir", "background")
     one, other = (torch.load(prepared / name / "best.pth")["state_dict"] for name in ("ignored", "background"))
     assert any(not torch.equal(one[key], other[key]) for key in one)
+
+
+PRETENDED = ROOT.parent / "shared" / "tools" / "pretend_cuda.py"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not PRETENDED.is_file(), reason=f"needs {PRETENDED.name}, which is not part of the repository")
+@pytest.mark.parametrize("flags", [[], ["--classes", "all", "--mask-ignore", 50], ["--crop", 16, 32, "--half-size", 0]])
+def test_the_loop_waits_for_the_device_once_in_twenty_steps(tmp_path, flags):
+    """On a pretended one, that tells copies to it and reads from it by their place: three copies a batch."""
+    folders = [tmp_path / name for name in ("ti", "tm", "vi", "vm")]
+    for images, masks, count, first in ((*folders[:2], 80, 0), (*folders[2:], 4, 100)):
+        draw_pairs(images, masks, count, first=first)
+        for path in masks.iterdir():
+            mask = np.array(Image.open(path))
+            mask[-8:] = 50 if "--classes" in flags else 0
+            Image.fromarray(mask).save(path)
+    places = zip(("train-img-dir", "train-mask-dir", "val-img-dir", "val-mask-dir"), folders)
+    words = helpers.flags(DEVICE="cuda", COMPILE=False, BATCH_SIZE=2, HALF_SIZE=0.5)
+    words += [str(word) for name, folder in places for word in (f"--{name}", folder)]
+    command = [sys.executable, PRETENDED, "train.py", *words, "--output-dir", tmp_path, *map(str, flags)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=WAIT)
+    assert done.returncode == 0, done.stderr
+    copies, _, waits = re.split("^(?:copies to the device|pinned|synchronisations): ", done.stdout, flags=re.M)[1:]
+    steps = int(re.search(r"(\d+) steps an epoch", done.stdout)[1])
+    assert steps >= 40
+    text, first = inspect.getsourcelines(train.train_fn)
+    within = {f"train.py:{line}" for line in range(first, first + len(text))}
+    of_loop = [
+        [int(line.split()[0]) for line in lines.splitlines() if within & set(line.split())] for lines in (copies, waits)
+    ]
+    assert of_loop[0] == [steps] * 3 and sum(of_loop[1]) == -(-steps // 20), done.stdout

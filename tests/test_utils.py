@@ -6,6 +6,7 @@ import random
 import re
 import subprocess
 import sys
+import tempfile
 import zipfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,12 +14,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import torch._dynamo.testing
 import torchvision
 from helpers import ROOT, TRAIN, WAIT, draw_pairs
 from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+import utils
 from parts import pictures, recipe
 from parts.encoders import build_network
 from parts.masks import MaskRule
@@ -132,8 +135,8 @@ def test_symptoms_are_told():
     nothing = check_accuracy(loader_of([EMPTY], [LEFT]), Threshold())
     everything = check_accuracy(loader_of([FULL], [LEFT]), Threshold())
     fine = check_accuracy(loader_of([LEFT], [LEFT]), Threshold())
-    assert "No pixel" in symptom(nothing) and "50.0 %" in symptom(nothing)
-    assert "Every pixel" in symptom(everything) and symptom(fine) is None
+    assert "predicted as background, though" in symptom(nothing) and "50.0 %" in symptom(nothing)
+    assert "predicted as foreground, though" in symptom(everything) and symptom(fine) is None
 
 
 # ---- several classes, and pixels that are ignored
@@ -207,6 +210,13 @@ def test_a_confusion_has_true_rows_and_predicted_columns():
     assert confusion.tolist() == [[[1, 1, 0], [0, 0, 0], [0, 1, 0]]]
     both, predicted, true = overlap_of(confusion)[0].tolist()
     assert (both, predicted, true) == ([1, 0, 0], [1, 2, 0], [2, 0, 1])
+
+
+def test_a_large_images_confusion_is_counted_in_parts(monkeypatch):
+    found, true = torch.randint(0, 3, (2, 2, 20, 30), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    whole = count_confusion(found, true, 3)
+    monkeypatch.setattr(utils, "_COUNTED", 70)
+    assert torch.equal(count_confusion(found, true, 3), whole) and whole.sum() == 1200
 
 
 @pytest.mark.parametrize("classes", [2, 3, 12])
@@ -375,6 +385,17 @@ def test_loaders_give_bytes_and_every_validation_image_once(folders, arrays, wor
     assert sum(len(images) for images, _ in val) == 5
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_file_that_is_gone_is_told_by_every_loader(folders, workers):
+    """A shuffling one too, whose dataset is scored in order."""
+    train, val = get_loaders(*folders, 4, workers, image_size=(32, 48), arrays=False)
+    for loader, folder in ((train, folders[0]), (val, folders[2])):
+        for path in folder.iterdir():
+            path.unlink()
+        with pytest.raises(UserError, match="img_0"):
+            check_accuracy(loader, UNet(features=(4,)))
+
+
 def test_the_order_differs_by_epoch_and_is_the_same_for_a_seed(folders):
     orders = []
     for seed in (0, 0, 1):
@@ -384,21 +405,51 @@ def test_the_order_differs_by_epoch_and_is_the_same_for_a_seed(folders):
     assert orders[0][0] != orders[0][1] and sorted(orders[0][0]) == list(range(11))
 
 
-def test_arrays_of_a_read_only_dataset_lie_in_the_output(tmp_path, monkeypatch):
-    data = tmp_path / "data"
+def test_a_crop_and_a_transform_do_not_go_together(folders):
+    with pytest.raises(UserError, match="transform"):
+        get_loaders(*folders, 4, 0, transform=lambda image, mask: dict(image=image, mask=mask), crop=(16, 16))
+
+
+def test_a_mask_of_another_size_than_its_image_is_told(folders, monkeypatch):
+    Image.new("L", (60, 50), 255).save(folders[1] / "img_003.png")
+    for arrays in (True, False):
+        with pytest.raises(UserError, match="img_003.png: is 50x60, and its image 40x60"):
+            list(get_loaders(*folders, 11, 0, image_size=None, crop=(16, 16), arrays=arrays)[0])
+
+
+@pytest.fixture
+def open_path():
+    """A folder that others may look into, which pytest's are not."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
+def test_arrays_of_a_read_only_dataset_lie_in_the_output(open_path, monkeypatch, capsys):
+    """Also where both sides' folders of images have one name."""
+    data = open_path / "data"
     draw_pairs(data / "images", data / "masks", 4)
-    monkeypatch.chdir(tmp_path)
+    folders = [data / side / kind for side in ("train", "val") for kind in ("images", "masks")]
+    for first, (images, masks) in enumerate((folders[:2], folders[2:])):
+        draw_pairs(images, masks, 3, first=10 * first)
+    for folder in {path.parent for path in folders}:
+        folder.chmod(0o555)
+    (open_path / "run").mkdir()
+    (open_path / "run").chmod(0o777)
+    monkeypatch.chdir(open_path)
     assert arrays_folder("data/images", "run") == Path("data/.arrays")
     data.chmod(0o555)
-    tmp_path.chmod(0o755)
     if os.getuid() == 0:
         os.seteuid(65534)  # nobody: root may write everywhere
     try:
         assert arrays_folder("data/images", "run") == Path("run/.arrays")
+        made = [get_loaders(*folders, 2, 0, image_size=(16, 16), output_dir="run") for _ in range(2)]
+        assert "made again" not in capsys.readouterr().out and all(loader.dataset.arrays for loader in made[1])
     finally:
         if os.getuid() == 0:
             os.seteuid(0)
-        data.chmod(0o755)
+        for folder in (data, data / "train", data / "val"):
+            folder.chmod(0o755)
 
 
 def test_what_chooses_goes_by_images_that_hold_something():
@@ -818,12 +869,42 @@ def test_loaders_of_crops_and_of_whole_images(tmp_path, capsys):
     images, masks = next(iter(train_loader))
     assert images.shape == (4, 3, 32, 48) and masks.shape == (4, 32, 48)
     sizes = [images.shape for images, _ in val_loader]
-    assert sizes == [(1, 3, 50, 40)] * 2 and "is scored" not in capsys.readouterr().out
-    draw_pairs(*folders[2:], 20, size=(64, 64), first=10)
-    _, few = get_loaders(*folders, 4, 0, image_size=None, crop=(32, 48))
-    assert "one of every 5 is scored" in capsys.readouterr().out and len(few.dataset) == 4
+    assert sizes == [(1, 3, 50, 40)] * 2 and "are scored" not in capsys.readouterr().out
     fixed, whole = get_loaders(*folders, 4, 0, image_size=(64, 96), crop=(32, 48))
     assert len(fixed.dataset) == 24 and next(iter(whole))[0].shape[2:] == (64, 96)
+
+
+def test_validation_that_would_take_long_is_thinned_and_still_holds_something(tmp_path, capsys):
+    """Thirty images, 29 of whose masks are empty, beside an epoch of twelve crops; and a class of one image."""
+    folders = [tmp_path / name for name in ("ti", "tm", "vi", "vm")]
+    draw_pairs(*folders[:2], 3, size=(60, 90))
+    draw_pairs(*folders[2:], 30, size=(64, 64), first=10)
+    for path in sorted(folders[3].iterdir())[:-1]:
+        Image.new("L", (64, 64)).save(path)
+    train_loader, few = get_loaders(*folders, 4, 0, image_size=None, crop=(32, 48))
+    assert "all 30 validation images" in (words := capsys.readouterr().out) and "1 of them are scored" in words
+    assert [pair.name for pair in few.dataset.pairs] == ["img_039"] and len(train_loader.dataset) == 12
+    mask = np.zeros((64, 64), np.uint8)
+    mask[10:20] = 100
+    Image.fromarray(mask).save(folders[3] / "img_020.png")
+    _, few = get_loaders(*folders, 4, 0, image_size=None, crop=(32, 48), classes=(0, 100, 255))
+    assert {"img_020", "img_039"} <= {pair.name for pair in few.dataset.pairs} and len(few.dataset) <= 3
+    Image.new("L", (64, 64)).save(folders[3] / "img_020.png")
+    draw_pairs(*folders[:2], 3, size=(600, 900), first=100)
+    _, every = get_loaders(*folders, 4, 0, image_size=None, crop=(32, 48))
+    assert len(every.dataset) == 30
+
+
+def test_pictures_of_photographs_are_kept_as_large_as_their_sheet_needs(tmp_path):
+    folders = [tmp_path / name for name in ("ti", "tm", "vi", "vm")]
+    draw_pairs(*folders[:2], 60, size=(64, 96))
+    draw_pairs(*folders[2:], 1, size=(960, 1200), first=100)
+    _, loader = get_loaders(*folders, 4, 0, image_size=None, crop=(64, 96))
+    network = UNet(features=(4,))
+    save_examples(loader, network, check_accuracy(loader, network), 1, tmp_path)
+    (kept,) = (tmp_path / "strip").iterdir()
+    with Image.open(kept) as picture, Image.open(tmp_path / "examples.png") as sheet:
+        assert picture.size == (600, 480) and sheet.height < 400
 
 
 @pytest.mark.parametrize("classes", [None, (0, 127, 255)])
@@ -881,3 +962,20 @@ def test_a_snapshot_does_not_change_when_training_goes_on():
     assert torch.equal(kept["optimizer"]["state"][0]["exp_avg"], moments)
     assert not torch.equal(optimizer.state_dict()["state"][0]["exp_avg"], moments)
     assert kept["history"] == [dict(epoch=1)] and kept["pair"] == (1, None)
+
+
+@pytest.mark.parametrize("crop", [None, (32, 48)])
+def test_scores_and_pictures_run_a_compiled_network_as_it_is_written(folders, crop):
+    """Their last batches and odd sizes compile nothing; training does."""
+    torch._dynamo.reset()
+    counter = torch._dynamo.testing.CompileCounter()
+    network = UNet(features=(4, 8))
+    network.compile(backend=counter)
+    _, loader = get_loaders(*folders, 4, 0, image_size=None if crop else (40, 60), crop=crop)
+    scores = check_accuracy(loader, network)
+    save_predictions(loader, network, folders[0].parent / "out")
+    save_examples(loader, network, scores, 1, folders[0].parent / "out")
+    assert counter.frame_count == 0
+    network(torch.rand(2, 3, 32, 48))
+    assert counter.frame_count == 1
+    torch._dynamo.reset()
