@@ -80,6 +80,10 @@ def get_loaders(
             options |= dict(crop=crop, crop_foreground=crop_foreground) if shuffle else dict(crop=None, whole=True)
             pairs = pairs if shuffle else affordable(pairs, loaders[0].dataset, image_size, rule)
         data = ImageDataset(image_dir, mask_dir, transform, pairs=pairs, **options)
+        if data.crop and data.sizes and processes.rank() == 0:
+            padding = 1 - np.minimum(data.sizes, crop).prod(1).mean() / math.prod(crop)
+            if padding > 0.1:
+                print(f"Images are smaller than CROP: {padding:.0%} of what is trained on is padding, and ignored.")
         if arrays and transform is None:
             _keep_arrays(data, Path(image_dir), Path(output_dir))
         loader = Loader(
@@ -537,7 +541,7 @@ def symptom(scores):
 
 # ---- predictions to look at
 
-_SHEET_HEIGHT = 480  # pixels, at which images are kept for a sheet
+_SHEET_HEIGHT = 4 * pictures.TILE_HEIGHT  # at which images are kept for a sheet: what is thin shows faintly there
 
 
 @torch.no_grad()

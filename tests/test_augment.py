@@ -460,6 +460,7 @@ def colours_in(picture):
     return {tuple(colour) for colour in np.unique(np.asarray(picture.convert("RGB")).reshape(-1, 3), axis=0).tolist()}
 
 
+@pytest.mark.slow
 def test_the_preview_shows_classes_and_void_with_a_legend(tmp_path):
     raw, out = class_set(tmp_path / "raw", 5), tmp_path / "out"
     make(raw, out, val_images=2)

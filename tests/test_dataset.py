@@ -571,6 +571,7 @@ def test_files_that_are_gone(tmp_path):
     assert str(pairs[2].image) in str(mistake.value) and str(pairs[4].mask) in str(mistake.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [lambda path: os.utime(path), lambda path: path.unlink(missing_ok=True)])
 def test_a_file_that_changes_while_it_is_decoded(tmp_path, change):
     pairs = draw(tmp_path, count=40, size=(300, 500))

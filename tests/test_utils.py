@@ -385,7 +385,7 @@ def test_loaders_give_bytes_and_every_validation_image_once(folders, arrays, wor
     assert sum(len(images) for images, _ in val) == 5
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_file_that_is_gone_is_told_by_every_loader(folders, workers):
     """A shuffling one too, whose dataset is scored in order."""
     train, val = get_loaders(*folders, 4, workers, image_size=(32, 48), arrays=False)
@@ -678,6 +678,7 @@ def test_best_and_last_are_one_file_until_one_is_replaced(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["best.pth", "checkpoint.pth"]
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_old_checkpoint(tmp_path):
     """The size of a file is limited in the child, as a full disk would limit it."""
     path = tmp_path / "checkpoint.pth"
@@ -870,6 +871,8 @@ def test_loaders_of_crops_and_of_whole_images(tmp_path, capsys):
     assert images.shape == (4, 3, 32, 48) and masks.shape == (4, 32, 48)
     sizes = [images.shape for images, _ in val_loader]
     assert sizes == [(1, 3, 50, 40)] * 2 and "are scored" not in capsys.readouterr().out
+    get_loaders(*folders, 4, 0, image_size=None, crop=(60, 120))
+    assert "25% of what is trained on is padding" in capsys.readouterr().out
     fixed, whole = get_loaders(*folders, 4, 0, image_size=(64, 96), crop=(32, 48))
     assert len(fixed.dataset) == 24 and next(iter(whole))[0].shape[2:] == (64, 96)
 
@@ -898,13 +901,13 @@ def test_validation_that_would_take_long_is_thinned_and_still_holds_something(tm
 def test_pictures_of_photographs_are_kept_as_large_as_their_sheet_needs(tmp_path):
     folders = [tmp_path / name for name in ("ti", "tm", "vi", "vm")]
     draw_pairs(*folders[:2], 60, size=(64, 96))
-    draw_pairs(*folders[2:], 1, size=(960, 1200), first=100)
+    draw_pairs(*folders[2:], 1, size=(1440, 1200), first=100)
     _, loader = get_loaders(*folders, 4, 0, image_size=None, crop=(64, 96))
     network = UNet(features=(4,))
     save_examples(loader, network, check_accuracy(loader, network), 1, tmp_path)
     (kept,) = (tmp_path / "strip").iterdir()
     with Image.open(kept) as picture, Image.open(tmp_path / "examples.png") as sheet:
-        assert picture.size == (600, 480) and sheet.height < 400
+        assert picture.size == (800, 960) and sheet.height < 400
 
 
 @pytest.mark.parametrize("classes", [None, (0, 127, 255)])
