@@ -101,9 +101,10 @@ def get_loaders(
 def affordable(pairs, training, image_size, rule):
     """Those validation pairs that an epoch of crops leaves time for: all, or a few that are drawn once and for all.
 
-    Scoring and drawing them may take about a fifth of the time that training takes; a pixel that is scored costs a
-    third of one that is trained on. It goes by pixels, not by a clock, so that a run that is resumed scores the same
-    images. Among them is one with foreground, or one of each class, if there are any; and this is said.
+    Scoring and drawing them may take about a fifth of the time that training takes, or four images, by which an epoch
+    can just be told from another; a pixel that is scored costs a third of one that is trained on. It goes by pixels,
+    not by a clock, so that a run that is resumed scores the same images. Among them is one with foreground, or one of
+    each class, if there are any; and this is said.
     """
     sizes = [image_size] * len(pairs) if image_size else [size_of(pair.image, pair.image_page) for pair in pairs]
     order = np.random.default_rng(0).permutation(len(pairs))
@@ -111,17 +112,17 @@ def affordable(pairs, training, image_size, rule):
     counts = np.arange(1, len(pairs) + 1)
     again = np.minimum(counts, 4) + np.minimum(counts, 12)  # images that saved_images/ shows are predicted once more
     few = np.count_nonzero(costs * (1 + again / counts) / 3 <= len(training) * math.prod(training.crop) / 5)
-    if few == len(pairs):
+    if max(few, 4) >= len(pairs):
         return pairs
     holds = np.array(list(each(partial(_holds, rule=rule, size=image_size), [pairs[index] for index in order])))
-    chosen = {int(places.argmax()) for places in holds.T if places.any()}
-    chosen |= set(range(max(few, 1) - len(chosen)))
+    needed = list({int(places.argmax()): None for places in holds.T if places.any()})
+    chosen = [*needed, *(place for place in range(len(pairs)) if place not in needed)][: max(few, 4, len(needed))]
     if processes.rank() == 0:
         print(
             f"To score all {len(pairs)} validation images would take longer than a fifth of an epoch: {len(chosen)} of "
             "them are scored, the same ones each time. predict.py --masks scores all."
         )
-    return [pairs[index] for index in sorted(order[list(chosen)])]
+    return [pairs[index] for index in sorted(order[chosen])]
 
 
 def _holds(pair, rule, size):
