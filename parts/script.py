@@ -22,12 +22,13 @@ class UserError(Exception):
 
 
 def ran_out_of_memory(error):
-    """Whether an exception of PyTorch's says that the device's memory is too small.
+    """Whether an exception of PyTorch's says that memory is too small, the device's or the CPU's.
 
     Not all have a type of their own. cuDNN, which finds no room while it tries its kernels, says that it finds none of
     them, which may have other reasons too (PyTorch, aten/src/ATen/native/cudnn/Conv_v8.cpp).
     """
-    words = "unable to find an engine", "BLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "error: out of memory"
+    words = ("unable to find an engine", "BLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+    words += ("error: out of memory", "DefaultCPUAllocator: can't allocate", "DefaultCPUAllocator: not enough memory")
     return type(error).__name__ == "OutOfMemoryError" or any(word in str(error) for word in words)
 
 

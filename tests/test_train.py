@@ -566,11 +566,57 @@ def test_ignored_pixels_are_neither_trained_on_nor_scored(prepared, monkeypatch,
     assert any(not torch.equal(one[key], other[key]) for key in one)
 
 
+SMALL_MEMORY = """
+import re, resource, sys
+from pathlib import Path
+import train
+from parts.script import run
+used = 1024 * int(re.search(r"VmSize:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+resource.setrlimit(resource.RLIMIT_AS, (used + (400 << 20), resource.RLIM_INFINITY))
+run(lambda: train.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the size of a process is read from Linux's /proc")
+def test_memory_that_runs_out_is_told_with_what_to_turn(prepared):
+    command = [sys.executable, "-c", SMALL_MEMORY, *SMALL, "--image-size", "512", "768", "--features", "64", "64"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=prepared, env=environment, capture_output=True, text=True, timeout=WAIT)
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    assert "has run out of memory with BATCH_SIZE = 4" in done.stderr and "--batch-size 2 --accumulate 2" in done.stderr
+
+
 PRETENDED = ROOT.parent / "shared" / "tools" / "pretend_cuda.py"
 
 
+needs_pretended = pytest.mark.skipif(
+    not PRETENDED.is_file(), reason=f"needs {PRETENDED.name}, which is not part of the repository"
+)
+
+
+def pretend(*words):
+    """(what train.py prints, {what a pretended GPU counts: lines with the number and place of each})."""
+    command = [sys.executable, PRETENDED, "train.py", *map(str, words)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=WAIT)
+    assert done.returncode == 0, done.stderr
+    printed, *counts = re.split("^(copies to the device|pinned|synchronisations): ", done.stdout, flags=re.M)
+    return printed, dict(zip(counts[::2], counts[1::2]))
+
+
+@needs_pretended
 @pytest.mark.slow
-@pytest.mark.skipif(not PRETENDED.is_file(), reason=f"needs {PRETENDED.name}, which is not part of the repository")
+def test_nothing_is_pinned_for_a_cpu_and_tf32_is_told(prepared):
+    places = [f"--{kind}-{what}-dir" for kind in ("train", "val") for what in ("img", "mask")]
+    kinds = ("train_images", "train_masks", "test_images", "test_masks")
+    folders = [prepared / "dataset" / f"augmented_{kind}" for kind in kinds]
+    words = [word for pair in zip(places, folders) for word in pair] + ["--output-dir", prepared]
+    assert pretend(*SMALL, *words)[1]["pinned"].startswith("0\n")
+    printed, counts = pretend(*SMALL, *words, "--device", "cuda", "--no-compile", "--precision", "float32")
+    assert "on cuda:0, float32 (convolutions in TF32" in printed and not counts["pinned"].startswith("0\n")
+
+
+@needs_pretended
+@pytest.mark.slow
 @pytest.mark.parametrize("flags", [[], ["--classes", "all", "--mask-ignore", 50], ["--crop", 16, 32, "--half-size", 0]])
 def test_the_loop_waits_for_the_device_once_in_twenty_steps(tmp_path, flags):
     """On a pretended one, that tells copies to it and reads from it by their place: three copies a batch."""
@@ -584,15 +630,13 @@ def test_the_loop_waits_for_the_device_once_in_twenty_steps(tmp_path, flags):
     places = zip(("train-img-dir", "train-mask-dir", "val-img-dir", "val-mask-dir"), folders)
     words = helpers.flags(DEVICE="cuda", COMPILE=False, BATCH_SIZE=2, HALF_SIZE=0.5)
     words += [str(word) for name, folder in places for word in (f"--{name}", folder)]
-    command = [sys.executable, PRETENDED, "train.py", *words, "--output-dir", tmp_path, *map(str, flags)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=WAIT)
-    assert done.returncode == 0, done.stderr
-    copies, _, waits = re.split("^(?:copies to the device|pinned|synchronisations): ", done.stdout, flags=re.M)[1:]
-    steps = int(re.search(r"(\d+) steps an epoch", done.stdout)[1])
+    printed, counts = pretend(*words, "--output-dir", tmp_path, *flags)
+    steps = int(re.search(r"(\d+) steps an epoch", printed)[1])
     assert steps >= 40
     text, first = inspect.getsourcelines(train.train_fn)
     within = {f"train.py:{line}" for line in range(first, first + len(text))}
     of_loop = [
-        [int(line.split()[0]) for line in lines.splitlines() if within & set(line.split())] for lines in (copies, waits)
+        [int(line.split()[0]) for line in counts[what].splitlines() if within & set(line.split())]
+        for what in ("copies to the device", "synchronisations")
     ]
-    assert of_loop[0] == [steps] * 3 and sum(of_loop[1]) == -(-steps // 20), done.stdout
+    assert of_loop[0] == [steps] * 3 and sum(of_loop[1]) == -(-steps // 20), counts
