@@ -14,7 +14,7 @@ import re
 import secrets
 import shutil
 import time
-from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -458,17 +458,15 @@ def _make(stamped, how, sizes, folder, key, num_workers, progress):
     part, old = (folder.with_name(f".{folder.name}.{secrets.token_hex(6)}.part") for _ in range(2))
     try:
         part.mkdir()
-        for name, array in zip(_FILES, arrays):
-            _reserve(part / name, *array)
-        with closing(_RowWriter(part, how)) as writer:
-            items = list(zip(range(count), starts, sizes or [size] * count, stamped))
-            work = each(writer, items, num_workers)
-            work = tqdm(work, "decoding", count, unit=" images", disable=None if progress else True)
-            problems = [problem for problem in work if problem]
+        begin = {part / name: _reserve(part / name, *array) for name, array in zip(_FILES, arrays)}
+        items = list(zip(range(count), starts, sizes or [size] * count, stamped))
+        work = each(partial(_write_rows, begin, how), items, num_workers)
+        work = tqdm(work, "decoding", count, unit=" images", disable=None if progress else True)
+        problems = [problem for problem in work if problem]
         if problems:
             raise UserError("\n".join(problems))
-        for name, _ in zip(_FILES, arrays):  # whole after a power cut too, before it gets its name
-            with open(part / name, "r+b") as file:
+        for path in begin:  # whole after a power cut too, before it gets its name
+            with open(path, "r+b") as file:
                 os.fsync(file.fileno())
         write_text(part / _KEY, key)
         if folder.exists():
@@ -495,60 +493,44 @@ def _make_room(folder, need):
 
 
 def _reserve(path, kind, shape):
-    """An .npy file of zeros. Its rows are written, never mapped: a full disk is an OSError, no SIGBUS."""
+    """Makes an .npy file of zeros; returns where its rows begin.
+
+    They are written, never mapped: a full disk is an OSError then, no SIGBUS.
+    """
     with open(path, "wb") as file:
         np.lib.format.write_array_header_1_0(file, {"descr": kind, "fortran_order": False, "shape": shape})
-        file.truncate(file.tell() + np.dtype(kind).itemsize * int(np.prod(shape)))
+        start = file.tell()
+        file.truncate(start + np.dtype(kind).itemsize * int(np.prod(shape)))
+    return start
 
 
-class _RowWriter:
-    """Called with (index, first pixel, size, (pair, stamps)), decodes that pair and writes its rows.
+def _write_rows(starts, how, item):
+    """Decodes the pair of an `item`, (index, first pixel, size, (pair, stamps)), and writes its rows.
 
-    Gives what is wrong, in words.
+    starts: {file: where its rows begin}. Returns what is wrong, in words.
     """
-
-    def __init__(self, part, how):
-        self.part, self.how = part, how
-        self.files = None  # of each array, where its process has opened it: the file, and where its rows begin
-
-    def __call__(self, item):
-        index, first, size, (pair, stamps) = item
-        rule, given, span, points = self.how
-        problem = None
-        try:
-            rows = _read(pair, rule, given, span)
-            if rows[0].shape[:2] != tuple(size):
-                height, width = rows[0].shape[:2]
-                what = f"is {size[0]}x{size[1]} by its head, and {height}x{width} when it is decoded"
-                raise UnusableFile(pair.image, what, "Save it again")
-            rows = [*rows, points_of(rows[1], rule)] if points else rows
-        except (UserError, OSError) as error:
-            problem = str(error) if isinstance(error, UserError) else f"{pair.image} or its mask: {error}"
-        for (path, _), before in zip(pair.sources, stamps):
-            if stamp(path) != before:
-                return f"{path}: changed, or went, while it was decoded. Start again once its folder is at rest."
-        if problem is None:
-            self._write(index, first, rows)
-        return problem
-
-    def _write(self, index, first, rows):
-        if self.files is None:
-            self.files = [_rows_of(self.part / name) for name, _ in zip(_FILES, rows)]
-        for (file, start), row, place in zip(self.files, rows, (3 * first, first, index * rows[-1].nbytes)):
-            file.seek(start + place)
-            file.write(np.ascontiguousarray(row))
-            file.flush()  # a full disk is noticed here
-
-    def close(self):
-        for file, _ in self.files or ():
-            file.close()
-
-
-def _rows_of(path):
-    file = open(path, "r+b")  # noqa: SIM115 (its process closes it)
-    np.lib.format.read_magic(file)
-    np.lib.format.read_array_header_1_0(file)
-    return file, file.tell()
+    index, first, size, (pair, stamps) = item
+    rule, given, span, points = how
+    problem = None
+    try:
+        rows = _read(pair, rule, given, span)
+        if rows[0].shape[:2] != tuple(size):
+            height, width = rows[0].shape[:2]
+            what = f"is {size[0]}x{size[1]} by its head, and {height}x{width} when it is decoded"
+            raise UnusableFile(pair.image, what, "Save it again")
+        rows = [*rows, points_of(rows[1], rule)] if points else rows
+    except (UserError, OSError) as error:
+        problem = str(error) if isinstance(error, UserError) else f"{pair.image} or its mask: {error}"
+    for (path, _), before in zip(pair.sources, stamps):
+        if stamp(path) != before:
+            return f"{path}: changed, or went, while it was decoded. Start again once its folder is at rest."
+    if problem is None:
+        places = 3 * first, first, index * rows[-1].nbytes
+        for (path, start), row, place in zip(starts.items(), rows, places):
+            with open(path, "r+b") as file:
+                file.seek(start + place)
+                file.write(np.ascontiguousarray(row))
+    return problem
 
 
 def main(argv=None):
