@@ -204,9 +204,12 @@ def main(argv=None):
         channels = dict(in_channels=3, out_channels=report.rule.channels)
         architecture = dict(**channels, features=list(s.FEATURES), encoder=s.ENCODER)
         model = encoders.build_network(**architecture)
-        if min(size) < (smallest := model.smallest * (2 if s.HALF_SIZE else 1)):
+        smallest = model.smallest * (2 if s.HALF_SIZE else 1)
+        longer = smallest * (2 if 1 in (s.BATCH_SIZE, len(report.train)) else 1)  # BatchNorm needs more than one pixel
+        if min(size) < smallest or max(size) < longer:
             what = "CROP" if s.CROP else "IMAGE_SIZE"
-            raise UserError(f"{what} is too small: the network's poolings need at least {smallest} {smallest}.")
+            least = f"{smallest} {longer}{' with HALF_SIZE' if s.HALF_SIZE else ''}"
+            raise UserError(f"{what} = {tuple(size)} is too small: the network's poolings need at least {least}.")
         if s.PRETRAINED and not s.LOAD_MODEL:
             load_pretrained(s.PRETRAINED, model, report.rule)
         elif s.ENCODER and s.ENCODER_WEIGHTS and not s.LOAD_MODEL:
@@ -227,7 +230,6 @@ def main(argv=None):
             arrays=s.ARRAYS,
             output_dir=output,
         )
-        refuse_one_pixel(s, size, model.smallest, train_loader)
         model = model.to(device) if device.type == "mps" else model.to(device, memory_format=torch.channels_last)
         loss_fn = recipe.Loss(s.LOSS)
         optimizer = recipe.make_optimizer(model, s.OPTIMIZER, s.LEARNING_RATE, s.WEIGHT_DECAY)
@@ -376,21 +378,6 @@ def draw_demo(folder):
     if len(list((folder / "train_masks").glob("*.gif"))) < 20 * 16:
         draw_dataset(folder, cars=20, views=16, size=(256, 384))
     augment.make_augmented(folder / "train", folder / "train_masks", folder, val_images=64)
-
-
-def refuse_one_pixel(s, size, smallest, loader):
-    """UserError where BatchNorm would meet a single value, at the lowest level of a batch of one image."""
-    fewest = s.BATCH_SIZE if loader.drop_last else (len(loader.sampler) % s.BATCH_SIZE or s.BATCH_SIZE)
-    half = 2 if s.HALF_SIZE else 1
-    if fewest == 1 and all(max(1, round(side / half / smallest)) == 1 for side in size):
-        one = "BATCH_SIZE = 1 gives" if s.BATCH_SIZE == 1 else f"{len(loader.dataset)} training images give"
-        what = "CROP" if s.CROP else "IMAGE_SIZE"
-        enough = f"{2 * half * smallest} {2 * half * smallest}"
-        raise UserError(
-            f"{one} a batch of one image, of which {what} = {size} leaves one pixel at the network's "
-            f"lowest level{' (at half of its size, by HALF_SIZE)' if s.HALF_SIZE else ''}, and BatchNorm cannot "
-            f"normalise a single value. Raise {what} to {enough} or more, or BATCH_SIZE, or give fewer FEATURES."
-        )
 
 
 def draw(loader, model, scores, epoch, output, device, dtype, s):
