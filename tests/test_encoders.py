@@ -6,14 +6,16 @@ from parts.script import UserError
 from unet import UNet
 
 
+def slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 def test_without_an_encoder_it_is_the_plain_network():
     network = build_network(1, 2, (4, 8))
     assert isinstance(network, UNet) and network(torch.rand(1, 1, 9, 9)).shape == (1, 2, 9, 9)
 
 
-@pytest.mark.parametrize(
-    "name", ["resnet18", "resnet34", "resnet50", "vgg11_bn", pytest.param("vgg16_bn", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("name", ["resnet18", slow("resnet34"), slow("resnet50"), "vgg11_bn", slow("vgg16_bn")])
 def test_an_encoder_learns_at_odd_sizes(name):
     network = build_network(encoder=name)
     logits = network(torch.rand(2, 3, 65, 97))
@@ -41,14 +43,14 @@ def test_normalisation_is_a_part_of_the_network():
     assert {"mean", "std"} <= set(network.state_dict())
 
 
-@pytest.mark.parametrize("name, deepest", [("resnet34", 512), ("resnet50", 2048), ("vgg13_bn", 512)])
+@pytest.mark.parametrize("name, deepest", [("resnet34", 512), slow("resnet50", 2048), slow("vgg13_bn", 512)])
 def test_every_scale_has_a_skip_and_the_classifier_is_gone(name, deepest):
     network = build_network(encoder=name)
     assert [block.in_channels for block in network.decoder[::2]][0] == deepest and len(network.decoder) == 2 * 5
     assert not [key for key in network.state_dict() if "fc." in key or "classifier." in key]
 
 
-@pytest.mark.parametrize("name", ["resnet34", pytest.param("vgg16_bn", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["resnet34", slow("vgg16_bn")])
 def test_a_checkpoints_network_is_rebuilt_without_its_weights_file(name):
     first = build_network(encoder=name).eval()
     first.mean.fill_(0.25)  # what is saved counts, not what the constants say by then
