@@ -4,6 +4,7 @@ import math
 import multiprocessing
 import os
 import pickle
+import sys
 import urllib.error
 import zipfile
 from dataclasses import dataclass, field
@@ -185,6 +186,13 @@ def _collate(batch):
 
 def _return_faults(worker):
     get_worker_info().dataset.returns_faults = True
+    sys.excepthook = _hang_up
+
+
+def _hang_up(kind, value, trace):
+    """A run that is stopped may be taking a batch at that moment; the thread that hands it over need not tell."""
+    if not issubclass(kind, (ConnectionError, EOFError)):
+        sys.__excepthook__(kind, value, trace)
 
 
 class EpochSampler(Sampler):

@@ -396,6 +396,40 @@ def test_a_file_that_is_gone_is_told_by_every_loader(folders, workers):
             check_accuracy(loader, UNet(features=(4,)))
 
 
+HUNG_UP = """
+import os, socket, sys, time
+from multiprocessing import resource_sharer
+import torch
+from torch.utils.data import get_worker_info
+import utils
+
+class Data(torch.utils.data.Dataset):
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        taken = resource_sharer.DupFd(os.dup(0))  # as a tensor is handed over
+        family = socket.AF_UNIX
+        with socket.socket(family) as caller:
+            caller.connect(taken._id[0])
+            caller.recv(1)  # and who takes it goes away
+        time.sleep(0.2)
+        return index
+
+list(torch.utils.data.DataLoader(Data(), num_workers=1, worker_init_fn=eval(sys.argv[1])))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="handles are passed through a socket on Linux")
+@pytest.mark.parametrize("begins, told", [("utils._return_faults", False), ("None", True)])
+def test_a_worker_does_not_tell_that_its_run_was_stopped_in_the_middle(tmp_path, begins, told):
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", HUNG_UP, begins]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=WAIT)
+    assert done.returncode == 0 and ("Traceback" in done.stderr) == told, done.stderr
+
+
 def test_the_order_differs_by_epoch_and_is_the_same_for_a_seed(folders):
     orders = []
     for seed in (0, 0, 1):
