@@ -244,11 +244,8 @@ def main(argv=None):
             history, since, scores = resume(output / "checkpoint.pth", *parts, s, scored_on, report.rule)
         trained = processes.wrap(model, device, s.SYNC_BATCHNORM)  # the model itself, or around it
         if s.COMPILE and device.type == "cuda":
-            if s.SYNC_BATCHNORM and processes.world_size() > 1:
-                say("Not compiled: torch.compile would break the graph at each SYNC_BATCHNORM.")
-            else:
-                with processes.synchronised(trained, last=False):
-                    recipe.compile_or_not(trained, (s.BATCH_SIZE, 3, *size), dtype, s.HALF_SIZE)
+            with processes.synchronised(trained, last=False):
+                recipe.compile_or_not(trained, (s.BATCH_SIZE, 3, *size), dtype, s.HALF_SIZE)
         parameters = sum(parameter.numel() for parameter in model.parameters())
         say(f"{parameters:,} parameters on {device}, {recipe.describe_dtype(device, dtype)}, {steps} steps an epoch")
 

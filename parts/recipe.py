@@ -253,6 +253,9 @@ def compile_or_not(model, shape, dtype, half_size=0.0):
     it as it was. Returns whether it is compiled. That memory runs out is no failure of the compiler, and raised.
     """
     network = getattr(model, "module", model)
+    if any(isinstance(module, nn.SyncBatchNorm) for module in network.modules()):
+        print("Not compiled: torch.compile would break the graph at each SYNC_BATCHNORM.")
+        return False
     device = next(network.parameters()).device
     images = torch.zeros(shape, device=device).contiguous(memory_format=torch.channels_last)
     statistics = [buffer.clone() for buffer in network.buffers()]

@@ -348,6 +348,12 @@ def test_two_graphs_serve_every_size_of_half_size_and_a_later_failure_is_no_end(
     assert "Error" not in capsys.readouterr().out
 
 
+def test_a_network_with_synchronised_batchnorm_is_not_compiled(capsys):
+    network = nn.SyncBatchNorm.convert_sync_batchnorm(UNet(features=(2,)))
+    assert not recipe.compile_or_not(network, (1, 3, 8, 8), None)
+    assert "Not compiled" in capsys.readouterr().out and network._compiled_call_impl is None
+
+
 @torch.library.custom_op("test_recipe::too_large", mutates_args=())
 def too_large(images: torch.Tensor) -> torch.Tensor:
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
