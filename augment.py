@@ -33,25 +33,15 @@ from PIL import Image
 from tqdm import tqdm
 
 import dataset
-from parts import pictures, reading
+from parts import pictures
+from parts.errors import UnusableFile, UserError, run, shown
 from parts.files import each, one_at_a_time, remove_leftovers, stamp, write_text, write_whole
-from parts.masks import count_classes, decide_mask_rule, observe_mask, read_mask, refuse_united_classes
-from parts.reading import (
-    Pair,
-    UnusableFile,
-    choose_span,
-    decode,
-    depth_of,
-    group_of,
-    image_size,
-    pair_files,
-    pixels_of,
-    read_image,
-    refuse_image_range,
-    refuse_mask_name,
-    shown,
-)
-from parts.script import UserError, refuse_wrong, run, settings_of, whole
+from parts.images import choose_span, decode, depth_of, image_size, pixels_of, read_image
+from parts.mask_rules import decide_mask_rule, refuse_united_classes
+from parts.masks import count_classes, observe_mask, read_mask
+from parts.names import COPIES, HOW_TO_GET_CARVANA, Pair, group_of, list_pictures, pair_files
+from parts.options import refuse_wrong, settings_of, whole
+from parts.spec import DataSpec
 
 IMG_DIR = "dataset/train"  # the images; Carvana's train.zip unpacks into this
 MASK_DIR = "dataset/train_masks"  # their masks; Carvana's train_masks.zip
@@ -189,7 +179,8 @@ def make_augmented(
     UserError: unusable files (all of them named), a split that leaves nothing, another's files in the way, constants
     that cannot be.
     """
-    refuse_image_range(image_range)
+    spec = DataSpec(mask_foreground, mask_ignore, classes, image_range, group, mask_name, skip_unpaired)
+    mask_name = spec.mask_name
     _check_folders(img_dir, mask_dir, output_dir)
     train, val, left_out = split(
         pair_files(img_dir, mask_dir, mask_name, skip_unpaired, apart=[output_dir]), val_images, group
@@ -232,7 +223,7 @@ def _check_folders(img_dir, mask_dir, output_dir):
         folder = Path(folder)
         if not folder.exists() or folder.is_dir() and not any(folder.iterdir()):
             state = "is empty" if folder.exists() else "there is no such folder"
-            raise UserError(f"{shown(folder)}: {state}.\n{reading.HOW_TO_GET_CARVANA}")
+            raise UserError(f"{shown(folder)}: {state}.\n{HOW_TO_GET_CARVANA}")
         if folder.resolve() in [(Path(output_dir) / name).resolve() for name in _FOLDERS]:
             raise UserError(f"{shown(folder)}: augment.py writes there itself. Give the folder of the originals.")
         if folder.resolve() == Path(output_dir).resolve():
@@ -263,7 +254,7 @@ def _plan(train, val, mask_name):
     items, taken = [], {}
     for side, pairs in ((_TRAIN, train), (_TEST, val)):
         for pair in pairs:
-            stems = [pair.name] + [f"{pair.name}_{copy}" for copy in reading.COPIES if side == _TRAIN]
+            stems = [pair.name] + [f"{pair.name}_{copy}" for copy in COPIES if side == _TRAIN]
             suffix = _suffix(pair)
             images = [f"{side}_images/{stem}{suffix}" for stem in stems]
             masks = [
@@ -306,7 +297,7 @@ def _mask_stem(pair, mask, stem, mask_name):
     if mask_name is None:
         return stem
     place, _, name = stem.rpartition("/")
-    before, after = (re.escape(part).replace(r"\*", ".*") for part in refuse_mask_name(mask_name).split("{}"))
+    before, after = (re.escape(part).replace(r"\*", ".*") for part in mask_name.split("{}"))
     own, image = (unicodedata.normalize("NFC", path.stem) for path in (mask, pair.image))
     found = re.fullmatch(f"{before}({re.escape(image)}){after}", own, re.IGNORECASE)
     if not found:
@@ -552,7 +543,7 @@ def _refuse_foreign(folder, manifest):
     foreign = []
     for subfolder in _FOLDERS:
         try:
-            found = reading.list_pictures(Path(folder) / subfolder).pictures
+            found = list_pictures(Path(folder) / subfolder).pictures
         except UserError:  # none there
             continue
         foreign += [path for path in found if path.relative_to(folder).as_posix() not in ours]

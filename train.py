@@ -19,43 +19,26 @@ import torch
 from tqdm import tqdm
 
 import dataset
-from parts import encoders, pictures, processes, reading, recipe
+from parts import pictures, processes, recipe
 from parts.audit import audit
+from parts.checkpoints import best_of, load_encoder_weights, load_pretrained, resume, run_state, set_aside, snapshot
+from parts.errors import Terminated, UserError, ran_out_of_memory, run, stop_if_asked
 from parts.files import remove_leftovers, sole_writer, stamp, write_csv
-from parts.script import (
-    Terminated,
-    UserError,
-    number,
-    one_of,
-    ran_out_of_memory,
-    refuse_wrong,
-    run,
-    settings_of,
-    sizes,
-    stop_if_asked,
-    table,
-    whole,
-)
+from parts.inference import to_device
+from parts.names import HOW_TO_GET_CARVANA
+from parts.networks import NODES, build_network
+from parts.options import number, one_of, refuse_wrong, settings_of, sizes, table, whole
+from parts.recipe import targets_of
+from parts.scores import class_columns, symptom
 from utils import (
     Loader,
     arrays_folder,
-    best_of,
     check_accuracy,
-    class_columns,
     get_loaders,
-    load_encoder_weights,
-    load_pretrained,
     refuse_infinite,
-    resume,
-    run_state,
     save_checkpoint,
     save_examples,
     save_predictions,
-    set_aside,
-    snapshot,
-    symptom,
-    targets_of,
-    to_device,
 )
 
 TRAIN_IMG_DIR = "./dataset/augmented_train_images"  # as augment.py leaves them, or any folder of images
@@ -203,7 +186,7 @@ def main(argv=None):
         torch.backends.cudnn.benchmark = True  # tries its kernels once for each size
         channels = dict(in_channels=3, out_channels=report.rule.channels)
         architecture = dict(**channels, features=list(s.FEATURES), encoder=s.ENCODER)
-        model = encoders.build_network(**architecture)
+        model = build_network(**architecture)
         smallest = model.smallest * (2 if s.HALF_SIZE else 1)
         longer = smallest * (2 if 1 in (s.BATCH_SIZE, len(report.train)) else 1)  # BatchNorm needs more than one pixel
         if min(size) < smallest or max(size) < longer:
@@ -308,7 +291,7 @@ def check(s):
         CROP_FOREGROUND=(lambda v: type(v) in (int, float) and 0 <= v <= 1, "a number from 0 to 1"),
         NUM_WORKERS=whole(0),
         FEATURES=sizes("one or more channel counts"),
-        ENCODER=one_of(None, *encoders.NODES),
+        ENCODER=one_of(None, *NODES),
         NUM_EPOCHS=whole(1),
         BATCH_SIZE=whole(1),
         ACCUMULATE=whole(1),
@@ -353,7 +336,7 @@ def look_at_data(s, output):
         draw_demo(Path(s.TRAIN_IMG_DIR).parent)
     for folder in map(Path, folders):
         if not folder.is_dir() or not any(folder.iterdir()):
-            raise UserError(f"{folder}: no images here.\n{reading.HOW_TO_GET_CARVANA}")
+            raise UserError(f"{folder}: no images here.\n{HOW_TO_GET_CARVANA}")
     report = audit(
         *folders,
         image_size=s.IMAGE_SIZE,

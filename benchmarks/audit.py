@@ -18,10 +18,12 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from parts.audit import audit  # noqa: E402
+from parts.errors import run  # noqa: E402
 from parts.files import each  # noqa: E402
+from parts.images import read_image  # noqa: E402
 from parts.masks import MaskRule, read_mask  # noqa: E402
-from parts.reading import pair_files, read_image  # noqa: E402
-from parts.script import run, settings_of  # noqa: E402
+from parts.names import pair_files  # noqa: E402
+from parts.options import settings_of  # noqa: E402
 
 PAIRS = 5000  # images, each with its mask
 SIDE = 512  # pixels, height and width

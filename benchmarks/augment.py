@@ -21,9 +21,10 @@ from PIL import Image
 
 from augment import make_augmented
 from parts.cars import draw_dataset
+from parts.errors import run
 from parts.files import cores
-from parts.reading import pair_files
-from parts.script import run, settings_of
+from parts.names import pair_files
+from parts.options import settings_of
 
 PAIRS = 48  # source images; a quarter of them are held out, as originals alone
 SERIAL_PAIRS = 6  # of them the article's way does only so many, evenly chosen: it takes two seconds each

@@ -32,11 +32,11 @@ from sides import (  # noqa: E402
 
 import utils  # noqa: E402
 from parts.audit import Report  # noqa: E402
+from parts.errors import run  # noqa: E402
 from parts.files import write_text  # noqa: E402
-from parts.masks import find_mask_rule  # noqa: E402
+from parts.mask_rules import find_mask_rule  # noqa: E402
+from parts.names import pair_files  # noqa: E402
 from parts.processes import pick_device  # noqa: E402
-from parts.reading import pair_files  # noqa: E402
-from parts.script import run  # noqa: E402
 
 
 def loaders(args, rule, s, batch):

@@ -21,7 +21,7 @@ import torch  # noqa: E402
 from sides import wait_for  # noqa: E402
 
 from parts import processes, recipe  # noqa: E402
-from parts.script import run  # noqa: E402
+from parts.errors import run  # noqa: E402
 from unet import UNet  # noqa: E402
 
 _WARM_UP = 2  # rounds that do not count, because the first steps anywhere are slower

@@ -33,8 +33,8 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from dataset import ImageDataset
 from parts.files import cores, each
-from parts.masks import find_mask_rule
-from parts.reading import pair_files
+from parts.mask_rules import find_mask_rule
+from parts.names import pair_files
 from utils import get_loaders
 
 BATCH = 16

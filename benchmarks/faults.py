@@ -27,8 +27,9 @@ import torch  # noqa: E402
 from helpers import SMALL, draw_pairs, same_runs  # noqa: E402
 
 import train  # noqa: E402
+from parts.checkpoints import read_checkpoint  # noqa: E402
 from unet import UNet  # noqa: E402
-from utils import read_checkpoint, save_checkpoint  # noqa: E402
+from utils import save_checkpoint  # noqa: E402
 
 PARTS = ".*.pth.*.part"  # how files.py calls a checkpoint that is being written
 # Weights enough for a checkpoint to take a while, pictures few enough that an epoch does not

@@ -50,8 +50,9 @@ import predict  # noqa: E402
 import train  # noqa: E402
 import utils  # noqa: E402
 from parts import cars, processes  # noqa: E402
+from parts.checkpoints import load_network  # noqa: E402
 from parts.files import cores, write_text  # noqa: E402
-from parts.script import settings_of  # noqa: E402
+from parts.options import settings_of  # noqa: E402
 from unet import UNet  # noqa: E402
 
 NEEDS_CUDA = "skipped: needs CUDA"
@@ -136,7 +137,7 @@ def run_script(o, words, before="", script="train.py", timeout=200):
     if before:
         code = (
             f"import atexit, sys, torch\nsys.path.insert(0, {str(ROOT)!r})\nimport train\n"
-            "from parts.script import run\nfrom torch._dynamo.utils import counters\n"
+            "from parts.errors import run\nfrom torch._dynamo.utils import counters\n"
             "atexit.register(lambda: print('graphs compiled:', counters['stats']['unique_graphs']))\n"
             f"{before}\nrun(lambda: train.main(sys.argv[1:]))\n"
         )
@@ -288,7 +289,7 @@ def whole_run(o, report):
             report.tell("skipped", "compiled, recompiles", NEEDS_CUDA)
     checkpoint = o.work / "runs" / "product" / "best.pth"
     with report.part("best.pth on the CPU"):
-        network, saved = utils.load_network(checkpoint)
+        network, saved = load_network(checkpoint)
         with torch.no_grad():
             logits = network(torch.rand(1, 3, *o.size))
         report.check("best.pth on the CPU", bool(logits.isfinite().all()), f"epoch {saved['epoch']}")

@@ -25,11 +25,14 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import predict
+from parts.checkpoints import load_network
 from parts.files import cores
+from parts.images import image_size
 from parts.inference import Runner, make_runner, predict_pictures
-from parts.reading import image_size
+from parts.names import find_pictures
+from parts.outputs import Finish
 from unet import UNet
-from utils import load_network, save_checkpoint
+from utils import save_checkpoint
 
 
 def smooth_noise(size, seed):
@@ -104,11 +107,11 @@ def speed(options, folder):
     make_checkpoint(checkpoint, options.features, size)
     draw(folder / "images", options.images, tuple(options.photo_size))
     paths = sorted((folder / "images").iterdir())
-    wanted, _ = predict.find_pictures([str(folder / "images")])
+    wanted, _ = find_pictures([str(folder / "images")])
     ours = runner_of(checkpoint, options.precision, options.device)
     plain = runner_of(checkpoint, options.precision, options.device, plain=True)
     batch_size = options.batch_size or (1 if ours.device.type == "cpu" else 16)
-    finish = predict.Finish(folders={"masks": folder / "ours"})
+    finish = Finish(folders={"masks": folder / "ours"})
 
     def ours_all():
         for outcome in predict_pictures(

@@ -23,8 +23,9 @@ from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 
 import train
 from parts import processes
+from parts.errors import UserError, run
 from parts.files import cores
-from parts.script import UserError, run, settings_of
+from parts.options import settings_of
 
 
 def child(options):

@@ -18,8 +18,8 @@ from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 import train  # noqa: E402
 from parts import processes, recipe  # noqa: E402
-from parts.encoders import build_network  # noqa: E402
-from parts.script import settings_of  # noqa: E402
+from parts.networks import build_network  # noqa: E402
+from parts.options import settings_of  # noqa: E402
 from unet import UNet  # noqa: E402
 
 MARGIN = 0.9  # of the time is planned for: a run that is a little slower than its trial still ends in time

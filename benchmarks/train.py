@@ -48,9 +48,9 @@ from sides import (  # noqa: E402
 )
 
 from parts.cars import draw_dataset  # noqa: E402
+from parts.errors import run  # noqa: E402
 from parts.files import write_text, write_whole  # noqa: E402
 from parts.processes import pick_device  # noqa: E402
-from parts.script import run  # noqa: E402
 from utils import check_accuracy, get_loaders  # noqa: E402
 
 ARTICLE_BATCH = 16

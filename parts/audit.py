@@ -16,9 +16,11 @@ import numpy as np
 from tqdm import tqdm
 
 from parts import pictures
+from parts.errors import UnusableFile, UserError, counted, shown
 from parts.files import each, stamp, write_text
+from parts.images import choose_span, decode, depth_of, pages_of, pixels_of, read_image
+from parts.mask_rules import decide_mask_rule, refuse_united_classes
 from parts.masks import (
-    ALPHA,
     IGNORED,
     MANY,
     NUMBERS,
@@ -26,35 +28,21 @@ from parts.masks import (
     Observation,
     alpha_fault,
     alpha_of,
-    check_constants,
     count_classes,
-    decide_mask_rule,
     observe_mask,
     read_mask,
-    refuse_united_classes,
 )
-from parts.reading import (
-    CARVANA_GROUP,
+from parts.names import (
     LEAVE_OUT,
     NAME_MASKS,
-    UnusableFile,
     by_pages,
-    choose_span,
-    decode,
-    depth_of,
     fits_group,
     group_of,
     list_both,
     match_all,
-    pages_of,
-    pixels_of,
-    read_image,
-    refuse_image_range,
-    refuse_mask_name,
-    shown,
     source_stem,
 )
-from parts.script import UserError
+from parts.spec import ALPHA, CARVANA_GROUP, DataSpec
 
 VERSION = 5  # of the memory; raise it when something else is seen in the same files
 LINES = 20  # files listed of one kind
@@ -128,11 +116,8 @@ def audit(
     mask_ignore, classes: MASK_IGNORE and CLASSES (masks.decide_mask_rule)
     image_range: IMAGE_RANGE; "auto" is decided by the training images
     """
-    refuse_image_range(image_range)
-    check_constants(mask_foreground, mask_ignore, classes)
-    fits_group("", group)  # a pattern that is none is told now, not after the looking
-    if mask_name is not None:
-        refuse_mask_name(mask_name)
+    spec = DataSpec(mask_foreground, mask_ignore, classes, image_range, group, mask_name, skip_unpaired)
+    mask_name = spec.mask_name
     if sheet:
         _check_sheet(Path(sheet), train_img_dir, train_mask_dir, val_img_dir, val_mask_dir)
     # Of folders that lie below one another, each keeps its own pictures, and none takes the sheet's for its own.
@@ -379,16 +364,16 @@ def _tell_unusable(report, sides):
     seen = [it for side in sides for image, masks in zip(side.images, side.masks) for it in (image, *masks)]
     faults = list({it.path: it for it in seen if _is_fault(it)}.values())
     if faults:
-        report.problems.append(_listed(f"{_number(len(faults), 'file')} cannot be used:", faults))
+        report.problems.append(_listed(f"{counted(len(faults), 'file')} cannot be used:", faults))
 
 
 def _tell_unpaired(report, sides):
     for side in sides:
         if side.faults:
-            heading = f"{_number(len(side.faults), 'file')} for {side.name} without one partner of the same name:"
+            heading = f"{counted(len(side.faults), 'file')} for {side.name} without one partner of the same name:"
             report.problems.append(_listed(heading, side.faults, f"{NAME_MASKS}; {LEAVE_OUT}."))
         if side.page_faults:
-            heading = f"{_number(len(side.page_faults), 'file')} for {side.name} with pages that have no partner:"
+            heading = f"{counted(len(side.page_faults), 'file')} for {side.name} with pages that have no partner:"
             report.problems.append(_listed(heading, side.page_faults))
 
 
@@ -410,7 +395,7 @@ def _decide_rule(report, sides, foreground, ignore, classes):
         soft = [mask.path for mask in seen if len(mask.counts) > 2]
         if soft:
             report.warnings.append(
-                f"{_number(len(soft), 'mask')} with soft or JPEG edges, e.g. {shown(soft[0])}, cut at the middle: "
+                f"{counted(len(soft), 'mask')} with soft or JPEG edges, e.g. {shown(soft[0])}, cut at the middle: "
                 f"{report.rule.describe()}."
             )
 
@@ -453,7 +438,7 @@ def _tell_misfits(report, sides):
                         line += " (the image by its EXIF tag: rotate the mask, or remove the tag)"
                 lines.append(line)
     if lines:
-        heading = f"{_number(len(lines), 'pair')} of an image and a mask that differ in size (height x width):"
+        heading = f"{counted(len(lines), 'pair')} of an image and a mask that differ in size (height x width):"
         cure = "Export both from the same picture, or remove them."
         report.problems.append(_listed(heading, lines, cure))
 
@@ -465,7 +450,7 @@ def _compare_sides(report, train, val, group):
     if same:
         lines = [f"{shown(val_path)} is {shown(here[key][0])}" for key in same for val_path in there[key]]
         cure = "Remove them from one of the two, or scores will be too good."
-        heading = f"{_number(len(lines), 'image')} for validation with the pixels of one for training:"
+        heading = f"{counted(len(lines), 'image')} for validation with the pixels of one for training:"
         report.problems.append(_listed(heading, lines, cure))
     groups = [defaultdict(list), defaultdict(list)]
     stems = [{}, {}]
@@ -483,11 +468,11 @@ def _compare_sides(report, train, val, group):
             for name in shared
         ]
         cure = f"Keep each on one side (augment.py does), or change GROUP = {group!r}, which tells them by their names."
-        report.problems.append(_listed(f"{_number(len(shared), 'group')} of images on both sides:", lines, cure))
+        report.problems.append(_listed(f"{counted(len(shared), 'group')} of images on both sides:", lines, cure))
     pixels = {path for key in same for path in there[key]}
     alike = [path for name, path in sorted(stems[1].items()) if name in stems[0] and path not in pixels]
     if alike:
-        heading = f"{_number(len(alike), 'name')} in both training and validation, with other pixels. Are these "
+        heading = f"{counted(len(alike), 'name')} in both training and validation, with other pixels. Are these "
         heading += "numbered alike, or copies of one picture?"
         report.warnings.append(_listed(heading, map(shown, alike)))
 
@@ -519,16 +504,16 @@ def _describe(report, sides):
     report.facts.append(("masks", _counted(Counter(f"mode {mask.mode}" for _, _, masks in usable for mask in masks))))
     turned = sum(image["turned"] > 1 for _, image, _ in usable)
     if turned:
-        report.facts.append(("EXIF", f"{_number(turned, 'image')} set upright"))
+        report.facts.append(("EXIF", f"{counted(turned, 'image')} set upright"))
     paged = {pair.image for pair, _, _ in usable if pair.image_page or pair.mask_page}
     if paged:
-        report.facts.append(("pages", f"each of {_number(len(paged), 'file')} is an image with a mask of its own"))
+        report.facts.append(("pages", f"each of {counted(len(paged), 'file')} is an image with a mask of its own"))
     several = [len(pair.more) + 1 for pair, _, _ in usable if pair.more]
     if several:
-        count = f"{_number(len(several), 'image')} with 2 to {max(several)} masks"
+        count = f"{counted(len(several), 'image')} with 2 to {max(several)} masks"
         report.facts.append(("united", f"{count}, by MASK_NAME, whose foregrounds are united"))
     if fourth := [pair.image for pair, image, _ in usable if image["fourth"]]:
-        heading = f"{_number(len(fourth), 'image')} with a channel of transparency, or a fourth one, that says "
+        heading = f"{counted(len(fourth), 'image')} with a channel of transparency, or a fourth one, that says "
         heading += "something: it is dropped, and the network sees red, green and blue."
         report.warnings.append(_listed(heading, map(shown, fourth)))
     left_out = [path for side in sides for path in side.left_out]
@@ -547,7 +532,7 @@ def _tell_twins(report, sides):
     for side in sides:
         twins = sorted(paths for paths in _by_pixels(side).values() if len(paths) > 1)
         if twins:
-            heading = f"{_number(sum(map(len, twins)), 'image')} for {side.name} with the same pixels as another:"
+            heading = f"{counted(sum(map(len, twins)), 'image')} for {side.name} with the same pixels as another:"
             report.warnings.append(_listed(heading, [" = ".join(map(shown, paths)) for paths in twins]))
 
 
@@ -562,22 +547,22 @@ def _choose_span(report, sides, image_range):
         report.span = choose_span(ours or [depth["quantiles"] for _, _, depth in deep])
     if report.span:
         low, high = report.span
-        words = f"{low:g} ... {high:g} of {_number(len(deep), 'image')} of more than 8 bits becomes 0 ... 255"
+        words = f"{low:g} ... {high:g} of {counted(len(deep), 'image')} of more than 8 bits becomes 0 ... 255"
         report.facts.append(("range", words + " (IMAGE_RANGE)"))
         beyond = [shown(path) for _, path, depth in deep if depth["highest"] <= low or depth["lowest"] >= high]
         if beyond:
-            heading = f"{_number(len(beyond), 'image')} with all values outside of that range, so that nothing is seen:"
+            heading = f"{counted(len(beyond), 'image')} with all values outside of that range, so that nothing is seen:"
             text = _listed(heading, beyond, 'Widen IMAGE_RANGE, or set it to "auto".')
             (report.problems if len(beyond) == len(deep) else report.warnings).append(text)
         return
     cure = 'Set IMAGE_RANGE = "auto" (--image-range auto), or the lowest and the highest value that mean something.'
     if unread := [shown(path) for _, path, depth in deep if depth["bits"] != 16]:
-        heading = f"{_number(len(unread), 'image')} of 32 bits or with fractions, whose range must be known:"
+        heading = f"{counted(len(unread), 'image')} of 32 bits or with fractions, whose range must be known:"
         report.problems.append(_listed(heading, unread, cure))
     dark = [shown(path) for _, path, depth in deep if depth["bits"] == 16 and depth["highest"] < DARK]
     if dark:
         heading = (
-            f"{_number(len(dark), 'image')} of 16 bits that use only the lowest 12 or fewer. Of 8 bits, which the "
+            f"{counted(len(dark), 'image')} of 16 bits that use only the lowest 12 or fewer. Of 8 bits, which the "
         )
         heading += "network sees, hardly any are left:"
         (report.problems if len(dark) == len(deep) else report.warnings).append(_listed(heading, dark, cure))
@@ -690,8 +675,8 @@ def _tell_what_vanishes(report, sides, size, num_workers):
     emptied = [place for place, left in lost if not left]
     before, after = np.mean([place[1] for place in places]), np.mean(found)
     text = _listed(
-        f"{_number(len(emptied), 'mask')} {'is' if len(emptied) == 1 else 'are'} emptied at {at}, and "
-        f"{_number(len(lost) - len(emptied), 'other')} lose more than half of their foreground, because it is small "
+        f"{counted(len(emptied), 'mask')} {'is' if len(emptied) == 1 else 'are'} emptied at {at}, and "
+        f"{counted(len(lost) - len(emptied), 'other')} lose more than half of their foreground, because it is small "
         f"or thin beside its picture; foreground is {before:.3%} of the masks in their files, and {after:.3%} then:",
         [f"{shown(pair.mask)}: {share:.3%} -> {left:.3%}" for (_, share, _, pair), left in lost],
         cure,
@@ -715,7 +700,7 @@ def _tell_what_classes_lose(report, places, read, num_workers, at, cure):
     ]
     if lost:
         verb = "loses" if len(lost) == 1 else "lose"
-        heading = f"{_number(len(lost), 'class')} {verb} more than half of the pixels at {at}, being small or thin:"
+        heading = f"{counted(len(lost), 'class')} {verb} more than half of the pixels at {at}, being small or thin:"
         report.warnings.append(_listed(heading, lost, cure))
 
 
@@ -770,11 +755,6 @@ def _listed(heading, lines, cure=None):
     if len(lines) > LINES:
         lines = [*lines[:LINES], f"  ... and {len(lines) - LINES:,} more"]
     return "\n".join([heading, *lines, *([cure] if cure else [])])
-
-
-def _number(count, noun):
-    plural = {"y": noun[:-1] + "ies", "s": noun + "es"}.get(noun[-1], noun + "s")
-    return f"{count:,} {noun if count == 1 else plural}"
 
 
 def _by(size):

@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image, ImageColor, ImageDraw, ImageFilter
 from tqdm import tqdm
 
+from parts.errors import UserError
 from parts.files import write_whole
-from parts.script import UserError
 
 
 def draw_dataset(folder, cars=20, views=16, size=(320, 480), seed=0, progress=True):

@@ -17,7 +17,7 @@ from pathlib import Path
 import cv2
 from filelock import FileLock, Timeout
 
-from parts.script import UserError
+from parts.errors import UserError
 
 _SUFFIX = ".part"  # what an interrupted write leaves behind ends in this
 

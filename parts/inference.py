@@ -20,9 +20,9 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from parts.errors import UserError
 from parts.processes import keep_freed_memory, pick_device
-from parts.recipe import autocast_dtype
-from parts.script import UserError
+from parts.recipe import as_written, autocast_dtype
 
 MIRRORS = {  # copies of a picture, as the axes (of N, C, H, W) that they are mirrored along
     None: [()],
@@ -368,3 +368,53 @@ class _Queue:
     def get(self):
         self.bytes.popleft()
         return self.futures.popleft().result()
+
+
+def to_device(images, device):
+    """Images (N, 3, H, W) as the network takes them, in [0, 1].
+
+    uint8 travels to the device and is scaled there; floats (from the article's transform) stay as they are.
+    """
+    images = images.to(device, non_blocking=True)
+    if images.dtype == torch.uint8:
+        images = images.float().div_(255)
+    return images if device.type == "mps" else images.contiguous(memory_format=torch.channels_last)
+
+
+def predicted_labels(images, model, device, dtype, whole=False):
+    """(what `model` predicts, how many channels it has): booleans (N, 1, H, W), or the classes' indices, on `device`.
+
+    `whole` images are of any size, and run in windows.
+    """
+    if whole:
+        cudnn, tries = torch.backends.cudnn, torch.backends.cudnn.benchmark
+        cudnn.benchmark = False  # it would try its kernels for every size anew
+        with as_written(model):
+            labels = _labels_in_windows(images, Runner(model, device, dtype))
+        cudnn.benchmark = tries
+        return labels
+    with as_written(model), torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+        logits = model(to_device(images, device))
+    return logits.argmax(1, keepdim=True) if logits.shape[1] > 1 else logits > 0, logits.shape[1]
+
+
+def _labels_in_windows(images, runner):
+    kind = torch.uint8 if runner.channels > 1 else torch.bool
+    labels = torch.empty(len(images), 1, *images.shape[2:], dtype=kind, device=runner.device)
+    for image, found in zip(images.permute(0, 2, 3, 1).numpy(), labels[:, 0]):
+        for top, logits in runner.bands(image):
+            found[top : top + logits.shape[1]] = logits.argmax(0) if runner.channels > 1 else logits[0] > 0
+    return labels, runner.channels
+
+
+@torch.no_grad()
+def predict(images, model, device, dtype=None, whole=False):
+    """Masks (N, H, W) uint8 of {0, 1}, on the CPU, for a batch of images as a loader gives them.
+
+    Of a network with a channel for each class the indices of classes. `whole` images run in windows.
+    """
+    training = model.training
+    model.eval()
+    found, _ = predicted_labels(images, model, device, dtype, whole)
+    model.train(training)
+    return found[:, 0].byte().cpu()

@@ -13,8 +13,8 @@ from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image, ImageDraw, ImageFont
 
 from parts.files import write_whole
-
-IGNORED = 255  # in a mask: a pixel that counts nowhere; the same as parts.masks.IGNORED
+from parts.images import resize_image
+from parts.masks import IGNORED, resize_mask
 
 # Mostly Okabe and Ito's colours, which people of every kind of colour vision tell apart
 FOREGROUND = (230, 0, 126)  # of overlays; a magenta, rare in photographs
@@ -25,6 +25,7 @@ WRONG = (255, 110, 0)  # orange: another class than the true one
 DIFFERENCE_LEGEND = ((MISSED, "missed"), (INVENTED, "invented"), (AGREED, "right"))
 CLASSES_LEGEND = ((WRONG, "wrong class"), (AGREED, "right"))
 HATCHED = "hatched"  # in a legend, in a colour's place
+
 
 # Of classes: first a dark slate, as the first one is mostly background, then Okabe and Ito's without black,
 # those first that are rare in photographs
@@ -39,13 +40,11 @@ FIRST_COLOURS = (
     (213, 94, 0),
 )
 APART = 8  # of 255: where two colours of the masks differ by less in every channel, the eye does not tell them apart
-
 TEXT, FAINT, FRAME = (30, 30, 30), (110, 110, 110), (190, 190, 190)
 MARGIN = 12  # pixels around and between tiles
 TILE_HEIGHT = 240  # pixels
 WIDEST = 2.0  # a tile's width over its height, beyond which it is shrunk to fit
 FONT = 14  # pixels
-
 NAMED = 12  # classes of a run's curves that are all named beside them
 LETTERED = 16  # classes of a confusion matrix that has numbers in its cells
 CURVE_LABELS = {"dice": "Dice", "iou": "IoU", "loss": "training loss"}
@@ -554,3 +553,13 @@ def _number(value):
         return float(value)
     except (TypeError, ValueError):
         return float("nan")
+
+
+_SHEET_HEIGHT = 4 * TILE_HEIGHT  # at which images are kept for a sheet: what is thin shows faintly there
+
+
+def for_sheet(image, *masks):
+    """An image (H, W, 3) and masks (H, W) of it, no larger than their sheet needs: photographs would fill memory."""
+    scale = min(1, _SHEET_HEIGHT / image.shape[0], 2 * _SHEET_HEIGHT / image.shape[1])
+    size = tuple(max(1, round(side * scale)) for side in image.shape[:2])
+    return (resize_image(image, size), *(resize_mask(mask, size) for mask in masks)) if scale < 1 else (image, *masks)

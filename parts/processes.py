@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from parts.script import UserError, ran_out_of_memory
+from parts.errors import UserError, ran_out_of_memory
 
 
 class Elsewhere(UserError):

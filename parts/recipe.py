@@ -10,13 +10,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from parts.script import UserError, ran_out_of_memory
+from parts.errors import UserError, ran_out_of_memory
+from parts.masks import IGNORED
 
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 LOSSES = {"bce": False, "bce+dice": True}  # whether Dice is added
 OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 SCHEDULES = ("constant", "linear", "cosine", "plateau")
-IGNORED = 255  # the label of pixels that are neither trained on nor scored, as in parts.masks
 FULL_SIZE_FROM = 0.95  # share of the steps after which images that have grown are whole
 
 
@@ -321,3 +321,22 @@ def out_of_memory_message(error, batch_size, size, accumulate, constant="IMAGE_S
         "  FEATURES with fewer channels: a smaller network\n"
         f"({str(error).splitlines()[0][:200]})"
     )
+
+
+def targets_of(masks, device, labels=False):
+    """Masks of a batch (N, H, W) or (N, 1, H, W) as the loss takes them: float32 (N, 1, H, W) of {0, 1}.
+
+    With `labels` (a MaskRule's), as where there are classes or ignored pixels: uint8 (N, 1, H, W). UserError: a
+    transform has made something else of them than whole numbers from 0 to 255.
+    """
+    if labels and masks.dtype != torch.uint8:
+        whole = masks.to(torch.uint8)
+        if not torch.equal(whole.to(masks.dtype), masks):
+            raise UserError(
+                "The transform has changed the values of the masks, which are the indices of classes and "
+                f"{IGNORED} where a pixel is ignored: have it leave them whole, with nearest interpolation."
+            )
+        masks = whole
+    masks = masks.to(device, non_blocking=True)
+    masks = masks.reshape(len(masks), 1, *masks.shape[-2:])
+    return masks if labels else masks.float()

@@ -28,8 +28,7 @@ if __name__ == "__main__":
 
 from dataset import ImageDataset  # noqa: E402
 from parts.audit import audit  # noqa: E402
-from parts.reading import shown  # noqa: E402
-from parts.script import UserError  # noqa: E402
+from parts.errors import UserError, shown  # noqa: E402
 
 IGNORED = 255
 # Of Meant.reasons, the first first: where nothing is looked at, or nothing pairs, nothing else is told

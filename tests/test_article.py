@@ -14,7 +14,7 @@ from unet import UNet
 
 # ruff: noqa: E501, W291
 # From "U Net architure for Image Segmentation", as printed there.
-NETWORK = '''
+NETWORK = """
 import torch
 import torch.nn as nn
 import torchvision.transforms.functional as TF
@@ -78,9 +78,9 @@ class unet(nn.Module):
 
         x = self.output_conv(x)
         return x
-'''
+"""
 
-TRAINING = '''
+TRAINING = """
 import torch
 from tqdm import tqdm
 import numpy as np
@@ -91,13 +91,8 @@ from unet import unet as UNET
 import albumentations as A 
 from albumentations.pytorch import ToTensorV2
 
-from utils import (
-    check_accuracy,
-    load_checkpoint,
-    save_checkpoint,
-    get_loaders,
-    save_predictions
-)
+from utils import check_accuracy, save_checkpoint, get_loaders, save_predictions
+from parts.checkpoints import load_checkpoint
 
 # HyperParams
 LEARNING_RATE = 1e-4 # You can use LrOnPlateau as well
@@ -191,7 +186,7 @@ for epoch in range(NUM_EPOCHS):
     save_predictions(
         val_loader, model, folder="saved_images/", device=DEVICE
     )
-'''
+"""
 
 
 def test_a_state_dict_of_the_articles_network_loads_strictly():
@@ -223,7 +218,9 @@ def test_the_articles_train_py_runs_as_printed(tmp_path):
             Image.fromarray(mask).save(masks / f"{index}.png")
     # The article's size and twenty epochs of the full network take an hour without a GPU.
     assert "NUM_EPOCHS = 20" in TRAINING and "image_size = (320,480)" in TRAINING
-    text = TRAINING.replace("NUM_EPOCHS = 20", "NUM_EPOCHS = 2").replace("image_size = (320,480)", "image_size = (32,48)")
+    text = TRAINING.replace("NUM_EPOCHS = 20", "NUM_EPOCHS = 2").replace(
+        "image_size = (320,480)", "image_size = (32,48)"
+    )
     (tmp_path / "article_train.py").write_text(text)
     done = subprocess.run(
         [sys.executable, "article_train.py"],

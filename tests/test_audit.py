@@ -13,8 +13,7 @@ from PIL import Image
 
 import dataset
 from parts.audit import LINES, VERSION, audit
-from parts.reading import shown
-from parts.script import UserError
+from parts.errors import UserError, shown
 
 
 @pytest.fixture

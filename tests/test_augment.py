@@ -18,10 +18,13 @@ from PIL import Image
 from augment import augmentation, make_augmented, split
 from parts.audit import audit
 from parts.cars import draw_dataset
-from parts.masks import IGNORED, MaskRule, find_mask_rule, read_mask
+from parts.errors import UserError
+from parts.images import decode, pixels_of, read_image
+from parts.mask_rules import find_mask_rule
+from parts.masks import IGNORED, MaskRule, read_mask
+from parts.names import COPIES, Pair, group_of, pair_files
 from parts.pictures import classes_of
-from parts.reading import CARVANA_GROUP, COPIES, Pair, decode, group_of, pair_files, pixels_of, read_image
-from parts.script import UserError
+from parts.spec import CARVANA_GROUP
 
 WHITE = MaskRule("numbers", (0,), (255,))
 TRAIN_IMAGES, TRAIN_MASKS, TEST_IMAGES, TEST_MASKS = (

@@ -8,9 +8,11 @@ import torch
 from PIL import Image
 
 from parts.cars import draw_dataset
-from parts.masks import find_mask_rule, read_mask
-from parts.reading import group_of, pair_files, read_image
-from parts.script import UserError
+from parts.errors import UserError
+from parts.images import read_image
+from parts.mask_rules import find_mask_rule
+from parts.masks import read_mask
+from parts.names import group_of, pair_files
 from unet import UNet
 
 SIZE = (48, 72)

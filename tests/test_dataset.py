@@ -26,11 +26,12 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from dataset import POINTS, Arrays, ImageDataset, image_dataset, main, make_arrays, points_of
-from parts import script
-from parts.masks import IGNORED, MaskRule, find_mask_rule
-from parts.reading import Pair, pair_files
-from parts.script import UserError
+from dataset import ImageDataset, image_dataset, main
+from parts.arrays import POINTS, Arrays, make_arrays, points_of
+from parts.errors import UserError, run
+from parts.mask_rules import find_mask_rule
+from parts.masks import IGNORED, MaskRule
+from parts.names import Pair, pair_files
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 import albumentations as A  # noqa: E402
@@ -660,7 +661,7 @@ def test_killed_at_any_moment(tmp_path):
 def test_stopped_by_a_signal_it_leaves_nothing(tmp_path, capfd, number, status):
     pairs = draw(tmp_path / "pictures", count=60, size=(400, 600))
     folder = tmp_path / "arrays"
-    process, _ = start(lambda: script.run(lambda: make(pairs, folder, num_workers=2) and None))
+    process, _ = start(lambda: run(lambda: make(pairs, folder, num_workers=2) and None))
     while not any(file.stat().st_blocks > 8 for file in tmp_path.glob(".arrays.*.part/images.npy")):
         time.sleep(0.001)  # until the first rows are written
     os.killpg(process.pid, number)

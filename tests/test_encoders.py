@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from parts.encoders import EncoderUNet, build_network
-from parts.script import UserError
+from parts.errors import UserError
+from parts.networks import EncoderUNet, build_network
 from unet import UNet
 
 

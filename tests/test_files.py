@@ -10,8 +10,8 @@ import time
 import pytest
 from helpers import ROOT, WAIT, children_of, wait_for_end
 
+from parts.errors import UserError
 from parts.files import copy_whole, each, one_at_a_time, remove_leftovers, sole_writer, stamp, write_text, write_whole
-from parts.script import UserError
 
 
 def test_a_file_is_whole_or_absent(tmp_path):
@@ -126,7 +126,7 @@ def test_each_is_a_map(monkeypatch):
 
 SLOW = """
 import sys, time
-from parts import script
+from parts import errors
 from parts.files import each
 def wait(number):
     print(number, flush=True)
@@ -135,7 +135,7 @@ def main():
     for _ in each(wait, range(1000), 2):
         pass
 if __name__ == "__main__":
-    script.run(main)
+    errors.run(main)
 """
 
 

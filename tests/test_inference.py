@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from parts import inference
+from parts.errors import UserError
 from parts.inference import Item, Runner, fold_batchnorm, make_runner, predict_pictures, reach_of
-from parts.script import UserError
 from unet import UNet
 
 CPU = torch.device("cpu")

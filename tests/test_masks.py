@@ -8,19 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from parts.masks import (
-    IGNORED,
-    MaskRule,
-    count_classes,
-    decide_mask_rule,
-    encode_mask,
-    find_mask_rule,
-    observe_mask,
-    read_mask,
-    resize_mask,
-)
-from parts.reading import UnusableFile
-from parts.script import UserError
+from parts.errors import UnusableFile, UserError
+from parts.mask_rules import decide_mask_rule, find_mask_rule
+from parts.masks import IGNORED, MaskRule, count_classes, encode_mask, observe_mask, read_mask, resize_mask
 
 H, W = 48, 64
 

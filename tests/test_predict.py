@@ -17,24 +17,26 @@ from PIL import Image, TiffImagePlugin
 
 import predict
 from parts import pictures
+from parts.errors import UserError, describe
 from parts.files import write_text
-from parts.masks import IGNORED, MaskRule, encode_mask, find_mask_rule, read_mask
-from parts.reading import read_image, resize_image
-from parts.script import UserError, describe
-from predict import (
+from parts.images import read_image, resize_image
+from parts.mask_rules import find_mask_rule
+from parts.masks import IGNORED, MaskRule, encode_mask, read_mask
+from parts.names import Picture, files_below, find_masks, find_pictures
+from parts.outputs import (
     Bands,
-    Picture,
     best_threshold,
     class_probabilities,
     classify,
-    files_below,
-    find_masks,
-    find_pictures,
     histogram,
+    probability_map,
     run_lengths,
+    write_scores,
+    write_submission,
 )
+from parts.scores import count_overlap, dice_from_counts
 from unet import UNet
-from utils import count_overlap, dice_from_counts, save_checkpoint
+from utils import save_checkpoint
 
 # Every constant that an expectation may depend on, however somebody has edited them.
 EVERY = [
@@ -583,7 +585,7 @@ def test_pages_are_scored_by_those_of_their_mask(call, tmp_path, capsys):
 
 def test_scores_worked_out_by_hand(photos, call, tmp_path, capsys):
     counts = [(8, 8, 8), (2, 4, 8), (0, 0, 8), (0, 0, 0)]
-    dice, iou = predict.write_scores(tmp_path / "scores.csv", ["perfect", "half", "missed", "empty"], counts)
+    dice, iou = write_scores(tmp_path / "scores.csv", ["perfect", "half", "missed", "empty"], counts)
     assert dice.tolist() == [1, 2 * 2 / 12, 0, 1] and iou.tolist() == [1, 2 / 10, 0, 1]
     rows = list(csv.DictReader((tmp_path / "scores.csv").open()))
     assert rows[1] == dict(
@@ -919,7 +921,7 @@ def test_two_classes_give_what_one_foreground_gives(photos, call, changed, netwo
         mask, best = classify(logits, size)
         lies_above = resize_image(logits[1] - logits[0], size)
         assert (mask == (lies_above > 0)).all() and mask.any() and not mask.all()
-        (_, foreground), alone = class_probabilities(logits, best, 8), predict.probability_map(lies_above, 8)
+        (_, foreground), alone = class_probabilities(logits, best, 8), probability_map(lies_above, 8)
         assert np.abs(foreground.astype(int) - alone).max() <= 1
     weights = network.state_dict()
     two = {key: torch.cat([0 * weights[key], weights[key]]) for key in ("output_conv.weight", "output_conv.bias")}
@@ -1204,7 +1206,7 @@ def test_rows_are_written_as_they_come_and_appear_when_complete(tmp_path):
             assert not path.exists()
             yield f"{index}.jpg", "1 1"
 
-    predict.write_submission(path, rows())
+    write_submission(path, rows())
     assert len(path.read_text().splitlines()) == 1001
 
     def broken():
@@ -1212,7 +1214,7 @@ def test_rows_are_written_as_they_come_and_appear_when_complete(tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        predict.write_submission(path, broken())
+        write_submission(path, broken())
     assert len(path.read_text().splitlines()) == 1001 and len(list(tmp_path.iterdir())) == 1
 
 

@@ -13,7 +13,7 @@ from helpers import ROOT, SMALL, WAIT, children_of, history, same_runs, script, 
 
 import train
 from parts import processes
-from parts.script import UserError
+from parts.errors import UserError
 from unet import UNet
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]

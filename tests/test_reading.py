@@ -16,27 +16,20 @@ import pytest
 from helpers import ROOT, WAIT
 from PIL import Image
 
-from parts.reading import (
-    Pair,
-    UnusableFile,
-    by_pages,
+from parts.errors import UnusableFile, UserError, shown
+from parts.images import (
     bytes_of,
     choose_span,
     decode,
     depth_of,
-    group_of,
     image_size,
-    list_pictures,
     pages_of,
-    pair_files,
     pixels_of,
     read_image,
-    refuse_image_range,
     resize_image,
-    shown,
-    source_stem,
 )
-from parts.script import UserError
+from parts.names import Pair, by_pages, group_of, list_pictures, pair_files, source_stem
+from parts.spec import DataSpec
 
 H, W = 24, 36
 
@@ -389,12 +382,12 @@ def test_the_span_of_a_dataset_leaves_outliers_out(tmp_path):
 )
 def test_an_image_range_that_is_none(value):
     with pytest.raises(UserError, match="IMAGE_RANGE = .*--image-range 0 4095"):
-        refuse_image_range(value)
+        DataSpec(image_range=value)
 
 
 def test_image_ranges():
     for value in (None, "auto", (0, 4095), (-1.5, 2), [0, 1]):
-        refuse_image_range(value)
+        DataSpec(image_range=value)
 
 
 def test_jpeg_orientations_match_pngs(tmp_path):
@@ -455,7 +448,7 @@ def test_nothing_is_printed_about_odd_metadata(tmp_path):
     Image.fromarray(smooth()).save(tmp_path / "b.jpg", exif=exif.tobytes()[:-9])
     Image.new("1", (10_000, 10_000)).save(tmp_path / "c.png")
     code = (
-        "import sys; from parts.reading import image_size, read_image\n"
+        "import sys; from parts.images import image_size, read_image\n"
         "for path in sys.argv[1:3]: read_image(path, (8, 8))\n"
         "image_size(sys.argv[3])"
     )
@@ -635,9 +628,9 @@ def test_mask_name_says_it_by_hand(tmp_path, capsys, mask_name):
 
 
 @pytest.mark.parametrize("mask_name", ["_seg", "", "{}{}", "{}_*_*", "masks/{}", "*"])
-def test_a_mask_name_that_says_nothing(tmp_path, capsys, mask_name):
+def test_a_mask_name_that_says_nothing(mask_name):
     with pytest.raises(UserError, match="MASK_NAME = .*{}_segmentation"):
-        pairs_of(tmp_path, capsys, ["a.jpg"], ["a_seg.png"], mask_name=mask_name)
+        DataSpec(mask_name=mask_name)
 
 
 def test_what_has_no_partner_is_left_out_where_that_is_asked_for(tmp_path, capsys):
@@ -823,8 +816,8 @@ def test_folder_and_file_without_permission(tmp_path_factory):
         Image.fromarray(GREY).save(Path(place, "b.png"))
         Path(place, "b.png").chmod(0)
         code = (
-            "import os, sys\nfrom PIL import Image\nfrom parts.script import UserError\n"
-            "from parts.reading import list_pictures, read_image\n"
+            "import os, sys\nfrom PIL import Image\nfrom parts.errors import UserError\n"
+            "from parts.images import read_image\nfrom parts.names import list_pictures\n"
             "Image.init()\n"
             "if os.geteuid() == 0: os.setuid(65534)\n"
             "for call, name in ((list_pictures, 'locked'), (read_image, 'b.png')):\n"

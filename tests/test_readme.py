@@ -11,7 +11,7 @@ import augment
 import dataset
 import predict
 import train
-from parts.script import settings_of
+from parts.options import settings_of
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SCRIPTS = {"train.py": train, "augment.py": augment, "predict.py": predict, "dataset.py": dataset}
@@ -47,14 +47,14 @@ def test_every_file_that_it_names_exists():
 # ---- which way imports run
 
 FLOORS = [  # each imports from those above it alone
-    {"parts.script"},
-    {"unet", "parts.files"},
-    {"parts.reading", "parts.recipe", "parts.processes", "parts.encoders"},
-    {"parts.masks", "parts.pictures", "parts.cars"},
+    {"unet", "parts.errors", "parts.scores"},
+    {"parts.spec", "parts.images", "parts.files", "parts.options", "parts.processes", "parts.networks"},
+    {"parts.masks", "parts.names", "parts.cars"},
+    {"parts.mask_rules", "parts.pictures", "parts.arrays", "parts.recipe", "parts.checkpoints"},
     {"parts.audit", "parts.inference"},
-    {"dataset"},
-    {"utils", "augment"},
-    {"train", "predict"},
+    {"dataset", "parts.export", "parts.outputs"},
+    {"utils", "augment", "predict"},
+    {"train"},
 ]
 
 

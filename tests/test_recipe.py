@@ -7,7 +7,7 @@ import torch._dynamo
 from torch import nn
 
 from parts import masks, recipe
-from parts.script import UserError, ran_out_of_memory
+from parts.errors import UserError, ran_out_of_memory
 from unet import UNet
 
 CPU = torch.device("cpu")

@@ -7,7 +7,8 @@ from types import SimpleNamespace
 import pytest
 from helpers import ROOT, WAIT
 
-from parts.script import UserError, number, one_of, refuse_wrong, settings_of, sizes, table, whole
+from parts.errors import UserError
+from parts.options import number, one_of, refuse_wrong, settings_of, sizes, table, whole
 
 SCRIPT = '''"""What it does."""
 import os
@@ -209,7 +210,7 @@ def test_the_table_names_every_constant(script):
 
 DROPPED = """
 import os, signal
-from parts import script
+from parts import errors
 class Deaf:
     def __del__(self):  # what a handler raises in here is dropped by Python
         os.kill(os.getpid(), signal.SIGINT)
@@ -218,9 +219,9 @@ class Deaf:
 def main():
     Deaf()
     print("still running", flush=True)
-    script.stop_if_asked()
+    errors.stop_if_asked()
     print("never reached")
-script.run(main)
+errors.run(main)
 """
 
 
@@ -236,12 +237,12 @@ def test_a_signal_that_python_drops_still_ends_the_loop():
 
 def test_each_end_has_its_status_and_no_traceback():
     for body, status, words in (
-        ("raise script.UserError('mend this')", 2, "mend this"),
+        ("raise errors.UserError('mend this')", 2, "mend this"),
         ("open('/dev/full', 'w').write('x' * 10**6)", 2, "disk is full"),
         ("signal.raise_signal(signal.SIGTERM)", 143, "SIGTERM"),
         ("return 1", 1, ""),
         ("pass", 0, ""),
     ):
-        done = ended(f"import signal\nfrom parts import script\ndef main():\n    {body}\nscript.run(main)\nprint('on')")
+        done = ended(f"import signal\nfrom parts import errors\ndef main():\n    {body}\nerrors.run(main)\nprint('on')")
         assert done.returncode == status and words in done.stderr and "Traceback" not in done.stderr
         assert ("on" in done.stdout) == (status == 0)  # a notebook's kernel goes on

@@ -30,7 +30,8 @@ from helpers import (
 from PIL import Image
 
 import train
-from parts.script import UserError, settings_of
+from parts.errors import UserError
+from parts.options import settings_of
 from unet import UNet
 
 ARTEFACTS = {"checkpoint.pth", "best.pth", "history.csv", "curves.png", "saved_images"}
@@ -562,7 +563,7 @@ SMALL_MEMORY = """
 import re, resource, sys
 from pathlib import Path
 import train
-from parts.script import run
+from parts.errors import run
 used = 1024 * int(re.search(r"VmSize:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
 resource.setrlimit(resource.RLIMIT_AS, (used + (400 << 20), resource.RLIM_INFINITY))
 run(lambda: train.main(sys.argv[1:]))

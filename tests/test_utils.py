@@ -21,41 +21,44 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-import utils
-from parts import pictures, recipe
-from parts.encoders import build_network
-from parts.masks import MaskRule
-from parts.script import UserError
-from unet import UNet
-from utils import (
-    EpochSampler,
-    arrays_folder,
+from parts import pictures, recipe, scores
+from parts.checkpoints import (
     best_of,
-    check_accuracy,
+    load_checkpoint,
+    load_encoder_weights,
+    load_network,
+    load_pretrained,
+    read_checkpoint,
+    resume,
+    run_state,
+    snapshot,
+)
+from parts.errors import UserError
+from parts.inference import to_device
+from parts.masks import MaskRule
+from parts.networks import build_network
+from parts.recipe import targets_of
+from parts.scores import (
     class_columns,
     class_table,
     count_confusion,
     count_overlap,
     dice_from_counts,
     dice_of_choice,
-    get_loaders,
     iou_from_counts,
-    load_checkpoint,
-    load_encoder_weights,
-    load_network,
-    load_pretrained,
     overlap_of,
-    read_checkpoint,
+    symptom,
+)
+from unet import UNet
+from utils import (
+    EpochSampler,
+    arrays_folder,
+    check_accuracy,
+    get_loaders,
     refuse_infinite,
-    resume,
-    run_state,
     save_checkpoint,
     save_examples,
     save_predictions,
-    snapshot,
-    symptom,
-    targets_of,
-    to_device,
 )
 
 
@@ -215,7 +218,7 @@ def test_a_confusion_has_true_rows_and_predicted_columns():
 def test_a_large_images_confusion_is_counted_in_parts(monkeypatch):
     found, true = torch.randint(0, 3, (2, 2, 20, 30), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     whole = count_confusion(found, true, 3)
-    monkeypatch.setattr(utils, "_COUNTED", 70)
+    monkeypatch.setattr(scores, "_COUNTED", 70)
     assert torch.equal(count_confusion(found, true, 3), whole) and whole.sum() == 1200
 
 

@@ -7,12 +7,13 @@ A pretrained encoder starts from features learnt on ImageNet, as in Iglovikov an
 import torch
 from torch import nn
 
-from parts.script import UserError
+from parts.errors import UserError
 from unet import DoubleConv, UNet, check_input, decode
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of channels in [0, 1]
-
 _RESNET = ["relu", "layer1", "layer2", "layer3", "layer4"]  # at 1/2 ... 1/32
+
+
 # What follows each pooling's input, at full size ... 1/16, and at last the deepest layer.
 NODES = {
     **{f"resnet{depth}": _RESNET for depth in (18, 34, 50, 101, 152)},

@@ -1,25 +1,21 @@
-"""Which files of two folders belong together, by what names; and the pixels of one file, upright.
+"""Which files of a dataset belong together, by what names; walking folders.
 
-What cannot be read is refused in a message that names the file and says what to do with it.
+What has no partner is refused in a message that names the file and says what to do with it.
 """
 
 import os
 import re
-import stat
+import sys
 import unicodedata
-import warnings
 from collections import defaultdict
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
+from functools import cache
+from pathlib import Path, PurePath
 
-import cv2
-import numpy as np
-from PIL import Image, ImageOps, TiffImagePlugin
+from parts.errors import UnusableFile, UserError, counted, name_files, shown
+from parts.images import pages_of
+from parts.spec import CARVANA_GROUP
 
-from parts.script import UserError
-
-CARVANA_GROUP = r"([0-9a-f]{12})_\d+"  # a car's twelve hex digits, before the number of the view
 HOW_TO_GET_CARVANA = """\
 To get Carvana's photographs: sign in to Kaggle, accept the rules of the competition
 carvana-image-masking-challenge, download train.zip and train_masks.zip, and unpack both into dataset/,
@@ -36,30 +32,6 @@ UNREAD = re.compile(  # names of pictures that are not read
     r"\.(arw|cr2|cr3|czi|dcm|dng|exr|fits|hdr|hei[cf]|hif|j2k|jp2|jxl|lif|mha|mrc|nd2|nef|nii|nii\.gz|np[yz]|nrrd|orf|pef"
     r"|raf|raw|rw2|srw|svg)$", re.IGNORECASE)  # fmt: skip
 VIDEO = re.compile(r"\.(3gp|avi|flv|m2?ts|m4v|mkv|mov|mp4|mpe?g|mxf|ogv|webm|wmv)$", re.IGNORECASE)
-LARGEST = 500_000_000  # pixels; one picture of that size fills 1.5 GB
-SET_RANGE = 'IMAGE_RANGE = (low, high) or "auto" (--image-range) says which of its values become 0 and 255'
-
-_AGAIN = "Fetch or export it again, or remove it"
-
-
-class UnusableFile(UserError):
-    """A file that cannot be used: `path`, `what` is wrong with it, and the `cure`."""
-
-    def __init__(self, path, what=None, cure=None):
-        # With its message alone DataLoader makes it again, from that of one raised in a worker.
-        super().__init__(path if what is None else f"{shown(path)}: {what}. {cure}.")
-        self.path, self.what, self.cure = path, what, cure
-
-    def __reduce__(self):
-        return UnusableFile, (self.path, self.what, self.cure)
-
-
-def shown(path):
-    """A path as it can be printed anywhere: what is unprintable in a name is escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(path))
-
-
-# ---- folders and names
 
 
 @dataclass(frozen=True)
@@ -162,10 +134,10 @@ def _of_other_kinds(paths):
     unread = [path for path in paths if not VIDEO.search(path.name)]
     texts = []
     if unread:
-        text = f"{_count(len(unread), 'picture')} of a kind that is not read: {_named_first(unread)}"
+        text = f"{counted(len(unread), 'picture')} of a kind that is not read: {_named_first(unread)}"
         texts.append(("not read", f"{text}. To use {_them(unread)}, save as PNG (images also as JPEG)"))
     if videos:
-        text = f"{_count(len(videos), 'video')}: {_named_first(videos)}. To use {_them(videos)}, cut into frames"
+        text = f"{counted(len(videos), 'video')}: {_named_first(videos)}. To use {_them(videos)}, cut into frames"
         texts.append(("videos", f"{text} (mkdir frames; ffmpeg -i {shown(videos[0].name)} frames/%05d.png)"))
     return texts
 
@@ -214,7 +186,6 @@ def mask_stems(path, mask_name=None):
 
 def _named(text, mask_name):
     """What {} may stand for where a name is `mask_name`, the longest first."""
-    mask_name = refuse_mask_name(mask_name)
     pattern = re.escape(mask_name).replace(r"\*", ".*")
     longest = len(text) - len(mask_name.replace("{}", "").replace("*", ""))
     lengths = range(longest, 0, -1) if "*" in mask_name else [longest]  # without a * there is one
@@ -228,18 +199,6 @@ def _without(stem, endings):
         if stem.lower().endswith(end) and len(stem) > len(end):
             return stem[: -len(end)]
     return None
-
-
-def refuse_mask_name(mask_name):
-    """A MASK_NAME with its accents composed. UserError: it does not have one {}, or more than one *."""
-    text = _composed(mask_name) if isinstance(mask_name, str) else ""
-    if text.count("{}") != 1 or text.count("*") > 1 or set("/\\") & set(text):
-        raise UserError(
-            f"MASK_NAME = {mask_name!r}: give the name of a mask, with {{}} where its image's stands, such as "
-            "{}_segmentation (--mask-name), and with a * for what differs where an image has several masks, such as "
-            "{}_*; or None for names that agree."
-        )
-    return text
 
 
 def folded(names):
@@ -291,9 +250,6 @@ def fits_group(stem, pattern):
         raise UserError(f"GROUP = {pattern!r}: is no regular expression ({error}). Mend it.") from None
 
 
-# ---- pairs
-
-
 LEAVE_OUT = "SKIP_UNPAIRED = True (--skip-unpaired) leaves out what has no partner"
 NAME_MASKS = 'MASK_NAME = "{}_segmentation" (--mask-name) says how masks are named, if not like their images'
 
@@ -337,7 +293,7 @@ def by_pages(pairs, pages):
             apart.append(pair)
         elif len(here) != len(there) or any(len(other or there) != len(there) for other in others):
             masks = ", ".join(f"{shown(path)} {len(pages(path) or [0]):,}" for path in (pair.mask, *pair.more))
-            what = f"holds {_count(len(here), 'picture')} (pages or frames), and its mask {masks}"
+            what = f"holds {counted(len(here), 'picture')} (pages or frames), and its mask {masks}"
             faults.append(UnusableFile(pair.image, what, "Save both with as many, or each page as a file of its own"))
         elif len(here) == 1:
             apart.append(replace(pair, image_page=here[0], mask_page=there[0]))
@@ -448,7 +404,7 @@ def match_all(images, masks, mask_name=None, skip_unpaired=False):
     if alone and skip_unpaired:
         files = ", ".join(shown(fault.path.name) for fault in alone[:5]) + (", ..." if len(alone) > 5 else "")
         counts = (
-            f"{_count(without, 'image')} without a mask and {_count(len(alone) - without, 'mask')} without an image"
+            f"{counted(without, 'image')} without a mask and {counted(len(alone) - without, 'mask')} without an image"
         )
         notes.append(("unpaired", f"{counts} are left out: {files}"))
     elif alone:
@@ -469,10 +425,6 @@ def _scheme_of_several(masks, names, in_lower_case):
         if all(owner_of(masks.owners_of(path, scheme), names, in_lower_case) for path in masks.pictures):
             return scheme
     return None
-
-
-def _count(number, noun):
-    return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
 def _differently_named(names, others, affixes):
@@ -534,374 +486,170 @@ def _affixes(names, others):
     return ends
 
 
-# ---- pixels
-
-
-def read_image(path, size=None, page=0, span=None):
-    """The picture in a file (that frame of it), uint8 (H, W, 3) in RGB, upright, at `size` = (height, width) if given.
-
-    With a `span` = (low, high), see IMAGE_RANGE, values of more than 8 bits become 0 ... 255 by it (`bytes_of`);
-    without one, 16 bits keep their upper 8, and others are refused. Transparency is dropped. Shrinking averages
-    areas (a JPEG of four times the size or more halves itself first), enlarging is linear. UnusableFile.
-    """
-    # 2n - 1, because a JPEG of 1918 columns halves to 959, which is near enough to twice 480
-    decoded = decode(path, size and (2 * size[0] - 1, 2 * size[1] - 1), page)
-    deep = None if span is None else _deep(decoded, path)
-    array = rgb(decoded.picture, path) if deep is None else _three_channels(bytes_of(deep, span))
-    return array if size is None else resize_image(array, size)
-
-
-def resize_image(array, size):
-    """`array` (H, W) or (H, W, C) at `size` = (height, width): areas averaged, or linearly enlarged."""
-    (height, width), (tall, wide) = size, array.shape[:2]
-    if height < tall or width < wide:
-        array = cv2.resize(array, (min(width, wide), min(height, tall)), interpolation=cv2.INTER_AREA)
-    if array.shape[:2] != (height, width):
-        array = cv2.resize(array, (width, height), interpolation=cv2.INTER_LINEAR)
-    return array
-
-
-def image_size(path, page=0):
-    """(height, width) of a picture, after EXIF, from the head of its file. UnusableFile."""
-    with _opened(path, page) as picture:
-        return _upright_size(picture, _orientation(picture))
-
-
-def pages_of(path):
-    """The numbers of a file's frames that are pictures of their own: [0], or its pages; None: it cannot be read.
-
-    The previews in an MPO, the smaller copies and transparency masks in a TIFF and the layers of a PSD are none.
-    """
-    try:
-        with _opened(path) as picture:
-            if picture.format == "TIFF":
-                return _tiff_pages(picture) or [0]
-            paged = picture.format in ("AVIF", "GIF", "PNG", "WEBP")
-            return list(range(getattr(picture, "n_frames", 1))) if paged else [0]
-    except UnusableFile:
-        return None
-
-
-def _tiff_pages(picture):
-    pages, page = [], 0
-    while True:
-        try:
-            picture.seek(page)
-        except EOFError:
-            return pages
-        except Exception:  # as where the rest is lost, which reading this page will say
-            return [*pages, page]
-        if not picture.tag_v2.get(254, 0) & 5:  # a reduced copy of another one (bit 0), or its mask (bit 2)
-            pages.append(page)
-        page += 1
-
-
-def _upright_size(picture, turned):
-    """(height, width) of a picture that is open."""
-    size = picture.size
-    if picture.format == "TIFF":  # whose size some versions of Pillow swap here, and others when it is loaded
-        size, turned = (picture.tag_v2[256], picture.tag_v2[257]), picture.tag_v2.get(274, 1)
-    return tuple(size) if 5 <= turned <= 8 else tuple(size[::-1])
-
-
 @dataclass(frozen=True)
-class Decoded:
-    """`picture`: a PIL image, loaded and upright. The rest: what its file was, before that."""
+class Picture:
+    """`path` is the file; `name` what its outputs are called: a relative path without a suffix.
 
-    picture: Image.Image
-    format: str
-    raw: str  # how the file lays out a pixel, in Pillow's terms, such as "RGB;16B"
-    size: tuple  # height and width, upright and without a draft's shrinking
-    frames: bool  # whether more frames or pages follow the first one
-    turned: int  # EXIF's orientation; 1 is upright
+    `page`: which frame of the file it is; where that holds several pictures, it is `number` of `pages`.
+    """
+
+    path: Path
+    name: PurePath
     page: int = 0
+    number: int = 0
+    pages: int = 1
+
+    def __str__(self):
+        return shown(self.path) + f"[{self.number}]" * (self.pages > 1)
 
 
-def decode(path, draft=None, page=0):
-    """The Decoded picture of a file, frame number `page`. UnusableFile: it cannot be decoded to its end.
+def find_pictures(inputs, output_dir=None, mask_dir=None):
+    """(pictures, missing) of the files and folders in `inputs`.
 
-    `draft` = (height, width): a JPEG may come smaller, by a power of two, but no smaller than that.
+    A folder is searched with all that lies below it, and its tree of names kept; a file gives its own
+    name. Where that would give two the same, all of them keep their place below the folder that they have
+    in common.
+    What lies in `output_dir` or `mask_dir` is left out, unless it is asked for by that very name; of a
+    folder that is itself `mask_dir`, what ends in _mask is. `missing` says in words what gave nothing.
+    What else a folder holds is told: as missing where it is a picture to a person. Each page is a Picture.
     """
-    with _opened(path, page) as picture:
-        return _loaded(picture, draft)
+    own = {os.path.realpath(folder) for folder in (output_dir, mask_dir) if folder}
+    found = {}  # the absolute path (each picture once) -> the file, and the folder that names it
+    missing, left_out = [], []
+    for place in map(Path, inputs):
+        if not os.path.exists(place):
+            missing.append(f"{shown(place)}: there is no such file or folder.")
+        elif place.is_dir():
+            for file in _files_of(place, own, mask_dir, len(inputs) > 1, missing, left_out):
+                found.setdefault(os.path.abspath(file), (file, place))
+        elif (words := _unread(place)) and pages_of(place) is None:
+            missing.append(words)
+        else:
+            found.setdefault(os.path.abspath(place), (place, place.parent))
+    names = [PurePath(file.relative_to(base)).with_suffix("") for file, base in found.values()]
+    if len({folded_path(name) for name in names}) < len(names):
+        common = os.path.commonpath([os.path.dirname(path) for path in found])
+        names = [PurePath(os.path.relpath(path, common)).with_suffix("") for path in found]
+    if left_out := list(dict.fromkeys(left_out)):
+        kinds = "that are no pictures by their names, hidden, or of this run"
+        print(f"Left out: {len(left_out):,} {kinds}: {name_files(left_out, 5)}.")
+    wanted = [it for (file, _), name in zip(found.values(), names) for it in _pictures_in(file, name)]
+    return wanted, list(dict.fromkeys(missing))
 
 
-@contextmanager
-def _opened(path, page=0):
-    """The PIL picture in a file, at that frame; whatever goes wrong with it becomes an UnusableFile."""
-    # Both are the process's own and set again each time, because scoped changes would mix up threads.
-    warnings.filterwarnings("ignore", module=r"PIL\.")  # remarks on odd metadata; what matters raises
-    Image.MAX_IMAGE_PIXELS = LARGEST // 2  # Pillow refuses twice this
-    try:
-        _refuse_special(path)
-        with Image.open(path) as picture:
-            if page:
-                picture.seek(page)
-            yield picture
-    except UnusableFile:
-        raise
-    except Exception as error:  # the codecs raise nearly every kind
-        odd = _odd_tiff(path, page) if isinstance(error, (Image.UnidentifiedImageError, SyntaxError)) else None
-        raise odd or _unusable(f"{path}[{page}]" if page else path, error) from None
+def _pictures_in(file, name):
+    pages = pages_of(file) or [0]
+    if len(pages) == 1:
+        return [Picture(file, name, pages[0])]
+    return [Picture(file, name.with_name(f"{name.name}_{n}"), page, n, len(pages)) for n, page in enumerate(pages)]
 
 
-def _refuse_special(path):
-    state = os.stat(path)
-    if stat.S_ISDIR(state.st_mode):
-        raise UnusableFile(path, "is a folder", "Give a picture file")
-    if not stat.S_ISREG(state.st_mode):  # opening a pipe would wait for ever
-        raise UnusableFile(path, "is no ordinary file", "Replace it by a picture, or remove it")
-    if state.st_size == 0:
-        raise UnusableFile(path, "is empty (0 bytes)", _AGAIN)
+def folded_path(path):
+    """A name as the file systems see it that do not tell A.png from a.png."""
+    return str(path).casefold()
 
 
-def _loaded(picture, draft):
-    turned = _orientation(picture)
-    raw = str(picture.tile[0][3]) if picture.tile else ""
-    size = _upright_size(picture, turned)
-    frames = picture.format != "MPO" and getattr(picture, "is_animated", False)  # MPO: previews
-    if picture.format in ("JPEG", "MPO"):
-        _refuse_blank_end(picture)
-    if picture.format == "BMP" and picture.mode == "1" and picture.tile[0][3][1] > (picture.size[0] + 31) // 32 * 4:
-        what = "is a BMP with a palette of black and white in more than 1 bit, which is not read right"
-        raise UnusableFile(picture.filename, what, "Save it as PNG")
-    if picture.format == "TIFF":
-        bits = picture.tag_v2.get(258, (1,))
-        if picture.tag_v2.get(284) == 2 and len(bits) > 1 and max(bits) > 8:
-            what = "keeps each channel by itself (planar) with more than 8 bits, which is not read right"
-            raise UnusableFile(picture.filename, what, "Save it with its channels together (contiguous), or as PNG")
-        if picture.tag_v2.get(274, 1) > 4:  # Pillow would map the file at the turned size, and scramble greys
-            picture.filename = ""
-    if draft and picture.format in ("JPEG", "MPO"):
-        height, width = draft[::-1] if turned >= 5 else draft
-        picture.draft(None, (width, height))
-    picture.load()
-    upright = picture
-    if turned > 1:
-        picture.info.pop("exif", None)  # exif_transpose would write it anew, and fail where it is damaged
-        upright = ImageOps.exif_transpose(picture)
-    return Decoded(upright, picture.format, raw, size, frames, turned, picture.tell())
+def _files_of(folder, own, mask_dir, among_others, missing, left_out):
+    """The pictures of a folder that was asked for; see find_pictures."""
+    real, others = os.path.realpath(folder), []
+    files = files_below(folder, own - {real}, missing, others)
+    if real in own:
+        images = [file for file in files if not ends_in_mask(file)]
+        holds_masks = mask_dir and real == os.path.realpath(mask_dir)
+        if holds_masks and len(images) < len(files):
+            files = images
+        elif among_others:  # as where the shell's * names all that there is
+            print(f"{shown(folder)}: left out, because it is OUTPUT_DIR or MASKS.", file=sys.stderr)
+            return []
+        elif holds_masks:
+            raise UserError(
+                f"{shown(folder)}: is given both for images and for MASKS, and no file there ends in _mask. "
+                "Name the masks like a_mask.png, or keep them in another folder."
+            )
+    unread = {file: words for file in others if file.name[0] != "." and (words := _unread(file))}
+    missing += unread.values()
+    left_out += [file for file in others if file not in unread]
+    if not files and not unread and among_others:
+        missing.append(f"{shown(folder)}: there is no image in it.")
+    return files
 
 
-def _refuse_blank_end(picture):
-    """An interrupted download may leave zeros for the rest, which libjpeg decodes to grey without a word."""
-    place = picture.fp.tell()
-    size = picture.fp.seek(0, os.SEEK_END)
-    picture.fp.seek(max(0, size - 4096))
-    end = picture.fp.read()
-    picture.fp.seek(place)
-    kept = end.rstrip(b"\0")
-    if len(end) - len(kept) > 64 and not kept.endswith(b"\xff\xd9"):
-        raise UnusableFile(picture.filename, "ends in zeros, where the rest of the picture should be", _AGAIN)
+def _unread(file):
+    """What to do with a file that is none by its name, but is a picture to a person; or None."""
+    if VIDEO.search(file.name):
+        cut = f"ffmpeg -i {shown(file.name)} frames/%05d.png"
+        return f"{shown(file)}: is a video. Cut it into frames (mkdir frames; {cut}), and give their folder."
+    if UNREAD.search(file.name) or (file.suffix.lower() not in SUFFIXES and pages_of(file)):
+        return f"{shown(file)}: its kind or its name is not read. Save it as PNG or TIFF."
+    return None
 
 
-def _orientation(picture):
-    """EXIF's orientation of a picture that is open, 1 to 8; 1 is upright."""
-    if picture.format == "TIFF":
-        return 1  # Pillow sets these upright itself
-    if picture.format == "PNG" and "exif" not in picture.info:
-        return 1  # asking on would decode all of it
-    try:
-        turned = picture.getexif().get(274)
-    except Exception:  # damaged metadata is no reason to lose the picture; viewers show it as it lies
-        return 1
-    return turned if turned in range(1, 9) else 1
+def files_below(folder, apart, missing, others):
+    """The picture files below `folder`, sorted; hidden ones and the folders `apart` (real paths) are left out.
+
+    The list `missing` gets a line for each folder that cannot be read, `others` what else there is.
+    """
+
+    def tell(error):
+        missing.append(f"{shown(error.filename)}: cannot be read ({error.strerror}).")
+
+    files, seen = [], set(apart)
+    for place, folders, names in os.walk(folder, followlinks=True, onerror=tell):
+        if (real := os.path.realpath(place)) in seen:  # also a link that leads back
+            others += [Path(place)] * (real in apart)
+            folders.clear()
+            continue
+        seen.add(real)
+        others += [Path(place, name) for name in sorted(folders) if name.startswith(".")]
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            usable = name.lower().endswith(tuple(SUFFIXES)) and not name.startswith(".")
+            (files if usable else others).append(Path(place, name))
+    return files
 
 
-def _unusable(path, error):
-    """The UnusableFile for what Pillow or the system raised."""
-    if isinstance(error, FileNotFoundError):
-        if os.path.islink(path):
-            return UnusableFile(path, "is a symbolic link to a file that is not there", "Mend the link, or remove it")
-        return UnusableFile(path, "is not there", "Check its name")
-    if isinstance(error, PermissionError):
-        return UnusableFile(path, "may not be read (permission denied)", "Change its permissions (chmod +r)")
-    if isinstance(error, OSError) and os.path.islink(path) and not os.path.exists(path):
-        return UnusableFile(path, "is a symbolic link that leads to itself", "Mend the link, or remove it")
-    if isinstance(error, Image.DecompressionBombError):
-        return UnusableFile(path, f"has more than {LARGEST // 10**6} million pixels", "Cut it into tiles")
-    if isinstance(error, Image.UnidentifiedImageError):
-        return UnusableFile(path, "is no picture, whatever its name says", _AGAIN)
-    if isinstance(error, MemoryError):
-        return UnusableFile(path, "does not fit into memory", "Shrink it, or cut it into tiles")
-    why = str(error).strip().rstrip(".") or type(error).__name__
-    return UnusableFile(path, f"is damaged or cut short ({why})", _AGAIN)
+def find_masks(wanted, mask_dir, mask_name=None):
+    """{picture: (mask file, page of it)} for those of the pictures `wanted` that have one in `mask_dir` or below it.
 
-
-def _odd_tiff(path, page):
-    """The UnusableFile that tells of what kind a TIFF is that Pillow does not read; None: it is no such file."""
-    try:
-        with open(path, "rb") as file:
-            head = file.read(8)
-            if head[:4] not in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
-                return None
-            tags = TiffImagePlugin.ImageFileDirectory_v2(head + file.read(8 * (b"+" in head[2:4])))
-            for _ in range(page + 1):
-                file.seek(tags.next)
-                tags.load(file)
-        channels, bits, kind = tags.get(277, 1), max(tags.get(258, (1,))), tags.get(339, (1,))[0]
-        size, layout, packed = f"{tags[257]}x{tags[256]}", tags.get(262), tags.get(259, 1)
-    except Exception:  # damaged; so it is no picture
-        return None
-    values = {2: "signed ", 3: "floating-point ", 5: "complex ", 6: "complex "}.get(kind, "")
-    what = f"is a TIFF of {_count(channels, 'channel')} of {values}{bits} bits, {size} (height x width)"
-    cure = "Save it as grey or RGB with 8 or 16 bits, or as grey with floating-point values of 32 bits"
-    if channels not in (1, 3, 4):
-        cure = "Save one or three of its channels, those that show most, as grey or RGB with 8 or 16 bits"
-    elif packed not in TiffImagePlugin.COMPRESSION_INFO:
-        what, cure = f"{what}, compressed in an uncommon way ({packed})", "Save it with LZW or without compression"
-    elif layout not in (0, 1, 2, 3):
-        what += f", of colours of an uncommon kind (photometric interpretation {layout})"
-    elif bits <= 16 and not values:  # nothing is odd about it, so that it must be damaged
-        return None
-    return UnusableFile(f"{path}[{page}]" if page else path, f"{what}, which is not read", cure)
-
-
-def rgb(picture, path):
-    """uint8 (H, W, 3) of a PIL image in any mode. UnusableFile where its values say nothing."""
-    if picture.mode.startswith("I"):
-        grey = np.asarray(picture)
-        if grey.min() < 0 or grey.max() > 65535:
-            what = f"has values from {grey.min():,} to {grey.max():,}, beyond the 0 to 65,535 of 16 bits"
-            raise UnusableFile(path, what, f"Save it with 8 or 16 bits; {SET_RANGE}, if it is an image")
-        return np.repeat((grey // 256).astype(np.uint8)[..., None], 3, axis=2)
-    if picture.mode == "F":
-        what = "has floating-point pixels"
-        raise UnusableFile(path, what, f"Save it with 8 or 16 bits; {SET_RANGE}, if it is an image")
-    try:
-        if picture.mode in ("P", "PA") and "transparency" in picture.info:
-            picture = picture.convert("RGBA")  # from where the alpha is dropped
-        return np.asarray(picture if picture.mode == "RGB" else picture.convert("RGB"))
-    except ValueError as error:
-        raise UnusableFile(path, f"has pixels of a kind that cannot be shown ({error})", "Save it as RGB") from None
-
-
-# ---- images of more than 8 bits
-
-
-def refuse_image_range(value):
-    """UserError: it is no IMAGE_RANGE, which is None, "auto", or two finite numbers, of which the first is lower."""
-    fits = value is None or isinstance(value, str) and value == "auto"
-    if isinstance(value, (tuple, list)) and len(value) == 2:
-        fits = all(type(it) in (int, float) and np.isfinite(it) for it in value) and value[0] < value[1]
-    if not fits:
+    A mask in the same subfolder as its picture comes first, then one with its name anywhere. A page's is one of
+    its own name, or the page of that number of one with the file's name, where that has equally many.
+    Where `mask_name` has a *, all that fit are its mask: (tuple of files, page of them).
+    UserError where there is no mask at all, or more than one fits.
+    """
+    if not os.path.isdir(mask_dir):
+        raise UserError(f"{mask_dir}: there is no such folder. MASKS names the one with the true masks.")
+    counted = cache(pages_of)
+    asked = [(it, it.path.stem, it.number, it.pages) for it in wanted if it.pages > 1]
+    asked += [(it, it.name.name, 0, 1) for it in wanted]  # last, and so these replace the ones before
+    asked = [(it, unicodedata.normalize("NFC", name), *page) for it, name, *page in asked]
+    known, by_place, by_name = {name for _, name, *_ in asked}, {}, {}
+    in_lower_case = folded(known)
+    paths = {os.path.realpath(picture.path) for picture in wanted}  # which may lie beside their masks
+    for mask in files_below(mask_dir, (), [], []):
+        if os.path.realpath(mask) in paths:
+            continue
+        stem = owner_of(mask_stems(mask, mask_name), known, in_lower_case)
+        by_place.setdefault((mask.relative_to(mask_dir).parent, stem), []).append(mask)
+        by_name.setdefault(stem, []).append(mask)
+    matched, doubtful = {}, []
+    for picture, name, number, count in asked:
+        fitting = by_place.get((Path(picture.name.parent), name)) or by_name.get(name, [])
+        if len(fitting) == 1 or (fitting and mask_name and "*" in mask_name):
+            pages = [counted(file) or range(count) for file in fitting]  # reading them will tell what is wrong
+            if all(len(numbers) == count for numbers in pages):
+                matched[picture] = fitting[0] if len(fitting) == 1 else tuple(fitting), pages[0][number]
+        elif fitting:
+            doubtful.append(f"{picture}: " + ", ".join(map(shown, fitting)))
+    if doubtful:
+        raise UserError("More than one mask fits these pictures; keep one of each:\n  " + "\n  ".join(doubtful))
+    if not matched:
         raise UserError(
-            f"IMAGE_RANGE = {value!r}: give two numbers, the lower one first, which become 0 and 255, such as "
-            '(0, 4095) (--image-range 0 4095); or "auto", for most of what the training images hold; or None.'
+            f"{mask_dir}: no mask there fits any of the pictures. For a.jpg it would be a.png, a_mask.gif or the like, "
+            f"and have as many pages. {NAME_MASKS}."
         )
+    return matched
 
 
-def pixels_of(decoded, path):
-    """The pixels of a Decoded in their own depth, (H, W, 3): uint8, uint16 or float32. UnusableFile."""
-    deep = _deep(decoded, path)
-    return rgb(decoded.picture, path) if deep is None else _three_channels(deep)
-
-
-def bytes_of(pixels, span):
-    """uint8 of `pixels`: low ... high of `span` becomes 0 ... 255, what lies beyond it 0 or 255; uint8 stays."""
-    if pixels.dtype == np.uint8:
-        return pixels
-    if pixels.dtype == np.uint16:
-        return _stretched(np.arange(65536, dtype=np.float32), span)[pixels]
-    return _stretched(pixels, span)
-
-
-def may_be_deep(path, page=0):
-    """Whether the head of a file leaves it open that `depth_of` finds more than 8 bits. UnusableFile."""
-    with _opened(path, page) as picture:
-        raw = str(picture.tile[0][3]) if picture.tile else ""
-        return picture.mode[0] in "IF" or ";16" in raw or picture.format == "PPM"
-
-
-def depth_of(decoded, path):
-    """What IMAGE_RANGE may say of a Decoded: None of 8 bits, else a plain dictionary. UnusableFile.
-
-    "bits": 16, 32 (whole numbers) or "float"; "lowest", "highest" of all values; "quantiles": 100 of a sixteenth of
-    them, in the middle of each hundredth, so that the first and the last leave 0.5 % out.
-    """
-    deep = _deep(decoded, path)
-    if deep is None:
-        return None
-    middles = (np.arange(100) + 0.5) / 100
-    return {
-        "bits": "float" if decoded.picture.mode == "F" else 16 if deep.dtype == np.uint16 else 32,
-        "lowest": deep.min().item(),
-        "highest": deep.max().item(),
-        "quantiles": np.quantile(deep[::4, ::4], middles, method="nearest").tolist(),
-    }
-
-
-def choose_span(quantiles):
-    """(low, high), what IMAGE_RANGE = "auto" stands for: all values but 0.5 % at either end.
-
-    `quantiles`: a list for each image, by `depth_of`. Where that leaves one value, the least and the most of them.
-    """
-    pooled = np.concatenate([np.asarray(some, float) for some in quantiles])
-    low, high = np.percentile(pooled, (0.5, 99.5)).tolist()
-    if low == high:
-        low, high = pooled.min().item(), pooled.max().item()
-    return low, (high if high > low else low + 1)
-
-
-def _stretched(values, span):
-    low, high = span
-    with np.errstate(over="ignore"):  # of values near the end of float32, which are beyond the span anyway
-        scaled = (values - np.float32(low)) * np.float32(255 / (high - low))
-    return np.rint(np.clip(scaled, 0, 255)).astype(np.uint8)
-
-
-def _three_channels(array):
-    return array if array.ndim == 3 else np.repeat(array[..., None], 3, axis=2)
-
-
-def _deep(decoded, path):
-    """The values of a Decoded of more than 8 bits: uint16 or float32, (H, W) of greys or (H, W, 3); else None."""
-    picture = decoded.picture
-    if picture.mode.startswith("I"):
-        grey = np.asarray(picture)
-        if "I;32" in decoded.raw and "S" not in decoded.raw:  # without a sign, for which Pillow has no mode
-            grey = grey.view(np.uint32)
-        return grey.astype(np.uint16 if grey.min() >= 0 and grey.max() <= 65535 else np.float32)
-    if picture.mode == "F":
-        grey = np.asarray(picture)
-        if not (finite := np.isfinite(grey)).all():
-            what = f"has {grey.size - np.count_nonzero(finite):,} pixels that are no numbers (NaN, or infinite)"
-            raise UnusableFile(path, what, "Give them a value, such as the least of the others")
-        return grey
-    white = re.search(r"'RGB', (\d+)", decoded.raw) if decoded.format == "PPM" else None  # which each file chooses
-    if white and int(white[1]) > 255:
-        return _wide_colours(decoded, path, int(white[1]))
-    return _wide_colours(decoded, path) if re.search(r"(RGB\w*|LA);16", decoded.raw) else None
-
-
-def _wide_colours(decoded, path, white=65535):
-    """uint16 (H, W, 3) of colours of 16 bits, by OpenCV, because Pillow keeps the upper 8 alone. UnusableFile.
-
-    `white` becomes 65,535, as it does where Pillow reads greys.
-    """
-    with suppress(AttributeError):  # of older versions; it is the process's own, and set each time, as in _opened
-        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # remarks on odd tags
-    if decoded.page:
-        _, found = cv2.imreadmulti(os.fspath(path), start=decoded.page, count=1, flags=cv2.IMREAD_UNCHANGED)
-        array = found[0] if found else None
-    else:
-        array = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
-    if array is not None and array.dtype == np.uint16 and array.ndim == 3 and array.shape[2] > 2:
-        array = np.ascontiguousarray(_upright(array[..., 2::-1], decoded.turned))
-        if white < 65535:
-            array = np.rint(array * (65535 / white)).astype(np.uint16)
-        upper = np.asarray(decoded.picture.convert("RGB"))
-        # Both must see the same picture; in PPM Pillow rounds.
-        if array.shape == upper.shape and cv2.absdiff((array >> 8).astype(np.uint8), upper).max() <= 1:
-            return array
-    what = "has 16 bits in several channels, laid out in an uncommon way"
-    raise UnusableFile(path, what, "Save it as PNG of 16 bits")
-
-
-def _upright(array, turned):
-    """`array` as EXIF's orientation says; of a TIFF, which OpenCV turns as Pillow does, that is 1 here."""
-    if turned in (5, 6, 7, 8):
-        array = array.transpose(1, 0, 2)
-    if turned in (3, 4, 7, 8):
-        array = array[::-1]
-    return array[:, ::-1] if turned in (2, 3, 6, 7) else array
+def each_of(files):
+    """The files of a picture's mask, as find_masks has them."""
+    return files if isinstance(files, tuple) else (files,)

@@ -1,0 +1,158 @@
+"""DataSpec: what the files of a dataset mean, as the constants say that all scripts share. Checked once.
+
+The constants stand in dataset.py. Whether they fit the files, names.py, images.py and mask_rules.py tell.
+"""
+
+import math
+import re
+import unicodedata
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from parts.errors import UserError
+
+CARVANA_GROUP = r"([0-9a-f]{12})_\d+"  # a car's twelve hex digits, before the number of the view
+NONZERO = "nonzero"  # as MASK_FOREGROUND: every value but 0, or black
+ALPHA = "alpha"  # as MASK_FOREGROUND: what is more than half opaque
+ALL = "all"  # as CLASSES: every value that the masks hold
+AUTO = "auto"  # as IMAGE_RANGE: most of what the training images hold
+
+Color = tuple[int, int, int]  # red, green, blue
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """What the files of a dataset mean: the constants that all scripts share, as one value.
+
+    foreground    MASK_FOREGROUND: a value or several, "nonzero", "alpha", or None to ask the masks
+    ignore        MASK_IGNORE: a value or several that are neither trained on nor scored
+    classes       CLASSES: "all", values, {name: value}, or None for one foreground
+    image_range   IMAGE_RANGE: (low, high) or "auto", what of images of more than 8 bits becomes 0 ... 255
+    group         GROUP: pattern for the part of a name whose images stay on one side of the split
+    mask_name     MASK_NAME: how a mask is named, {} standing for its image's name
+    skip_unpaired SKIP_UNPAIRED: leave out images without a mask and masks without an image
+
+    UserError: one of them cannot be meant, or two contradict each other.
+    """
+
+    foreground: int | tuple[int, ...] | str | None = None
+    ignore: int | tuple[int, ...] | None = None
+    classes: str | tuple | dict | None = None
+    image_range: tuple[float, float] | str | None = None
+    group: str = CARVANA_GROUP
+    mask_name: str | None = None
+    skip_unpaired: bool = False
+
+    @classmethod
+    def of(cls, settings: Any) -> "DataSpec":
+        """The DataSpec of a script's settings, whose names are those of the constants."""
+        return cls(
+            foreground=settings.MASK_FOREGROUND,
+            ignore=settings.MASK_IGNORE,
+            classes=settings.CLASSES,
+            image_range=settings.IMAGE_RANGE,
+            group=settings.GROUP,
+            mask_name=settings.MASK_NAME,
+            skip_unpaired=settings.SKIP_UNPAIRED,
+        )
+
+    def __post_init__(self) -> None:
+        _check_image_range(self.image_range)
+        if self.mask_name is not None:
+            object.__setattr__(self, "mask_name", _composed_mask_name(self.mask_name))
+        try:
+            re.compile(self.group)
+        except re.error as error:
+            raise UserError(f"GROUP = {self.group!r}: is no regular expression ({error}). Mend it.") from None
+        _ = self.foreground_values, self.ignored_values, self.listed_classes  # each raises for its constant
+        if self.classes is not None and self.foreground is not None:
+            raise UserError(
+                f"CLASSES = {self.classes!r} and MASK_FOREGROUND = {self.foreground!r}: CLASSES trains on several "
+                "classes, MASK_FOREGROUND on one. Take one of them back."
+            )
+        if self.ignored_values and self.foreground == ALPHA:
+            raise UserError(
+                f'MASK_IGNORE = {self.ignore!r} and MASK_FOREGROUND = "{ALPHA}": transparency has no value for what is '
+                "ignored. Take one of them back."
+            )
+
+    @property
+    def foreground_values(self) -> tuple[int, ...] | None:
+        """The values that MASK_FOREGROUND lists; None where it lists none ("nonzero", "alpha", None)."""
+        if self.foreground is None or self.foreground in (ALPHA, NONZERO):
+            return None
+        return _whole_numbers(
+            "MASK_FOREGROUND",
+            self.foreground,
+            f', "{NONZERO}" (every value but 0, or black) or "{ALPHA}" (what is opaque)',
+        )
+
+    @property
+    def ignored_values(self) -> tuple[int, ...]:
+        """The values that MASK_IGNORE lists."""
+        return () if self.ignore is None else _whole_numbers("MASK_IGNORE", self.ignore)
+
+    @property
+    def listed_classes(self) -> list[tuple[str | None, int | Color]]:
+        """(name or None, value) of each class that CLASSES lists; none for None and "all"."""
+        if self.classes is None or (isinstance(self.classes, str) and self.classes == ALL):
+            return []
+        listed: list[tuple[str | None, int | Color | None]] = []
+        if isinstance(self.classes, Mapping):
+            for name, value in self.classes.items():
+                listed.append((name.strip() if isinstance(name, str) else "", _class_value(value)))
+        elif isinstance(self.classes, (tuple, list, range)):
+            listed = [(None, _class_value(value)) for value in self.classes]
+        if not listed or any(name == "" or value is None for name, value in listed):
+            raise UserError(
+                f'CLASSES = {self.classes!r}: give "{ALL}" (every value that the masks hold), values as (0, 3, 8), or '
+                'names with their values as {"road": 3, "car": 8} (--classes road=3 car=8); a colour is 0xFF0000 or '
+                "(255, 0, 0)."
+            )
+        return listed  # type: ignore[return-value]  # no value is None any more
+
+
+def _whole_numbers(constant: str, given: Any, other_words: str = "") -> tuple[int, ...]:
+    values = np.atleast_1d(given).tolist()
+    if not values or not all(type(value) is int and value >= 0 for value in values):
+        raise UserError(
+            f"{constant} = {given!r}: give one or more whole numbers, or a colour as 0xFF0000{other_words}."
+        )
+    return tuple(values)
+
+
+def _class_value(value: Any) -> int | Color | None:
+    """A whole number, a tuple of red, green and blue, or None for what is neither."""
+    value = value.item() if isinstance(value, np.generic) else value
+    if isinstance(value, (tuple, list)):
+        is_color = len(value) == 3 and all(type(channel) is int and 0 <= channel <= 255 for channel in value)
+        return tuple(value) if is_color else None
+    return value if type(value) is int and value >= 0 else None
+
+
+def _check_image_range(given: Any) -> None:
+    if given is None or (isinstance(given, str) and given == AUTO):
+        return
+    if isinstance(given, (tuple, list)) and len(given) == 2:
+        finite = all(type(bound) in (int, float) and math.isfinite(bound) for bound in given)
+        if finite and given[0] < given[1]:
+            return
+    raise UserError(
+        f"IMAGE_RANGE = {given!r}: give two numbers, the lower one first, which become 0 and 255, such as "
+        '(0, 4095) (--image-range 0 4095); or "auto", for most of what the training images hold; or None.'
+    )
+
+
+def _composed_mask_name(given: Any) -> str:
+    """MASK_NAME with its accents composed, as all names are compared. UserError: not one {}, or more than one *."""
+    text = unicodedata.normalize("NFC", given) if isinstance(given, str) else ""
+    if text.count("{}") != 1 or text.count("*") > 1 or set("/\\") & set(text):
+        raise UserError(
+            f"MASK_NAME = {given!r}: give the name of a mask, with {{}} where its image's stands, such as "
+            "{}_segmentation (--mask-name), and with a * for what differs where an image has several masks, such as "
+            "{}_*; or None for names that agree."
+        )
+    return text
