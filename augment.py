@@ -34,9 +34,9 @@ from tqdm import tqdm
 
 import dataset
 from parts import pictures
-from parts.errors import UnusableFile, UserError, run, shown
-from parts.files import each, one_at_a_time, remove_leftovers, stamp, write_text, write_whole
-from parts.images import choose_span, decode, depth_of, image_size, pixels_of, read_image
+from parts.errors import UnusableFile, UserError, printable, run
+from parts.files import one_at_a_time, parallel_map, remove_leftovers, stamp, write_text, write_whole
+from parts.images import choose_value_range, decode, depth_of, image_size, pixels_of, read_image
 from parts.mask_rules import decide_mask_rule, refuse_united_classes
 from parts.masks import count_classes, observe_mask, read_mask
 from parts.names import COPIES, HOW_TO_GET_CARVANA, Pair, group_of, list_pictures, pair_files
@@ -107,7 +107,7 @@ def _open(pair):
             picture = picture.convert("RGBA" if "a" in picture.mode.lower() else "RGB")
         if pixels.shape[1::-1] != picture.size:
             sizes = [f"{height}×{width}" for height, width in (picture.size[::-1], pixels.shape[:2])]
-            what = f"is {sizes[0]} (height × width), but its image {shown(pair.image)} {sizes[1]}"
+            what = f"is {sizes[0]} (height × width), but its image {printable(pair.image)} {sizes[1]}"
             raise UnusableFile(mask, what, "Export one of them again, or remove both")
         masks.append((opened, picture))
     return decoded, pixels, masks
@@ -186,13 +186,13 @@ def make_augmented(
         pair_files(img_dir, mask_dir, mask_name, skip_unpaired, apart=[output_dir]), val_images, group
     )
     items = _plan(train, val, mask_name)
-    rule, warnings = None, []
+    mask_rule, warnings = None, []
     if classes is not None:
         refuse_united_classes(train + val)
-        rule, warnings = _tell_lacking(train, val, mask_foreground, mask_ignore, classes, num_workers)
+        mask_rule, warnings = _tell_lacking(train, val, mask_foreground, mask_ignore, classes, num_workers)
     output_dir = Path(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
-    waiting = f"Another augment.py is at work in {shown(output_dir)}; waiting for it ..."
+    waiting = f"Another augment.py is at work in {printable(output_dir)}; waiting for it ..."
     with one_at_a_time(output_dir / ".augmented.lock", waiting):
         settings = {"JPEG_QUALITY": jpeg_quality, "SEED": seed}
         if mask_name is not None:
@@ -202,8 +202,8 @@ def make_augmented(
         _make(missing, _Maker(output_dir, jpeg_quality, seed), num_workers, items, progress)
         seconds = time.perf_counter() - start
         sample = _sample(items[: len(train)])
-        rule = rule or _shown_rule(sample, mask_foreground, mask_ignore)
-        _draw_preview(output_dir, sample, len(train), rule, _span(sample, image_range))
+        mask_rule = mask_rule or _shown_rule(sample, mask_foreground, mask_ignore)
+        _draw_preview(output_dir, sample, len(train), mask_rule, _span(sample, image_range))
     return Summary(
         train=len(train),
         val=len(val),
@@ -223,12 +223,12 @@ def _check_folders(img_dir, mask_dir, output_dir):
         folder = Path(folder)
         if not folder.exists() or folder.is_dir() and not any(folder.iterdir()):
             state = "is empty" if folder.exists() else "there is no such folder"
-            raise UserError(f"{shown(folder)}: {state}.\n{HOW_TO_GET_CARVANA}")
+            raise UserError(f"{printable(folder)}: {state}.\n{HOW_TO_GET_CARVANA}")
         if folder.resolve() in [(Path(output_dir) / name).resolve() for name in _FOLDERS]:
-            raise UserError(f"{shown(folder)}: augment.py writes there itself. Give the folder of the originals.")
+            raise UserError(f"{printable(folder)}: augment.py writes there itself. Give the folder of the originals.")
         if folder.resolve() == Path(output_dir).resolve():
             raise UserError(
-                f"{shown(folder)}: {_PREVIEW} would be taken for one of the images there. Give another OUTPUT_DIR "
+                f"{printable(folder)}: {_PREVIEW} would be taken for one of the images there. Give another OUTPUT_DIR "
                 "(--output-dir)."
             )
 
@@ -269,7 +269,7 @@ def _plan(train, val, mask_name):
                 other = taken.setdefault(name.lower(), (source, pair.name))
                 if other != (source, pair.name):
                     raise UserError(
-                        f"{shown(other[0])} and {shown(source)} would both become {shown(name)}. "
+                        f"{printable(other[0])} and {printable(source)} would both become {printable(name)}. "
                         "Rename one of them, or remove it if it is a copy that augment.py made."
                     )
     return items
@@ -302,7 +302,7 @@ def _mask_stem(pair, mask, stem, mask_name):
     found = re.fullmatch(f"{before}({re.escape(image)}){after}", own, re.IGNORECASE)
     if not found:
         raise UserError(
-            f"MASK_NAME = {mask_name!r}: does not say how to name a copy of {shown(mask)}, which may be of another "
+            f"MASK_NAME = {mask_name!r}: does not say how to name a copy of {printable(mask)}, which may be of another "
             "kind. Leave the suffix out of MASK_NAME."
         )
     return f"{place}/" * bool(place) + own[: found.start(1)] + name + own[found.end(1) :]
@@ -316,7 +316,7 @@ def _make(missing, maker, num_workers, items, progress):
     faults = []
     total = _images(items)
     bar = tqdm(total=total, initial=total - _images(missing), unit=" images", desc="augmenting", disable=not progress)
-    with bar, closing(each(maker, missing, num_workers)) as outcomes:
+    with bar, closing(parallel_map(maker, missing, num_workers)) as outcomes:
         for item, fault in zip(missing, outcomes):
             if fault is not None:
                 faults.append(str(fault))
@@ -419,25 +419,25 @@ def _sample(items, rows=5):
     return [items[index] for index in sorted(set(np.linspace(0, len(items) - 1, rows).round().astype(int).tolist()))]
 
 
-def _draw_preview(output_dir, items, count, rule, span):
+def _draw_preview(output_dir, items, count, mask_rule, value_range):
     """A sheet of some of the `count` training images with every copy, masks laid over them."""
-    classes = rule and pictures.classes_of(rule)
+    classes = mask_rule and pictures.classes_of(mask_rule)
     tiles, masks = [], []
     for item in items:
         height, width = image_size(output_dir / item.images[0])
         size = (2 * pictures.TILE_HEIGHT, max(1, round(2 * pictures.TILE_HEIGHT * width / height)))
         row = []
         for image, *files in zip(item.images, *item.masks):
-            image = read_image(output_dir / image, size, span=span)
-            if rule:
+            image = read_image(output_dir / image, size, value_range=value_range)
+            if mask_rule:
                 files = tuple(output_dir / file for file in files)
-                masks.append(read_mask(files if len(files) > 1 else files[0], rule, size))
+                masks.append(read_mask(files if len(files) > 1 else files[0], mask_rule, size))
                 image = pictures.overlay(image, masks[-1], classes)
             row.append(image)
         tiles.append(row)
     title = f"{len(items)} of {count} training images with every copy: does each mask lie on what you want found?"
     columns = ["original", "horizontal flip", "vertical flip", "grid distortion"]
-    legend = pictures.legend_of(masks, classes) if rule and rule.labels else ()
+    legend = pictures.legend_of(masks, classes) if mask_rule and mask_rule.labels else ()
     sheet = pictures.sheet(tiles, [item.pair.name for item in items], title, columns, legend)
     pictures.save_image(output_dir / _PREVIEW, sheet)
 
@@ -461,7 +461,7 @@ def _span(items, image_range):
     if image_range is None and not any(item.images[0].endswith(".tif") for item in items):
         return None  # the upper 8 bits, as in training; floats have none
     depths = [depth_of(decode(it.pair.image, page=it.pair.image_page), it.pair.image) for it in items]
-    return choose_span([depth["quantiles"] for depth in depths if depth]) if any(depths) else None
+    return choose_value_range([depth["quantiles"] for depth in depths if depth]) if any(depths) else None
 
 
 # ---- the classes of the two sides
@@ -469,20 +469,20 @@ def _span(items, image_range):
 
 def _tell_lacking(train, val, foreground, ignore, classes, num_workers):
     """(the MaskRule of CLASSES, what to say of those that one side of the split lacks). UserError as train.py's."""
-    seen = list(each(_observed, [pair.sources[1] for pair in train + val], num_workers))
+    seen = list(parallel_map(_observed, [pair.sources[1] for pair in train + val], num_workers))
     sides = [[it for it in side if it] for side in (seen[: len(train)], seen[len(train) :])]
     if not all(sides):
         return None, []
-    rule, words = decide_mask_rule(sides[0] + sides[1], foreground, ignore, classes), []
-    here, there = (sum(count_classes(it, rule)[:-1] for it in side) for side in sides)
-    for name, training, validation in zip(rule.names, here, there):
+    mask_rule, words = decide_mask_rule(sides[0] + sides[1], foreground, ignore, classes), []
+    here, there = (sum(count_classes(it, mask_rule)[:-1] for it in side) for side in sides)
+    for name, training, validation in zip(mask_rule.names, here, there):
         if not training and not validation:
             words.append(f"class {name} is in no mask at all: take it out of CLASSES, or give it another value")
         elif not training:
             words.append(f"class {name} is in no training mask and cannot be learnt: lower VAL_IMAGES or change GROUP")
         elif not validation:
             words.append(f"class {name} is in no validation mask and is not scored: raise VAL_IMAGES or change GROUP")
-    return rule, words
+    return mask_rule, words
 
 
 def _observed(mask):
@@ -548,10 +548,10 @@ def _refuse_foreign(folder, manifest):
             continue
         foreign += [path for path in found if path.relative_to(folder).as_posix() not in ours]
     if foreign:
-        names = "\n".join(f"  {shown(path)}" for path in foreign[:10])
+        names = "\n".join(f"  {printable(path)}" for path in foreign[:10])
         more = f"\n  and {len(foreign) - 10} others" if len(foreign) > 10 else ""
         raise UserError(
-            f"{shown(folder)}: holds {len(foreign)} pictures that augment.py did not write, and that training would "
+            f"{printable(folder)}: holds {len(foreign)} pictures that augment.py did not write, and that training would "
             f"take for its own:\n{names}{more}\nMove or delete them, or give another OUTPUT_DIR (--output-dir)."
         )
 
@@ -589,7 +589,7 @@ def _reasons(manifest, settings, items):
         ],
     }
     return "; ".join(
-        f"{len(names)} source{'s' * (len(names) > 1)} {what}, e.g. {shown(names[0])}"
+        f"{len(names)} source{'s' * (len(names) > 1)} {what}, e.g. {printable(names[0])}"
         for what, names in groups.items()
         if names
     )

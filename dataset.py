@@ -17,7 +17,7 @@ from torch.utils.data import Dataset, get_worker_info
 from parts.arrays import make_arrays, points_of, read_pair
 from parts.audit import audit
 from parts.errors import UserError, run
-from parts.files import each, stamp
+from parts.files import parallel_map, stamp
 from parts.images import image_size
 from parts.mask_rules import find_mask_rule, refuse_united_classes
 from parts.masks import IGNORED
@@ -67,8 +67,8 @@ class ImageDataset(Dataset):
     whole: pair i at `image_size` or its own, (3, H, W) and (H, W), for batches of one
 
     The last three come out of arrays on disk (`keep_arrays`), decoded once, or are decoded when they are asked for: the
-    same, bit for bit. `rule` (masks.MaskRule) says how masks are read; by default all of them are asked, with
-    `foreground`, `ignore` and `classes` as in MASK_FOREGROUND, MASK_IGNORE and CLASSES. `span` = (low, high): what of
+    same, bit for bit. `mask_rule` (masks.MaskRule) says how masks are read; by default all of them are asked, with
+    `foreground`, `ignore` and `classes` as in MASK_FOREGROUND, MASK_IGNORE and CLASSES. `value_range` = (low, high): what of
     images of more than 8 bits becomes 0 ... 255 (reading.read_image). UserError: what is wrong with the files.
     """
 
@@ -80,22 +80,22 @@ class ImageDataset(Dataset):
         *,
         image_size=None,
         pairs=None,
-        rule=None,
+        mask_rule=None,
         foreground=None,
         seed=0,
         ignore=None,
         classes=None,
-        span=None,
+        value_range=None,
         crop=None,
         crop_foreground=0.33,
         whole=False,
     ):
         self.pairs = pair_files(img_dir, mask_dir) if pairs is None else list(pairs)
-        if rule is None:
+        if mask_rule is None:
             masks = [file for pair in self.pairs for file in pair.sources[1:]]
-            rule = find_mask_rule(masks, foreground, ignore=ignore, classes=classes)
-        self.rule, self.span = rule, None if span is None else tuple(map(float, span))
-        if rule.classes:
+            mask_rule = find_mask_rule(masks, foreground, ignore=ignore, classes=classes)
+        self.mask_rule, self.value_range = mask_rule, None if value_range is None else tuple(map(float, value_range))
+        if mask_rule.classes:
             refuse_united_classes(self.pairs)
         if transform and (crop or whole):
             raise UserError("A transform makes items itself: crop in it, or give none.")
@@ -104,7 +104,7 @@ class ImageDataset(Dataset):
         self.crop, self.crop_foreground = crop and tuple(crop), crop_foreground
         self.sizes, self._ends = None, None  # of the images, where these differ; how many crops end with each
         if (crop or whole) and not self.image_size:
-            self.sizes = list(each(_size_of, self.pairs))
+            self.sizes = list(parallel_map(_size_of, self.pairs))
         if crop:
             sizes = np.array(self.sizes or [self.image_size] * len(self.pairs))
             self._ends = np.cumsum(np.prod(-(-sizes // self.crop), axis=1))
@@ -120,8 +120,8 @@ class ImageDataset(Dataset):
 
     def keep_arrays(self, folder, num_workers=None, progress=True):
         """Batches come out of arrays in `folder` from now on, made if need be; False where they cannot be kept."""
-        how = dict(span=self.span, sizes=self.sizes, points=bool(self.crop))
-        self.arrays = make_arrays(self.pairs, self.rule, self.image_size, folder, num_workers, progress, **how)
+        how = dict(value_range=self.value_range, sizes=self.sizes, points=bool(self.crop))
+        self.arrays = make_arrays(self.pairs, self.mask_rule, self.image_size, folder, num_workers, progress, **how)
         return self.arrays is not None
 
     def identity(self):
@@ -129,8 +129,8 @@ class ImageDataset(Dataset):
         files = [(pair.name, *file) for pair in self.pairs for file in pair.sources]
         names = [[name, *(stamp(path) or [0])[:1], *[page] * (page > 0)] for name, path, page in files]
         # What was added later counts where it is used alone, so that checkpoints from before still fit.
-        rule = {name: value for name, value in self.rule.to_dict().items() if value or name not in _ADDED}
-        what = [names, self.image_size, rule, *([self.span] if self.span else [])]
+        mask_rule = {name: value for name, value in self.mask_rule.to_dict().items() if value or name not in _ADDED}
+        what = [names, self.image_size, mask_rule, *([self.value_range] if self.value_range else [])]
         return hashlib.sha256(json.dumps(what).encode()).hexdigest()
 
     def __len__(self):
@@ -175,7 +175,7 @@ class ImageDataset(Dataset):
         else:
             pairs = [self.pairs[index] for index in indices]
             images, masks = map(
-                np.stack, zip(*(read_pair(pair, self.rule, self.image_size, self.span) for pair in pairs))
+                np.stack, zip(*(read_pair(pair, self.mask_rule, self.image_size, self.value_range) for pair in pairs))
             )
         return torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(masks)
 
@@ -183,8 +183,8 @@ class ImageDataset(Dataset):
         """(image (H, W, 3), mask (H, W), points (C, POINTS)) of a pair; with arrays memory-mapped views."""
         if self.arrays:
             return self.arrays.one(number)
-        image, mask = read_pair(self.pairs[number], self.rule, self.image_size, self.span)
-        return image, mask, points_of(mask, self.rule) if self.crop else None
+        image, mask = read_pair(self.pairs[number], self.mask_rule, self.image_size, self.value_range)
+        return image, mask, points_of(mask, self.mask_rule) if self.crop else None
 
     def _crop_of(self, index):
         """(image (h, w, 3), mask (h, w)) of crop `index` in this epoch."""
@@ -208,7 +208,7 @@ class ImageDataset(Dataset):
 
     def _item(self, index):
         pair = self.pairs[index]
-        image, mask = read_pair(pair, self.rule, None, self.span)
+        image, mask = read_pair(pair, self.mask_rule, None, self.value_range)
         image = np.array(image)  # Pillow's own is read-only
         if self.transform is None:
             return image, mask

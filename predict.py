@@ -27,7 +27,7 @@ from tqdm import tqdm
 import dataset
 from parts import pictures
 from parts.checkpoints import load_network
-from parts.errors import UserError, name_files, ran_out_of_memory, run, shown
+from parts.errors import UserError, list_files, printable, ran_out_of_memory, run
 from parts.export import export
 from parts.files import cores
 from parts.images import image_size
@@ -75,11 +75,11 @@ def find_truths(s, wanted, checkpoint, classes=None):
     truths = find_masks(wanted, s.MASKS, s.MASK_NAME)
     lacking = [picture for picture in wanted if picture not in truths]
     if lacking:
-        print(f"Without a mask in {s.MASKS} (of as many pages), so not scored: {name_files(lacking)}")
+        print(f"Without a mask in {s.MASKS} (of as many pages), so not scored: {list_files(lacking)}")
     several = [picture for picture, (files, _) in truths.items() if isinstance(files, tuple)]
     if classes and several:
         raise UserError(
-            f"{s.MASKS}: several masks fit {name_files(several)}, and such are united to one foreground. A network of "
+            f"{s.MASKS}: several masks fit {list_files(several)}, and such are united to one foreground. A network of "
             "classes is scored by one mask a picture: take the * out of MASK_NAME."
         )
     told = {name.upper(): value for name, value in checkpoint["settings"].items()}  # older ones are in lower case
@@ -87,15 +87,15 @@ def find_truths(s, wanted, checkpoint, classes=None):
     ignore = told.get("MASK_IGNORE") if s.MASK_IGNORE is None else s.MASK_IGNORE
     as_in_training = s.MASK_FOREGROUND is None and s.MASK_IGNORE is None and "mask_rule" in checkpoint
     if classes and s.MASK_IGNORE is None:
-        rule = classes
+        mask_rule = classes
     elif as_in_training and foreground is not None:
-        rule = MaskRule.from_dict(checkpoint["mask_rule"])
+        mask_rule = MaskRule.from_dict(checkpoint["mask_rule"])
     else:
         files = [(file, page) for files, page in truths.values() for file in each_of(files)]
         named = dict(zip(classes.names, classes.classes)) if classes else None
-        rule = find_mask_rule(files, foreground, s.NUM_WORKERS or None, strict=False, ignore=ignore, classes=named)
-    print(f"In the masks {rule.describe()}.")
-    return truths, rule
+        mask_rule = find_mask_rule(files, foreground, s.NUM_WORKERS or None, strict=False, ignore=ignore, classes=named)
+    print(f"In the masks {mask_rule.describe()}.")
+    return truths, mask_rule
 
 
 # ---- the run
@@ -108,8 +108,8 @@ def check(s):
     def ends(*suffixes):
         return (lambda v: v is None or v.endswith(suffixes)), f"a file name that ends in {' or '.join(suffixes)}"
 
-    def or_none(rule):
-        return (lambda v: v is None or rule[0](v)), f"{rule[1]}, or None"
+    def or_none(mask_rule):
+        return (lambda v: v is None or mask_rule[0](v)), f"{mask_rule[1]}, or None"
 
     refuse_wrong(
         s,
@@ -158,9 +158,9 @@ def refuse_lost(s, finish, wanted):
     originals = {os.path.realpath(path) for path in [*(picture.path for picture in wanted), *masks]}
     sources, wrong = {}, []
     for path, source in outputs:
-        sources.setdefault(folded_path(os.path.realpath(path)), []).append(f"{shown(path)} of {source}")
+        sources.setdefault(folded_path(os.path.realpath(path)), []).append(f"{printable(path)} of {source}")
         if os.path.realpath(path) in originals or os.path.isdir(path):
-            wrong.append(f"{shown(path)}: is one of the inputs, or a folder")
+            wrong.append(f"{printable(path)}: is one of the inputs, or a folder")
     wrong += [f"one file would be {' and '.join(same)}" for same in sources.values() if len(same) > 1]
     if wrong:
         cures = "Give another OUTPUT_DIR, or rename one of two pictures"
@@ -220,7 +220,7 @@ def tell_alone(alone, done, classes):
     cure = "are picture and IMAGE_SIZE as in training?"
     if not classes and (empty := [picture for picture, value in alone.items() if value == 0]):
         print(
-            f"Nothing is predicted in {len(empty)} of them: {name_files(empty)}. Where something should be: {cure} "
+            f"Nothing is predicted in {len(empty)} of them: {list_files(empty)}. Where something should be: {cure} "
             "Else lower THRESHOLD."
         )
     if classes and len(alone) == done and len(set(alone.values())) == 1:
@@ -244,12 +244,12 @@ def main(argv=None):
         print(text, file=sys.stderr)
     if not wanted:
         raise UserError(f"There is no image in {', '.join(s.inputs)}.")
-    truths, rule = find_truths(s, wanted, checkpoint, classes)
+    truths, mask_rule = find_truths(s, wanted, checkpoint, classes)
     folder = Path(s.OUTPUT_DIR)
     kinds = dict(masks=s.SAVE_MASKS, overlays=s.OVERLAYS, probabilities=s.PROBABILITIES)
     folders = {kind: folder if kind == "masks" else folder / kind for kind, on in kinds.items() if on}
-    finish = Finish(folders=folders, bits=s.PROBABILITIES, truths=truths, rule=rule, runs=bool(s.SUBMISSION))
-    finish.classes, finish.span = classes, checkpoint.get("image_range")
+    finish = Finish(folders=folders, bits=s.PROBABILITIES, truths=truths, mask_rule=mask_rule, runs=bool(s.SUBMISSION))
+    finish.classes, finish.value_range = classes, checkpoint.get("image_range")
     refuse_lost(s, finish, wanted)
 
     runner = make_runner(network, s.DEVICE, s.PRECISION, mirrors=s.FLIPS, window=s.WINDOW, overlap=s.OVERLAP)
@@ -282,7 +282,7 @@ def main(argv=None):
     if dark := [picture for picture in wanted if picture in finish.dark]:
         print(
             f"{len(dark)} of them have 16 bits and use only the lowest 12 or fewer, of which the 8 that this network "
-            f"sees keep hardly any: {name_files(dark, 10)}. Train with IMAGE_RANGE, or stretch their values over 0 to "
+            f"sees keep hardly any: {list_files(dark, 10)}. Train with IMAGE_RANGE, or stretch their values over 0 to "
             "65535 as those of training are."
         )
     tell_alone(alone, done, classes)
@@ -290,7 +290,7 @@ def main(argv=None):
         tell_scores(folder, scored, confusion, through, finish)
     lacking = [str(it).partition(": ")[0] for it, has_row in failures.items() if not has_row]
     if s.SUBMISSION and lacking:
-        print(f"{s.SUBMISSION}: lacks the rows of {len(lacking)} inputs: {name_files(lacking, 10)}.", file=sys.stderr)
+        print(f"{s.SUBMISSION}: lacks the rows of {len(lacking)} inputs: {list_files(lacking, 10)}.", file=sys.stderr)
     if failures:
         print(f"{len(failures)} of the inputs failed; see above.", file=sys.stderr)
     return 1 if failures else 0

@@ -184,7 +184,7 @@ def main(argv=None):
 
         torch.manual_seed(s.SEED)
         torch.backends.cudnn.benchmark = True  # tries its kernels once for each size
-        channels = dict(in_channels=3, out_channels=report.rule.channels)
+        channels = dict(in_channels=3, out_channels=report.mask_rule.channels)
         architecture = dict(**channels, features=list(s.FEATURES), encoder=s.ENCODER)
         model = build_network(**architecture)
         smallest = model.smallest * (2 if s.HALF_SIZE else 1)
@@ -194,7 +194,7 @@ def main(argv=None):
             least = f"{smallest} {longer}{' with HALF_SIZE' if s.HALF_SIZE else ''}"
             raise UserError(f"{what} = {tuple(size)} is too small: the network's poolings need at least {least}.")
         if s.PRETRAINED and not s.LOAD_MODEL:
-            load_pretrained(s.PRETRAINED, model, report.rule)
+            load_pretrained(s.PRETRAINED, model, report.mask_rule)
         elif s.ENCODER and s.ENCODER_WEIGHTS and not s.LOAD_MODEL:
             load_encoder_weights(model, s.ENCODER, s.ENCODER_WEIGHTS)
         train_loader, val_loader = get_loaders(
@@ -224,7 +224,7 @@ def main(argv=None):
         history, since, scores = [], 0, None  # `since`: the epoch after which the best one is looked for
         if s.LOAD_MODEL:
             parts = model, optimizer, schedule, scaler
-            history, since, scores = resume(output / "checkpoint.pth", *parts, s, scored_on, report.rule)
+            history, since, scores = resume(output / "checkpoint.pth", *parts, s, scored_on, report.mask_rule)
         trained = processes.wrap(model, device, s.SYNC_BATCHNORM)  # the model itself, or around it
         if s.COMPILE and device.type == "cuda":
             with processes.synchronised(trained, last=False):
@@ -260,7 +260,7 @@ def main(argv=None):
                 if words := symptom(scores):
                     print(words)
                 parts = model, optimizer, schedule, scaler
-                means = architecture, report.rule, scored_on, report.span
+                means = architecture, report.mask_rule, scored_on, report.value_range
                 state = snapshot(run_state(*parts, history, since, scores, s, *means))
                 if saving:
                     saving.result()  # raises what went wrong

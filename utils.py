@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Sampler, default_collate, get_worker_in
 from dataset import Batch, ImageDataset
 from parts import pictures, processes
 from parts.errors import UserError
-from parts.files import copy_whole, each, write_whole
+from parts.files import copy_whole, parallel_map, write_whole
 from parts.images import image_size as size_of
 from parts.inference import pixels_in_windows, predict, predicted_labels
 from parts.mask_rules import find_mask_rule
@@ -46,7 +46,7 @@ def get_loaders(
     output_dir=".",
     ignore=None,
     classes=None,
-    span=None,
+    value_range=None,
     crop=None,
     crop_foreground=0.33,
 ):
@@ -59,7 +59,7 @@ def get_loaders(
     epoch. Arrays lie beside the images' folder, or in `output_dir` where nothing can be written there.
     `report` is what audit.audit has found of these folders, so that nothing is looked at twice; without it they are
     listed, and all the masks are asked what they mean, with `foreground`, `ignore` and `classes` as in
-    MASK_FOREGROUND, MASK_IGNORE and CLASSES, and images are read with `span`, (low, high) as in IMAGE_RANGE.
+    MASK_FOREGROUND, MASK_IGNORE and CLASSES, and images are read with `value_range`, (low, high) as in IMAGE_RANGE.
     With `crop` = (height, width), training gets crops (ImageDataset), out of images at `image_size` or, where that is
     None, at their own; validation gets whole images, in batches of one where sizes differ, as many of them as
     `affordable` says. A last training batch that is not full is left out: every epoch leaves out other images.
@@ -68,16 +68,16 @@ def get_loaders(
     folders = ((train_dir, train_mask_dir), (val_dir, val_mask_dir))
     sides = [report.train, report.val] if report else [pair_files(*side) for side in folders]
     if report:
-        rule, span = report.rule, report.span
+        mask_rule, value_range = report.mask_rule, report.value_range
     else:
         masks = [source for side in sides for pair in side for source in pair.sources[1:]]
-        rule = find_mask_rule(masks, foreground, ignore=ignore, classes=classes)
-    options = dict(image_size=image_size, rule=rule, span=span, seed=seed)
+        mask_rule = find_mask_rule(masks, foreground, ignore=ignore, classes=classes)
+    options = dict(image_size=image_size, mask_rule=mask_rule, value_range=value_range, seed=seed)
     loaders = []
     for (image_dir, mask_dir), pairs, shuffle in zip(folders, sides, (True, False)):
         if crop:
             options |= dict(crop=crop, crop_foreground=crop_foreground) if shuffle else dict(crop=None, whole=True)
-            pairs = pairs if shuffle else affordable(pairs, loaders[0].dataset, image_size, rule)
+            pairs = pairs if shuffle else affordable(pairs, loaders[0].dataset, image_size, mask_rule)
         data = ImageDataset(image_dir, mask_dir, transform, pairs=pairs, **options)
         if data.crop and data.sizes and processes.rank() == 0:
             padding = 1 - np.minimum(data.sizes, crop).prod(1).mean() / math.prod(crop)
@@ -97,7 +97,7 @@ def get_loaders(
     return tuple(loaders)
 
 
-def affordable(pairs, training, image_size, rule):
+def affordable(pairs, training, image_size, mask_rule):
     """Those validation pairs that an epoch of crops leaves time for: all, or a few that are drawn once and for all.
 
     Scoring and drawing them may take about a fifth of the time that training takes, or four images, by which an epoch
@@ -113,7 +113,9 @@ def affordable(pairs, training, image_size, rule):
     few = np.count_nonzero(costs * (1 + again / counts) / 3 <= len(training) * math.prod(training.crop) / 5)
     if max(few, 4) >= len(pairs):
         return pairs
-    holds = np.array(list(each(partial(_holds, rule=rule, size=image_size), [pairs[index] for index in order])))
+    holds = np.array(
+        list(parallel_map(partial(_holds, mask_rule=mask_rule, size=image_size), [pairs[index] for index in order]))
+    )
     needed = list({int(places.argmax()): None for places in holds.T if places.any()})
     chosen = [*needed, *(place for place in range(len(pairs)) if place not in needed)][: max(few, 4, len(needed))]
     if processes.rank() == 0:
@@ -124,10 +126,10 @@ def affordable(pairs, training, image_size, rule):
     return [pairs[index] for index in sorted(order[chosen])]
 
 
-def _holds(pair, rule, size):
+def _holds(pair, mask_rule, size):
     """Of each class, or of the foreground alone, whether a pair's mask has it."""
-    mask = read_mask(pair.masks, rule, size, pair.mask_page)
-    return [bool((mask == label).any()) for label in (range(rule.channels) if rule.classes else (1,))]
+    mask = read_mask(pair.masks, mask_rule, size, pair.mask_page)
+    return [bool((mask == label).any()) for label in (range(mask_rule.channels) if mask_rule.classes else (1,))]
 
 
 def _keep_arrays(data, image_dir, output_dir):
@@ -247,14 +249,14 @@ def refuse_infinite(losses, loader, epoch, first):
 def check_accuracy(loader, model, device=None, dtype=None):
     """Prints and returns the Scores of `model` over every image of the loader's dataset, each counted once.
 
-    What the masks hold, one foreground or several classes, with ignored pixels or without, the dataset's `rule`
+    What the masks hold, one foreground or several classes, with ignored pixels or without, the dataset's `mask_rule`
     (MaskRule) tells; without one it is one foreground. `dtype` is autocast's (None: none). The counts are summed on
     the device and read once, at the end; with several processes each scores its share and all get the same result.
     A loader that shuffles, or leaves images out, has its dataset read in order instead.
     """
     device = torch.device(device or next(model.parameters()).device)
-    loader, rule = _in_order(loader), rule_of(loader)
-    channels, labels = rule.channels, rule.labels
+    loader, mask_rule = _in_order(loader), rule_of(loader)
+    channels, labels = mask_rule.channels, mask_rule.labels
     training = model.training
     model.eval()
     # The sum of confusions; of one foreground, how many pixels are scored
@@ -287,7 +289,7 @@ def check_accuracy(loader, model, device=None, dtype=None):
     total = processes.sum_over_all(total.to(exact).double()).cpu().numpy()
     pixels = int(total.sum())
     if channels > 1:
-        scores = class_scores(everyone, total, rule.names)
+        scores = class_scores(everyone, total, mask_rule.names)
     else:
         scores = foreground_scores(*everyone[..., 0].T, pixels)
     if processes.rank() == 0:
@@ -305,7 +307,7 @@ def check_accuracy(loader, model, device=None, dtype=None):
 
 def rule_of(loader):
     """The MaskRule of a loader's dataset; that of one foreground where it has none, as datasets of others."""
-    return getattr(loader.dataset, "rule", None) or MaskRule()
+    return getattr(loader.dataset, "mask_rule", None) or MaskRule()
 
 
 def _in_order(loader):
@@ -329,13 +331,13 @@ def save_predictions(loader, model, folder="saved_images/", device=None, dtype=N
     device = torch.device(device or next(model.parameters()).device)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    rule, whole = rule_of(loader), getattr(loader.dataset, "whole", False)
-    classes = pictures.classes_of(rule)
+    mask_rule, whole = rule_of(loader), getattr(loader.dataset, "whole", False)
+    classes = pictures.classes_of(mask_rule)
     for index, (images, masks) in enumerate(loader):
         if index == limit:
             break
         found = predict(images, model, device, dtype, whole)
-        for name, shown in ((f"pred_{index}.png", found), (f"{index}.png", _truths(masks, rule))):
+        for name, shown in ((f"pred_{index}.png", found), (f"{index}.png", _truths(masks, mask_rule))):
             pictures.save_image(folder / name, pictures.grid(shown.numpy(), classes=classes))
 
 
@@ -350,13 +352,13 @@ def save_examples(loader, model, scores, epoch, folder="saved_images/", count=6,
     count = min(count, total)
     fixed = [round((place + 0.5) * total / count - 0.5) for place in range(count)]  # spread over the set
     worst = np.argsort(scores.per_image, kind="stable")[:count].tolist()
-    rule, whole, seen = rule_of(loader), getattr(loader.dataset, "whole", False), {}
-    classes = pictures.classes_of(rule)
+    mask_rule, whole, seen = rule_of(loader), getattr(loader.dataset, "whole", False), {}
+    classes = pictures.classes_of(mask_rule)
     for name, indices in (("examples", fixed), ("worst", worst)):
         for batch in [[index] for index in indices if index not in seen] if whole else [indices]:
             images, masks = loader.collate_fn(loader.dataset.__getitems__(batch))
             found = predict(images, model, device, dtype, whole).numpy()
-            seen |= zip(batch, map(for_sheet, _for_eyes(images), _truths(masks, rule).numpy(), found))
+            seen |= zip(batch, map(for_sheet, _for_eyes(images), _truths(masks, mask_rule).numpy(), found))
         shown, truths, found = zip(*(seen[index] for index in indices))
         captions = [f"{loader.dataset.pairs[i].name}  Dice {scores.per_image[i]:.4f}" for i in indices]
         sheet = pictures.examples_sheet(shown, truths, found, captions, f"{name}, epoch {epoch}", classes=classes)
@@ -383,9 +385,9 @@ def _save_strip(folder, image, truth, prediction, epoch, dice, classes):
     pictures.save_image(folder / "strip.png", pictures.strip(image, truth, masks, captions, classes=classes))
 
 
-def _truths(masks, rule):
+def _truths(masks, mask_rule):
     """True masks of a batch as uint8 (N, H, W), in the values that a MaskRule gives."""
-    if rule.labels:
+    if mask_rule.labels:
         return targets_of(masks, masks.device, labels=True)[:, 0]
     return (masks.reshape(len(masks), *masks.shape[-2:]) > 0.5).byte()
 

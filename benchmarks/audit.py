@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from parts.audit import audit  # noqa: E402
 from parts.errors import run  # noqa: E402
-from parts.files import each  # noqa: E402
+from parts.files import parallel_map  # noqa: E402
 from parts.images import read_image  # noqa: E402
 from parts.masks import MaskRule, read_mask  # noqa: E402
 from parts.names import pair_files  # noqa: E402
@@ -59,7 +59,7 @@ def timed(function, *given, **named):
 
 
 def decode_all(pairs, num_workers):
-    for _ in each(decode_pair, pairs, num_workers):
+    for _ in parallel_map(decode_pair, pairs, num_workers):
         pass
 
 
@@ -70,7 +70,7 @@ def main(argv=None):
         folders = folder / "images", folder / "masks"
         for it in folders:
             it.mkdir()
-        for _ in each(draw, [(folder, index, s.SIDE, s.FORMAT) for index in range(s.PAIRS)], s.NUM_WORKERS):
+        for _ in parallel_map(draw, [(folder, index, s.SIDE, s.FORMAT) for index in range(s.PAIRS)], s.NUM_WORKERS):
             pass
         pairs = pair_files(*folders)
         named = dict(sheet=folder / "sheet.png", num_workers=s.NUM_WORKERS, progress=False)

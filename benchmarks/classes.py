@@ -39,11 +39,11 @@ from parts.names import pair_files  # noqa: E402
 from parts.processes import pick_device  # noqa: E402
 
 
-def loaders(args, rule, s, batch):
+def loaders(args, mask_rule, s, batch):
     """(training, validation), split by the beginning of the names."""
     pairs = pair_files(args.images, args.masks)
     held_out = [pair for pair in pairs if pair.name.startswith(args.held_out)]
-    report = Report([pair for pair in pairs if pair not in held_out], held_out, rule)
+    report = Report([pair for pair in pairs if pair not in held_out], held_out, mask_rule)
     folders = [args.images, args.masks] * 2
     keywords = dict(image_size=tuple(args.image_size), report=report, seed=s.SEED, arrays=False)
     found = utils.get_loaders(*folders, batch, 0, s.PIN_MEMORY, **keywords)
@@ -52,22 +52,22 @@ def loaders(args, rule, s, batch):
     return found
 
 
-def race(side, args, rule, device):
+def race(side, args, mask_rule, device):
     """Trains one side; returns the Scores of its end, and prints those on the way."""
     s = ours_settings(device, args.flags, args.seed)
-    s.CLASSES, s.MASK_IGNORE = rule.classes, rule.ignored or None  # what train_fn goes by
+    s.CLASSES, s.MASK_IGNORE = mask_rule.classes, mask_rule.ignored or None  # what train_fn goes by
     batch = 1 if side == "whole images" else s.BATCH_SIZE
-    train_loader, val_loader = loaders(args, rule, s, batch)
+    train_loader, val_loader = loaders(args, mask_rule, s, batch)
     limit, plan = 60 * args.minutes, None
     if side == "ours":
-        trial = Ours(device, s, 40, 1, channels=rule.channels)
+        trial = Ours(device, s, 40, 1, channels=mask_rule.channels)
         clocked(trial, Part(endless(train_loader), 4), device)
-        trial = Ours(device, s, 40, 1, channels=rule.channels)  # passes through all sizes of HALF_SIZE
+        trial = Ours(device, s, 40, 1, channels=mask_rule.channels)  # passes through all sizes of HALF_SIZE
         seconds, count = clocked(trial, Part(endless(train_loader), 40), device)
         plan = max(1, int(MARGIN * limit / (seconds / count) / args.points))
-        runner = Ours(device, s, -(-plan // s.ACCUMULATE), args.points, channels=rule.channels)
+        runner = Ours(device, s, -(-plan // s.ACCUMULATE), args.points, channels=mask_rule.channels)
     else:
-        runner = WholeImages(device, rule.channels, args.seed)
+        runner = WholeImages(device, mask_rule.channels, args.seed)
     train_loader.sampler.set_epoch(0)
     source, spent, seen = endless(train_loader), 0.0, 0
     for point in range(1, args.points + 1):
@@ -79,8 +79,10 @@ def race(side, args, rule, device):
     folder = args.output / side.replace(" ", "-")
     utils.save_examples(val_loader, runner.network, scores, args.points, folder, device=device, dtype=runner.dtype)
     if side == "ours":
-        architecture = dict(in_channels=3, out_channels=rule.channels, features=list(s.FEATURES), encoder=s.ENCODER)
-        state = dict(network=architecture, mask_rule=rule.to_dict(), image_size=list(args.image_size))
+        architecture = dict(
+            in_channels=3, out_channels=mask_rule.channels, features=list(s.FEATURES), encoder=s.ENCODER
+        )
+        state = dict(network=architecture, mask_rule=mask_rule.to_dict(), image_size=list(args.image_size))
         utils.save_checkpoint(state | dict(state_dict=runner.network.state_dict()), folder / "best.pth")
     return dict(side=side, minutes=spent / 60, images=seen, dice=scores.dice, iou=scores.iou, classes=scores.classes)
 
@@ -116,11 +118,11 @@ def main():
     device = pick_device(args.device)
     print(machine(device))
     masks = [pair.mask for pair in pair_files(args.images, args.masks)]
-    rule = find_mask_rule(masks, ignore=args.ignore, classes="all")
+    mask_rule = find_mask_rule(masks, ignore=args.ignore, classes="all")
     if args.names:
-        rule = find_mask_rule(masks, ignore=args.ignore, classes=dict(zip(args.names, rule.classes)))
+        mask_rule = find_mask_rule(masks, ignore=args.ignore, classes=dict(zip(args.names, mask_rule.classes)))
     args.output.mkdir(parents=True, exist_ok=True)
-    records = [race(side, args, rule, device) for side in ("ours", "whole images") if args.only in (None, side)]
+    records = [race(side, args, mask_rule, device) for side in ("ours", "whole images") if args.only in (None, side)]
     write_text(args.output / "scores.json", json.dumps(dict(machine=machine(device), records=records), indent=1) + "\n")
     tell(records)
 

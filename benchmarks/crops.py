@@ -118,9 +118,9 @@ def train(side, folder, args, device, minutes, weights=None):
     size = tuple(args.size)
     s.CROP, s.IMAGE_SIZE = (size, None) if crops else (None, size)
     pairs = [pair_files(folder / FOLDERS[at], folder / FOLDERS[at + 1]) for at in (0, 2)]
-    rule = find_mask_rule([pair.mask for side in pairs for pair in side])
+    mask_rule = find_mask_rule([pair.mask for side in pairs for pair in side])
     places = [folder / name for name in FOLDERS]
-    keywords = dict(image_size=s.IMAGE_SIZE, crop=s.CROP, report=Report(*pairs, rule), seed=s.SEED)
+    keywords = dict(image_size=s.IMAGE_SIZE, crop=s.CROP, report=Report(*pairs, mask_rule), seed=s.SEED)
     loader, _ = utils.get_loaders(*places, s.BATCH_SIZE, 0, s.PIN_MEMORY, **keywords)
     for _ in range(2):  # every size is slower the first time
         seconds, count = clocked(Ours(device, s, 40, 1), Part(endless(loader), 40), device)
@@ -131,7 +131,7 @@ def train(side, folder, args, device, minutes, weights=None):
     loader.sampler.set_epoch(0)
     seconds, count = clocked(runner, Part(endless(loader), steps), device)
     architecture = dict(in_channels=3, out_channels=1, features=list(s.FEATURES), encoder=s.ENCODER)
-    state = dict(state_dict=runner.network.state_dict(), network=architecture, mask_rule=rule.to_dict())
+    state = dict(state_dict=runner.network.state_dict(), network=architecture, mask_rule=mask_rule.to_dict())
     return state | dict(image_size=s.IMAGE_SIZE and list(size), crop=s.CROP), seconds / 60, count * s.BATCH_SIZE
 
 

@@ -32,7 +32,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from dataset import ImageDataset
-from parts.files import cores, each
+from parts.files import cores, parallel_map
 from parts.mask_rules import find_mask_rule
 from parts.names import pair_files
 from utils import get_loaders
@@ -86,7 +86,7 @@ def draw(folder, size, kinds, distinct, count):
     for kind in kinds:
         (folder / kind / "images").mkdir(parents=True)
         (folder / kind / "masks").mkdir()
-    for _ in each(Draw(folder, size, kinds), range(distinct)):
+    for _ in parallel_map(Draw(folder, size, kinds), range(distinct)):
         pass
     for kind in kinds:
         for part, suffix in (("images", kind), ("masks", "png")):
@@ -142,18 +142,18 @@ def article(folder, count):
     return rate(DataLoader(some, batch_size=BATCH, shuffle=True, num_workers=1))
 
 
-def ours(folder, rule, num_workers):
+def ours(folder, mask_rule, num_workers):
     """The training loader; its pairs also serve for validation, whose arrays are then in place."""
     folders = (folder / "images", folder / "masks") * 2
     pairs = pair_files(*folders[:2])
-    found = SimpleNamespace(train=pairs, val=pairs, rule=rule)
+    found = SimpleNamespace(train=pairs, val=pairs, mask_rule=mask_rule)
     with redirect_stdout(sys.stderr):
         return get_loaders(*folders, BATCH, num_workers, image_size=SIZE, report=found)[0]
 
 
-def first_epoch(folder, rule):
+def first_epoch(folder, mask_rule):
     start, count = time.perf_counter(), 0
-    for images, _ in ours(folder, rule, NUM_WORKERS):
+    for images, _ in ours(folder, mask_rule, NUM_WORKERS):
         count += len(images)
     return count / (time.perf_counter() - start)
 
@@ -168,11 +168,11 @@ def compare(folder, options):
         )
     rows = {}
     for kind in ("png", "jpg"):
-        rule = find_mask_rule(sorted((folder / kind / "masks").iterdir()))  # train.py's audit has it already
+        mask_rule = find_mask_rule(sorted((folder / kind / "masks").iterdir()))  # train.py's audit has it already
         rows["the article's way", kind] = article(folder / kind, options.article_pairs)
-        rows["first epoch, arrays made", kind] = first_epoch(folder / kind, rule)
+        rows["first epoch, arrays made", kind] = first_epoch(folder / kind, mask_rule)
         for workers in (NUM_WORKERS, 1, 0):
-            loader = ours(folder / kind, rule, workers)
+            loader = ours(folder / kind, mask_rule, workers)
             rows[f"later epochs, NUM_WORKERS = {workers}", kind] = max(rate(loader) for _ in range(3))
     print(f"\n   {'':32}{'from PNG':>20}{'from JPEG':>20}{'JPEG, the article PNG':>24}")
     for name in dict.fromkeys(name for name, _ in rows):
@@ -181,9 +181,9 @@ def compare(folder, options):
         print(f"   {name:32}{png:10.1f} ({png / base:6.1f}x){jpg:10.1f} ({jpg / jpg_base:6.1f}x){jpg / base:22.1f}x")
 
 
-def with_arrays(pairs, rule, size, folder):
+def with_arrays(pairs, mask_rule, size, folder):
     """The ImageDataset of these pairs, its arrays kept in `folder`."""
-    data = ImageDataset(None, None, image_size=size, pairs=pairs, rule=rule)
+    data = ImageDataset(None, None, image_size=size, pairs=pairs, mask_rule=mask_rule)
     data.keep_arrays(folder, progress=False)
     return data
 
@@ -246,8 +246,8 @@ def memory(folder, options):
     print(f"\n2. Private memory of a loader's worker, in MB, arrays at {SIZE[0]}x{SIZE[1]}")
     draw(folder, (427, 640), ("jpg",), 32, counts[1])
     pairs = pair_files(folder / "jpg/images", folder / "jpg/masks")
-    rule = find_mask_rule([pair.mask for pair in pairs[:32]])
-    sets = [with_arrays(pairs[:count], rule, SIZE, folder / str(count)) for count in counts]
+    mask_rule = find_mask_rule([pair.mask for pair in pairs[:32]])
+    sets = [with_arrays(pairs[:count], mask_rule, SIZE, folder / str(count)) for count in counts]
     for method in ("fork", "spawn"):
         small, large = (peak(dataset, method) / 1e6 for dataset in sets)
         sizes = [sum(array.nbytes for array in dataset.arrays.open()) / 1e6 for dataset in sets]
@@ -266,12 +266,12 @@ def growth(folder, options):
     print(f"\n3. How the cost grows: JPEGs of 640x427 to {size[0]}x{size[1]}")
     draw(folder, (427, 640), ("jpg",), 32, max(counts))
     pairs = pair_files(folder / "jpg/images", folder / "jpg/masks")
-    rule = find_mask_rule([pair.mask for pair in pairs[:32]])
+    mask_rule = find_mask_rule([pair.mask for pair in pairs[:32]])
     for count in counts:
         times = [time.perf_counter()]
-        with_arrays(pairs[:count], rule, size, folder / "arrays")
+        with_arrays(pairs[:count], mask_rule, size, folder / "arrays")
         times.append(time.perf_counter())
-        dataset = with_arrays(pairs[:count], rule, size, folder / "arrays")
+        dataset = with_arrays(pairs[:count], mask_rule, size, folder / "arrays")
         times.append(time.perf_counter())
         loader = DataLoader(dataset, BATCH, shuffle=True, num_workers=NUM_WORKERS, collate_fn=whole)
         rate(loader)

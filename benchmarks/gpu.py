@@ -426,9 +426,9 @@ def idle_and_copies(events, report):
     idle = 1 - busy / (reached - spans[0][0])
     report.check("idle share", idle <= 0.05, f"{100 * idle:.1f} % of 20 steps (5 are allowed; profiled)")
     slow = [it for it in events if it.name.startswith("cudaMemcpy") and it.time_range.elapsed_us() > 100]
-    shown = ", ".join(f"{it.time_range.elapsed_us():.0f}" for it in slow[:8])
+    printable = ", ".join(f"{it.time_range.elapsed_us():.0f}" for it in slow[:8])
     # Each reading of the loss waits for its step in such a copy
-    report.check("host copies over 100 us", len(slow) <= 2, f"{len(slow)} in 20 steps, in us: {shown}")
+    report.check("host copies over 100 us", len(slow) <= 2, f"{len(slow)} in 20 steps, in us: {printable}")
 
 
 def numbers(o, report):

@@ -140,9 +140,9 @@ def speed(options, folder):
             if turn:
                 seconds[name].append(time.perf_counter() - begin)
     best = {name: min(times) for name, times in seconds.items()}
-    for name, each in best.items():
+    for name, parallel_map in best.items():
         rates = ", ".join(f"{len(paths) / one:.2f}" for one in seconds[name])
-        print(f"  {name:<28} {len(paths) / each:7.2f} images/s   (turns: {rates})")
+        print(f"  {name:<28} {len(paths) / parallel_map:7.2f} images/s   (turns: {rates})")
     alone = best["the network as it is, alone"]
     print(f"predict.py takes {best['predict.py'] / alone:.3f} of the time of the network as it is, alone;")
     print(f"                 {best['predict.py'] / best['its network alone']:.3f} of its own network's,")

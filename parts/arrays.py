@@ -14,28 +14,28 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from parts.errors import UnusableFile, UserError, shown
-from parts.files import each, one_at_a_time, stamp, write_text
+from parts.errors import UnusableFile, UserError, printable
+from parts.files import one_at_a_time, parallel_map, stamp, write_text
 from parts.images import read_image
 from parts.masks import MaskRule, read_mask
 
 
-def read_pair(pair, rule, size, span):
+def read_pair(pair, mask_rule, size, value_range):
     """The image and the mask of a reading.Pair."""
-    image = read_image(pair.image, size, pair.image_page, span)
-    mask = read_mask(pair.masks, rule, size, pair.mask_page)
+    image = read_image(pair.image, size, pair.image_page, value_range)
+    mask = read_mask(pair.masks, mask_rule, size, pair.mask_page)
     if mask.shape != image.shape[:2]:
         sizes = "is {}x{}, and its image {}x{}".format(*mask.shape, *image.shape[:2])
         raise UnusableFile(pair.mask, sizes, "Give each image a mask of its size")
     return image, mask
 
 
-def points_of(mask, rule):
+def points_of(mask, mask_rule):
     """int32 (C, POINTS): for each class of a mask, or for its foreground (C = 1), pixels that have it.
 
     Numbered row by row, spread evenly over all that there are; -1 where there are fewer.
     """
-    labels = range(rule.channels) if rule.classes else (1,)
+    labels = range(mask_rule.channels) if mask_rule.classes else (1,)
     points = np.full((len(labels), POINTS), -1, np.int32)
     for place, label in zip(points, labels):
         ends = np.cumsum([np.count_nonzero(row == label) for row in mask])  # flatnonzero would take 10 bytes a pixel
@@ -113,13 +113,13 @@ def _starts(sizes):
 
 
 def make_arrays(
-    pairs, rule, image_size, folder, num_workers=None, progress=True, *, span=None, sizes=None, points=False
+    pairs, mask_rule, image_size, folder, num_workers=None, progress=True, *, value_range=None, sizes=None, points=False
 ):
     """The Arrays of `pairs` at `image_size` = (height, width), kept in `folder`, made if need be.
 
     With `sizes` instead, a (height, width) for each pair, images keep their own; `points`: whether places of the
     classes are kept, for crops. Arrays of other files (parts.files.stamp), another mask rule, image size, resize rule
-    or `span` (as ImageDataset takes it) are made again, and the reason is printed. Any number of processes may call
+    or `value_range` (as ImageDataset takes it) are made again, and the reason is printed. Any number of processes may call
     it at once. `num_workers` processes decode (None: one a core). Returns None, having said why, where the disk has
     no room or the folder cannot be written. UserError names all files that cannot be decoded, are gone, or change
     meanwhile.
@@ -133,8 +133,8 @@ def make_arrays(
         {
             "layout": [_LAYOUT, _RESIZE_RULE],
             "image_size": size,
-            "mask_rule": rule.to_dict(),
-            "image_range": span and list(map(float, span)),
+            "mask_rule": mask_rule.to_dict(),
+            "image_range": value_range and list(map(float, value_range)),
             "sizes": sizes,
             "points": POINTS * points,
             "pairs": _named(pairs, stamps, folder),
@@ -144,17 +144,17 @@ def make_arrays(
         if _mismatch(folder, key) is not None:
             folder.parent.mkdir(parents=True, exist_ok=True)
             lock = folder.parent / f".{folder.name}.lock"
-            with one_at_a_time(lock, f"{shown(folder)}: waiting for another process that makes them."):
+            with one_at_a_time(lock, f"{printable(folder)}: waiting for another process that makes them."):
                 reason = _mismatch(folder, key)  # whoever was waited for may have made them
                 if reason is not None:
                     if reason:
-                        print(f"{shown(folder)}: made again, because {reason}.")
-                    how = rule, size, span, points
+                        print(f"{printable(folder)}: made again, because {reason}.")
+                    how = mask_rule, size, value_range, points
                     _make(list(zip(pairs, stamps)), how, sizes, folder, key, num_workers, progress)
     except OSError as error:
         why = error.strerror or error
         slow = "Every crop decodes its whole image, which is far slower" if points else "Every epoch decodes the files"
-        print(f"{shown(folder)}: no arrays can be kept here ({why}). {slow}.")
+        print(f"{printable(folder)}: no arrays can be kept here ({why}). {slow}.")
         return None
     return Arrays(folder, key, sizes)
 
@@ -221,7 +221,7 @@ def _difference(old, new):
         for change, names in changes.items():
             if names:
                 files = "1 file" if len(names) == 1 else f"{len(names)} files"
-                reasons.append(f"{kind}: {files} {change}, e.g. {shown(os.path.basename(names[0]))}")
+                reasons.append(f"{kind}: {files} {change}, e.g. {printable(os.path.basename(names[0]))}")
     return "; ".join(reasons) or "the files come in another order, or belong together in another way"
 
 
@@ -235,20 +235,20 @@ def _make(stamped, how, sizes, folder, key, num_workers, progress):
     for part in folder.parent.iterdir():
         if ours.fullmatch(part.name):  # what a killed run has left
             shutil.rmtree(part, ignore_errors=True)
-    rule, size, _, points = how
+    mask_rule, size, _, points = how
     count, starts = len(stamped), _starts(sizes or [size] * len(stamped))
     shape = (count, *size) if size else (starts[-1],)
-    arrays = [("|u1", (*shape, 3)), ("|u1", shape)] + [("<i4", (count, rule.channels, POINTS))] * points
+    arrays = [("|u1", (*shape, 3)), ("|u1", shape)] + [("<i4", (count, mask_rule.channels, POINTS))] * points
     need = sum(np.dtype(kind).itemsize * int(np.prod(shape)) for kind, shape in arrays)
     _make_room(folder, need + len(key))
     if progress and sizes:
-        print(f"{shown(folder)}: {need / 1e9:.2f} GB of disk, for {count:,} images at their own size.")
+        print(f"{printable(folder)}: {need / 1e9:.2f} GB of disk, for {count:,} images at their own size.")
     part, old = (folder.with_name(f".{folder.name}.{secrets.token_hex(6)}.part") for _ in range(2))
     try:
         part.mkdir()
         begin = {part / name: _reserve(part / name, *array) for name, array in zip(_FILES, arrays)}
         items = list(zip(range(count), starts, sizes or [size] * count, stamped))
-        work = each(partial(_write_rows, begin, how), items, num_workers)
+        work = parallel_map(partial(_write_rows, begin, how), items, num_workers)
         work = tqdm(work, "decoding", count, unit=" images", disable=None if progress else True)
         problems = [problem for problem in work if problem]
         if problems:
@@ -265,7 +265,7 @@ def _make(stamped, how, sizes, folder, key, num_workers, progress):
         shutil.rmtree(old, ignore_errors=True)
     if progress:
         rate = count / (time.perf_counter() - started)
-        print(f"{shown(folder)}: {count:,} pairs decoded once, {rate:.0f} a second, {need / 1e9:.2f} GB.")
+        print(f"{printable(folder)}: {count:,} pairs decoded once, {rate:.0f} a second, {need / 1e9:.2f} GB.")
 
 
 def _make_room(folder, need):
@@ -298,15 +298,15 @@ def _write_rows(starts, how, item):
     starts: {file: where its rows begin}. Returns what is wrong, in words.
     """
     index, first, size, (pair, stamps) = item
-    rule, given, span, points = how
+    mask_rule, given, value_range, points = how
     problem = None
     try:
-        rows = read_pair(pair, rule, given, span)
+        rows = read_pair(pair, mask_rule, given, value_range)
         if rows[0].shape[:2] != tuple(size):
             height, width = rows[0].shape[:2]
             what = f"is {size[0]}x{size[1]} by its head, and {height}x{width} when it is decoded"
             raise UnusableFile(pair.image, what, "Save it again")
-        rows = [*rows, points_of(rows[1], rule)] if points else rows
+        rows = [*rows, points_of(rows[1], mask_rule)] if points else rows
     except (UserError, OSError) as error:
         problem = str(error) if isinstance(error, UserError) else f"{pair.image} or its mask: {error}"
     for (path, _), before in zip(pair.sources, stamps):

@@ -16,9 +16,9 @@ import numpy as np
 from tqdm import tqdm
 
 from parts import pictures
-from parts.errors import UnusableFile, UserError, counted, shown
-from parts.files import each, stamp, write_text
-from parts.images import choose_span, decode, depth_of, pages_of, pixels_of, read_image
+from parts.errors import UnusableFile, UserError, counted, printable
+from parts.files import parallel_map, stamp, write_text
+from parts.images import choose_value_range, decode, depth_of, pages_of, pixels_of, read_image
 from parts.mask_rules import decide_mask_rule, refuse_united_classes
 from parts.masks import (
     IGNORED,
@@ -57,15 +57,15 @@ RARE = 0.001  # share of all pixels below which a class is told
 class Report:
     """What an audit found: `problems` spoil training, `warnings` need not; both are texts, worst first.
 
-    `train`, `val`: lists of reading.Pair. `rule`: how the masks are read, None where they have no rule in common,
-    which is a problem then. `span`: what of images of more than 8 bits becomes 0 ... 255 (reading.read_image).
+    `train`, `val`: lists of reading.Pair. `mask_rule`: how the masks are read, None where they have no rule in common,
+    which is a problem then. `value_range`: what of images of more than 8 bits becomes 0 ... 255 (reading.read_image).
     `facts`: (label, text) in words. `sheet`: the picture of overlays, where one was written.
     """
 
     train: list
     val: list
-    rule: MaskRule | None = None
-    span: tuple | None = None
+    mask_rule: MaskRule | None = None
+    value_range: tuple | None = None
     problems: list = field(default_factory=list)
     warnings: list = field(default_factory=list)
     facts: list = field(default_factory=list)
@@ -75,7 +75,7 @@ class Report:
         """The facts and the warnings; for the problems see stop_if_spoiled."""
         lines = [f"  {label:<13}{text}" for label, text in self.facts]
         warnings = [f"Warning: {warning}" for warning in self.warnings]
-        look = [f"Look at the masks on their images: {shown(self.sheet)}"] if self.sheet else []
+        look = [f"Look at the masks on their images: {printable(self.sheet)}"] if self.sheet else []
         return "\n".join(["What the data is:", *lines, *warnings, *look])
 
     def stop_if_spoiled(self):
@@ -139,7 +139,7 @@ def audit(
     _tell_misfits(report, sides)
     if len(sides) > 1 and os.path.realpath(train_img_dir) == os.path.realpath(val_img_dir):
         report.warnings.append(
-            f"{shown(val_img_dir)}: is given for training and for validation, so the scores will tell how well its "
+            f"{printable(val_img_dir)}: is given for training and for validation, so the scores will tell how well its "
             "images are learnt by heart, and nothing about others."
         )
     elif len(sides) > 1:
@@ -147,24 +147,26 @@ def audit(
     _describe(report, sides)
     _tell_twins(report, sides)
     _choose_span(report, sides, image_range)
-    if report.rule:
+    if report.mask_rule:
         _count_classes(report, sides)
-        (_look_at_classes if report.rule.classes else _look_at_foreground)(report, sides)
-    if image_size and report.rule:
+        (_look_at_classes if report.mask_rule.classes else _look_at_foreground)(report, sides)
+    if image_size and report.mask_rule:
         _tell_what_vanishes(report, sides, tuple(image_size), num_workers)
-    if sheet and report.rule:
+    if sheet and report.mask_rule:
         try:
             _draw_sheet(report, sides, Path(sheet))
         except OSError as error:  # what was found is worth more than its picture
-            report.warnings.append(f"{shown(sheet)} could not be written ({error.strerror}).")
+            report.warnings.append(f"{printable(sheet)} could not be written ({error.strerror}).")
     return report
 
 
 def _check_sheet(sheet, *folders):
     if sheet.suffix.lower() not in (".png", ".jpg", ".jpeg"):
-        raise UserError(f"{shown(sheet)}: the sheet of overlays is a .png or a .jpg file.")
+        raise UserError(f"{printable(sheet)}: the sheet of overlays is a .png or a .jpg file.")
     if sheet.resolve().parent in [Path(folder).resolve() for folder in folders if folder is not None]:
-        raise UserError(f"{shown(sheet)}: there the sheet would be taken for one of the images. Give another folder.")
+        raise UserError(
+            f"{printable(sheet)}: there the sheet would be taken for one of the images. Give another folder."
+        )
 
 
 class _Side:
@@ -188,7 +190,7 @@ class _Side:
         self.pairs, self.faults, self.notes = found.pairs, found.faults, found.notes
         if not self.pairs:
             self.problem = (
-                f"{shown(img_dir)}, {shown(mask_dir)}: no image there has a mask. Names must agree, like "
+                f"{printable(img_dir)}, {printable(mask_dir)}: no image there has a mask. Names must agree, like "
                 f"a.jpg and a.png, a_mask.gif or a.mask.png. {NAME_MASKS}."
             )
 
@@ -243,7 +245,7 @@ def _see_all(sides, memory, faults, eighths, num_workers, progress):
     files = dict.fromkeys(file for side in sides for pair in side.pairs for file in _files_of(pair))
     unseen = [file for file in files if file not in faults and memory.get(file) is None]
     hidden = None if progress and unseen else True  # None: shown on a terminal
-    with closing(each(partial(_see, eighths), unseen, num_workers)) as work:
+    with closing(parallel_map(partial(_see, eighths), unseen, num_workers)) as work:
         for seen, file in zip(tqdm(work, "looking at", len(unseen), unit=" files", disable=hidden), unseen):
             if _is_fault(seen):
                 faults[file] = seen
@@ -305,7 +307,7 @@ def _compare_wholly(images, num_workers):
     for file, facts in images.items():
         alike[facts["digest"]].append(file)
     files = [file for twins in alike.values() if len(twins) > 1 for file in twins if "exact" not in images[file]]
-    for file, exact in zip(files, each(_exact_digest, files, num_workers)):
+    for file, exact in zip(files, parallel_map(_exact_digest, files, num_workers)):
         images[file]["exact"] = exact
     return bool(files)
 
@@ -387,16 +389,16 @@ def _decide_rule(report, sides, foreground, ignore, classes):
     try:
         if classes is not None:
             refuse_united_classes(pair for side in sides for pair in side.pairs)
-        report.rule = decide_mask_rule(seen, foreground, ignore, classes)
+        report.mask_rule = decide_mask_rule(seen, foreground, ignore, classes)
     except UserError as error:
         report.problems.append(str(error))
         return
-    if report.rule.soft and report.rule.kind == NUMBERS:
+    if report.mask_rule.soft and report.mask_rule.kind == NUMBERS:
         soft = [mask.path for mask in seen if len(mask.counts) > 2]
         if soft:
             report.warnings.append(
-                f"{counted(len(soft), 'mask')} with soft or JPEG edges, e.g. {shown(soft[0])}, cut at the middle: "
-                f"{report.rule.describe()}."
+                f"{counted(len(soft), 'mask')} with soft or JPEG edges, e.g. {printable(soft[0])}, cut at the middle: "
+                f"{report.mask_rule.describe()}."
             )
 
 
@@ -410,15 +412,15 @@ def _photographs(sides, seen):
     cure = ' If they are cut-outs, set MASK_FOREGROUND = "alpha" (--mask-foreground alpha).' if cut_outs else ""
     images = [facts for side in sides for facts in side.images if not _is_fault(facts)]
     if 2 * sum(facts["few"] for facts in images) > len(images):
-        folders = " and ".join(" with ".join(map(shown, side.folders)) for side in sides)
+        folders = " and ".join(" with ".join(map(printable, side.folders)) for side in sides)
         return (
-            f"The masks are photographs, e.g. {shown(masks[0])}, and the images hold hardly any colours, as masks do: "
+            f"The masks are photographs, e.g. {printable(masks[0])}, and the images hold hardly any colours, as masks do: "
             f"the folders seem to be swapped. Swap {folders} (--train-img-dir, --train-mask-dir and so on).{cure}"
         )
     if all(it.kind == NUMBERS or len(it.counts) < MANY for it in seen):
         return None  # greys may be soft masks, which has its own words
     return (
-        f"The masks seem to be photographs, e.g. {shown(masks[0])}: they hold hundreds of colours and hardly any areas "
+        f"The masks seem to be photographs, e.g. {printable(masks[0])}: they hold hundreds of colours and hardly any areas "
         f"of one. Check the folder of the masks.{cure}"
     )
 
@@ -431,7 +433,7 @@ def _tell_misfits(report, sides):
                 size, other = image["size"], mask.size
                 if size == other:
                     continue
-                line = f"{shown(pair.image)} is {_by(size)}, {shown(mask.path)} is {_by(other)}"
+                line = f"{printable(pair.image)} is {_by(size)}, {printable(mask.path)} is {_by(other)}"
                 if size == other[::-1]:
                     line += ": height and width are swapped, so one of them is rotated"
                     if image["turned"] >= 5:
@@ -448,7 +450,7 @@ def _compare_sides(report, train, val, group):
     here, there = (_by_pixels(side) for side in (train, val))
     same = sorted(here.keys() & there.keys())
     if same:
-        lines = [f"{shown(val_path)} is {shown(here[key][0])}" for key in same for val_path in there[key]]
+        lines = [f"{printable(val_path)} is {printable(here[key][0])}" for key in same for val_path in there[key]]
         cure = "Remove them from one of the two, or scores will be too good."
         heading = f"{counted(len(lines), 'image')} for validation with the pixels of one for training:"
         report.problems.append(_listed(heading, lines, cure))
@@ -463,8 +465,8 @@ def _compare_sides(report, train, val, group):
     shared = sorted(groups[0].keys() & groups[1].keys())
     if shared:
         lines = [
-            f"{shown(name)}: {shown(groups[0][name][0])} and {len(groups[0][name]) - 1:,} more in training, "
-            f"{shown(groups[1][name][0])} and {len(groups[1][name]) - 1:,} more in validation"
+            f"{printable(name)}: {printable(groups[0][name][0])} and {len(groups[0][name]) - 1:,} more in training, "
+            f"{printable(groups[1][name][0])} and {len(groups[1][name]) - 1:,} more in validation"
             for name in shared
         ]
         cure = f"Keep each on one side (augment.py does), or change GROUP = {group!r}, which tells them by their names."
@@ -474,7 +476,7 @@ def _compare_sides(report, train, val, group):
     if alike:
         heading = f"{counted(len(alike), 'name')} in both training and validation, with other pixels. Are these "
         heading += "numbered alike, or copies of one picture?"
-        report.warnings.append(_listed(heading, map(shown, alike)))
+        report.warnings.append(_listed(heading, map(printable, alike)))
 
 
 def _by_pixels(side):
@@ -515,10 +517,10 @@ def _describe(report, sides):
     if fourth := [pair.image for pair, image, _ in usable if image["fourth"]]:
         heading = f"{counted(len(fourth), 'image')} with a channel of transparency, or a fourth one, that says "
         heading += "something: it is dropped, and the network sees red, green and blue."
-        report.warnings.append(_listed(heading, map(shown, fourth)))
+        report.warnings.append(_listed(heading, map(printable, fourth)))
     left_out = [path for side in sides for path in side.left_out]
     if left_out:
-        names = ", ".join(shown(path.name) for path in left_out[:5]) + (", ..." if len(left_out) > 5 else "")
+        names = ", ".join(printable(path.name) for path in left_out[:5]) + (", ..." if len(left_out) > 5 else "")
         report.facts.append(("left out", f"{len(left_out):,} that are no pictures by their names: {names}"))
 
 
@@ -533,7 +535,7 @@ def _tell_twins(report, sides):
         twins = sorted(paths for paths in _by_pixels(side).values() if len(paths) > 1)
         if twins:
             heading = f"{counted(sum(map(len, twins)), 'image')} for {side.name} with the same pixels as another:"
-            report.warnings.append(_listed(heading, [" = ".join(map(shown, paths)) for paths in twins]))
+            report.warnings.append(_listed(heading, [" = ".join(map(printable, paths)) for paths in twins]))
 
 
 def _choose_span(report, sides, image_range):
@@ -541,25 +543,25 @@ def _choose_span(report, sides, image_range):
     deep = [(side, pair.image, image["depth"]) for side in sides for pair, image, _ in side.usable() if image["depth"]]
     if not deep:
         return
-    report.span = image_range
+    report.value_range = image_range
     if image_range == "auto":
         ours = [depth["quantiles"] for side, _, depth in deep if side is sides[0]]
-        report.span = choose_span(ours or [depth["quantiles"] for _, _, depth in deep])
-    if report.span:
-        low, high = report.span
+        report.value_range = choose_value_range(ours or [depth["quantiles"] for _, _, depth in deep])
+    if report.value_range:
+        low, high = report.value_range
         words = f"{low:g} ... {high:g} of {counted(len(deep), 'image')} of more than 8 bits becomes 0 ... 255"
         report.facts.append(("range", words + " (IMAGE_RANGE)"))
-        beyond = [shown(path) for _, path, depth in deep if depth["highest"] <= low or depth["lowest"] >= high]
+        beyond = [printable(path) for _, path, depth in deep if depth["highest"] <= low or depth["lowest"] >= high]
         if beyond:
             heading = f"{counted(len(beyond), 'image')} with all values outside of that range, so that nothing is seen:"
             text = _listed(heading, beyond, 'Widen IMAGE_RANGE, or set it to "auto".')
             (report.problems if len(beyond) == len(deep) else report.warnings).append(text)
         return
     cure = 'Set IMAGE_RANGE = "auto" (--image-range auto), or the lowest and the highest value that mean something.'
-    if unread := [shown(path) for _, path, depth in deep if depth["bits"] != 16]:
+    if unread := [printable(path) for _, path, depth in deep if depth["bits"] != 16]:
         heading = f"{counted(len(unread), 'image')} of 32 bits or with fractions, whose range must be known:"
         report.problems.append(_listed(heading, unread, cure))
-    dark = [shown(path) for _, path, depth in deep if depth["bits"] == 16 and depth["highest"] < DARK]
+    dark = [printable(path) for _, path, depth in deep if depth["bits"] == 16 and depth["highest"] < DARK]
     if dark:
         heading = (
             f"{counted(len(dark), 'image')} of 16 bits that use only the lowest 12 or fewer. Of 8 bits, which the "
@@ -573,19 +575,19 @@ def _count_classes(report, sides):
     for side in sides:
         counts = []
         for _, _, masks in side.usable():
-            first, *more = [count_classes(mask, report.rule) for mask in masks]
+            first, *more = [count_classes(mask, report.mask_rule) for mask in masks]
             for other in more:  # of objects, which hardly overlap
                 first[1] = min(first[1] + other[1], first[:2].sum())
                 first[0] = max(first[0] - other[1], 0)
             counts.append(first)
-        side.counts = np.array(counts, np.int64).reshape(-1, max(2, report.rule.channels) + 1)
+        side.counts = np.array(counts, np.int64).reshape(-1, max(2, report.mask_rule.channels) + 1)
         known = side.counts[:, :-1].sum(axis=1)
         side.shares = (1 - side.counts[:, 0] / np.maximum(known, 1)).tolist()
 
 
 def _tell_ignored(report, sides):
     """Problems and facts of MASK_IGNORE."""
-    if not report.rule.ignored:
+    if not report.mask_rule.ignored:
         return
     ignored, pixels = (sum(int(part.sum()) for part in parts) for parts in
                        ([side.counts[:, -1] for side in sides], [side.counts for side in sides]))  # fmt: skip
@@ -603,7 +605,7 @@ def _look_at_foreground(report, sides):
         return
     least, median, most = (float(np.quantile(shares, at)) for at in (0, 0.5, 1))
     empty, full = int((shares == 0).sum()), int((shares == 1).sum())
-    report.facts.append(("mask values", report.rule.describe()))
+    report.facts.append(("mask values", report.mask_rule.describe()))
     words = f"least {least:.2%}, median {median:.2%}, most {most:.2%} of a mask"
     report.facts.append(("foreground", words + f"; {empty:,} masks empty, {full:,} all foreground"))
     _tell_ignored(report, sides)
@@ -611,25 +613,25 @@ def _look_at_foreground(report, sides):
         if side.shares and (max(side.shares) == 0 or min(side.shares) == 1):
             what = "is empty" if max(side.shares) == 0 else "is foreground all over"
             report.problems.append(
-                f"Every mask for {side.name} {what}, e.g. {shown(side.pairs[0].mask)}, so there is nothing to learn "
+                f"Every mask for {side.name} {what}, e.g. {printable(side.pairs[0].mask)}, so there is nothing to learn "
                 "or to score. Check the masks, and MASK_FOREGROUND."
             )
     if 0.9 < median < 1:
         report.warnings.append(
             "Nearly everything is foreground. If it should be the other way round, set MASK_FOREGROUND to the value "
-            f"of what you mean ({report.rule.background[0] if report.rule.background else 'see above'})."
+            f"of what you mean ({report.mask_rule.background[0] if report.mask_rule.background else 'see above'})."
         )
 
 
 def _look_at_classes(report, sides):
     """What share of the pixels each class has; and what is missing on one side, or hardly there."""
-    report.facts.append(("mask values", report.rule.describe()))
+    report.facts.append(("mask values", report.mask_rule.describe()))
     counts = [side.counts[:, :-1].sum(axis=0) for side in sides if len(side.counts)]
     if not counts:
         return
     shares = [count / max(count.sum(), 1) for count in counts]
     parts = [" / ".join([name, *(f"{100 * side[index]:.2g} %" for side in shares)]) for index, name in
-             enumerate(report.rule.names)]  # fmt: skip
+             enumerate(report.mask_rule.names)]  # fmt: skip
     told = " / ".join(["class", *(side.name for side in sides if len(side.counts))])
     more = f" and {len(parts) - 40} more" if len(parts) > 40 else ""
     report.facts.append(("classes", f"{told}: {', '.join(parts[:40])}{more}"))
@@ -637,16 +639,18 @@ def _look_at_classes(report, sides):
     for side, count in zip([side for side in sides if len(side.counts)], counts):
         if (count > 0).sum() == 1:
             report.problems.append(
-                f"The masks for {side.name} hold one of the classes alone, {report.rule.names[int(count.argmax())]}, "
+                f"The masks for {side.name} hold one of the classes alone, {report.mask_rule.names[int(count.argmax())]}, "
                 "so there is nothing to learn or to score. Check the masks, and CLASSES."
             )
-        absent = [name for name, pixels in zip(report.rule.names, count) if not pixels]
+        absent = [name for name, pixels in zip(report.mask_rule.names, count) if not pixels]
         if absent:
             end = "cannot be learnt" if side is sides[0] else "are not scored"
             report.warnings.append(
                 f"Classes that no mask for {side.name} holds, so that they {end}: {', '.join(absent)}."
             )
-    rare = [f"{name} ({100 * share:.2g} %)" for name, share in zip(report.rule.names, shares[0]) if 0 < share < RARE]
+    rare = [
+        f"{name} ({100 * share:.2g} %)" for name, share in zip(report.mask_rule.names, shares[0]) if 0 < share < RARE
+    ]
     if rare:
         report.warnings.append(f"Classes that hardly any pixel for training has: {', '.join(rare)}.")
 
@@ -655,20 +659,22 @@ def _tell_what_vanishes(report, sides, size, num_workers):
     """Foreground, or classes, lost where masks are shrunk to `size`: what is small or thin beside its picture."""
     places = [(side, share, counts, pair) for side in sides
               for share, counts, (pair, _, masks) in zip(side.shares, side.counts, side.usable())
-              if (share or report.rule.classes) and any(a > b for a, b in zip(masks[0].size, size))]  # fmt: skip
+              if (share or report.mask_rule.classes) and any(a > b for a, b in zip(masks[0].size, size))]  # fmt: skip
     # To look at all of them would be to decode them twice. All are looked at where one of these loses anything:
     # those whose foreground would fill a few pixels, and some of the others, which may be thin.
     few = [at for at, (_, share, _, _) in enumerate(places) if share * size[0] * size[1] < FEW]
     some = np.linspace(0, len(places) - 1, min(len(places), SOME)).round().astype(int).tolist()
-    read = partial(_counts_at, rule=report.rule, size=size)
+    read = partial(_counts_at, mask_rule=report.mask_rule, size=size)
     at = f"IMAGE_SIZE {_by(size)}"
     cure = "Raise IMAGE_SIZE, or train on crops of images at their own size: --image-size none --crop 320 480."
-    if report.rule.classes:
+    if report.mask_rule.classes:
         if places:
             _tell_what_classes_lose(report, [places[index] for index in some], read, num_workers, at, cure)
         return
     for chosen in (sorted({*few, *some}), range(len(places))):
-        found = [_share_of(counts) for counts in each(read, [places[index][3] for index in chosen], num_workers)]
+        found = [
+            _share_of(counts) for counts in parallel_map(read, [places[index][3] for index in chosen], num_workers)
+        ]
         lost = [(places[index], left) for index, left in zip(chosen, found) if left < places[index][1] / 2]
         if not lost:
             return
@@ -678,7 +684,7 @@ def _tell_what_vanishes(report, sides, size, num_workers):
         f"{counted(len(emptied), 'mask')} {'is' if len(emptied) == 1 else 'are'} emptied at {at}, and "
         f"{counted(len(lost) - len(emptied), 'other')} lose more than half of their foreground, because it is small "
         f"or thin beside its picture; foreground is {before:.3%} of the masks in their files, and {after:.3%} then:",
-        [f"{shown(pair.mask)}: {share:.3%} -> {left:.3%}" for (_, share, _, pair), left in lost],
+        [f"{printable(pair.mask)}: {share:.3%} -> {left:.3%}" for (_, share, _, pair), left in lost],
         cure,
     )
     for side in sides:
@@ -690,12 +696,12 @@ def _tell_what_vanishes(report, sides, size, num_workers):
 
 
 def _tell_what_classes_lose(report, places, read, num_workers, at, cure):
-    found = np.array(list(each(read, [pair for _, _, _, pair in places], num_workers)))
+    found = np.array(list(parallel_map(read, [pair for _, _, _, pair in places], num_workers)))
     both = np.array([counts for _, _, counts, _ in places]), found
     shares = [(counts / counts.sum(axis=1, keepdims=True)).mean(axis=0) for counts in both]
     lost = [
         f"{name}: {before:.3%} -> {after:.3%} of the pixels"
-        for name, before, after in zip(report.rule.names, *shares)
+        for name, before, after in zip(report.mask_rule.names, *shares)
         if after < before / 2
     ]
     if lost:
@@ -704,10 +710,10 @@ def _tell_what_classes_lose(report, places, read, num_workers, at, cure):
         report.warnings.append(_listed(heading, lost, cure))
 
 
-def _counts_at(pair, rule, size):
+def _counts_at(pair, mask_rule, size):
     """Pixels of each class of a pair's mask once it is shrunk, ignored ones last."""
-    counts = np.bincount(read_mask(pair.masks, rule, size, pair.mask_page).ravel(), minlength=256)
-    return np.append(counts[: max(2, rule.channels)], counts[IGNORED])
+    counts = np.bincount(read_mask(pair.masks, mask_rule, size, pair.mask_page).ravel(), minlength=256)
+    return np.append(counts[: max(2, mask_rule.channels)], counts[IGNORED])
 
 
 def _share_of(counts):
@@ -722,7 +728,7 @@ def _draw_sheet(report, sides, path):
         return
     ranked = sorted(range(len(usable)), key=lambda index: usable[index][0])
     most = [ranked[0], ranked[-1]]
-    if report.rule.classes:
+    if report.mask_rule.classes:
         most = np.argmax([counts[:-1] / counts.sum() for _, counts, *_ in usable], axis=0).tolist()
     most = list(dict.fromkeys(most))[:TILES]
     spread = np.linspace(0, len(usable) - 1, max(TILES - len(most), 1)).round().astype(int).tolist()
@@ -732,18 +738,18 @@ def _draw_sheet(report, sides, path):
         share, _, pair, facts, _ = usable[index]
         scale = min(1, 480 / max(facts["size"]))
         size = [max(1, round(side * scale)) for side in facts["size"]]
-        images.append(read_image(pair.image, size, pair.image_page, report.span))
-        masks.append(read_mask(pair.masks, report.rule, size, pair.mask_page))
-        captions.append(pair.name if report.rule.classes else f"{pair.name}  {share:.1%}")
+        images.append(read_image(pair.image, size, pair.image_page, report.value_range))
+        masks.append(read_mask(pair.masks, report.mask_rule, size, pair.mask_page))
+        captions.append(pair.name if report.mask_rule.classes else f"{pair.name}  {share:.1%}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    what = "each class has its colour" if report.rule.classes else "foreground is tinted, its share stands below"
-    title, classes = f"{len(usable):,} pairs; {what}", pictures.classes_of(report.rule)
+    what = "each class has its colour" if report.mask_rule.classes else "foreground is tinted, its share stands below"
+    title, classes = f"{len(usable):,} pairs; {what}", pictures.classes_of(report.mask_rule)
     pictures.save_image(path, pictures.overlay_sheet(images, masks, captions, title, classes))
     report.sheet = path
 
 
 def _can_be_shown(report, facts):
-    return bool(report.span) or facts["depth"] is None or facts["depth"]["bits"] == 16
+    return bool(report.value_range) or facts["depth"] is None or facts["depth"]["bits"] == 16
 
 
 # ---- words

@@ -111,7 +111,9 @@ def load_weights(model, weights, source):
 _OUTSIDE = ["LOAD_MODEL", "DEMO", "OUTPUT_DIR", "NUM_WORKERS", "PIN_MEMORY", "ARRAYS", "PICTURE_BATCHES"]
 
 
-def run_state(model, optimizer, schedule, scaler, history, since, scores, s, architecture, rule, scored_on, span=None):
+def run_state(
+    model, optimizer, schedule, scaler, history, since, scores, s, architecture, mask_rule, scored_on, value_range=None
+):
     """The checkpoint of a run with the settings `s`, in tensors and plain types: all that `resume` needs.
 
     Random draws need no place here: the order of the images, the flips and a transform's draws come from
@@ -129,10 +131,10 @@ def run_state(model, optimizer, schedule, scaler, history, since, scores, s, arc
         scores=vars(scores),
         scored_on=scored_on,
         network=architecture,
-        mask_rule=rule.to_dict(),
+        mask_rule=mask_rule.to_dict(),
         image_size=s.IMAGE_SIZE and list(s.IMAGE_SIZE),
         crop=s.CROP and list(s.CROP),
-        image_range=span and list(span),
+        image_range=value_range and list(value_range),
         settings={name: value for name, value in vars(s).items() if name not in _OUTSIDE},
         processes=processes.world_size(),
     )
@@ -147,10 +149,10 @@ def snapshot(state):
     return type(state)(map(snapshot, state)) if isinstance(state, (list, tuple)) else state
 
 
-def resume(path, model, optimizer, schedule, scaler, s, scored_on, rule=None):
+def resume(path, model, optimizer, schedule, scaler, s, scored_on, mask_rule=None):
     """Goes on from the checkpoint `path`, exactly: (history, since, the last Scores).
 
-    `rule`, the masks' MaskRule, must be of the classes that the checkpoint's network has.
+    `mask_rule`, the masks' MaskRule, must be of the classes that the checkpoint's network has.
 
     `history` has a dictionary for each epoch. Where other validation images, another IMAGE_SIZE or another
     reading of the masks are `scored_on`, old scores do not compare: the best epoch is looked for after `since`,
@@ -158,7 +160,7 @@ def resume(path, model, optimizer, schedule, scaler, s, scored_on, rule=None):
     UserError: it is of another network or other classes, unreadable, or has all its epochs behind it.
     """
     saved = read_checkpoint(path, next(model.parameters()).device)
-    if other := _other_classes(saved, rule):
+    if other := _other_classes(saved, mask_rule):
         raise UserError(
             f"{path}: {other}. Going on needs the same ones, in the same order (CLASSES). To start a new run from "
             f"these weights, leave LOAD_MODEL off and set PRETRAINED (--pretrained {path})."
@@ -203,15 +205,15 @@ def best_of(history):
     return max(history, key=lambda row: row.get("dice_nonempty", row["dice"]))
 
 
-def _other_classes(checkpoint, rule):
-    """In words, that the checkpoint's network has other classes than masks read by `rule`; None where it has not.
+def _other_classes(checkpoint, mask_rule):
+    """In words, that the checkpoint's network has other classes than masks read by `mask_rule`; None where it has not.
 
     Files of other programs do not say which classes they have: None.
     """
     saved = checkpoint.get("mask_rule")
-    if rule is None or not isinstance(saved, dict):
+    if mask_rule is None or not isinstance(saved, dict):
         return None
-    old, new = list(saved.get("names", ())), list(rule.names)
+    old, new = list(saved.get("names", ())), list(mask_rule.names)
     return f"its network has {_listed_classes(old)}, and the masks have {_listed_classes(new)}" if old != new else None
 
 
@@ -221,15 +223,15 @@ def _listed_classes(names):
     return f"the classes {', '.join(names[:12])}{more}" if names else "one foreground"
 
 
-def load_pretrained(path, model, rule=None):
-    """Puts the weights of a checkpoint into `model`, for a new run on masks that are read by `rule` (MaskRule).
+def load_pretrained(path, model, mask_rule=None):
+    """Puts the weights of a checkpoint into `model`, for a new run on masks that are read by `mask_rule` (MaskRule).
 
     An output layer for other classes stays as it is, random, and this is said. UserError: it is of another network.
     """
     saved = read_checkpoint(path)
     weights, own = saved["state_dict"], model.state_dict()
     head = [key for key in weights if key.startswith("output_conv.") and key in own]
-    other = _other_classes(saved, rule)
+    other = _other_classes(saved, mask_rule)
     if not other and any(weights[key].shape != own[key].shape for key in head):
         shapes = weights["output_conv.weight"].shape[0], own["output_conv.weight"].shape[0]
         other = f"has {shapes[0]} output channels, and {shapes[1]} are needed"
@@ -256,15 +258,17 @@ def load_network(path):
         raise UserError(f"{path}: neither says what network it is of, nor are its weights those of the plain one.")
     try:
         network = build_network(**architecture)
-        rule = MaskRule.from_dict(checkpoint["mask_rule"]) if isinstance(checkpoint.get("mask_rule"), dict) else None
+        mask_rule = (
+            MaskRule.from_dict(checkpoint["mask_rule"]) if isinstance(checkpoint.get("mask_rule"), dict) else None
+        )
     except TypeError as error:
         raise UserError(f"{path}: says of its network what is not understood here ({error}).") from error
     inputs, outputs = network.in_channels, network.output_conv.out_channels
-    if rule is None and 1 < outputs < IGNORED:
+    if mask_rule is None and 1 < outputs < IGNORED:
         values = tuple(range(outputs))
-        rule = MaskRule(background=(), foreground=(), classes=values, names=tuple(map(str, values)))
-        checkpoint["mask_rule"] = rule.to_dict()
-    channels = rule.channels if rule else 1
+        mask_rule = MaskRule(background=(), foreground=(), classes=values, names=tuple(map(str, values)))
+        checkpoint["mask_rule"] = mask_rule.to_dict()
+    channels = mask_rule.channels if mask_rule else 1
     if (inputs, outputs) != (3, channels):
         one_each = f"{channels}, one for each class," if channels > 1 else "one for the mask"
         raise UserError(

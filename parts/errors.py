@@ -19,22 +19,22 @@ class UnusableFile(UserError):
 
     def __init__(self, path, what=None, cure=None):
         # With its message alone DataLoader makes it again, from that of one raised in a worker.
-        super().__init__(path if what is None else f"{shown(path)}: {what}. {cure}.")
+        super().__init__(path if what is None else f"{printable(path)}: {what}. {cure}.")
         self.path, self.what, self.cure = path, what, cure
 
     def __reduce__(self):
         return UnusableFile, (self.path, self.what, self.cure)
 
 
-def shown(path):
+def printable(path):
     """A path as it can be printed anywhere: what is unprintable in a name is escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(path))
 
 
-def name_files(paths, most=3):
+def list_files(paths, most=3):
     """Some of the files, and how many more."""
     more = f" and {len(paths) - most:,} more" if len(paths) > most else ""
-    return ", ".join(map(shown, paths[:most])) + more
+    return ", ".join(map(printable, paths[:most])) + more
 
 
 def counted(count, noun):

@@ -169,7 +169,7 @@ def cores():
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def each(function, items, num_workers=None):
+def parallel_map(function, items, num_workers=None):
     """Yields function(item) for every item, in their order.
 
     `num_workers` processes do it (None: one a core), or this one alone for fewer than 8 items each.

@@ -18,17 +18,17 @@ SET_RANGE = 'IMAGE_RANGE = (low, high) or "auto" (--image-range) says which of i
 _AGAIN = "Fetch or export it again, or remove it"
 
 
-def read_image(path, size=None, page=0, span=None):
+def read_image(path, size=None, page=0, value_range=None):
     """The picture in a file (that frame of it), uint8 (H, W, 3) in RGB, upright, at `size` = (height, width) if given.
 
-    With a `span` = (low, high), see IMAGE_RANGE, values of more than 8 bits become 0 ... 255 by it (`bytes_of`);
+    With a `value_range` = (low, high), see IMAGE_RANGE, values of more than 8 bits become 0 ... 255 by it (`bytes_of`);
     without one, 16 bits keep their upper 8, and others are refused. Transparency is dropped. Shrinking averages
     areas (a JPEG of four times the size or more halves itself first), enlarging is linear. UnusableFile.
     """
     # 2n - 1, because a JPEG of 1918 columns halves to 959, which is near enough to twice 480
     decoded = decode(path, size and (2 * size[0] - 1, 2 * size[1] - 1), page)
-    deep = None if span is None else _deep(decoded, path)
-    array = rgb(decoded.picture, path) if deep is None else _three_channels(bytes_of(deep, span))
+    deep = None if value_range is None else _deep(decoded, path)
+    array = rgb(decoded.picture, path) if deep is None else _three_channels(bytes_of(deep, value_range))
     return array if size is None else resize_image(array, size)
 
 
@@ -263,13 +263,13 @@ def pixels_of(decoded, path):
     return rgb(decoded.picture, path) if deep is None else _three_channels(deep)
 
 
-def bytes_of(pixels, span):
-    """uint8 of `pixels`: low ... high of `span` becomes 0 ... 255, what lies beyond it 0 or 255; uint8 stays."""
+def bytes_of(pixels, value_range):
+    """uint8 of `pixels`: low ... high of `value_range` becomes 0 ... 255, what lies beyond it 0 or 255; uint8 stays."""
     if pixels.dtype == np.uint8:
         return pixels
     if pixels.dtype == np.uint16:
-        return _stretched(np.arange(65536, dtype=np.float32), span)[pixels]
-    return _stretched(pixels, span)
+        return _stretched(np.arange(65536, dtype=np.float32), value_range)[pixels]
+    return _stretched(pixels, value_range)
 
 
 def may_be_deep(path, page=0):
@@ -297,7 +297,7 @@ def depth_of(decoded, path):
     }
 
 
-def choose_span(quantiles):
+def choose_value_range(quantiles):
     """(low, high), what IMAGE_RANGE = "auto" stands for: all values but 0.5 % at either end.
 
     `quantiles`: a list for each image, by `depth_of`. Where that leaves one value, the least and the most of them.
@@ -309,8 +309,8 @@ def choose_span(quantiles):
     return low, (high if high > low else low + 1)
 
 
-def _stretched(values, span):
-    low, high = span
+def _stretched(values, value_range):
+    low, high = value_range
     with np.errstate(over="ignore"):  # of values near the end of float32, which are beyond the span anyway
         scaled = (values - np.float32(low)) * np.float32(255 / (high - low))
     return np.rint(np.clip(scaled, 0, 255)).astype(np.uint8)

@@ -7,8 +7,8 @@ refused in words that say what to do.
 from collections import Counter
 from dataclasses import replace
 
-from parts.errors import UnusableFile, UserError, name_files
-from parts.files import each
+from parts.errors import UnusableFile, UserError, list_files
+from parts.files import parallel_map
 from parts.masks import (
     COLOURS,
     MANY,
@@ -49,7 +49,7 @@ def find_mask_rule(mask_paths, foreground=None, num_workers=None, strict=True, i
     paths = list(mask_paths)
     if not paths:
         raise UserError("There are no masks to find a rule from. Check the folders.")
-    found = [_usable(it, foreground) for it in each(_observed_or_fault, paths, num_workers)]
+    found = [_usable(it, foreground) for it in parallel_map(_observed_or_fault, paths, num_workers)]
     faults = [str(it) for it in found if isinstance(it, UnusableFile)]
     seen = [it for it in found if not isinstance(it, UnusableFile)]
     if faults and (strict or not seen):
@@ -199,7 +199,7 @@ def _refuse_strange(seen, kind, listed, values, strange, ignored):
     more = "".join(f", {name}" if listed[0][0] is None else f', "{name}": {name}' for name in names)
     ignore = sorted({*strange, *ignored})
     raise UserError(
-        f"{name_files(files)}: values that are no class: {_some_shares(seen, kind, strange)}. Add them "
+        f"{list_files(files)}: values that are no class: {_some_shares(seen, kind, strange)}. Add them "
         f"(CLASSES = {_typed(listed, values, kind, more)}), or leave "
         f"their pixels out of training and scores: MASK_IGNORE = {_tuple(ignore, kind)} "
         f"(--mask-ignore {' '.join(name_value(value, kind) for value in ignore)})."
@@ -215,7 +215,7 @@ def _refuse_instances(seen, kind, ignored):
         what = f"{len(values):,} values" if len(values) > MOST else "0 to n, with another n in each"
         raise UserError(
             f'CLASSES = "{ALL}": the masks hold {what}, so they seem to number single objects, e.g. '
-            f"{name_files([it.path for it in seen])}. If all objects are one foreground, set MASK_FOREGROUND = "
+            f"{list_files([it.path for it in seen])}. If all objects are one foreground, set MASK_FOREGROUND = "
             f'"{NONZERO}" (--mask-foreground {NONZERO}). If they are classes, list them: CLASSES = '
             f"{_tuple(sorted(values)[:12], kind)}{' ...' if len(values) > 12 else ''}."
         )
@@ -252,7 +252,7 @@ def _palette_clash(seen):
             other, path = first.setdefault(index, (colour, it.path))
             if other != colour:
                 return (
-                    f"{name_files([path, it.path])}: index {index} of their palettes is {name_value(other, COLOURS)} "
+                    f"{list_files([path, it.path])}: index {index} of their palettes is {name_value(other, COLOURS)} "
                     f"in one and {name_value(colour, COLOURS)} in the other"
                 )
     return None
@@ -298,7 +298,7 @@ def _refuse_soft_colours(seen):
     many = len(counts) >= MANY or (len(others) >= 3 and pixels <= sum(counts.values()) / 4)
     if any(it.lossy for it in inexact) or (many and thick_pixels <= pixels / 10):
         raise UserError(
-            f"{name_files([it.path for it in inexact])}: colours run into each other there, as smoothing and JPEG "
+            f"{list_files([it.path for it in inexact])}: colours run into each other there, as smoothing and JPEG "
             "leave them. That can be read only where all masks are exactly grey, and here some are coloured, if only "
             "slightly. Save the masks as PNG from their source, without smoothing. (A JPEG that is saved again as PNG "
             "stays blurred.)"
@@ -410,7 +410,7 @@ def _refuse_blurred(seen, wanted):
 
 def _say_blurred(paths, wanted):
     raise UserError(
-        f"{name_files(paths)}: compression has blurred the values of the masks (or smoothing has; PNG keeps what "
+        f"{list_files(paths)}: compression has blurred the values of the masks (or smoothing has; PNG keeps what "
         f"JPEG has done before), so {wanted} cannot be told from the neighbours. Save the masks as PNG from their "
         "source."
     )
@@ -448,9 +448,9 @@ def _several(whole, seen, kind):
                 f". {name} may mark borders, or what has no label; if it does, MASK_IGNORE = {name} "
                 f"(--mask-ignore {name}) leaves its pixels out of training and scores"
             )
-        return f"The masks hold several classes, e.g. {name_files(many)}. {_shares(whole, kind)} {cure}."
+        return f"The masks hold several classes, e.g. {list_files(many)}. {_shares(whole, kind)} {cure}."
     lines = [
-        f"  {{{list_values(values, kind)}}} in {len(paths):,}: {name_files(paths)}"
+        f"  {{{list_values(values, kind)}}} in {len(paths):,}: {list_files(paths)}"
         for values, paths in sorted(groups.items(), key=lambda it: -len(it[1]))
         if len(values) > 1 or values[0]
     ]
@@ -480,7 +480,7 @@ def _likely_void(seen, kind):
 
 def _odd_ones(odd, kind, rule):
     lines = [
-        f"  {name_files([it.path])} holds {list_values([value for value, _ in it.counts[:12]], kind)}" for it in odd
+        f"  {list_files([it.path])} holds {list_values([value for value, _ in it.counts[:12]], kind)}" for it in odd
     ]
     more = [f"  ... and {len(lines) - 10} more"] if len(lines) > 10 else []
     cure = _AS_ONE
@@ -525,6 +525,6 @@ def refuse_united_classes(pairs):
     """UserError where an image has several masks: which class lies on which other one they do not say."""
     if several := [pair for pair in pairs if pair.more]:
         raise UserError(
-            f"CLASSES with several masks of one image, e.g. {name_files([*several[0].masks])}: they are united, and "
+            f"CLASSES with several masks of one image, e.g. {list_files([*several[0].masks])}: they are united, and "
             "only one foreground can be. Save the classes of an image in one mask, or set CLASSES = None."
         )

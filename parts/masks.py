@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from parts.errors import UnusableFile, UserError, name_files, shown
+from parts.errors import UnusableFile, UserError, list_files, printable
 from parts.images import decode, resize_image, rgb
 from parts.spec import ALPHA
 
@@ -318,48 +318,48 @@ def name_value(value, kind):
 # ---- masks in memory
 
 
-def read_mask(path, rule, size=None, page=0):
+def read_mask(path, mask_rule, size=None, page=0):
     """The mask in a file, uint8 (H, W) as rule.labels says, upright, at `size` = (height, width) if given.
 
     `path` may be a tuple of files: foreground is what any of them has as foreground, ignored what else any ignores.
-    UnusableFile: it cannot be decoded, or holds a value that `rule` does not know; files of different sizes.
+    UnusableFile: it cannot be decoded, or holds a value that `mask_rule` does not know; files of different sizes.
     """
     if isinstance(path, tuple):
-        mask = _united(path, rule, page)
+        mask = _united(path, mask_rule, page)
         return mask if size is None else resize_mask(mask, size)
     decoded = decode(path, page=page)
-    if rule.kind == ALPHA:
+    if mask_rule.kind == ALPHA:
         alpha = alpha_of(decoded.picture)
         if alpha is None:
-            raise _unknown(path, "has no alpha channel", rule)
-        mask = _read_numbers(alpha, rule)
-    elif rule.kind == COLOURS:
-        mask = _judge(pack(colours_of(decoded, path)), rule)
+            raise _unknown(path, "has no alpha channel", mask_rule)
+        mask = _read_numbers(alpha, mask_rule)
+    elif mask_rule.kind == COLOURS:
+        mask = _judge(pack(colours_of(decoded, path)), mask_rule)
     else:
         if _alpha_tells(decoded.picture):
             raise _hidden_in_alpha(path)
         kind, values, _ = values_of(decoded, path)
         if kind == COLOURS:
-            raise _unknown(path, "is coloured", rule)
-        mask = _read_numbers(values, rule)
+            raise _unknown(path, "is coloured", mask_rule)
+        mask = _read_numbers(values, mask_rule)
     if mask.max() > 1 and (mask == _UNKNOWN).any():
-        raise _unknown(path, "holds other values", rule)
+        raise _unknown(path, "holds other values", mask_rule)
     return mask if size is None else resize_mask(mask, size)
 
 
-def _united(paths, rule, page):
-    if rule.classes and len(paths) > 1:
+def _united(paths, mask_rule, page):
+    if mask_rule.classes and len(paths) > 1:
         raise UserError(
-            f"{name_files(paths)}: several masks of one image are united, which CLASSES leaves unclear: one of two "
+            f"{list_files(paths)}: several masks of one image are united, which CLASSES leaves unclear: one of two "
             "classes would win. Save one mask for each image."
         )
-    mask = read_mask(paths[0], rule, page=page)
+    mask = read_mask(paths[0], mask_rule, page=page)
     for path in paths[1:]:
-        other = read_mask(path, rule, page=page)
+        other = read_mask(path, mask_rule, page=page)
         if other.shape != mask.shape:
             raise UnusableFile(
                 path,
-                f"is {other.shape[0]}x{other.shape[1]}, and {shown(paths[0])}, a mask of the same image, is "
+                f"is {other.shape[0]}x{other.shape[1]}, and {printable(paths[0])}, a mask of the same image, is "
                 f"{mask.shape[0]}x{mask.shape[1]} (height x width)",
                 "Save all masks of an image at its size",
             )
@@ -368,78 +368,80 @@ def _united(paths, rule, page):
     return mask
 
 
-def count_classes(seen, rule):
+def count_classes(seen, mask_rule):
     """int64 of max(2, rule.channels) + 1: an observed mask's pixels of each class, the ignored ones last.
 
     Of one foreground: background, foreground, ignored.
     """
-    if rule.kind == COLOURS:
+    if mask_rule.kind == COLOURS:
         seen = as_colours(seen)
-    values, pixels = np.array(seen.alpha if rule.kind == ALPHA else seen.counts).T
+    values, pixels = np.array(seen.alpha if mask_rule.kind == ALPHA else seen.counts).T
     counts = np.zeros(256, np.int64)
-    np.add.at(counts, _judge(values, rule), pixels)
-    return counts[[*range(max(2, rule.channels)), IGNORED]]
+    np.add.at(counts, _judge(values, mask_rule), pixels)
+    return counts[[*range(max(2, mask_rule.channels)), IGNORED]]
 
 
-def _unknown(path, what, rule):
-    cure = "add what it holds to CLASSES or to MASK_IGNORE" if rule.classes else "set MASK_FOREGROUND"
-    return UnusableFile(path, f"{what}, but in these masks {rule.describe()}", f"Write it like the others, or {cure}")
+def _unknown(path, what, mask_rule):
+    cure = "add what it holds to CLASSES or to MASK_IGNORE" if mask_rule.classes else "set MASK_FOREGROUND"
+    return UnusableFile(
+        path, f"{what}, but in these masks {mask_rule.describe()}", f"Write it like the others, or {cure}"
+    )
 
 
-def _read_numbers(values, rule):
+def _read_numbers(values, mask_rule):
     """The mask of an array of numbers, with _UNKNOWN for what the rule does not know."""
     if values.dtype == np.uint8:
-        return cv2.LUT(np.ascontiguousarray(values), _judge(np.arange(256), rule))
-    return _judge(values, rule)
+        return cv2.LUT(np.ascontiguousarray(values), _judge(np.arange(256), mask_rule))
+    return _judge(values, mask_rule)
 
 
-def _judge(values, rule):
+def _judge(values, mask_rule):
     """What values become in memory, uint8 of their shape."""
-    if rule.classes:
-        return _class_indices(values, rule)
-    if rule.soft:
-        (low,), (high,) = rule.background, rule.foreground
+    if mask_rule.classes:
+        return _class_indices(values, mask_rule)
+    if mask_rule.soft:
+        (low,), (high,) = mask_rule.background, mask_rule.foreground
         twice = 2 * values.astype(np.int32)
         return (twice > low + high if high > low else twice < low + high).astype(np.uint8)
-    if not rule.foreground:
-        judged = (~np.isin(values, rule.background)).astype(np.uint8)
+    if not mask_rule.foreground:
+        judged = (~np.isin(values, mask_rule.background)).astype(np.uint8)
     else:
-        foreground = np.isin(values, rule.foreground)
-        known = foreground | rule.rest | np.isin(values, rule.background)
+        foreground = np.isin(values, mask_rule.foreground)
+        known = foreground | mask_rule.rest | np.isin(values, mask_rule.background)
         judged = np.where(known, foreground, _UNKNOWN).astype(np.uint8)
-    if rule.ignored:
-        judged[np.isin(values, rule.ignored)] = IGNORED
+    if mask_rule.ignored:
+        judged[np.isin(values, mask_rule.ignored)] = IGNORED
     return judged
 
 
-def _class_indices(values, rule):
+def _class_indices(values, mask_rule):
     most = np.iinfo(values.dtype).max
-    pairs = [*zip(rule.classes, range(MOST)), *((value, IGNORED) for value in rule.ignored)]
+    pairs = [*zip(mask_rule.classes, range(MOST)), *((value, IGNORED) for value in mask_rule.ignored)]
     known, labels = np.array(sorted(pair for pair in pairs if pair[0] <= most), np.int64).reshape(-1, 2).T
     known, labels = known.astype(values.dtype), labels.astype(np.uint8)
     at = np.minimum(np.searchsorted(known, values), len(known) - 1)
     return np.where(known[at] == values, labels[at], np.uint8(_UNKNOWN))
 
 
-def encode_mask(mask, rule):
-    """A PIL image of a mask in memory, in the encoding of the masks that `rule` is of.
+def encode_mask(mask, mask_rule):
+    """A PIL image of a mask in memory, in the encoding of the masks that `mask_rule` is of.
 
     Of one foreground: grey, 0 and 255. Of classes their values: RGB for coloured masks, else grey of 8 or 16 bits, or
     a palette where the masks have one. IGNORED is written as the first of the ignored values.
     """
-    if not rule.classes:
+    if not mask_rule.classes:
         return Image.fromarray((mask == 1) * np.uint8(255))
     values = np.zeros(256, np.int32)
-    values[: len(rule.classes)] = rule.classes
-    values[IGNORED] = rule.ignored[0] if rule.ignored else 0
-    if rule.kind == COLOURS:
+    values[: len(mask_rule.classes)] = mask_rule.classes
+    values[IGNORED] = mask_rule.ignored[0] if mask_rule.ignored else 0
+    if mask_rule.kind == COLOURS:
         return Image.fromarray(np.stack([values >> 16, values >> 8 & 255, values & 255], axis=1).astype(np.uint8)[mask])
     if values.max() > 255:
         return Image.fromarray(values.astype(np.uint16)[mask])
     picture = Image.fromarray(values.astype(np.uint8)[mask])
-    if rule.colours:
+    if mask_rule.colours:
         palette = np.full(256, VOID)  # also so that no palette is all grey, which would be read by its greys
-        palette[list(rule.classes)] = rule.colours
+        palette[list(mask_rule.classes)] = mask_rule.colours
         picture.putpalette(np.stack([palette >> 16, palette >> 8 & 255, palette & 255], axis=1).ravel().tolist())
     return picture
 

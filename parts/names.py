@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path, PurePath
 
-from parts.errors import UnusableFile, UserError, counted, name_files, shown
+from parts.errors import UnusableFile, UserError, counted, list_files, printable
 from parts.images import pages_of
 from parts.spec import CARVANA_GROUP
 
@@ -90,7 +90,7 @@ def list_pictures(folder, apart=()):
     if not pictures:
         others = f" ({len(left_out)} others are left out)" if left_out else ""
         cures = [f"{text}." for _, text in _of_other_kinds(left_out)] or ["Put some there, or give another folder."]
-        raise UserError(" ".join([f"{shown(folder)}: holds no pictures{others}.", *cures]))
+        raise UserError(" ".join([f"{printable(folder)}: holds no pictures{others}.", *cures]))
     return Listing(folder, sorted(pictures, key=lambda path: path.relative_to(folder).as_posix()), left_out)
 
 
@@ -99,12 +99,14 @@ def _walked(folder, seen):
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     except FileNotFoundError:
-        raise UserError(f"{shown(folder)}: there is no such folder. Check its name, or make it and fill it.") from None
+        raise UserError(
+            f"{printable(folder)}: there is no such folder. Check its name, or make it and fill it."
+        ) from None
     except NotADirectoryError:
-        raise UserError(f"{shown(folder)}: is a file. Give the folder that the pictures lie in.") from None
+        raise UserError(f"{printable(folder)}: is a file. Give the folder that the pictures lie in.") from None
     except OSError as error:
         raise UserError(
-            f"{shown(folder)}: cannot be read ({error.strerror}). Change its permissions, or give another folder."
+            f"{printable(folder)}: cannot be read ({error.strerror}). Change its permissions, or give another folder."
         ) from None
     seen.add(os.path.realpath(folder))
     pictures, left_out = [], []
@@ -138,12 +140,12 @@ def _of_other_kinds(paths):
         texts.append(("not read", f"{text}. To use {_them(unread)}, save as PNG (images also as JPEG)"))
     if videos:
         text = f"{counted(len(videos), 'video')}: {_named_first(videos)}. To use {_them(videos)}, cut into frames"
-        texts.append(("videos", f"{text} (mkdir frames; ffmpeg -i {shown(videos[0].name)} frames/%05d.png)"))
+        texts.append(("videos", f"{text} (mkdir frames; ffmpeg -i {printable(videos[0].name)} frames/%05d.png)"))
     return texts
 
 
 def _named_first(paths):
-    return ", ".join(shown(path.name) for path in paths[:5]) + (", ..." if len(paths) > 5 else "")
+    return ", ".join(printable(path.name) for path in paths[:5]) + (", ..." if len(paths) > 5 else "")
 
 
 def _them(paths):
@@ -274,9 +276,9 @@ def pair_files(img_dir, mask_dir, mask_name=None, skip_unpaired=False, apart=())
         cures = [f"{NAME_MASKS}; {LEAVE_OUT}."] if found.faults else []
         raise UserError("\n".join([*map(str, found.faults + faults), *cures]))
     if not pairs:
-        raise UserError(f"{shown(img_dir)}, {shown(mask_dir)}: no image there has a mask. {NAME_MASKS}.")
+        raise UserError(f"{printable(img_dir)}, {printable(mask_dir)}: no image there has a mask. {NAME_MASKS}.")
     for _, text in found.notes:
-        print(f"{shown(img_dir)}: {text}.")
+        print(f"{printable(img_dir)}: {text}.")
     return pairs
 
 
@@ -292,7 +294,7 @@ def by_pages(pairs, pages):
         if here == there == [0] or not here or not there:
             apart.append(pair)
         elif len(here) != len(there) or any(len(other or there) != len(there) for other in others):
-            masks = ", ".join(f"{shown(path)} {len(pages(path) or [0]):,}" for path in (pair.mask, *pair.more))
+            masks = ", ".join(f"{printable(path)} {len(pages(path) or [0]):,}" for path in (pair.mask, *pair.more))
             what = f"holds {counted(len(here), 'picture')} (pages or frames), and its mask {masks}"
             faults.append(UnusableFile(pair.image, what, "Save both with as many, or each page as a file of its own"))
         elif len(here) == 1:
@@ -301,7 +303,7 @@ def by_pages(pairs, pages):
             numbered = [(f"{pair.name}_{number}", both) for number, both in enumerate(zip(here, there))]
             made = [replace(pair, name=name, image_page=one, mask_page=other) for name, (one, other) in numbered]
             if same := taken.intersection(name for name, _ in numbered):
-                what = f"has {len(here):,} pages, which are called like another image: {shown(min(same))}"
+                what = f"has {len(here):,} pages, which are called like another image: {printable(min(same))}"
                 faults.append(UnusableFile(pair.image, what, "Rename one of the two"))
             apart += made
     return apart, faults
@@ -328,7 +330,7 @@ def list_both(img_dir, mask_dir, apart=(), mask_name=None):
     masks = [path for path in images.pictures if is_mask(path)]
     if not masks:
         raise UserError(
-            f"{shown(img_dir)}: is given both for images and for masks, and no file there ends in _mask. Give the "
+            f"{printable(img_dir)}: is given both for images and for masks, and no file there ends in _mask. Give the "
             f"folder of the masks, or name them like a_mask.png. {NAME_MASKS}."
         )
     left_out = [path for path in images.left_out if is_mask(path)]
@@ -364,7 +366,7 @@ def match_all(images, masks, mask_name=None, skip_unpaired=False):
             by_owner.update((owner, [path]) for owner, path in zip(owners, strays))
             strays.clear()
             path = by_owner[lonely[0]][0]
-            notes.append(("names", f"{words}; e.g. {shown(path.name)} for {shown(by_name[lonely[0]][0].name)}"))
+            notes.append(("names", f"{words}; e.g. {printable(path.name)} for {printable(by_name[lonely[0]][0].name)}"))
     pairs, faults, alone = [], [], []
     unread = {images.name_of(_as_png(path)): path for path in images.left_out if UNREAD.search(path.name)}
     unread_in_lower_case = folded(unread)
@@ -374,15 +376,15 @@ def match_all(images, masks, mask_name=None, skip_unpaired=False):
     for name, found in sorted(by_name.items()):
         partners = by_owner[name]
         if len(found) > 1 or len(partners) > 1 and not several:
-            names = ", ".join(shown(path) for path in found + partners)
+            names = ", ".join(printable(path) for path in found + partners)
             faults.append(
                 UnusableFile(found[0], f"it is not clear which belong together: {names}", "Keep one image and one mask")
             )
         elif not partners and name in unread_masks:
-            what = f"has its mask in {shown(unread_masks[name])}, which is of a kind that is not read"
+            what = f"has its mask in {printable(unread_masks[name])}, which is of a kind that is not read"
             alone.append(UnusableFile(found[0], what, "Save that as PNG"))
         elif not partners:
-            wanted = shown(mask_name.replace("{}", Path(name).name).replace("*", "1") if mask_name else name)
+            wanted = printable(mask_name.replace("{}", Path(name).name).replace("*", "1") if mask_name else name)
             alone.append(UnusableFile(found[0], "has no mask", f"Add {wanted}.png or the like, or remove it"))
         else:
             mask, *more = sorted(partners)
@@ -392,17 +394,17 @@ def match_all(images, masks, mask_name=None, skip_unpaired=False):
     for path, names in sorted(strays.items(), key=lambda item: item[1][-1]):
         what = "is the mask of no image"
         if owner := owner_of(names[1:], unread, unread_in_lower_case):
-            what = f"is the mask of {shown(unread[owner])}, which is of a kind that is not read"
+            what = f"is the mask of {printable(unread[owner])}, which is of a kind that is not read"
             cure = "Save that as PNG or JPEG"
         elif mask_name and len(names) == 1:
             cure = f"Name it as MASK_NAME = {mask_name!r} says, or remove it"
         elif scheme:
             cure = f"If it is one of several of an image, set MASK_NAME = {scheme!r} (--mask-name), which unites them"
         else:
-            cure = f"Add the image {shown(names[1] if several else names[-1])}, or remove it"
+            cure = f"Add the image {printable(names[1] if several else names[-1])}, or remove it"
         alone.append(UnusableFile(path, what, cure))
     if alone and skip_unpaired:
-        files = ", ".join(shown(fault.path.name) for fault in alone[:5]) + (", ..." if len(alone) > 5 else "")
+        files = ", ".join(printable(fault.path.name) for fault in alone[:5]) + (", ..." if len(alone) > 5 else "")
         counts = (
             f"{counted(without, 'image')} without a mask and {counted(len(alone) - without, 'mask')} without an image"
         )
@@ -500,7 +502,7 @@ class Picture:
     pages: int = 1
 
     def __str__(self):
-        return shown(self.path) + f"[{self.number}]" * (self.pages > 1)
+        return printable(self.path) + f"[{self.number}]" * (self.pages > 1)
 
 
 def find_pictures(inputs, output_dir=None, mask_dir=None):
@@ -518,7 +520,7 @@ def find_pictures(inputs, output_dir=None, mask_dir=None):
     missing, left_out = [], []
     for place in map(Path, inputs):
         if not os.path.exists(place):
-            missing.append(f"{shown(place)}: there is no such file or folder.")
+            missing.append(f"{printable(place)}: there is no such file or folder.")
         elif place.is_dir():
             for file in _files_of(place, own, mask_dir, len(inputs) > 1, missing, left_out):
                 found.setdefault(os.path.abspath(file), (file, place))
@@ -532,7 +534,7 @@ def find_pictures(inputs, output_dir=None, mask_dir=None):
         names = [PurePath(os.path.relpath(path, common)).with_suffix("") for path in found]
     if left_out := list(dict.fromkeys(left_out)):
         kinds = "that are no pictures by their names, hidden, or of this run"
-        print(f"Left out: {len(left_out):,} {kinds}: {name_files(left_out, 5)}.")
+        print(f"Left out: {len(left_out):,} {kinds}: {list_files(left_out, 5)}.")
     wanted = [it for (file, _), name in zip(found.values(), names) for it in _pictures_in(file, name)]
     return wanted, list(dict.fromkeys(missing))
 
@@ -559,28 +561,28 @@ def _files_of(folder, own, mask_dir, among_others, missing, left_out):
         if holds_masks and len(images) < len(files):
             files = images
         elif among_others:  # as where the shell's * names all that there is
-            print(f"{shown(folder)}: left out, because it is OUTPUT_DIR or MASKS.", file=sys.stderr)
+            print(f"{printable(folder)}: left out, because it is OUTPUT_DIR or MASKS.", file=sys.stderr)
             return []
         elif holds_masks:
             raise UserError(
-                f"{shown(folder)}: is given both for images and for MASKS, and no file there ends in _mask. "
+                f"{printable(folder)}: is given both for images and for MASKS, and no file there ends in _mask. "
                 "Name the masks like a_mask.png, or keep them in another folder."
             )
     unread = {file: words for file in others if file.name[0] != "." and (words := _unread(file))}
     missing += unread.values()
     left_out += [file for file in others if file not in unread]
     if not files and not unread and among_others:
-        missing.append(f"{shown(folder)}: there is no image in it.")
+        missing.append(f"{printable(folder)}: there is no image in it.")
     return files
 
 
 def _unread(file):
     """What to do with a file that is none by its name, but is a picture to a person; or None."""
     if VIDEO.search(file.name):
-        cut = f"ffmpeg -i {shown(file.name)} frames/%05d.png"
-        return f"{shown(file)}: is a video. Cut it into frames (mkdir frames; {cut}), and give their folder."
+        cut = f"ffmpeg -i {printable(file.name)} frames/%05d.png"
+        return f"{printable(file)}: is a video. Cut it into frames (mkdir frames; {cut}), and give their folder."
     if UNREAD.search(file.name) or (file.suffix.lower() not in SUFFIXES and pages_of(file)):
-        return f"{shown(file)}: its kind or its name is not read. Save it as PNG or TIFF."
+        return f"{printable(file)}: its kind or its name is not read. Save it as PNG or TIFF."
     return None
 
 
@@ -591,7 +593,7 @@ def files_below(folder, apart, missing, others):
     """
 
     def tell(error):
-        missing.append(f"{shown(error.filename)}: cannot be read ({error.strerror}).")
+        missing.append(f"{printable(error.filename)}: cannot be read ({error.strerror}).")
 
     files, seen = [], set(apart)
     for place, folders, names in os.walk(folder, followlinks=True, onerror=tell):
@@ -639,7 +641,7 @@ def find_masks(wanted, mask_dir, mask_name=None):
             if all(len(numbers) == count for numbers in pages):
                 matched[picture] = fitting[0] if len(fitting) == 1 else tuple(fitting), pages[0][number]
         elif fitting:
-            doubtful.append(f"{picture}: " + ", ".join(map(shown, fitting)))
+            doubtful.append(f"{picture}: " + ", ".join(map(printable, fitting)))
     if doubtful:
         raise UserError("More than one mask fits these pictures; keep one of each:\n  " + "\n  ".join(doubtful))
     if not matched:

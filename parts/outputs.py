@@ -11,7 +11,7 @@ import torch
 
 from parts import pictures
 from parts.audit import DARK
-from parts.errors import UserError, shown
+from parts.errors import UserError, printable
 from parts.files import write_csv, write_whole
 from parts.images import decode, depth_of, may_be_deep, read_image, resize_image
 from parts.masks import IGNORED, MaskRule, encode_mask, read_mask, resize_mask
@@ -77,12 +77,12 @@ class Finish:
     folders: dict = field(default_factory=dict)  # of "masks", "overlays", "probabilities", where they are wanted
     bits: int = 8  # of probabilities
     truths: dict = field(default_factory=dict)  # {picture: (file or files, page) of its true mask}
-    rule: MaskRule | None = None  # which reads them
+    mask_rule: MaskRule | None = None  # which reads them
     classes: MaskRule | None = None  # the network's, where it has several
     runs: bool = False
     histogram: bool = False
     show: bool = False
-    span: tuple | None = None  # of training's images of more than 8 bits: see IMAGE_RANGE
+    value_range: tuple | None = None  # of training's images of more than 8 bits: see IMAGE_RANGE
     dark: dict = field(default_factory=dict)  # {picture: True} of those which lose nearly everything without
 
     def paths(self, kind, picture):
@@ -109,13 +109,13 @@ class Finish:
 
     def read(self, picture, size):
         """The picture at the network's `size` (None: its own), and as it is where that is needed."""
-        image = read_image(picture.path, size, picture.page, self.span)
-        if self.span is None and _is_dark(picture):
+        image = read_image(picture.path, size, picture.page, self.value_range)
+        if self.value_range is None and _is_dark(picture):
             self.dark[picture] = True
         if not self.show and "overlays" not in self.folders:
             return image, None
         # decoded once more, so that the network sees the same with and without
-        return image, read_image(picture.path, None, picture.page, self.span) if size else image
+        return image, read_image(picture.path, None, picture.page, self.value_range) if size else image
 
     def __call__(self, item, fetch):
         """The Outcome of an Item; fetch() gives its logits at the network's size, or its Bands."""
@@ -169,10 +169,10 @@ class Finish:
     def _score(self, item, logits, mask, at_own, outcome):
         """Compares with the true mask, at its size."""
         files, page = self.truths[item.picture]
-        truth = read_mask(files, self.rule, page=page)
+        truth = read_mask(files, self.mask_rule, page=page)
         if _turned(truth.shape, item.size):
             sizes = [f"{height}x{width} (height x width)" for height, width in (item.size, truth.shape)]
-            pair = f"{item.picture} is {sizes[0]}, {shown(each_of(files)[0])} is {sizes[1]}"
+            pair = f"{item.picture} is {sizes[0]}, {printable(each_of(files)[0])} is {sizes[1]}"
             raise UserError(f"{pair}: one is turned, so it is not scored.")
         if truth.shape != tuple(item.size):
             mask, at_own = self._decided(logits, truth.shape)
@@ -181,7 +181,7 @@ class Finish:
             counts = count_confusion(*pair, self.classes.channels)
             outcome.counts, outcome.confusion = overlap_of(counts)[0].tolist(), counts[0].numpy()
         else:
-            seen = truth != IGNORED if self.rule.ignored else ...  # all of it
+            seen = truth != IGNORED if self.mask_rule.ignored else ...  # all of it
             pair = (torch.from_numpy(np.ascontiguousarray(it[seen])).bool()[None] for it in (mask, truth))
             outcome.counts = count_overlap(*pair)[0].tolist()
             if self.histogram:

@@ -51,19 +51,19 @@ CURVE_LABELS = {"dice": "Dice", "iou": "IoU", "loss": "training loss"}
 CURVE_COLOURS = {"dice": "#009e73", "iou": "#56b4e9", "loss": "#0072b2"}
 
 
-def classes_of(rule):
+def classes_of(mask_rule):
     """The (colour, name) of each class of a MaskRule, or None for one foreground (no rule: likewise).
 
     The colours are those of the masks where they have some that the eye tells apart, else the palette's.
     """
-    if rule is None or not rule.classes:
+    if mask_rule is None or not mask_rule.classes:
         return None
-    own = np.array(rule.colours, np.int64)[:, None] >> (16, 8, 0) & 255
+    own = np.array(mask_rule.colours, np.int64)[:, None] >> (16, 8, 0) & 255
     if len(own):
         apart = np.abs(own[:, None] - own).max(axis=2)
         np.fill_diagonal(apart, 255)
     colours = own.tolist() if len(own) and apart.min() >= APART else palette()
-    return [(tuple(colour), name) for colour, name in zip(colours, rule.names)]
+    return [(tuple(colour), name) for colour, name in zip(colours, mask_rule.names)]
 
 
 @cache

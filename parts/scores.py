@@ -126,13 +126,13 @@ def class_table(scores, most=20):
     found = scores.classes
     rows = list(zip(found["names"], found["dice"], found["iou"], found["share"]))
     rows.sort(key=lambda row: (row[1] is None, row[1]))
-    shown = rows if len(rows) <= most else rows[: most - 1]
-    width = min(30, max(len("class"), *(len(name) for name, *_ in shown)))
+    printable = rows if len(rows) <= most else rows[: most - 1]
+    width = min(30, max(len("class"), *(len(name) for name, *_ in printable)))
     lines = [f"  {'class':<{width}}    Dice     IoU  of pixels"]
-    for name, dice, iou, share in shown:
+    for name, dice, iou, share in printable:
         numbers = "     -       -" if dice is None else f"{dice:.4f}  {iou:.4f}"
         lines.append(f"  {name:<{width}}  {numbers}  {100 * share:7.2f} %")
-    more = [f"  ... and {len(rows) - len(shown)} more"] if len(rows) > len(shown) else []
+    more = [f"  ... and {len(rows) - len(printable)} more"] if len(rows) > len(printable) else []
     return "\n".join(lines + more)
 
 

@@ -28,7 +28,7 @@ if __name__ == "__main__":
 
 from dataset import ImageDataset  # noqa: E402
 from parts.audit import audit  # noqa: E402
-from parts.errors import UserError, shown  # noqa: E402
+from parts.errors import UserError, printable  # noqa: E402
 
 IGNORED = 255
 # Of Meant.reasons, the first first: where nothing is looked at, or nothing pairs, nothing else is told
@@ -200,11 +200,13 @@ def write_turned(draw, base, scene):
 def scaled(values):
     """The pixels of an image of more than 8 bits by a range (low, high); without one its upper 8 of 16 bits."""
 
-    def pixels(span):
-        if span is None:
+    def pixels(value_range):
+        if value_range is None:
             upper = values // 256
         else:
-            upper = np.rint(np.clip((values.astype(np.float64) - span[0]) / (span[1] - span[0]), 0, 1) * 255)
+            upper = np.rint(
+                np.clip((values.astype(np.float64) - value_range[0]) / (value_range[1] - value_range[0]), 0, 1) * 255
+            )
         return three(upper) if values.ndim == 2 else upper.astype(np.uint8)
 
     return pixels
@@ -755,10 +757,10 @@ def make(seed, folder):
     # kinds of images
     kinds = {kind: IMAGES[kind] for kind in {pick(draw, IMAGES) for _ in range(int(draw.integers(1, 4)))}}
     kinds = dict(sorted(kinds.items(), key=lambda it: it[0].__name__))
-    span = None
+    value_range = None
     if chance(draw, 0.6 if {write_float, write_deep, write_twelve} & set(kinds) else 0.1):
-        span = pick(draw, ["auto", (0, 65535), (0, 4095), (0, 1), (100, 3000), (-1.5, 0.75)])
-        meant.constants["IMAGE_RANGE"] = span
+        value_range = pick(draw, ["auto", (0, 65535), (0, 4095), (0, 1), (100, 3000), (-1.5, 0.75)])
+        meant.constants["IMAGE_RANGE"] = value_range
     meant.words.append("images: " + ", ".join(kind.__name__[6:] for kind in kinds))
 
     stem_of = pick(draw, STEMS)
@@ -892,7 +894,7 @@ def make(seed, folder):
                 doubtful = encoding.soft and max(encoding.between(it) for it in scenes) > 0.07
                 meant.doubts += ["hardly more than edges"] if doubtful else []
                 if single:
-                    meant.reasons.append(("pages", [shown(path.name), shown(mask_path.name)]))
+                    meant.reasons.append(("pages", [printable(path.name), printable(mask_path.name)]))
                 for at, page in enumerate(scenes[:1] if single else scenes):
                     pixels = three(grey_of(page.image).astype(np.uint8))
                     key = place + stem if single else f"{place}{stem}_{at}"
@@ -903,7 +905,7 @@ def make(seed, folder):
                 drawn.labels[:] = np.where(drawn.labels > 0, 1, 0)
             mask_path = encoding.write(draw, mask_base, drawn)
             if misfit and k == 1 and "alpha" not in dict(encoding.reasons):
-                meant.reasons.append((misfit, [shown(path.name)]))
+                meant.reasons.append((misfit, [printable(path.name)]))
             if encoding.words != "a file for each thing" and misread(mask_path):
                 meant.doubts.append("a BMP that Pillow misreads")
             if encoding.words.startswith("cut-outs") and mask_path.suffix == ".webp" and drawn.labels.all():
@@ -911,17 +913,17 @@ def make(seed, folder):
             if encoding.soft and encoding.between(drawn) > 0.07:
                 meant.doubts.append("hardly more than edges")
             deep = kind in (write_deep, write_twelve, write_float)
-            if kind is write_float and span is None:
-                meant.reasons.append(("floats", [shown(path.name)]))
+            if kind is write_float and value_range is None:
+                meant.reasons.append(("floats", [printable(path.name)]))
                 pixels = np.zeros((*own, 3), np.uint8)
-            elif kind is write_twelve and span is None:
+            elif kind is write_twelve and value_range is None:
                 meant.doubts.append("12 bits")
-            if callable(pixels) and span != "auto":
-                pixels = pixels(span)
-            if deep and span not in (None, "auto") and np.isin(pixels, (0, 255)).all():
+            if callable(pixels) and value_range != "auto":
+                pixels = pixels(value_range)
+            if deep and value_range not in (None, "auto") and np.isin(pixels, (0, 255)).all():
                 meant.doubts.append("beyond IMAGE_RANGE")
             lossy = path.suffix.lower() in (".jpg", ".jpeg", ".jfif")
-            near = int(deep and span is not None) or 3 * (kind is write_turned and lossy)
+            near = int(deep and value_range is not None) or 3 * (kind is write_turned and lossy)
             pair_name = place + stem
             written.append((path, mask_path))
             samples[pair_name] = Sample((path, mask_path), pixels, encoding.truth(drawn), near, lossy)
@@ -941,7 +943,7 @@ def make(seed, folder):
             image, _ = written[-1]
             again = image.with_suffix(".bmp" if image.suffix != ".bmp" else ".png")
             save(again, draw.integers(0, 256, (20, 20, 3), np.uint8))
-            meant.reasons.append(("one image twice", [shown(image.name), "MASK_NAME"]))
+            meant.reasons.append(("one image twice", [printable(image.name), "MASK_NAME"]))
         if damaged and side == 0:
             target = pick(draw, written[1:])[int(draw.integers(0, 2))]
             damage(draw, target, damaged)
@@ -949,10 +951,10 @@ def make(seed, folder):
             if damaged == "folder" and odd == "strays left out" and naming not in AFFIXED:  # left out as another stray
                 for key in [key for key, sample in samples.items() if target in sample.files]:
                     del samples[key]
-                meant.reasons = [it for it in meant.reasons if it[0] != misfit or it[1] != [shown(one[0].name)]]
+                meant.reasons = [it for it in meant.reasons if it[0] != misfit or it[1] != [printable(one[0].name)]]
                 continue
-            meant.reasons = [it for it in meant.reasons if it[0] != misfit or it[1] != [shown(one[0].name)]]
-            why = f"{damaged}: {target.name}", [shown(path.stem) for path in one]
+            meant.reasons = [it for it in meant.reasons if it[0] != misfit or it[1] != [printable(one[0].name)]]
+            why = f"{damaged}: {target.name}", [printable(path.stem) for path in one]
             meant.reasons.append(why)
         if beside:
             put_beside(draw, image_dir)
@@ -1063,7 +1065,7 @@ def check(meant, work, sheet=False):
     if meant.reasons:
         return "trained", f"should be refused: {meant.reasons}\n{said.getvalue()[-300:]}"
     for samples, (full, small) in zip(meant.samples, datasets):
-        wrong = compare(meant, samples, full, small, getattr(report, "span", None))
+        wrong = compare(meant, samples, full, small, getattr(report, "value_range", None))
         if wrong:
             return "trained", wrong
     return "trained", None
@@ -1093,7 +1095,7 @@ def run_program(meant, work, sheet):
     report.stop_if_spoiled()
     datasets = []
     for at, pairs in enumerate([report.train, report.val][: len(meant.samples)]):
-        keywords = dict(pairs=pairs, rule=report.rule, span=report.span)
+        keywords = dict(pairs=pairs, mask_rule=report.mask_rule, value_range=report.value_range)
         full = ImageDataset(*meant.folders[2 * at : 2 * at + 2], **keywords)
         small = ImageDataset(*meant.folders[2 * at : 2 * at + 2], image_size=size, **keywords)
         if not small.keep_arrays(work / f"arrays{at}", num_workers=1, progress=False):
@@ -1107,7 +1109,7 @@ def judge_refusal(meant, text):
     if not text.strip():
         return "refused without words"
     files = {path.name for folder in meant.folders if folder.exists() for path in folder.rglob("*")}
-    if not any(name in text for name in CONSTANTS) and not any(shown(name) in text for name in files):
+    if not any(name in text for name in CONSTANTS) and not any(printable(name) in text for name in files):
         return f"the message names neither a file nor a constant: {text}"
     if not meant.reasons:
         return None if meant.doubts else f"must train, but is refused: {text}"
@@ -1119,7 +1121,7 @@ def judge_refusal(meant, text):
     return f"not told: {untold}; said: {text}" if untold else None
 
 
-def compare(meant, samples, full, small, span):
+def compare(meant, samples, full, small, value_range):
     """What differs between what was meant and what the datasets hold, in words, or None."""
     names = [pair.name for pair in full.pairs]
     if sorted(names) != sorted(samples):
@@ -1128,7 +1130,7 @@ def compare(meant, samples, full, small, span):
     size = meant.constants["IMAGE_SIZE"]
     for index, name in enumerate(names):
         sample, (image, mask) = samples[name], full[index]
-        pixels = sample.pixels(span) if callable(sample.pixels) else sample.pixels
+        pixels = sample.pixels(value_range) if callable(sample.pixels) else sample.pixels
         off = far(image, pixels)
         if off is None or off > sample.near:
             return f"{name}: image {sample.files[0].name}: {image.shape} for {pixels.shape}, off by {off}"

@@ -13,7 +13,7 @@ from PIL import Image
 
 import dataset
 from parts.audit import LINES, VERSION, audit
-from parts.errors import UserError, shown
+from parts.errors import UserError, printable
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def test_good_data(data):
     assert len(report.train) == 12 and len(report.val) == 4
     shares = [(np.asarray(Image.open(pair.mask)) > 0).mean() for pair in report.train + report.val]
     words = f"least {min(shares):.2%}, median {np.median(shares):.2%}, most {max(shares):.2%} of a mask"
-    assert words in report.text() and report.rule.foreground == (255,)
+    assert words in report.text() and report.mask_rule.foreground == (255,)
     text = report.text()
     for words in ("12 for training, 4 for validation", "all 40x60", "PNG RGB", "255 is foreground", "sheet.png"):
         assert words in text
@@ -134,7 +134,7 @@ def test_all_problems_at_once(data):
         "00087a6bd4dc: ",
     ):
         assert words in text, words
-    assert report.rule is None
+    assert report.mask_rule is None
     with pytest.raises(UserError) as caught:
         report.stop_if_spoiled()
     assert text.split("\n")[0] in str(caught.value)
@@ -172,9 +172,9 @@ def test_classes_are_refused_and_one_is_taken(data):
             rows = np.arange(len(mask), dtype=np.uint8)[:, None] // 8
             Image.fromarray(np.where(mask, 8, rows).astype(np.uint8)).save(path)
     report = looked_at(data)
-    assert "several classes" in problems(report) and report.rule is None
+    assert "several classes" in problems(report) and report.mask_rule is None
     report = looked_at(data, mask_foreground=8)
-    assert report.problems == [] and report.rule.foreground == (8,)
+    assert report.problems == [] and report.mask_rule.foreground == (8,)
 
 
 def test_cut_outs_and_instance_numbers_are_read_by_a_word(data):
@@ -287,7 +287,7 @@ def test_soft_masks_are_said(data):
         Image.open(path).save(path.with_suffix(".jpg"), quality=80)
         path.unlink()
     report = looked_at(data)
-    assert report.problems == [] and report.rule.soft and "JPEG edges" in report.text()
+    assert report.problems == [] and report.mask_rule.soft and "JPEG edges" in report.text()
 
 
 def test_nothing_but_empty_masks_is_a_problem(data):
@@ -429,7 +429,7 @@ def test_every_fault_at_once(data):
     with pytest.raises(UserError, match="8 files cannot be used") as caught:
         dataset.main([str(data / "ti"), str(data / "tm"), "--sheet", "none"])
     for name in (*faults, "loop.png", "pipe.png"):
-        assert shown(name) in str(caught.value)
+        assert printable(name) in str(caught.value)
 
 
 @pytest.mark.slow
@@ -540,7 +540,7 @@ def test_ignored_pixels_are_told_and_left_out_of_the_shares(data):
             Image.fromarray(mask).save(path)
     assert "--mask-foreground" in problems(looked_at(data))
     report = looked_at(data, mask_ignore=2, sheet=data / "new" / "sheet.png")
-    assert report.problems == [] and report.rule.ignored == (2,) and report.rule.labels
+    assert report.problems == [] and report.mask_rule.ignored == (2,) and report.mask_rule.labels
     assert "25.00% of all pixels are neither trained on nor scored" in report.text()
     shares = [(np.asarray(Image.open(pair.mask))[10:] == 1).mean() for pair in report.train + report.val]
     assert f"least {min(shares):.2%}" in report.text()
@@ -553,7 +553,7 @@ def test_classes_are_counted_and_drawn(data):
     text = problems(looked_at(data))
     assert "--mask-foreground" in text and "--classes" in text
     report = looked_at(data, mask_ignore=255, classes={"sky": 0, "road": 1, "car": 2}, sheet=data / "new" / "sheet.png")
-    assert report.problems == [] and report.rule.channels == 3
+    assert report.problems == [] and report.mask_rule.channels == 3
     assert "class / training / validation: sky / 3" in report.text() and "1.00% of all pixels" in report.text()
     text = problems(looked_at(data, classes=(0, 1)))
     assert "img_000.png" in text and "CLASSES" in text and "255" in text
@@ -641,9 +641,9 @@ def test_what_deep_images_lose_is_told_unless_a_range_is_given(data):
     )
     report = looked_at(data, image_range="auto")
     assert report.problems == [] and report.warnings == [] and "IMAGE_RANGE" in report.text()
-    low, high = report.span
+    low, high = report.value_range
     assert 0 <= low < 200 and 1000 < high < 255 * 8
-    assert looked_at(data, image_range=(0, 2040)).span == (0, 2040)
+    assert looked_at(data, image_range=(0, 2040)).value_range == (0, 2040)
     assert "all values outside of that range" in problems(looked_at(data, image_range=(3000, 4000)))
     with pytest.raises(UserError, match="IMAGE_RANGE"):
         looked_at(data, image_range=(5, 5))
@@ -655,7 +655,7 @@ def test_float_images_need_a_range(data):
     text = problems(looked_at(data))
     assert "with fractions" in text and "img_000.tif" in text and "IMAGE_RANGE" in text
     report = looked_at(data, image_range="auto", sheet=data / "new" / "sheet.png")
-    assert report.problems == [] and 0 <= report.span[0] < report.span[1] < 2.6
+    assert report.problems == [] and 0 <= report.value_range[0] < report.value_range[1] < 2.6
 
 
 def test_a_fourth_channel_that_says_something_is_told(data):
@@ -683,7 +683,7 @@ def test_swapped_folders_and_photographs_as_masks_are_told(data):
 def test_a_range_is_chosen_by_the_training_images_where_they_are_deep(data):
     deepen(data / "ti", 8)
     deepen(data / "vi", 200)
-    assert 1000 < looked_at(data, image_range="auto").span[1] < 255 * 8
+    assert 1000 < looked_at(data, image_range="auto").value_range[1] < 255 * 8
     for path in (data / "ti").iterdir():
         Image.fromarray((np.asarray(Image.open(path)) // 8).astype(np.uint8)).save(path)
-    assert looked_at(data, image_range="auto").span[1] > 255 * 8
+    assert looked_at(data, image_range="auto").value_range[1] > 255 * 8

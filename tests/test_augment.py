@@ -228,11 +228,11 @@ def test_one_of_several_classes_trains_by_one_constant(tmp_path):
     make(raw, out, val_images=2, mask_foreground=8)
     folders = [out / name for name in (TRAIN_IMAGES, TRAIN_MASKS, TEST_IMAGES, TEST_MASKS)]
     report = audit(*folders, mask_foreground=8, progress=False)
-    assert report.problems == [] and report.rule.foreground == (8,)
+    assert report.problems == [] and report.mask_rule.foreground == (8,)
     before = find_mask_rule(sorted((raw / "train_masks").iterdir()), 8)
     assert np.array_equal(
         read_mask(raw / "train_masks" / "img_000.png", before),
-        read_mask(out / TRAIN_MASKS / "img_000.png", report.rule),
+        read_mask(out / TRAIN_MASKS / "img_000.png", report.mask_rule),
     )
 
 
@@ -382,11 +382,11 @@ def bent_in_64_bits(mask, values):
 def test_images_keep_their_depth(tmp_path, kind):
     """Flips are exact, the grid is bilinear between the values that were there, IMAGE_RANGE means what it meant."""
     suffix, made, dtype, channels = DEPTHS[kind]
-    span = {np.uint16: (300, 1300), np.float32: (-2.5, 7.5), np.int32: (-70_000, 90_000)}[dtype]
+    value_range = {np.uint16: (300, 1300), np.float32: (-2.5, 7.5), np.int32: (-70_000, 90_000)}[dtype]
     raw, out = plain_set(tmp_path / "raw", 5, size=(48, 64)), tmp_path / "out"
     sources = []
     for path in sorted((raw / "train").iterdir()):
-        noise = np.random.default_rng(len(sources)).uniform(*span, (6, 8, channels)).astype(np.float32)
+        noise = np.random.default_rng(len(sources)).uniform(*value_range, (6, 8, channels)).astype(np.float32)
         values = cv2.resize(noise, (64, 48)).reshape(48, 64, channels).astype(dtype)
         sources.append(values)
         path.unlink()
@@ -394,7 +394,7 @@ def test_images_keep_their_depth(tmp_path, kind):
             cv2.imwrite(str(path), values[..., ::-1])
         else:
             Image.fromarray(values[..., 0]).save(path.with_suffix(suffix))
-    make(raw, out, val_images=2, image_range=span)
+    make(raw, out, val_images=2, image_range=value_range)
     if suffix == ".png":
         assert (out / TRAIN_IMAGES / "img_000.png").read_bytes() == (raw / "train" / "img_000.png").read_bytes()
     whole = np.uint16 if dtype == np.uint16 else np.float32
@@ -406,12 +406,14 @@ def test_images_keep_their_depth(tmp_path, kind):
             assert pixels.dtype == whole
             np.testing.assert_array_equal(pixels, np.broadcast_to(values, (48, 64, 3))[flip])
             source = raw / "train" / f"img_{number:03d}{suffix}"
-            np.testing.assert_array_equal(read_image(path, span=span), read_image(source, span=span)[flip])
+            np.testing.assert_array_equal(
+                read_image(path, value_range=value_range), read_image(source, value_range=value_range)[flip]
+            )
         path = out / TRAIN_IMAGES / f"img_{number:03d}_grid{made}"
         bent = pixels_of(decode(path), path)
         assert bent.dtype == whole and values.min() <= bent.min() and bent.max() <= values.max()
         exact = bent_in_64_bits(raw / "train_masks" / f"img_{number:03d}.png", sources[number].astype(np.float64))
-        assert np.abs(bent - exact).max() <= (0.51 if whole == np.uint16 else 1e-5 * np.ptp(span))
+        assert np.abs(bent - exact).max() <= (0.51 if whole == np.uint16 else 1e-5 * np.ptp(value_range))
         assert (bent != values).any()
     with Image.open(out / "augmented_preview.png") as sheet:
         tile = np.asarray(sheet)[60:300, 12:330].astype(int)
@@ -470,8 +472,8 @@ def test_the_preview_shows_classes_and_void_with_a_legend(tmp_path):
     plain = Image.open(out / "augmented_preview.png").copy()
     make(raw, out, val_images=2, classes="all", mask_ignore=VOID)
     with Image.open(out / "augmented_preview.png") as sheet:
-        rule = find_mask_rule(sorted((raw / "train_masks").iterdir()), classes="all", ignore=VOID)
-        expected = {colour for colour, _ in classes_of(rule)}
+        mask_rule = find_mask_rule(sorted((raw / "train_masks").iterdir()), classes="all", ignore=VOID)
+        expected = {colour for colour, _ in classes_of(mask_rule)}
         assert len(expected) == 6 and sheet.height > plain.height
         legend = sheet.crop((0, plain.height - 12, sheet.width, sheet.height))
         assert expected <= colours_in(legend) and not expected <= colours_in(plain)

@@ -62,9 +62,9 @@ def test_any_size(tmp_path):
 def test_neither_a_threshold_nor_an_untrained_network_can_do_it(tmp_path):
     drawn(tmp_path, cars=10, views=4, size=(64, 96))
     pairs = pair_files(tmp_path / "train", tmp_path / "train_masks")
-    rule = find_mask_rule([pair.mask for pair in pairs])
+    mask_rule = find_mask_rule([pair.mask for pair in pairs])
     images = np.stack([read_image(pair.image) for pair in pairs])
-    truths = np.stack([read_mask(pair.mask, rule) for pair in pairs]).astype(bool)
+    truths = np.stack([read_mask(pair.mask, mask_rule) for pair in pairs]).astype(bool)
 
     def dice(found):
         return np.mean(2 * (found & truths).sum((1, 2)) / (found.sum((1, 2)) + truths.sum((1, 2))))

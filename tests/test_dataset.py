@@ -105,7 +105,7 @@ def test_foreground_and_rule(folders):
     inverted = ImageDataset(*folders, foreground=0)
     plain = ImageDataset(*folders)
     np.testing.assert_array_equal(inverted[0][1], 1 - plain[0][1])
-    assert ImageDataset(*folders, rule=inverted.rule).rule == inverted.rule
+    assert ImageDataset(*folders, mask_rule=inverted.mask_rule).mask_rule == inverted.mask_rule
 
 
 def test_items_of_classes_and_ignored_pixels(folders):
@@ -117,7 +117,7 @@ def test_items_of_classes_and_ignored_pixels(folders):
     values = np.asarray(Image.open(path))
     of_classes = ImageDataset(*folders, classes={"field": 7, "box": 255, "sky": 100}, ignore=200)
     mask = of_classes[8][1]
-    assert mask.dtype == np.uint8 and of_classes.rule.names == ("field", "box", "sky")
+    assert mask.dtype == np.uint8 and of_classes.mask_rule.names == ("field", "box", "sky")
     for index, value in enumerate((7, 255, 100)):
         np.testing.assert_array_equal(mask == index, values == value)
     np.testing.assert_array_equal(mask == IGNORED, values == 200)
@@ -132,7 +132,7 @@ def test_it_pickles_and_keeps_its_epoch(folders):
     dataset = ImageDataset(*folders)
     dataset.set_epoch(5)
     copy = pickle.loads(pickle.dumps(dataset))
-    assert int(copy._epoch) == 5 and copy.rule == dataset.rule and copy.pairs == dataset.pairs
+    assert int(copy._epoch) == 5 and copy.mask_rule == dataset.mask_rule and copy.pairs == dataset.pairs
 
 
 def test_mistakes_are_told_at_once(folders):
@@ -182,13 +182,13 @@ def _rule(masks, foreground):
 
 
 def make(pairs, folder, size=SIZE, foreground=255, num_workers=None, progress=False):
-    rule = rule_of(pairs, foreground)
-    return make_arrays(pairs, rule, size, folder, num_workers=num_workers, progress=progress)
+    mask_rule = rule_of(pairs, foreground)
+    return make_arrays(pairs, mask_rule, size, folder, num_workers=num_workers, progress=progress)
 
 
 def dataset_of(pairs, arrays=None, size=SIZE):
     """The pairs' ImageDataset; without arrays it decodes whenever it is asked."""
-    data = ImageDataset(None, None, image_size=size, pairs=pairs, rule=rule_of(tuple(pairs)))
+    data = ImageDataset(None, None, image_size=size, pairs=pairs, mask_rule=rule_of(tuple(pairs)))
     data.arrays = arrays
     return data
 
@@ -444,27 +444,31 @@ def draw_pages(root, count=3, size=(60, 90)):
 
 def test_pages_by_a_span_of_their_values(tmp_path, capsys):
     pairs, values, masks = draw_pages(tmp_path / "pictures")
-    spanned = ImageDataset(None, None, pairs=pairs, span=(0, 1000))
+    spanned = ImageDataset(None, None, pairs=pairs, value_range=(0, 1000))
     for page in range(3):
         image, mask = spanned[page]
         expected = np.rint(values[page] * 0.255)
         assert image.shape == (60, 90, 3) and np.abs(image - expected[..., None]).max() <= 1
         np.testing.assert_array_equal(mask * 255, masks[page])
-    fresh = ImageDataset(None, None, pairs=pairs, rule=spanned.rule, span=(0, 1000), image_size=SIZE)
-    kept = ImageDataset(None, None, pairs=pairs, rule=spanned.rule, span=(0, 1000), image_size=SIZE)
+    fresh = ImageDataset(None, None, pairs=pairs, mask_rule=spanned.mask_rule, value_range=(0, 1000), image_size=SIZE)
+    kept = ImageDataset(None, None, pairs=pairs, mask_rule=spanned.mask_rule, value_range=(0, 1000), image_size=SIZE)
     assert kept.keep_arrays(tmp_path / "arrays", progress=False) and not fresh.arrays
     for ours, theirs in zip(kept.__getitems__([2, 0, 1]).tensors, fresh.__getitems__([2, 0, 1]).tensors):
         assert torch.equal(ours, theirs)
     assert len({image.numpy().tobytes() for image, _ in kept}) == len({mask.numpy().tobytes() for _, mask in kept}) == 3
     assert kept.keep_arrays(tmp_path / "arrays", progress=False) and not capsys.readouterr().out
-    for span, words in (((0, 2000), "IMAGE_RANGE was (0, 1000)"), (None, "(0, 2000)"), ((0, 1000), "was None")):
-        other = ImageDataset(None, None, pairs=pairs, rule=spanned.rule, span=span, image_size=SIZE)
+    for value_range, words in (((0, 2000), "IMAGE_RANGE was (0, 1000)"), (None, "(0, 2000)"), ((0, 1000), "was None")):
+        other = ImageDataset(
+            None, None, pairs=pairs, mask_rule=spanned.mask_rule, value_range=value_range, image_size=SIZE
+        )
         assert other.keep_arrays(tmp_path / "arrays", progress=False)
         assert words in capsys.readouterr().out
-        expected = ImageDataset(None, None, pairs=pairs, rule=spanned.rule, span=span, image_size=SIZE)[0][0]
+        expected = ImageDataset(
+            None, None, pairs=pairs, mask_rule=spanned.mask_rule, value_range=value_range, image_size=SIZE
+        )[0][0]
         assert torch.equal(other[0][0], expected)
     swapped = [dataclasses.replace(pair, mask_page=2 - pair.mask_page) for pair in pairs]
-    make_arrays(swapped, spanned.rule, SIZE, tmp_path / "arrays", progress=False, span=(0, 1000))
+    make_arrays(swapped, spanned.mask_rule, SIZE, tmp_path / "arrays", progress=False, value_range=(0, 1000))
     assert "belong together in another way" in capsys.readouterr().out
 
 
@@ -480,18 +484,18 @@ def test_several_masks_of_one_image(tmp_path, capsys):
     united = ImageDataset(None, None, pairs=pairs)
     np.testing.assert_array_equal(united[1][1], alone[1][1] | (objects.max(axis=0) > 0))
     np.testing.assert_array_equal(united[0][1], alone[0][1])
-    make_arrays(alone.pairs, united.rule, (40, 60), tmp_path / "arrays", progress=False)
-    arrays = make_arrays(pairs, united.rule, (40, 60), tmp_path / "arrays", progress=False)
+    make_arrays(alone.pairs, united.mask_rule, (40, 60), tmp_path / "arrays", progress=False)
+    arrays = make_arrays(pairs, united.mask_rule, (40, 60), tmp_path / "arrays", progress=False)
     assert "made again, because masks: 2 files new, e.g. object_0.png" in capsys.readouterr().out
     np.testing.assert_array_equal(arrays.rows([1])[1][0], united[1][1])
     moved = [dataclasses.replace(pairs[0], more=pairs[1].more), dataclasses.replace(pairs[1], more=()), pairs[2]]
-    arrays = make_arrays(moved, united.rule, (40, 60), tmp_path / "arrays", progress=False)
+    arrays = make_arrays(moved, united.mask_rule, (40, 60), tmp_path / "arrays", progress=False)
     assert "belong together in another way" in capsys.readouterr().out and arrays.rows([0])[1][0][0, 0] == 1
     pairs[1].more[1].unlink()
     with pytest.raises(UserError, match="object_1.png: has just gone"):
-        make_arrays(pairs, united.rule, SIZE, tmp_path / "arrays", progress=False)
+        make_arrays(pairs, united.mask_rule, SIZE, tmp_path / "arrays", progress=False)
     with pytest.raises(UserError, match=r"CLASSES with several masks of one image, e.g. .*object_0.png"):
-        ImageDataset(None, None, pairs=pairs, rule=MaskRule("numbers", (), (), classes=(0, 255), names=("a", "b")))
+        ImageDataset(None, None, pairs=pairs, mask_rule=MaskRule("numbers", (), (), classes=(0, 255), names=("a", "b")))
 
 
 def test_identities(tmp_path):
@@ -499,27 +503,27 @@ def test_identities(tmp_path):
     pairs, _, _ = draw_pages(tmp_path / "pictures")
     draw_pairs(tmp_path / "images", tmp_path / "masks", 2)
     plain = pair_files(tmp_path / "images", tmp_path / "masks")
-    rule = MaskRule("numbers", (0,), (255,))
+    mask_rule = MaskRule("numbers", (0,), (255,))
     names = [[pair.name, os.stat(path).st_size] for pair in plain for path in (pair.image, pair.mask)]
     old = {"kind": "numbers", "background": [0], "foreground": [255], "soft": False, "rest": False}
     before = hashlib.sha256(json.dumps([names, (20, 30), old]).encode()).hexdigest()
 
-    def identity(pairs, rule=rule, **keywords):
-        return ImageDataset(None, None, pairs=pairs, rule=rule, image_size=(20, 30), **keywords).identity()
+    def identity(pairs, mask_rule=mask_rule, **keywords):
+        return ImageDataset(None, None, pairs=pairs, mask_rule=mask_rule, image_size=(20, 30), **keywords).identity()
 
     assert identity(plain) == before
     several = [dataclasses.replace(plain[0], more=(plain[1].mask,)), plain[1]]
     others = [
         identity(several),
-        identity(plain, span=(0, 1000)),
-        identity(plain, span=(0, 2000)),
-        identity(plain, dataclasses.replace(rule, ignored=(7,))),
+        identity(plain, value_range=(0, 1000)),
+        identity(plain, value_range=(0, 2000)),
+        identity(plain, dataclasses.replace(mask_rule, ignored=(7,))),
         identity(plain, MaskRule("numbers", (), (), classes=(0, 255), names=("a", "b"))),
         identity(pairs),
         identity([dataclasses.replace(pair, mask_page=2 - pair.mask_page) for pair in pairs]),
     ]
     assert len({before, *others}) == 1 + len(others)
-    assert identity(plain, span=(0, 1000)) == identity(plain, span=(0.0, 1000.0))
+    assert identity(plain, value_range=(0, 1000)) == identity(plain, value_range=(0.0, 1000.0))
 
 
 def test_the_script_hands_its_constants_on(tmp_path, monkeypatch):
@@ -564,11 +568,11 @@ def test_a_file_that_goes_while_epochs_decode(tmp_path, num_workers):
 
 def test_files_that_are_gone(tmp_path):
     pairs = draw(tmp_path)
-    rule = rule_of(pairs)
+    mask_rule = rule_of(pairs)
     pairs[2].image.unlink()
     pairs[4].mask.unlink()
     with pytest.raises(UserError) as mistake:
-        make_arrays(pairs, rule, SIZE, tmp_path / "arrays", progress=False)
+        make_arrays(pairs, mask_rule, SIZE, tmp_path / "arrays", progress=False)
     assert str(pairs[2].image) in str(mistake.value) and str(pairs[4].mask) in str(mistake.value)
 
 
@@ -576,7 +580,7 @@ def test_files_that_are_gone(tmp_path):
 @pytest.mark.parametrize("change", [lambda path: os.utime(path), lambda path: path.unlink(missing_ok=True)])
 def test_a_file_that_changes_while_it_is_decoded(tmp_path, change):
     pairs = draw(tmp_path, count=40, size=(300, 500))
-    rule = rule_of(pairs)
+    mask_rule = rule_of(pairs)
 
     def once_it_has_begun():
         while not list(tmp_path.glob(".arrays.*.part")):
@@ -585,7 +589,7 @@ def test_a_file_that_changes_while_it_is_decoded(tmp_path, change):
 
     threading.Thread(target=once_it_has_begun, daemon=True).start()
     with pytest.raises(UserError, match="changed, or went") as mistake:
-        make_arrays(pairs, rule, SIZE, tmp_path / "arrays", num_workers=0, progress=False)
+        make_arrays(pairs, mask_rule, SIZE, tmp_path / "arrays", num_workers=0, progress=False)
     assert str(pairs[-1].image) in str(mistake.value)
     assert not (tmp_path / "arrays").exists()
 
@@ -808,8 +812,8 @@ def test_every_class_comes_up_in_crops_and_their_places_differ(tmp_path):
     mask[:, 50:] = 1
     mask[40, 20], mask[80, 90] = 2, 255
     Image.fromarray(mask).save(masks / "img_0.png")
-    rule = find_mask_rule([masks / "img_0.png"], ignore=255, classes=(0, 1, 2))
-    data = ImageDataset(images, masks, rule=rule, crop=(8, 8), crop_foreground=1)
+    mask_rule = find_mask_rule([masks / "img_0.png"], ignore=255, classes=(0, 1, 2))
+    data = ImageDataset(images, masks, mask_rule=mask_rule, crop=(8, 8), crop_foreground=1)
     crops = all_crops(data)
     held = [set(np.unique(mask).tolist()) for _, mask in crops]
     assert len(crops) == 144 and all(sum(label in it for it in held) > 30 for label in (0, 1, 2))

@@ -11,7 +11,16 @@ import pytest
 from helpers import ROOT, WAIT, children_of, wait_for_end
 
 from parts.errors import UserError
-from parts.files import copy_whole, each, one_at_a_time, remove_leftovers, sole_writer, stamp, write_text, write_whole
+from parts.files import (
+    copy_whole,
+    one_at_a_time,
+    parallel_map,
+    remove_leftovers,
+    sole_writer,
+    stamp,
+    write_text,
+    write_whole,
+)
 
 
 def test_a_file_is_whole_or_absent(tmp_path):
@@ -117,17 +126,17 @@ def square(number):
 
 def test_each_is_a_map(monkeypatch):
     numbers = list(range(100))
-    assert list(each(square, numbers, 2)) == list(each(square, numbers, 0)) == [n * n for n in numbers]
+    assert list(parallel_map(square, numbers, 2)) == list(parallel_map(square, numbers, 0)) == [n * n for n in numbers]
     with pytest.raises(UserError, match="^a thousand is too much$"):
-        list(each(square, [*numbers, 1000], 2))
+        list(parallel_map(square, [*numbers, 1000], 2))
     with pytest.raises(UserError, match="was killed"):
-        list(each(square, [*numbers, 1001], 2))
+        list(parallel_map(square, [*numbers, 1001], 2))
 
 
 SLOW = """
 import sys, time
 from parts import errors
-from parts.files import each
+from parts.files import parallel_map
 def wait(number):
     print(number, flush=True)
     time.sleep(0.2)

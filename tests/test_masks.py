@@ -15,9 +15,9 @@ from parts.masks import IGNORED, MaskRule, count_classes, encode_mask, observe_m
 H, W = 48, 64
 
 
-def foreground_share(seen, rule):
+def foreground_share(seen, mask_rule):
     """What share of an observed mask's pixels is foreground, of those that are not ignored; 0 if all are."""
-    counts = count_classes(seen, rule)[:-1]
+    counts = count_classes(seen, mask_rule)[:-1]
     return counts[1:].sum() / max(1, counts.sum())
 
 
@@ -120,13 +120,13 @@ def test_every_legal_encoding_reads_back_equal(tmp_path, name):
         masks.append((draw.random((height, width)) < draw.random()).astype(np.uint8))
     paths = write_all(tmp_path, LEGAL[name], name, masks)
     seen = [observe_mask(path) for path in paths]
-    rule = decide_mask_rule(seen)
-    assert find_mask_rule(paths) == rule and not rule.soft
+    mask_rule = decide_mask_rule(seen)
+    assert find_mask_rule(paths) == mask_rule and not mask_rule.soft
     for mask, path, it in zip(masks, paths, seen):
-        found = read_mask(path, rule)
+        found = read_mask(path, mask_rule)
         assert found.dtype == np.uint8
         np.testing.assert_array_equal(found, mask)
-        assert foreground_share(it, rule) == pytest.approx(mask.mean()) and it.size == list(mask.shape)
+        assert foreground_share(it, mask_rule) == pytest.approx(mask.mean()) and it.size == list(mask.shape)
 
 
 SOFT = {
@@ -144,12 +144,12 @@ SOFT = {
 def test_soft_edges_are_cut_at_the_middle(tmp_path, name):
     masks = [blob(seed, 120, 160) for seed in range(4)] + [np.zeros((120, 160), np.uint8)]
     paths = write_all(tmp_path, SOFT[name], name, masks)
-    rule = find_mask_rule(paths)
-    assert rule.soft and "middle" in rule.describe()
+    mask_rule = find_mask_rule(paths)
+    assert mask_rule.soft and "middle" in mask_rule.describe()
     for mask, path in zip(masks, paths):
-        wrong = read_mask(path, rule) != mask
+        wrong = read_mask(path, mask_rule) != mask
         assert wrong.mean() < 0.005
-    assert foreground_share(observe_mask(paths[0]), rule) == pytest.approx(masks[0].mean(), abs=0.005)
+    assert foreground_share(observe_mask(paths[0]), mask_rule) == pytest.approx(masks[0].mean(), abs=0.005)
 
 
 def classes(values, seed=0):
@@ -391,14 +391,14 @@ def test_palettes_that_disagree_are_read_by_colour(tmp_path):
     indexed(blob(0), red).save(tmp_path / "a.png")
     indexed(blob(1), swapped, (1, 0)).save(tmp_path / "b.png")
     paths = sorted(tmp_path.iterdir())
-    rule = find_mask_rule(paths)
-    assert rule.kind == "colours"
+    mask_rule = find_mask_rule(paths)
+    assert mask_rule.kind == "colours"
     for seed, path in enumerate(paths):
-        np.testing.assert_array_equal(read_mask(path, rule), blob(seed))
+        np.testing.assert_array_equal(read_mask(path, mask_rule), blob(seed))
     with pytest.raises(UserError, match="index 0 of their palettes"):
         find_mask_rule(paths, 1)
     coloured(blob(2), (255, 0, 0)).save(tmp_path / "c.png")  # one without a palette beside them
-    assert find_mask_rule(sorted(tmp_path.iterdir())) == rule
+    assert find_mask_rule(sorted(tmp_path.iterdir())) == mask_rule
 
 
 def test_camvid_with_car_8(tmp_path):
@@ -413,22 +413,22 @@ def test_camvid_with_car_8(tmp_path):
     for value in range(12):
         assert f" {value} (8.3 %)" in str(caught.value)
     assert "--mask-foreground" in str(caught.value)
-    rule = find_mask_rule(paths, 8)
+    mask_rule = find_mask_rule(paths, 8)
     both = find_mask_rule(paths, (8, 10))
     for path, mask in zip(paths, masks):
-        np.testing.assert_array_equal(read_mask(path, rule), np.asarray(mask) == 8)
+        np.testing.assert_array_equal(read_mask(path, mask_rule), np.asarray(mask) == 8)
         np.testing.assert_array_equal(read_mask(path, both), np.isin(mask, (8, 10)))
-    assert foreground_share(observe_mask(paths[0]), rule) == pytest.approx(1 / 12)
+    assert foreground_share(observe_mask(paths[0]), mask_rule) == pytest.approx(1 / 12)
     with pytest.raises(UserError, match="MASK_FOREGROUND = 99: no mask holds that"):
         find_mask_rule(paths, 99)
 
 
 def test_foreground_by_colour_and_the_other_way_round(tmp_path):
     coloured(blob(), (255, 0, 0), (0, 255, 0)).save(tmp_path / "a.png")
-    rule = find_mask_rule([tmp_path / "a.png"], 0x00FF00)
-    np.testing.assert_array_equal(read_mask(tmp_path / "a.png", rule), 1 - blob())
+    mask_rule = find_mask_rule([tmp_path / "a.png"], 0x00FF00)
+    np.testing.assert_array_equal(read_mask(tmp_path / "a.png", mask_rule), 1 - blob())
     for values in ((0, 255, 0), 0x00FF00):  # red, green, blue; or all in one
-        assert find_mask_rule([tmp_path / "a.png"], values) == rule
+        assert find_mask_rule([tmp_path / "a.png"], values) == mask_rule
     for values in ((255.7, 0.2), "car"):
         with pytest.raises(UserError, match="whole numbers"):
             find_mask_rule([tmp_path / "a.png"], values)
@@ -443,8 +443,8 @@ def test_foreground_by_colour_and_the_other_way_round(tmp_path):
     two_rules = two(lambda m: grey(m, 0, 1), grey)
     two_rules(tmp_path)
     paths = [tmp_path / "a.png", tmp_path / "b.png"]
-    rule = find_mask_rule(paths, (1, 255))
-    assert all((read_mask(path, rule) == blob(seed)).all() for seed, path in enumerate(paths))
+    mask_rule = find_mask_rule(paths, (1, 255))
+    assert all((read_mask(path, mask_rule) == blob(seed)).all() for seed, path in enumerate(paths))
 
 
 def test_colour_classes_read_by_mask_foreground_and_soft_ones_do_not(tmp_path):
@@ -455,8 +455,8 @@ def test_colour_classes_read_by_mask_foreground_and_soft_ones_do_not(tmp_path):
         areas[::16] = np.random.default_rng(index).integers(8, 12, areas[::16].shape)  # in lines of a pixel
         Image.fromarray(palette[areas]).save(tmp_path / f"{index}.png")
         red, green, blue = palette[2].tolist()
-        rule = find_mask_rule(sorted(tmp_path.iterdir()), red << 16 | green << 8 | blue)
-        np.testing.assert_array_equal(read_mask(tmp_path / f"{index}.png", rule), areas == 2)
+        mask_rule = find_mask_rule(sorted(tmp_path.iterdir()), red << 16 | green << 8 | blue)
+        np.testing.assert_array_equal(read_mask(tmp_path / f"{index}.png", mask_rule), areas == 2)
     smoothed(coloured(blob(), (255, 0, 0))).save(tmp_path / "soft.png")
     with pytest.raises(UserError, match="soft.png: colours run into each other"):
         find_mask_rule([tmp_path / "soft.png"], 0xFF0000)
@@ -477,8 +477,8 @@ def test_what_jpeg_overshoots_is_no_class(tmp_path, quality, high):
     masks.append(np.kron(np.random.default_rng(0).integers(0, 2, (30, 40)), np.ones((9, 9))).astype(np.uint8))
     paths = write_all(tmp_path, lambda m, p: grey(m, 0, high).save(p, quality=quality), "a.jpg", masks)
     for wanted in (None, high):
-        rule = find_mask_rule(paths, wanted)
-        assert all((read_mask(path, rule) != mask).mean() < 0.02 for path, mask in zip(paths, masks))
+        mask_rule = find_mask_rule(paths, wanted)
+        assert all((read_mask(path, mask_rule) != mask).mean() < 0.02 for path, mask in zip(paths, masks))
 
 
 def squares(mask, values=(20, 38), side=9):
@@ -549,12 +549,15 @@ def test_nonzero_is_every_value_but_black(tmp_path, name):
         INSTANCES[name](numbers).save(tmp_path / f"{seed}.png")
         np.save(tmp_path / f"{seed}.npy", numbers > 0)
     paths = sorted(tmp_path.glob("*.png"))
-    rule = find_mask_rule(paths, "nonzero")
-    assert "is foreground" in rule.describe() and MaskRule.from_dict(json.loads(json.dumps(rule.to_dict()))) == rule
+    mask_rule = find_mask_rule(paths, "nonzero")
+    assert (
+        "is foreground" in mask_rule.describe()
+        and MaskRule.from_dict(json.loads(json.dumps(mask_rule.to_dict()))) == mask_rule
+    )
     for path in paths:
         truth = np.load(path.with_suffix(".npy"))
-        assert (read_mask(path, rule) != truth).mean() <= (0.05 if name == "soft" else 0)
-        assert foreground_share(observe_mask(path), rule) == pytest.approx(truth.mean(), abs=0.01)
+        assert (read_mask(path, mask_rule) != truth).mean() <= (0.05 if name == "soft" else 0)
+        assert foreground_share(observe_mask(path), mask_rule) == pytest.approx(truth.mean(), abs=0.01)
 
 
 def cut_out(mask, mode="RGBA"):
@@ -577,11 +580,13 @@ def test_alpha_is_the_mask_of_cut_outs(tmp_path, name):
         return cut_out(mask, name.split()[0]).save(path, **({"lossless": True} if "webp" in name else {}))
 
     paths = write_all(tmp_path, write, name, masks)
-    rule = find_mask_rule(paths, "alpha")
-    assert "alpha" in rule.describe() and MaskRule.from_dict(json.loads(json.dumps(rule.to_dict()))) == rule
+    mask_rule = find_mask_rule(paths, "alpha")
+    assert (
+        "alpha" in mask_rule.describe() and MaskRule.from_dict(json.loads(json.dumps(mask_rule.to_dict()))) == mask_rule
+    )
     for mask, path in zip(masks, paths):
-        np.testing.assert_array_equal(read_mask(path, rule), mask)
-        assert foreground_share(observe_mask(path), rule) == pytest.approx(mask.mean())
+        np.testing.assert_array_equal(read_mask(path, mask_rule), mask)
+        assert foreground_share(observe_mask(path), mask_rule) == pytest.approx(mask.mean())
     if not name.startswith("P"):
         with pytest.raises(UserError, match="--mask-foreground alpha"):
             find_mask_rule(paths)
@@ -610,29 +615,29 @@ def test_sixteen_bits_beside_colours_read_as_they_are_counted(tmp_path):
     grey(blob(0), 0, 1, np.uint16).save(tmp_path / "a.png")
     coloured(blob(1), (1, 1, 1), (0, 9, 0)).save(tmp_path / "b.png")
     paths = sorted(tmp_path.iterdir())
-    rule = find_mask_rule(paths, 0x010101)
+    mask_rule = find_mask_rule(paths, 0x010101)
     for seed, path in enumerate(paths):
-        np.testing.assert_array_equal(read_mask(path, rule), blob(seed))
-        assert foreground_share(observe_mask(path), rule) == blob(seed).mean()
+        np.testing.assert_array_equal(read_mask(path, mask_rule), blob(seed))
+        assert foreground_share(observe_mask(path), mask_rule) == blob(seed).mean()
 
 
 def test_lossless_webp_and_many_instances_are_counted_exactly(tmp_path):
     classes([0, 1, 2, 3]).convert("RGB").save(tmp_path / "a.webp", lossless=True)
-    rule = find_mask_rule([tmp_path / "a.webp"], 2)
-    np.testing.assert_array_equal(read_mask(tmp_path / "a.webp", rule), np.asarray(classes([0, 1, 2, 3])) == 2)
+    mask_rule = find_mask_rule([tmp_path / "a.webp"], 2)
+    np.testing.assert_array_equal(read_mask(tmp_path / "a.webp", mask_rule), np.asarray(classes([0, 1, 2, 3])) == 2)
     instances = np.arange(H * W, dtype=np.uint16).reshape(H, W) // 4
     Image.fromarray(instances).save(tmp_path / "b.png")
-    rule = find_mask_rule([tmp_path / "b.png"], 5)
-    assert foreground_share(observe_mask(tmp_path / "b.png"), rule) == 4 / (H * W)
-    np.testing.assert_array_equal(read_mask(tmp_path / "b.png", rule), instances == 5)
+    mask_rule = find_mask_rule([tmp_path / "b.png"], 5)
+    assert foreground_share(observe_mask(tmp_path / "b.png"), mask_rule) == 4 / (H * W)
+    np.testing.assert_array_equal(read_mask(tmp_path / "b.png", mask_rule), instances == 5)
 
 
 def test_pages_of_a_mask_are_looked_at_and_read_each(tmp_path):
     pages = [Image.fromarray(np.full((6, 8), 0, np.uint8)) for _ in range(2)]
     pages[1].paste(7, (0, 0, 4, 6))
     pages[0].save(tmp_path / "a.tif", save_all=True, append_images=pages[1:])
-    rule = find_mask_rule([(tmp_path / "a.tif", page) for page in range(2)])
-    assert [int(read_mask(tmp_path / "a.tif", rule, page=page).sum()) for page in range(2)] == [0, 24]
+    mask_rule = find_mask_rule([(tmp_path / "a.tif", page) for page in range(2)])
+    assert [int(read_mask(tmp_path / "a.tif", mask_rule, page=page).sum()) for page in range(2)] == [0, 24]
 
 
 def test_a_mask_that_the_rule_does_not_know_is_refused(tmp_path):
@@ -648,8 +653,8 @@ def test_a_mask_that_the_rule_does_not_know_is_refused(tmp_path):
 
 def test_rules_travel(tmp_path):
     grey(blob()).save(tmp_path / "a.png")
-    for rule in (find_mask_rule([tmp_path / "a.png"]), MaskRule("colours", (), (1, 2), rest=True)):
-        assert MaskRule.from_dict(json.loads(json.dumps(rule.to_dict()))) == rule
+    for mask_rule in (find_mask_rule([tmp_path / "a.png"]), MaskRule("colours", (), (1, 2), rest=True)):
+        assert MaskRule.from_dict(json.loads(json.dumps(mask_rule.to_dict()))) == mask_rule
     seen = observe_mask(tmp_path / "a.png")
     assert pickle.loads(pickle.dumps(seen)) == seen
     assert type(seen)(**json.loads(json.dumps(vars(seen)))) == seen
@@ -727,33 +732,35 @@ def test_classes_in_every_encoding_read_back_equal_and_are_written_so(tmp_path, 
     table = np.zeros(256, np.int64)
     table[labels] = values
     paths = write_all(tmp_path, lambda m, p: write(table[m], p), "a.tif" if "32" in name else "a.png", truths)
-    rule = find_mask_rule(paths, ignore=ignore, classes=given)
+    mask_rule = find_mask_rule(paths, ignore=ignore, classes=given)
     order = sorted(classes) if given == "all" else classes
-    assert rule.classes == tuple(order) and rule.channels == count and rule.labels and not rule.soft
-    assert rule.ignored == (() if ignore is None else (ignore,))
+    assert mask_rule.classes == tuple(order) and mask_rule.channels == count and mask_rule.labels and not mask_rule.soft
+    assert mask_rule.ignored == (() if ignore is None else (ignore,))
     in_words = [f"0x{value:06X}" if "colours" in name else str(value) for value in order]
-    assert list(rule.names) == (list(given) if isinstance(given, dict) else in_words)
+    assert list(mask_rule.names) == (list(given) if isinstance(given, dict) else in_words)
     renumbered = np.arange(256)
     renumbered[:count] = [order.index(value) for value in classes]
     for truth, path in zip(truths, paths):
         truth = renumbered[truth]
-        mask = read_mask(path, rule)
+        mask = read_mask(path, mask_rule)
         assert mask.dtype == np.uint8
         np.testing.assert_array_equal(mask, truth)
         counts = np.bincount(truth.ravel(), minlength=256)
-        np.testing.assert_array_equal(count_classes(observe_mask(path), rule), [*counts[:count], counts[IGNORED]])
-        encode_mask(mask, rule).save(tmp_path / "again.png")
-        np.testing.assert_array_equal(read_mask(tmp_path / "again.png", rule), truth)
+        np.testing.assert_array_equal(count_classes(observe_mask(path), mask_rule), [*counts[:count], counts[IGNORED]])
+        encode_mask(mask, mask_rule).save(tmp_path / "again.png")
+        np.testing.assert_array_equal(read_mask(tmp_path / "again.png", mask_rule), truth)
         again, seen = observe_mask(tmp_path / "again.png"), observe_mask(path)
         assert again.counts == seen.counts or name.startswith("colours")  # whose greys are counted as such
         assert again.palette == seen.palette or (void and again.palette)  # void has VOC's colour there
-    assert MaskRule.from_dict(json.loads(json.dumps(rule.to_dict()))) == rule
+    assert MaskRule.from_dict(json.loads(json.dumps(mask_rule.to_dict()))) == mask_rule
     if "colours" in name:
-        assert rule.colours == rule.classes
+        assert mask_rule.colours == mask_rule.classes
     elif name == "palette":
-        assert rule.colours == tuple(int.from_bytes(bytes(TINTS[value].tolist()), "big") for value in rule.classes)
+        assert mask_rule.colours == tuple(
+            int.from_bytes(bytes(TINTS[value].tolist()), "big") for value in mask_rule.classes
+        )
     else:
-        assert rule.colours == ()
+        assert mask_rule.colours == ()
 
 
 FOREGROUND = {  # of values 0, 1 and 2, the last one ignored: MASK_FOREGROUND -> what is foreground
@@ -777,29 +784,34 @@ def test_one_foreground_and_what_is_ignored(tmp_path, name, wanted):
     write = (lambda v, p: with_palette(v, palette).save(p)) if name == "palette" else ENCODINGS[name][1]
     paths = write_all(tmp_path, lambda m, p: write(values[m], p), "a.png", masks)
     void = int(values[2]) if name != "colours" else (224, 224, 192)  # as MASK_FOREGROUND, red, green and blue of one
-    rule = find_mask_rule(paths, given, ignore=void)
-    assert rule.ignored == (values[2],) and rule.labels and rule.channels == 1 and "ignored" in rule.describe()
-    assert MaskRule.from_dict(json.loads(json.dumps(rule.to_dict()))) == rule
+    mask_rule = find_mask_rule(paths, given, ignore=void)
+    assert (
+        mask_rule.ignored == (values[2],)
+        and mask_rule.labels
+        and mask_rule.channels == 1
+        and "ignored" in mask_rule.describe()
+    )
+    assert MaskRule.from_dict(json.loads(json.dumps(mask_rule.to_dict()))) == mask_rule
     for path, mask in zip(paths, masks):
         truth = np.array([*meant, IGNORED], np.uint8)[mask]
-        np.testing.assert_array_equal(read_mask(path, rule), truth)
+        np.testing.assert_array_equal(read_mask(path, mask_rule), truth)
         seen, counts = observe_mask(path), [(truth == label).sum() for label in (0, 1, IGNORED)]
-        np.testing.assert_array_equal(count_classes(seen, rule), counts)
-        assert foreground_share(seen, rule) == counts[1] / max(1, counts[0] + counts[1])
+        np.testing.assert_array_equal(count_classes(seen, mask_rule), counts)
+        assert foreground_share(seen, mask_rule) == counts[1] / max(1, counts[0] + counts[1])
 
 
 def test_what_no_mask_holds_may_be_ignored_and_all_may_be(tmp_path):
     grey(blob()).save(tmp_path / "a.png")
-    rule = find_mask_rule([tmp_path / "a.png"], ignore=7)
-    np.testing.assert_array_equal(read_mask(tmp_path / "a.png", rule), blob())
+    mask_rule = find_mask_rule([tmp_path / "a.png"], ignore=7)
+    np.testing.assert_array_equal(read_mask(tmp_path / "a.png", mask_rule), blob())
     grey(blob(), 0, 7).save(tmp_path / "b.png")
-    rule = find_mask_rule([tmp_path / "b.png"], ignore=(7, 255))
-    np.testing.assert_array_equal(read_mask(tmp_path / "b.png", rule), blob() * IGNORED)
-    assert foreground_share(observe_mask(tmp_path / "b.png"), rule) == 0
-    assert not set(rule.foreground) & set(rule.ignored)
-    rule = find_mask_rule([tmp_path / "b.png"], ignore=(0, 7))
-    assert (read_mask(tmp_path / "b.png", rule) == IGNORED).all()
-    assert foreground_share(observe_mask(tmp_path / "b.png"), rule) == 0
+    mask_rule = find_mask_rule([tmp_path / "b.png"], ignore=(7, 255))
+    np.testing.assert_array_equal(read_mask(tmp_path / "b.png", mask_rule), blob() * IGNORED)
+    assert foreground_share(observe_mask(tmp_path / "b.png"), mask_rule) == 0
+    assert not set(mask_rule.foreground) & set(mask_rule.ignored)
+    mask_rule = find_mask_rule([tmp_path / "b.png"], ignore=(0, 7))
+    assert (read_mask(tmp_path / "b.png", mask_rule) == IGNORED).all()
+    assert foreground_share(observe_mask(tmp_path / "b.png"), mask_rule) == 0
     with pytest.raises(
         UserError, match="several classes.*0 .*, 15 .*, 255 "
     ):  # what is ignored stands among the shares
@@ -810,8 +822,8 @@ def test_what_no_mask_holds_may_be_ignored_and_all_may_be(tmp_path):
 
 def test_old_rules_are_read_and_long_ones_are_a_short_line():
     old = {"kind": "numbers", "background": [0], "foreground": [255], "soft": True, "rest": False}
-    rule = MaskRule.from_dict(old)
-    assert rule == MaskRule(soft=True) and rule.channels == 1 and not rule.labels
+    mask_rule = MaskRule.from_dict(old)
+    assert mask_rule == MaskRule(soft=True) and mask_rule.channels == 1 and not mask_rule.labels
     names = tuple(f"kind {index}" for index in range(250))
     long = MaskRule("colours", (), (), ignored=(1, 2), classes=tuple(range(1000, 1250)), names=names)
     text = long.describe()
@@ -902,35 +914,35 @@ def test_classes_whose_palettes_disagree(tmp_path):
         with pytest.raises(UserError, match="index 1 of their palettes.*(CLASSES|MASK_IGNORE) cannot mean both"):
             find_mask_rule(paths, **options)
     colours = {"ground": (0, 0, 0), "green": [0, 128, 0], "red": (128, 0, 0)}
-    for rule in (find_mask_rule(paths, classes="all"), find_mask_rule(paths, classes=colours)):
-        assert rule.kind == "colours" and rule.colours == rule.classes == (0, 0x008000, 0x800000)
-        np.testing.assert_array_equal(read_mask(paths[0], rule), np.array([0, 2, 1])[cells])
-        np.testing.assert_array_equal(read_mask(paths[1], rule), np.array([0, 2, 1])[cells])
+    for mask_rule in (find_mask_rule(paths, classes="all"), find_mask_rule(paths, classes=colours)):
+        assert mask_rule.kind == "colours" and mask_rule.colours == mask_rule.classes == (0, 0x008000, 0x800000)
+        np.testing.assert_array_equal(read_mask(paths[0], mask_rule), np.array([0, 2, 1])[cells])
+        np.testing.assert_array_equal(read_mask(paths[1], mask_rule), np.array([0, 2, 1])[cells])
     coloured(blob(), (0, 128, 0)).save(tmp_path / "{c}.png")  # one without a palette beside them
     paths = sorted(tmp_path.iterdir())
-    rule = find_mask_rule(paths, classes="all", ignore=(0, 0, 0))
-    np.testing.assert_array_equal(read_mask(paths[2], rule), np.where(blob(), 0, IGNORED))
+    mask_rule = find_mask_rule(paths, classes="all", ignore=(0, 0, 0))
+    np.testing.assert_array_equal(read_mask(paths[2], mask_rule), np.where(blob(), 0, IGNORED))
 
 
 def test_colours_of_classes_are_the_palettes_and_of_absent_ones_free(tmp_path):
     with_palette(areas(np.random.default_rng(0), [0, 1, 255]), [*VOC[:2], *TINTS[2:255], (224, 224, 192)]).save(
         tmp_path / "a.png"
     )
-    rule = find_mask_rule([tmp_path / "a.png"], ignore=255, classes=(0, 3, 1, 20))
-    assert rule.colours == (0, 0x808000, 0x800000, 0x004080)  # VOC's 3 is chair, 20 is a monitor
+    mask_rule = find_mask_rule([tmp_path / "a.png"], ignore=255, classes=(0, 3, 1, 20))
+    assert mask_rule.colours == (0, 0x808000, 0x800000, 0x004080)  # VOC's 3 is chair, 20 is a monitor
     with_palette(areas(np.random.default_rng(0), [0, 1]), [(0, 0, 0), (0, 128, 0)]).save(tmp_path / "b.png")
     assert find_mask_rule([tmp_path / "b.png"], classes=(0, 1, 2)).colours == (0, 0x008000, 0x808000)  # 2 is green too
     greys = Image.fromarray(np.uint8([[0, 1], [2, 2]]))  # used colours are grey, the palette is not
     greys.putpalette([0, 0, 0, 90, 90, 90, 200, 200, 200, 255, 0, 0])
     greys.save(tmp_path / "c.png")
-    rule = find_mask_rule([tmp_path / "c.png"], classes="all")
-    encode_mask(np.uint8([[2, 1], [0, 0]]), rule).save(tmp_path / "d.png")
-    np.testing.assert_array_equal(read_mask(tmp_path / "d.png", rule), [[2, 1], [0, 0]])
+    mask_rule = find_mask_rule([tmp_path / "c.png"], classes="all")
+    encode_mask(np.uint8([[2, 1], [0, 0]]), mask_rule).save(tmp_path / "d.png")
+    np.testing.assert_array_equal(read_mask(tmp_path / "d.png", mask_rule), [[2, 1], [0, 0]])
 
 
 def test_one_foreground_is_written_white_on_black(tmp_path):
-    for rule in (MaskRule(), MaskRule("numbers", (), (8,), rest=True), MaskRule("colours", (0,), (0xFF0000,))):
-        encode_mask(blob(), rule).save(tmp_path / "a.png")
+    for mask_rule in (MaskRule(), MaskRule("numbers", (), (8,), rest=True), MaskRule("colours", (0,), (0xFF0000,))):
+        encode_mask(blob(), mask_rule).save(tmp_path / "a.png")
         np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "a.png")), blob() * 255)
 
 
@@ -938,20 +950,20 @@ def test_masks_of_one_image_are_united(tmp_path):
     draw = np.random.default_rng(0)
     masks = draw.choice([0, 1, 255], (3, 30, 40), p=[0.6, 0.2, 0.2])
     paths = write_all(tmp_path, lambda m, p: Image.fromarray(m.astype(np.uint8)).save(p), "a.png", list(masks))
-    rule = find_mask_rule(paths, ignore=255)
+    mask_rule = find_mask_rule(paths, ignore=255)
     truth = np.where((masks == 1).any(0), 1, np.where((masks == 255).any(0), IGNORED, 0))
-    np.testing.assert_array_equal(read_mask(tuple(paths), rule), truth)
+    np.testing.assert_array_equal(read_mask(tuple(paths), mask_rule), truth)
     np.testing.assert_array_equal(
-        read_mask(tuple(paths), rule, (15, 20)), resize_mask(truth.astype(np.uint8), (15, 20))
+        read_mask(tuple(paths), mask_rule, (15, 20)), resize_mask(truth.astype(np.uint8), (15, 20))
     )
-    np.testing.assert_array_equal(read_mask((paths[1],), rule), read_mask(paths[1], rule))
+    np.testing.assert_array_equal(read_mask((paths[1],), mask_rule), read_mask(paths[1], mask_rule))
     binary = find_mask_rule(paths, (1, 255))
     np.testing.assert_array_equal(read_mask(tuple(paths), binary), (masks > 0).any(0))
     Image.fromarray(np.zeros((40, 30), np.uint8)).save(tmp_path / "turned.png")
     with pytest.raises(UserError, match="0 a.png, .*1 a.png.*CLASSES leaves unclear"):
         read_mask(tuple(paths), find_mask_rule(paths, classes="all"))
     with pytest.raises(UnusableFile, match="turned.png: is 40x30, and .*0 a.png.*30x40"):
-        read_mask((*paths, tmp_path / "turned.png"), rule)
+        read_mask((*paths, tmp_path / "turned.png"), mask_rule)
 
 
 def test_values_that_the_classes_lack_are_refused_when_read(tmp_path):
@@ -964,9 +976,9 @@ def test_values_that_the_classes_lack_are_refused_when_read(tmp_path):
         for value in (0, 7, 254, 0xE0E0C0 & 65535, 70_000):
             if value <= np.iinfo(dtype).max:
                 Image.fromarray(np.array([[3, 3], [3, value]], dtype)).save(tmp_path / "a.tif")
-                for rule in rules:
+                for mask_rule in rules:
                     with pytest.raises(UnusableFile, match="a.tif: holds other values.*CLASSES or to MASK_IGNORE"):
-                        read_mask(tmp_path / "a.tif", rule)
+                        read_mask(tmp_path / "a.tif", mask_rule)
 
 
 @pytest.mark.parametrize("seed", range(40))

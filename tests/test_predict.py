@@ -712,8 +712,8 @@ def test_a_meaning_of_training_that_these_masks_do_not_have_is_told(photos, call
     truths = tmp_path / "truths"
     truths.mkdir()
     Image.fromarray(np.full((100, 150), 255, np.uint8)).save(truths / "a.png")
-    rule = MaskRule("numbers", (), (8,), rest=True).to_dict()
-    path = changed(settings={name: 8}, mask_rule=rule)
+    mask_rule = MaskRule("numbers", (), (8,), rest=True).to_dict()
+    path = changed(settings={name: 8}, mask_rule=mask_rule)
     call(photos, "--checkpoint", path, "--masks", truths)
     assert "reads as foreground" in capsys.readouterr().out
     call(photos, "--checkpoint", path, "--masks", truths, "--mask-foreground", 255)
@@ -874,8 +874,8 @@ def classes_network(network):
 def classes_checkpoint(classes_network, changed):
     """classes_checkpoint(rule, ...) is the path of a checkpoint of that network, for masks of that MaskRule."""
     architecture = dict(in_channels=3, out_channels=4, features=[8, 16])
-    return lambda rule=RULES["numbers"], **values: changed(
-        state_dict=classes_network.state_dict(), network=architecture, mask_rule=rule.to_dict(), **values
+    return lambda mask_rule=RULES["numbers"], **values: changed(
+        state_dict=classes_network.state_dict(), network=architecture, mask_rule=mask_rule.to_dict(), **values
     )
 
 
@@ -893,22 +893,26 @@ def labels_by_hand(network, path, size=(96, 128)):
 def test_classes_are_written_as_the_masks_of_training_have_them(
     photos, call, classes_network, classes_checkpoint, kind
 ):
-    rule = RULES[kind]
-    status, out = call(photos, "--checkpoint", classes_checkpoint(rule))
+    mask_rule = RULES[kind]
+    status, out = call(photos, "--checkpoint", classes_checkpoint(mask_rule))
     assert status == 0 and len(list(out.rglob("*.*"))) == 5
     seen = set()
     for path in photos.rglob("*.*"):
         if path.suffix != ".txt":
             written = out / path.relative_to(photos).with_suffix(".png")
-            labels = read_mask(written, rule)
+            labels = read_mask(written, mask_rule)
             logits = labels_by_hand(classes_network, path)
             best, second = np.sort(logits, axis=0)[[-1, -2]]
             assert (labels == logits.argmax(0))[best - second > 1e-3].all(), path
-            assert (load(written) == np.asarray(encode_mask(labels, rule))).all()
+            assert (load(written) == np.asarray(encode_mask(labels, mask_rule))).all()
             seen |= set(np.unique(labels).tolist())
     assert seen == {0, 1, 2, 3}
-    found = find_mask_rule([*out.rglob("*.png")], classes=dict(zip(rule.names, rule.classes)), num_workers=1)
-    assert found.classes == rule.classes and found.kind == rule.kind and bool(found.colours) == bool(rule.colours)
+    found = find_mask_rule([*out.rglob("*.png")], classes=dict(zip(mask_rule.names, mask_rule.classes)), num_workers=1)
+    assert (
+        found.classes == mask_rule.classes
+        and found.kind == mask_rule.kind
+        and bool(found.colours) == bool(mask_rule.colours)
+    )
 
 
 @pytest.mark.slow
@@ -925,9 +929,9 @@ def test_two_classes_give_what_one_foreground_gives(photos, call, changed, netwo
         assert np.abs(foreground.astype(int) - alone).max() <= 1
     weights = network.state_dict()
     two = {key: torch.cat([0 * weights[key], weights[key]]) for key in ("output_conv.weight", "output_conv.bias")}
-    rule = MaskRule("numbers", (), (), classes=(0, 255), names=("0", "255")).to_dict()
+    mask_rule = MaskRule("numbers", (), (), classes=(0, 255), names=("0", "255")).to_dict()
     path = changed(
-        state_dict=weights | two, network=dict(in_channels=3, out_channels=2, features=[8, 16]), mask_rule=rule
+        state_dict=weights | two, network=dict(in_channels=3, out_channels=2, features=[8, 16]), mask_rule=mask_rule
     )
     in_windows = ("--window", 64, "--image-size")
     for flags in ((), ("--flips", "hv"), (*in_windows, "own"), (*in_windows, 120, 160), ("--batch-size", 3)):
@@ -1016,25 +1020,25 @@ def test_windows_of_classes_need_a_strip_of_memory():
 
 def test_scores_of_classes(photos, call, classes_checkpoint, tmp_path, capsys):
     """Of its own masks, of which one lacks a class, one is ignored in part, and one is shifted by hand."""
-    rule = RULES["palette"]
-    path = classes_checkpoint(rule)
+    mask_rule = RULES["palette"]
+    path = classes_checkpoint(mask_rule)
     _, out = call(photos, "--checkpoint", path)
     truths = tmp_path / "truths"
     truths.mkdir()
-    masks = {name: read_mask(out / f"{name}.png", rule) for name in ("a", "grey", "palette")}
+    masks = {name: read_mask(out / f"{name}.png", mask_rule) for name in ("a", "grey", "palette")}
     masks["a"][masks["a"] == 3] = 0
     masks["grey"][:30] = (masks["grey"][:30] + 1) % 4
     true = {name: mask.copy() for name, mask in masks.items()}
     true["grey"][:30] = IGNORED
     for name, mask in true.items():
-        encode_mask(mask, rule).save(truths / f"{name}.png")
+        encode_mask(mask, mask_rule).save(truths / f"{name}.png")
     status, out = call(photos, "--checkpoint", path, "--masks", truths)
     said = capsys.readouterr().out
     assert status == 0 and "there are 4 classes: 0, 3 road, 8 a/b, 7 300; 9 is ignored" in said
     rows = {Path(row["image"]).stem: row for row in csv.DictReader((out / "scores.csv").open())}
     assert list(rows["a"]) == ["image", "dice", "dice_0", "dice_road", "dice_a/b", "dice_300"]
     assert [float(rows["grey"][key] or 1) for key in list(rows["grey"])[1:]] == [1] * 5
-    predicted = read_mask(out / "a.png", rule)
+    predicted = read_mask(out / "a.png", mask_rule)
     by_hand = [
         2 * ((predicted == k) & (true["a"] == k)).sum() / ((predicted == k).sum() + (true["a"] == k).sum())
         for k in range(4)
@@ -1048,10 +1052,12 @@ def test_scores_of_classes(photos, call, classes_checkpoint, tmp_path, capsys):
         np.mean([float(row["dice_300"]) for row in holding]), abs=1e-6
     )
     pooled = np.concatenate([true[name][true[name] != IGNORED] for name in true])
-    found = np.concatenate([read_mask(out / f"{name}.png", rule)[true[name] != IGNORED] for name in true])
+    found = np.concatenate([read_mask(out / f"{name}.png", mask_rule)[true[name] != IGNORED] for name in true])
     iou = [((pooled == k) & (found == k)).sum() / ((pooled == k) | (found == k)).sum() for k in range(4)]
     table = dict(re.findall(r"\n  (\S+) +[\d.]+  ([\d.]+) +[\d.]+ %", said))
-    assert {name: float(value) for name, value in table.items()} == pytest.approx(dict(zip(rule.names, iou)), abs=1e-4)
+    assert {name: float(value) for name, value in table.items()} == pytest.approx(
+        dict(zip(mask_rule.names, iou)), abs=1e-4
+    )
     assert f"IoU {np.mean(iou):.4f}" in said and "The lowest Dice:" in said
     assert load(out / "worst.png").shape[0] > 3 * 240
 
@@ -1128,8 +1134,8 @@ def test_ignored_pixels_are_not_scored(photos, call, changed, tmp_path, capsys):
         assert float(scores["dice"]) == pytest.approx(2 * right / given, abs=1e-6)
         assert int(scores["predicted_pixels"]) == predicted[40:].sum()
         assert "7 is ignored" in capsys.readouterr().out
-    rule = MaskRule("numbers", (), (1,), rest=True, ignored=(7,)).to_dict()
-    path = changed(settings={"MASK_IGNORE": 7, "MASK_FOREGROUND": 1}, mask_rule=rule)
+    mask_rule = MaskRule("numbers", (), (1,), rest=True, ignored=(7,)).to_dict()
+    path = changed(settings={"MASK_IGNORE": 7, "MASK_FOREGROUND": 1}, mask_rule=mask_rule)
     assert row("--checkpoint", path) == scores
     with pytest.raises(UserError, match="several classes"):
         row()

@@ -115,7 +115,7 @@ with processes.together("cpu"):
         network.bias.data = -network.weight.data.sum((1, 2, 3)) / 2  # each class is predicted somewhere
         for count in (7, 1):  # of one image, another process has none
             data = TensorDataset(images[:count], truths[:count])
-            data.rule = rule
+            data.mask_rule = rule
             found.append(vars(check_accuracy(DataLoader(data, 2), network)))
     if processes.rank() == processes.world_size() - 1:
         with open(sys.argv[1], "w") as file:

@@ -16,10 +16,10 @@ import pytest
 from helpers import ROOT, WAIT
 from PIL import Image
 
-from parts.errors import UnusableFile, UserError, shown
+from parts.errors import UnusableFile, UserError, printable
 from parts.images import (
     bytes_of,
-    choose_span,
+    choose_value_range,
     decode,
     depth_of,
     image_size,
@@ -241,7 +241,7 @@ def test_image_is_read_right_or_refused_in_words(tmp_path, name):
     else:
         with pytest.raises(UnusableFile) as caught:
             read_image(path)
-        assert expected in str(caught.value) and str(caught.value).startswith(shown(path))
+        assert expected in str(caught.value) and str(caught.value).startswith(printable(path))
         assert caught.value.cure
         str(caught.value).encode()  # can be printed
 
@@ -315,7 +315,7 @@ def test_pixels_keep_their_depth_and_a_span_makes_bytes_of_them(tmp_path, name):
     np.testing.assert_array_equal(pixels, expected)
     assert image_size(path) == pixels.shape[:2]
     low, high = 1000, 40_000
-    image = read_image(path, span=(low, high))
+    image = read_image(path, value_range=(low, high))
     assert image.dtype == np.uint8
     if expected.dtype == np.uint8:
         assert depth is None and np.array_equal(image, expected)
@@ -323,7 +323,7 @@ def test_pixels_keep_their_depth_and_a_span_makes_bytes_of_them(tmp_path, name):
     right = np.clip((expected.astype(float) - low) * 255 / (high - low), 0, 255)
     assert np.abs(image - right).max() <= 0.51
     np.testing.assert_array_equal(image, bytes_of(pixels, (low, high)))
-    np.testing.assert_array_equal(read_image(path, (9, 8), span=(low, high)), resize_image(image, (9, 8)))
+    np.testing.assert_array_equal(read_image(path, (9, 8), value_range=(low, high)), resize_image(image, (9, 8)))
     kind = "float" if name == "float.tif" else 16 if expected.dtype == np.uint16 else 32
     assert (depth["bits"], depth["lowest"], depth["highest"]) == (kind, expected.min(), expected.max())
     assert json.loads(json.dumps(depth)) == depth
@@ -342,7 +342,7 @@ def test_deep_colours_that_two_libraries_see_differently_are_refused(tmp_path):
     tiff(deep(4), 2, more={338: [1]})(tmp_path / "a.tif")  # colours multiplied by alpha, which Pillow takes back
     assert read_image(tmp_path / "a.tif").shape == (H, W, 3)
     with pytest.raises(UnusableFile, match="a.tif: has 16 bits in several channels, laid out in an uncommon way"):
-        read_image(tmp_path / "a.tif", span=(0, 9))
+        read_image(tmp_path / "a.tif", value_range=(0, 9))
 
 
 def test_nothing_is_printed_about_odd_tags(tmp_path, capfd):
@@ -356,7 +356,7 @@ def test_pixels_that_are_no_numbers_are_refused(tmp_path):
     values[3, :4] = np.nan, np.inf, -np.inf, np.nan
     Image.fromarray(values).save(tmp_path / "a.tif")
     with pytest.raises(UnusableFile, match="a.tif: has 4 pixels that are no numbers"):
-        read_image(tmp_path / "a.tif", span=(0, 1))
+        read_image(tmp_path / "a.tif", value_range=(0, 1))
     with np.errstate(all="raise"):
         bytes_of(np.float32([[-3.4e38, 3.4e38]]), (-3e38, 1))
 
@@ -369,11 +369,11 @@ def test_the_span_of_a_dataset_leaves_outliers_out(tmp_path):
         values.flat[draw.choice(values.size, 60, replace=False)] = 65535
         Image.fromarray(values).save(tmp_path / "a.png")
         quantiles.append(depth_of(decode(tmp_path / "a.png"), tmp_path / "a.png")["quantiles"])
-    low, high = choose_span(quantiles)
+    low, high = choose_value_range(quantiles)
     assert 2000 <= low < 2030 and 2970 < high <= 3000
-    assert choose_span([[7] * 999 + [9]]) == (7, 9)
-    assert choose_span([[7.0] * 100]) == (7, 8)
-    assert choose_span([range(500), range(500, 1001)]) == (5, 995)
+    assert choose_value_range([[7] * 999 + [9]]) == (7, 9)
+    assert choose_value_range([[7.0] * 100]) == (7, 8)
+    assert choose_value_range([range(500), range(500, 1001)]) == (5, 995)
 
 
 @pytest.mark.parametrize(

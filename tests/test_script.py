@@ -141,8 +141,8 @@ def test_a_dictionary_is_shown_as_it_is_typed(capsys):
     space = constants(SCRIPT + CLASSES + f"MINE = {{'road': 3, 'car': (8, 9)}}\nMANY = {many}\n")
     with pytest.raises(SystemExit):
         settings_of(space, ["--help"])
-    shown = " ".join(capsys.readouterr().out.split())
-    assert "(default: road=3 car=8,9)" in shown and "--classes NAME=VALUE or STR or VALUE [" in shown
+    printable = " ".join(capsys.readouterr().out.split())
+    assert "(default: road=3 car=8,9)" in printable and "--classes NAME=VALUE or STR or VALUE [" in printable
     lines = table(settings_of(space, [])).splitlines()
     assert any(line.split(maxsplit=1) == ["MINE", "{'road': 3, 'car': (8, 9)}"] for line in lines)
     start = next(i for i, line in enumerate(lines) if line.split()[0] == "MANY")
@@ -189,10 +189,10 @@ def test_rules_tell_all_that_is_wrong_at_once():
 def test_help_gives_reasons_and_defaults(script, capsys):
     with pytest.raises(SystemExit) as end:
         settings_of(script, ["--help"])
-    shown = capsys.readouterr().out
+    printable = capsys.readouterr().out
     assert end.value.code == 0
-    assert "how many (default: 3)" in shown and "values, 100 % (default: None)" in shown
-    assert "--flip, --no-flip" in shown and "What it does." in shown and "--hidden" not in shown
+    assert "how many (default: 3)" in printable and "values, 100 % (default: None)" in printable
+    assert "--flip, --no-flip" in printable and "What it does." in printable and "--hidden" not in printable
 
 
 def test_an_unknown_flag_ends_with_status_2(script):

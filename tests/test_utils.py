@@ -159,10 +159,10 @@ class Nearest(nn.Module):
 class Given(TensorDataset):
     """Images and masks as they are given, with a rule that says what the masks hold."""
 
-    def __init__(self, predictions, truths, rule):
+    def __init__(self, predictions, truths, mask_rule):
         images = torch.as_tensor(predictions, dtype=torch.uint8).unsqueeze(1).repeat(1, 3, 1, 1)
         super().__init__(images, torch.as_tensor(truths))
-        self.rule = rule
+        self.mask_rule = mask_rule
 
 
 def classes_rule(*names, **keywords):
@@ -332,9 +332,9 @@ def test_a_users_transform_works_with_classes_and_ignored_pixels(class_folders, 
     model, targets, scores = nn.Conv2d(3, channels, 1, bias=False), [], []
     for transform in (None, lambda image, mask: dict(image=image.transpose(2, 0, 1), mask=mask.astype(np.int64))):
         _, val = get_loaders(*class_folders, 4, 0, transform=transform, image_size=(40, 60), ignore=50, **meaning)
-        rule = val.dataset.rule
-        assert (rule.channels, rule.labels) == (channels, True)
-        targets.append(torch.cat([targets_of(masks, torch.device("cpu"), rule.labels) for _, masks in val]))
+        mask_rule = val.dataset.mask_rule
+        assert (mask_rule.channels, mask_rule.labels) == (channels, True)
+        targets.append(torch.cat([targets_of(masks, torch.device("cpu"), mask_rule.labels) for _, masks in val]))
         scores.append(check_accuracy(val, model))
     assert torch.equal(*targets) and targets[0].unique().tolist() == [*range(max(2, channels)), 255]
     assert scores[0] == scores[1] and scores[0].accuracy < 1
@@ -562,7 +562,7 @@ def test_classes_are_drawn_in_their_colours_and_kept_as_their_indices(class_fold
     out, model, drawn = tmp_path / "saved_images", red_network(), []
     save_predictions(val, model, out)
     truth = next(iter(val))[1][0].numpy()
-    colours = np.array([colour for colour, _ in pictures.classes_of(val.dataset.rule)])
+    colours = np.array([colour for colour, _ in pictures.classes_of(val.dataset.mask_rule)])
     for name in ("0.png", "pred_0.png"):
         drawn.append(np.array(Image.open(out / name).convert("RGB"))[2:42, 2:62])
         assert np.array_equal(drawn[-1][:32], colours[truth[:32]])
@@ -740,41 +740,41 @@ def test_a_network_comes_back_as_what_it_was(tmp_path, saved, network):
     assert equal(load_network(tmp_path / "encoder.pth")[0].state_dict(), other.state_dict())
 
 
-def parts_of_a_run(rule, channels=None):
+def parts_of_a_run(mask_rule, channels=None):
     """(parts, settings, architecture) as train.py has them."""
-    architecture = dict(in_channels=3, out_channels=channels or rule.channels, features=[4, 8])
+    architecture = dict(in_channels=3, out_channels=channels or mask_rule.channels, features=[4, 8])
     model = build_network(**architecture)
     optimizer = recipe.make_optimizer(model, "adamw", 0.01, 0.0)
     schedule = recipe.Schedule(optimizer, "linear", 2, 4)
     return [model, optimizer, schedule, torch.amp.GradScaler("cpu", enabled=False)], SimpleNamespace(**TRAIN)
 
 
-def saved_run(path, rule, scores):
+def saved_run(path, mask_rule, scores):
     """Saves one epoch of a run on masks of `rule`; returns its model."""
-    parts, s = parts_of_a_run(rule)
+    parts, s = parts_of_a_run(mask_rule)
     row = dict(epoch=1, loss=0.5, dice=scores.dice, dice_nonempty=scores.dice_nonempty, **class_columns(scores))
-    architecture = dict(in_channels=3, out_channels=rule.channels, features=[4, 8])
-    save_checkpoint(run_state(*parts, [row], 0, scores, s, architecture, rule, "same"), path)
+    architecture = dict(in_channels=3, out_channels=mask_rule.channels, features=[4, 8])
+    save_checkpoint(run_state(*parts, [row], 0, scores, s, architecture, mask_rule, "same"), path)
     return parts[0]
 
 
 @pytest.fixture
 def class_run(tmp_path):
     """(path, rule, scores, model) of a run on three classes, the last of which no image holds."""
-    rule = classes_rule("sky", "road", "car")
-    scores = check_accuracy(class_loader([LEFT, TOP], [TOP, TOP], *rule.names), Nearest(3))
+    mask_rule = classes_rule("sky", "road", "car")
+    scores = check_accuracy(class_loader([LEFT, TOP], [TOP, TOP], *mask_rule.names), Nearest(3))
     assert scores.classes["dice"][2] is None
-    return tmp_path / "classes.pth", rule, scores, saved_run(tmp_path / "classes.pth", rule, scores)
+    return tmp_path / "classes.pth", mask_rule, scores, saved_run(tmp_path / "classes.pth", mask_rule, scores)
 
 
 def test_a_run_on_classes_goes_on_with_its_scores(class_run, capsys):
-    path, rule, scores, model = class_run
-    parts, s = parts_of_a_run(rule)
+    path, mask_rule, scores, model = class_run
+    parts, s = parts_of_a_run(mask_rule)
     s.NUM_EPOCHS = 4
-    history, since, found = resume(path, *parts, s, "same", rule)
+    history, since, found = resume(path, *parts, s, "same", mask_rule)
     assert found == scores and equal(parts[0].state_dict(), model.state_dict())
     assert history[0]["dice_road"] == scores.classes["dice"][1] and history[0]["dice_car"] is None and since == 0
-    assert resume(path, *parts, s, "another", rule)[1:] == (1, None)
+    assert resume(path, *parts, s, "another", mask_rule)[1:] == (1, None)
 
 
 def test_a_run_from_before_there_were_classes_goes_on(tmp_path):
@@ -795,11 +795,11 @@ def test_a_run_from_before_there_were_classes_goes_on(tmp_path):
 @pytest.mark.parametrize("names", [("sky", "road"), ("road", "sky", "car"), ("sky", "road", "bus"), ()])
 def test_a_run_on_other_classes_is_refused_in_words(class_run, names):
     path, _, _, _ = class_run
-    rule = classes_rule(*names) if names else MaskRule()
-    parts, s = parts_of_a_run(rule)
+    mask_rule = classes_rule(*names) if names else MaskRule()
+    parts, s = parts_of_a_run(mask_rule)
     before = {key: value.clone() for key, value in parts[0].state_dict().items()}
     with pytest.raises(UserError) as told:
-        resume(path, *parts, s, "same", rule)
+        resume(path, *parts, s, "same", mask_rule)
     words = str(told.value)
     assert "has the classes sky, road, car" in words and (", ".join(names) or "one foreground") in words
     assert "CLASSES" in words and "--pretrained" in words and equal(parts[0].state_dict(), before)
@@ -808,10 +808,10 @@ def test_a_run_on_other_classes_is_refused_in_words(class_run, names):
 @pytest.mark.parametrize("names", [("sky", "road", "car"), ("sky", "road", "bus"), ("sky", "road"), ()])
 def test_weights_of_other_classes_keep_all_but_the_output_layer(class_run, names, capsys):
     path, _, _, model = class_run
-    rule = classes_rule(*names) if names else MaskRule()
-    fresh = build_network(in_channels=3, out_channels=rule.channels, features=[4, 8])
+    mask_rule = classes_rule(*names) if names else MaskRule()
+    fresh = build_network(in_channels=3, out_channels=mask_rule.channels, features=[4, 8])
     before = fresh.state_dict()["output_conv.weight"].clone()
-    load_pretrained(path, fresh, rule)
+    load_pretrained(path, fresh, mask_rule)
     own, saved = fresh.state_dict(), model.state_dict()
     assert torch.equal(own["middle.conv.0.weight"], saved["middle.conv.0.weight"])
     same = names == ("sky", "road", "car")
@@ -820,9 +820,9 @@ def test_weights_of_other_classes_keep_all_but_the_output_layer(class_run, names
 
 
 def test_a_network_of_classes_comes_back_with_their_names(class_run, tmp_path):
-    path, rule, _, model = class_run
+    path, mask_rule, _, model = class_run
     found, checkpoint = load_network(path)
-    assert equal(found.state_dict(), model.state_dict()) and MaskRule.from_dict(checkpoint["mask_rule"]) == rule
+    assert equal(found.state_dict(), model.state_dict()) and MaskRule.from_dict(checkpoint["mask_rule"]) == mask_rule
     torch.save(model.state_dict(), tmp_path / "foreign.pth")  # says nothing of its classes
     found, checkpoint = load_network(tmp_path / "foreign.pth")
     foreign = MaskRule.from_dict(checkpoint["mask_rule"])
@@ -832,8 +832,8 @@ def test_a_network_of_classes_comes_back_with_their_names(class_run, tmp_path):
 
 def test_a_network_whose_channels_are_not_its_classes_is_refused(class_run, tmp_path):
     checkpoint = torch.load(class_run[0])
-    for rule in (MaskRule(), classes_rule("a", "b")):
-        torch.save(checkpoint | {"mask_rule": rule.to_dict()}, tmp_path / "wrong.pth")
+    for mask_rule in (MaskRule(), classes_rule("a", "b")):
+        torch.save(checkpoint | {"mask_rule": mask_rule.to_dict()}, tmp_path / "wrong.pth")
         with pytest.raises(UserError, match="wrong.pth.* 3 out"):
             load_network(tmp_path / "wrong.pth")
     torch.save(checkpoint | {"mask_rule": {"of": "another program"}}, tmp_path / "wrong.pth")
