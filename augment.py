@@ -41,7 +41,7 @@ from parts.mask_rules import decide_mask_rule, refuse_united_classes
 from parts.masks import count_classes, observe_mask, read_mask
 from parts.names import COPIES, HOW_TO_GET_CARVANA, Pair, group_of, list_pictures, pair_files
 from parts.options import refuse_wrong, settings_of, whole
-from parts.spec import DataSpec
+from parts.spec import CARVANA_GROUP, DataSpec
 
 IMG_DIR = "dataset/train"  # the images; Carvana's train.zip unpacks into this
 MASK_DIR = "dataset/train_masks"  # their masks; Carvana's train_masks.zip
@@ -113,7 +113,7 @@ def _open(pair):
     return decoded, pixels, masks
 
 
-def split(pairs, val_images=VAL_IMAGES, group=GROUP):
+def split(pairs, val_images=VAL_IMAGES, group=CARVANA_GROUP):
     """(training, validation, left out): the last `val_images` of the sorted pairs are validation.
 
     A fraction counts of all images. What shares its group with a validation image is left out; the pages of a file are
@@ -158,32 +158,26 @@ class Summary:
 
 
 def make_augmented(
-    img_dir,
-    mask_dir,
-    output_dir,
-    val_images=VAL_IMAGES,
-    group=GROUP,
-    mask_foreground=MASK_FOREGROUND,
-    jpeg_quality=JPEG_QUALITY,
-    num_workers=NUM_WORKERS,
-    seed=SEED,
-    progress=True,
-    mask_name=MASK_NAME,
-    skip_unpaired=SKIP_UNPAIRED,
-    mask_ignore=MASK_IGNORE,
-    classes=CLASSES,
-    image_range=IMAGE_RANGE,
-):
+    img_dir: str | Path,
+    mask_dir: str | Path,
+    output_dir: str | Path,
+    spec: DataSpec = DataSpec(),
+    *,
+    val_images: int | float = VAL_IMAGES,
+    jpeg_quality: int = JPEG_QUALITY,
+    num_workers: int | None = NUM_WORKERS,
+    seed: int = SEED,
+) -> Summary:
     """Writes what this file's docstring says below `output_dir`, as far as it is not there yet; a Summary.
 
     UserError: unusable files (all of them named), a split that leaves nothing, another's files in the way, constants
     that cannot be.
     """
-    spec = DataSpec(mask_foreground, mask_ignore, classes, image_range, group, mask_name, skip_unpaired)
-    mask_name = spec.mask_name
+    mask_foreground, mask_ignore, classes = spec.foreground, spec.ignore, spec.classes
+    mask_name, group, image_range = spec.mask_name, spec.group, spec.image_range
     _check_folders(img_dir, mask_dir, output_dir)
     train, val, left_out = split(
-        pair_files(img_dir, mask_dir, mask_name, skip_unpaired, apart=[output_dir]), val_images, group
+        pair_files(img_dir, mask_dir, mask_name, spec.skip_unpaired, apart=[output_dir]), val_images, group
     )
     items = _plan(train, val, mask_name)
     mask_rule, warnings = None, []
@@ -199,7 +193,7 @@ def make_augmented(
             settings["MASK_NAME"] = mask_name
         missing = _prepare(output_dir, items, settings)
         start = time.perf_counter()
-        _make(missing, _Maker(output_dir, jpeg_quality, seed), num_workers, items, progress)
+        _make(missing, _Maker(output_dir, jpeg_quality, seed), num_workers, items)
         seconds = time.perf_counter() - start
         sample = _sample(items[: len(train)])
         mask_rule = mask_rule or _shown_rule(sample, mask_foreground, mask_ignore)
@@ -312,10 +306,11 @@ def _images(items):
     return sum(len(item.images) for item in items)
 
 
-def _make(missing, maker, num_workers, items, progress):
+def _make(missing, maker, num_workers, items):
     faults = []
     total = _images(items)
-    bar = tqdm(total=total, initial=total - _images(missing), unit=" images", desc="augmenting", disable=not progress)
+    # None: shown on a terminal
+    bar = tqdm(total=total, initial=total - _images(missing), unit=" images", desc="augmenting", disable=None)
     with bar, closing(parallel_map(maker, missing, num_workers)) as outcomes:
         for item, fault in zip(missing, outcomes):
             if fault is not None:
@@ -616,11 +611,11 @@ def main(argv=None):
         s.IMG_DIR,
         s.MASK_DIR,
         s.OUTPUT_DIR,
-        s.VAL_IMAGES,
+        DataSpec.of(s),
+        val_images=s.VAL_IMAGES,
         jpeg_quality=s.JPEG_QUALITY,
         num_workers=s.NUM_WORKERS,
         seed=s.SEED,
-        **dataset.shared(s),
     )
     print(f"Training: {_words(done.train, done.train_groups)}, {done.train * 4} with their copies.")
     print(f"Validation: {_words(done.val, done.val_groups)}, as they are.")

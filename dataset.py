@@ -23,7 +23,7 @@ from parts.mask_rules import find_mask_rule, refuse_united_classes
 from parts.masks import IGNORED
 from parts.names import pair_files
 from parts.options import refuse_wrong, settings_of, sizes
-from parts.spec import CARVANA_GROUP
+from parts.spec import CARVANA_GROUP, DataSpec
 
 # Shared by all scripts: what the masks mean, and which images belong together.
 MASK_FOREGROUND: int | tuple | str | None = None  # value(s) of foreground, "nonzero" or "alpha"; None: as masks say
@@ -33,14 +33,8 @@ IMAGE_RANGE: tuple | str | None = None  # (low, high) or "auto": what of 16-bit 
 GROUP = CARVANA_GROUP  # pattern of the part of a name that must not stand on both sides of the split
 MASK_NAME: str | None = None  # how masks are named: "{}_segmentation", or "{}_*" for several of an image; None: like it
 SKIP_UNPAIRED = False  # leave out images without a mask and masks without an image, instead of refusing them
-_SHARED = ("MASK_FOREGROUND", "MASK_IGNORE", "CLASSES", "IMAGE_RANGE", "GROUP", "MASK_NAME", "SKIP_UNPAIRED")
 SHEET: str | None = "audit.png"  # where the overlays go; None: nowhere
 IMAGE_SIZE: tuple | None = (320, 480)  # that of training: what of the masks is left at it is told; None: it is not
-
-
-def shared(s):
-    """The constants that all scripts share, of one script's settings `s`, as audit and make_augmented take them."""
-    return {name.lower(): getattr(s, name) for name in _SHARED}
 
 
 class Batch(list):
@@ -234,8 +228,10 @@ def main(argv=None):
     refuse_wrong(s, IMAGE_SIZE=(lambda v: v is None or two[0](v), two[1]))
     if s.val_img_dir and not s.val_mask_dir:
         raise UserError("VAL_IMG_DIR has no VAL_MASK_DIR beside it. Give both, or neither.")
-    folders = s.img_dir, s.mask_dir, s.val_img_dir, s.val_mask_dir
-    report = audit(*folders, sheet=s.SHEET, image_size=s.IMAGE_SIZE, **shared(s))
+    val_folders = None
+    if s.val_img_dir:
+        val_folders = s.val_img_dir, s.val_mask_dir
+    report = audit((s.img_dir, s.mask_dir), val_folders, DataSpec.of(s), sheet=s.SHEET, image_size=s.IMAGE_SIZE)
     print(report.text())
     report.stop_if_spoiled()
     print("No problems.")

@@ -30,6 +30,7 @@ from parts.networks import NODES, build_network
 from parts.options import number, one_of, refuse_wrong, settings_of, sizes, table, whole
 from parts.recipe import targets_of
 from parts.scores import class_columns, symptom
+from parts.spec import DataSpec
 from utils import (
     Loader,
     arrays_folder,
@@ -338,12 +339,13 @@ def look_at_data(s, output):
         if not folder.is_dir() or not any(folder.iterdir()):
             raise UserError(f"{folder}: no images here.\n{HOW_TO_GET_CARVANA}")
     report = audit(
-        *folders,
+        (s.TRAIN_IMG_DIR, s.TRAIN_MASK_DIR),
+        (s.VAL_IMG_DIR, s.VAL_MASK_DIR),
+        DataSpec.of(s),
         image_size=s.IMAGE_SIZE,
         sheet=output / "saved_images" / "audit.png",
         cache=arrays_folder(s.TRAIN_IMG_DIR, output) / "audit.json",
         apart=[output],
-        **dataset.shared(s),
     )
     print(report.text())
     report.stop_if_spoiled()

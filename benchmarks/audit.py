@@ -73,13 +73,13 @@ def main(argv=None):
         for _ in parallel_map(draw, [(folder, index, s.SIDE, s.FORMAT) for index in range(s.PAIRS)], s.NUM_WORKERS):
             pass
         pairs = pair_files(*folders)
-        named = dict(sheet=folder / "sheet.png", num_workers=s.NUM_WORKERS, progress=False)
+        named = dict(sheet=folder / "sheet.png", num_workers=s.NUM_WORKERS)
         audits, decodings = [], []
         for number in range(s.ROUNDS):
             cache = folder / f"audit{number}.json"
-            audits.append(timed(audit, *folders, cache=cache, **named))
+            audits.append(timed(audit, folders, cache=cache, **named))
             decodings.append(timed(decode_all, pairs, s.NUM_WORKERS))
-        second = timed(audit, *folders, cache=cache, **named)
+        second = timed(audit, folders, cache=cache, **named)
     print(f"{s.PAIRS:,} pairs of {s.SIDE}x{s.SIDE}, {s.FORMAT} and gif")
     print(f"  audit   {min(audits):6.2f} s  ({', '.join(f'{it:.2f}' for it in audits)})")
     print(f"  decode  {min(decodings):6.2f} s  ({', '.join(f'{it:.2f}' for it in decodings)})")

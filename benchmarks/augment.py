@@ -61,9 +61,7 @@ def compare(kind, source, work, serial_pairs):
     (work / f"{kind}-article").mkdir()
     slow = article(chosen, work / f"{kind}-article")
     start = time.perf_counter()
-    done = make_augmented(
-        source / "train", source / "train_masks", work / f"{kind}-ours", val_images=0.25, progress=False
-    )
+    done = make_augmented(source / "train", source / "train_masks", work / f"{kind}-ours", val_images=0.25)
     whole = done.total / (time.perf_counter() - start)
     ours = done.total / done.seconds
     print(

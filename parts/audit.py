@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 from collections import Counter, defaultdict
+from collections.abc import Iterable
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -42,7 +43,7 @@ from parts.names import (
     match_all,
     source_stem,
 )
-from parts.spec import ALPHA, CARVANA_GROUP, DataSpec
+from parts.spec import ALPHA, DataSpec
 
 VERSION = 5  # of the memory; raise it when something else is seen in the same files
 LINES = 20  # files listed of one kind
@@ -86,43 +87,35 @@ class Report:
 
 
 def audit(
-    train_img_dir,
-    train_mask_dir,
-    val_img_dir=None,
-    val_mask_dir=None,
-    mask_foreground=None,
-    group=CARVANA_GROUP,
-    sheet=None,
-    cache=None,
-    num_workers=None,
-    progress=True,
-    image_size=None,
-    mask_name=None,
-    skip_unpaired=False,
-    apart=(),
-    mask_ignore=None,
-    classes=None,
-    image_range=None,
-):
-    """The Report on the pairs of these folders.
+    train_folders: tuple[str | Path, str | Path],
+    val_folders: tuple[str | Path, str | Path] | None = None,
+    spec: DataSpec = DataSpec(),
+    *,
+    image_size: tuple[int, int] | None = None,
+    sheet: str | Path | None = None,
+    cache: str | Path | None = None,
+    apart: Iterable[str | Path] = (),
+    num_workers: int | None = None,
+) -> Report:
+    """Looks at every file of a dataset and reports what would spoil training on it.
 
-    mask_foreground, group: MASK_FOREGROUND (masks.decide_mask_rule) and GROUP (reading.group_of)
+    train_folders, val_folders: (images, masks); val_folders None: there is no validation
+    spec: what the files mean; its image_range "auto" is decided by the training images
+    image_size: (height, width) of training, to tell what of the masks is left at that; None: that is not told
     sheet: where to write a picture of some masks on their images, or None
     cache: a JSON file that remembers what was seen, so that only new and changed files are read again
-    num_workers: processes that decode; None: one a core
-    image_size: (height, width) of training, to tell what of the masks is left at that; None: that is not told
-    mask_name, skip_unpaired: MASK_NAME and SKIP_UNPAIRED (reading.match_all)
     apart: folders whose pictures are not the dataset's, wherever they lie
-    mask_ignore, classes: MASK_IGNORE and CLASSES (masks.decide_mask_rule)
-    image_range: IMAGE_RANGE; "auto" is decided by the training images
+    num_workers: processes that decode; None: one a core
     """
-    spec = DataSpec(mask_foreground, mask_ignore, classes, image_range, group, mask_name, skip_unpaired)
-    mask_name = spec.mask_name
+    mask_foreground, mask_ignore, classes = spec.foreground, spec.ignore, spec.classes
+    train_img_dir, train_mask_dir = train_folders
+    val_img_dir, val_mask_dir = val_folders or (None, None)
+    group, image_range, progress = spec.group, spec.image_range, True
     if sheet:
         _check_sheet(Path(sheet), train_img_dir, train_mask_dir, val_img_dir, val_mask_dir)
     # Of folders that lie below one another, each keeps its own pictures, and none takes the sheet's for its own.
     others = [train_img_dir, train_mask_dir, val_img_dir, val_mask_dir, sheet and Path(sheet).parent, *apart]
-    naming = mask_name, skip_unpaired, [folder for folder in others if folder is not None]
+    naming = spec.mask_name, spec.skip_unpaired, [folder for folder in others if folder is not None]
     sides = [_Side("training", train_img_dir, train_mask_dir, *naming)]
     if val_img_dir is not None:
         sides.append(_Side("validation", val_img_dir, val_mask_dir, *naming))

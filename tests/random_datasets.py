@@ -29,6 +29,7 @@ if __name__ == "__main__":
 from dataset import ImageDataset  # noqa: E402
 from parts.audit import audit  # noqa: E402
 from parts.errors import UserError, printable  # noqa: E402
+from parts.spec import DataSpec  # noqa: E402
 
 IGNORED = 255
 # Of Meant.reasons, the first first: where nothing is looked at, or nothing pairs, nothing else is told
@@ -38,16 +39,16 @@ LAST = (
     *("all of validation", "full of validation", "emptied at IMAGE_SIZE"),
     *("CLASSES is malformed", "MASK_IGNORE is malformed"),
 )
-CONSTANTS = (
-    "MASK_FOREGROUND",
-    "MASK_NAME",
-    "SKIP_UNPAIRED",
-    "IMAGE_SIZE",
-    "MASK_IGNORE",
-    "CLASSES",
-    "IMAGE_RANGE",
-    "GROUP",
-)
+FIELDS = {  # of DataSpec
+    "MASK_FOREGROUND": "foreground",
+    "MASK_NAME": "mask_name",
+    "SKIP_UNPAIRED": "skip_unpaired",
+    "MASK_IGNORE": "ignore",
+    "CLASSES": "classes",
+    "IMAGE_RANGE": "image_range",
+    "GROUP": "group",
+}
+CONSTANTS = (*FIELDS, "IMAGE_SIZE")
 
 
 @dataclass
@@ -1073,23 +1074,18 @@ def check(meant, work, sheet=False):
 
 def run_program(meant, work, sheet):
     """What train.py does with the data before the first epoch."""
-    given = dict(meant.constants)
-    size, name, skip = given["IMAGE_SIZE"], given.get("MASK_NAME"), given.get("SKIP_UNPAIRED", False)
+    given = meant.constants
+    size = given["IMAGE_SIZE"]
+    spec = DataSpec(**{FIELDS[name]: value for name, value in given.items() if name in FIELDS})
     report = audit(
-        *meant.folders,
-        mask_foreground=given.get("MASK_FOREGROUND"),
+        tuple(meant.folders[:2]),
+        tuple(meant.folders[2:]) or None,
+        spec,
+        image_size=size,
         sheet=work / "saved_images" / "audit.png" if sheet else None,
         cache=work / "audit.json",
-        num_workers=1,
-        progress=False,
-        image_size=size,
-        mask_name=name,
-        skip_unpaired=skip,
         apart=[work],
-        mask_ignore=given.get("MASK_IGNORE"),
-        classes=given.get("CLASSES"),
-        image_range=given.get("IMAGE_RANGE"),
-        **({"group": given["GROUP"]} if "GROUP" in given else {}),
+        num_workers=1,
     )
     report.text()
     report.stop_if_spoiled()

@@ -14,6 +14,7 @@ from PIL import Image
 import dataset
 from parts.audit import LINES, VERSION, audit
 from parts.errors import UserError, printable
+from parts.spec import DataSpec
 
 
 @pytest.fixture
@@ -24,8 +25,9 @@ def data(tmp_path):
     return tmp_path
 
 
-def looked_at(data, **named):
-    return audit(data / "ti", data / "tm", data / "vi", data / "vm", progress=False, **named)
+def looked_at(data, image_size=None, sheet=None, cache=None, num_workers=None, **spec):
+    named = dict(image_size=image_size, sheet=sheet, cache=cache, num_workers=num_workers)
+    return audit((data / "ti", data / "tm"), (data / "vi", data / "vm"), DataSpec(**spec), **named)
 
 
 def problems(report):
@@ -91,13 +93,13 @@ def test_subfolders_and_what_lies_below_the_images(data):
     run.mkdir()
     Image.new("RGB", (60, 40)).save(run / "curves.png")
     folders = [data / "ti", data / "tm", data / "ti" / "val", data / "tm" / "val"]
-    report = audit(*folders, sheet=run / "audit.png", progress=False, apart=[run])
+    report = audit(folders[:2], folders[2:], sheet=run / "audit.png", apart=[run])
     assert report.problems == [] and len(report.val) == 4
     assert [pair.name for pair in report.train][-2:] == ["s/x0", "s/x1"] and len(report.train) == 12
 
 
 def test_one_folder_pair_alone(data):
-    report = audit(data / "ti", data / "tm", progress=False)
+    report = audit((data / "ti", data / "tm"))
     assert report.problems == [] and report.val == []
 
 
@@ -162,7 +164,7 @@ def test_rules_of_training_and_validation_must_agree(data):
     for path in (data / "vm").iterdir():
         Image.fromarray(np.asarray(Image.open(path)) // 255).save(path)
     assert "{0, 255} in 12" in problems(looked_at(data)) and "{0, 1} in 4" in problems(looked_at(data))
-    assert looked_at(data, mask_foreground=(1, 255)).problems == []
+    assert looked_at(data, foreground=(1, 255)).problems == []
 
 
 def test_classes_are_refused_and_one_is_taken(data):
@@ -173,7 +175,7 @@ def test_classes_are_refused_and_one_is_taken(data):
             Image.fromarray(np.where(mask, 8, rows).astype(np.uint8)).save(path)
     report = looked_at(data)
     assert "several classes" in problems(report) and report.mask_rule is None
-    report = looked_at(data, mask_foreground=8)
+    report = looked_at(data, foreground=8)
     assert report.problems == [] and report.mask_rule.foreground == (8,)
 
 
@@ -188,14 +190,14 @@ def test_cut_outs_and_instance_numbers_are_read_by_a_word(data):
             shares[path] = mask.mean()
     assert "16 files cannot be used" in problems(looked_at(data)) and "alpha" in problems(looked_at(data))
     for _ in range(2):
-        report = looked_at(data, mask_foreground="alpha", cache=data / "seen.json")
+        report = looked_at(data, foreground="alpha", cache=data / "seen.json")
         assert report.problems == [] and report.warnings == []
         assert f"median {np.median(list(shares.values())):.2%}" in report.text() and "opaque" in report.text()
     assert "16 files cannot be used" in problems(looked_at(data, cache=data / "seen.json"))
     for path in shares:
         numbers = np.cumsum(np.asarray(Image.open(path))[..., 3] > 0, axis=1) // 5 + (path.parent.name == "vm")
         Image.fromarray((numbers * (np.asarray(Image.open(path))[..., 3] > 0)).astype(np.uint16)).save(path)
-    assert looked_at(data, mask_foreground="nonzero").problems == []
+    assert looked_at(data, foreground="nonzero").problems == []
     assert "several classes" in problems(looked_at(data))
 
 
@@ -310,7 +312,7 @@ def test_long_lists_are_cut_and_counts_are_exact(tmp_path):
     draw_pairs(tmp_path / "ti", tmp_path / "tm", 3)
     for index in range(LINES + 7):
         Image.new("L", (4, 4)).save(tmp_path / "ti" / f"more{index}.png")
-    report = audit(tmp_path / "ti", tmp_path / "tm", progress=False)
+    report = audit((tmp_path / "ti", tmp_path / "tm"))
     (problem,) = report.problems
     assert f"{LINES + 7} files for training" in problem and "and 7 more" in problem
     assert problem.count("has no mask") == LINES
@@ -338,21 +340,21 @@ def test_a_stopped_audit_remembers_what_it_has_seen(tmp_path):
     draw_pairs(*folders, 20, size=(300, 450))
     for _ in range(2):  # the first one loads what Pillow needs
         start = time.perf_counter()
-        audit(*folders, num_workers=0, progress=False)
+        audit(folders, num_workers=0)
         took = time.perf_counter() - start
     cache = tmp_path / "audit.json"
     before = signal.signal(signal.SIGALRM, signal.default_int_handler)
     try:
         with pytest.raises(KeyboardInterrupt):
             signal.setitimer(signal.ITIMER_REAL, took / 3)
-            audit(*folders, cache=cache, num_workers=0, progress=False)
+            audit(folders, cache=cache, num_workers=0)
             signal.pause()
     finally:
         signal.signal(signal.SIGALRM, before)
     seen = json.loads(cache.read_text())["files"]
     assert 0 < len(seen) < 40
     cache.write_text(cache.read_text().replace('"mode":"RGB"', '"mode":"remembered"'))
-    report = audit(*folders, cache=cache, num_workers=0, progress=False)
+    report = audit(folders, cache=cache, num_workers=0)
     assert report.problems == [] and "PNG remembered" in report.text()
     assert len(json.loads(cache.read_text())["files"]) == 40
 
@@ -481,15 +483,15 @@ def test_what_vanishes_when_masks_are_shrunk_is_told(tmp_path):
     folders = [tmp_path / name for name in ("ti", "tm", "vi", "vm")]
     small_things(folders[:2], 4)
     small_things(folders[2:], 2, first=10)
-    report = audit(*folders, progress=False, image_size=(32, 48))
+    report = audit(folders[:2], folders[2:], image_size=(32, 48))
     assert "No mask for training has any foreground left at IMAGE_SIZE 32x48" in problems(report)
     assert "6 masks are emptied" in problems(report) and "--image-size" in problems(report)
     small_things(folders[:2], 1, first=3, size=90)  # one that stays
     small_things(folders[2:], 1, first=11, size=90)
-    report = audit(*folders, progress=False, image_size=(32, 48))
+    report = audit(folders[:2], folders[2:], image_size=(32, 48))
     assert report.problems == [] and "4 masks are emptied at IMAGE_SIZE 32x48, and 0 others" in report.text()
-    assert audit(*folders, progress=False, image_size=(512, 768)).warnings == []
-    assert audit(*folders, progress=False).warnings == []
+    assert audit(folders[:2], folders[2:], image_size=(512, 768)).warnings == []
+    assert audit(folders[:2], folders[2:]).warnings == []
 
 
 def test_lines_that_are_thin_are_told_too(tmp_path):
@@ -502,7 +504,7 @@ def test_lines_that_are_thin_are_told_too(tmp_path):
         Image.fromarray(np.random.default_rng(index).integers(0, 255, (400, 600, 3), np.uint8)).save(
             tmp_path / "ti" / f"{index}.png"
         )
-    report = audit(tmp_path / "ti", tmp_path / "tm", progress=False, image_size=(100, 150))
+    report = audit((tmp_path / "ti", tmp_path / "tm"), image_size=(100, 150))
     assert "4 masks are emptied at IMAGE_SIZE 100x150" in problems(report)
 
 
@@ -514,7 +516,7 @@ def test_blank_tiles_on_both_sides_are_no_leak(data):
 
 
 def test_learning_by_heart_on_purpose_is_a_warning(data):
-    report = audit(data / "ti", data / "tm", data / "ti", data / "tm", progress=False)
+    report = audit((data / "ti", data / "tm"), (data / "ti", data / "tm"))
     assert report.problems == [] and "learnt by heart" in report.text()
 
 
@@ -539,26 +541,26 @@ def test_ignored_pixels_are_told_and_left_out_of_the_shares(data):
             mask[:10] = 2
             Image.fromarray(mask).save(path)
     assert "--mask-foreground" in problems(looked_at(data))
-    report = looked_at(data, mask_ignore=2, sheet=data / "new" / "sheet.png")
+    report = looked_at(data, ignore=2, sheet=data / "new" / "sheet.png")
     assert report.problems == [] and report.mask_rule.ignored == (2,) and report.mask_rule.labels
     assert "25.00% of all pixels are neither trained on nor scored" in report.text()
     shares = [(np.asarray(Image.open(pair.mask))[10:] == 1).mean() for pair in report.train + report.val]
     assert f"least {min(shares):.2%}" in report.text()
-    assert "MASK_IGNORE: no mask holds that" in looked_at(data, mask_ignore=9, mask_foreground=1).text()
-    assert "Every pixel of the masks for training is ignored" in problems(looked_at(data, mask_ignore=(0, 1, 2)))
+    assert "MASK_IGNORE: no mask holds that" in looked_at(data, ignore=9, foreground=1).text()
+    assert "Every pixel of the masks for training is ignored" in problems(looked_at(data, ignore=(0, 1, 2)))
 
 
 def test_classes_are_counted_and_drawn(data):
     draw_classes(data, void=255)
     text = problems(looked_at(data))
     assert "--mask-foreground" in text and "--classes" in text
-    report = looked_at(data, mask_ignore=255, classes={"sky": 0, "road": 1, "car": 2}, sheet=data / "new" / "sheet.png")
+    report = looked_at(data, ignore=255, classes={"sky": 0, "road": 1, "car": 2}, sheet=data / "new" / "sheet.png")
     assert report.problems == [] and report.mask_rule.channels == 3
     assert "class / training / validation: sky / 3" in report.text() and "1.00% of all pixels" in report.text()
     text = problems(looked_at(data, classes=(0, 1)))
     assert "img_000.png" in text and "CLASSES" in text and "255" in text
     with pytest.raises(UserError, match="CLASSES = 'all' and MASK_FOREGROUND = 2"):  # before anything is looked at
-        looked_at(data, classes="all", mask_foreground=2)
+        looked_at(data, classes="all", foreground=2)
 
 
 def test_a_class_that_one_side_lacks_or_hardly_has_is_told(data):
@@ -671,12 +673,12 @@ def test_swapped_folders_and_photographs_as_masks_are_told(data):
         for path in (data / folder).iterdir():
             noise = np.random.default_rng(int(path.stem[-3:])).integers(0, 256, (40, 60, 3), np.uint8)
             Image.fromarray(noise).save(path)
-    swapped = audit(data / "tm", data / "ti", data / "vm", data / "vi", progress=False)
+    swapped = audit((data / "tm", data / "ti"), (data / "vm", data / "vi"))
     assert "seem to be swapped" in problems(swapped) and "--train-img-dir" in problems(swapped)
     for path in (data / "tm").iterdir():
         (data / "ti" / path.name).replace(path)
     draw_pairs(data / "ti", data / "others", 12)
-    photographs = audit(data / "ti", data / "tm", progress=False)
+    photographs = audit((data / "ti", data / "tm"))
     assert "seem to be photographs" in problems(photographs) and "img_000.png" in problems(photographs)
 
 

@@ -24,22 +24,22 @@ from parts.mask_rules import find_mask_rule
 from parts.masks import IGNORED, MaskRule, read_mask
 from parts.names import COPIES, Pair, group_of, pair_files
 from parts.pictures import classes_of
-from parts.spec import CARVANA_GROUP
+from parts.spec import CARVANA_GROUP, DataSpec
 
 WHITE = MaskRule("numbers", (0,), (255,))
 TRAIN_IMAGES, TRAIN_MASKS, TEST_IMAGES, TEST_MASKS = (
     f"augmented_{side}_{kind}" for side in ("train", "test") for kind in ("images", "masks")
 )
 # Every constant of augment.py but the folders, so that no test depends on how somebody has edited them
-CONSTANTS = dict(val_images=5, group=CARVANA_GROUP, mask_foreground=None, jpeg_quality=95, num_workers=None, seed=0)
-CONSTANTS |= dict(mask_name=None, skip_unpaired=False, mask_ignore=None, classes=None, image_range=None)
+CONSTANTS = dict(val_images=5, jpeg_quality=95, num_workers=None, seed=0)
 FLAGS = ["--group", CARVANA_GROUP, "--mask-foreground", "none", "--jpeg-quality", 95, "--num-workers", 2, "--seed", 0]
 FLAGS += ["--mask-name", "none", "--no-skip-unpaired", "--mask-ignore", "none", "--classes", "none"]
 FLAGS += ["--image-range", "none"]
 
 
-def make(raw, out, **keywords):
-    return make_augmented(raw / "train", raw / "train_masks", out, **{**CONSTANTS, "progress": False, **keywords})
+def make(raw, out, **given):
+    constants = {name: given.pop(name, value) for name, value in CONSTANTS.items()}
+    return make_augmented(raw / "train", raw / "train_masks", out, DataSpec(**given), **constants)
 
 
 def contents(out):
@@ -225,9 +225,9 @@ def test_one_of_several_classes_trains_by_one_constant(tmp_path):
     for path in (raw / "train_masks").iterdir():
         mask = np.asarray(Image.open(path))
         Image.fromarray(np.where(mask, 8, np.arange(24)[:, None] // 5).astype(np.uint8)).save(path)
-    make(raw, out, val_images=2, mask_foreground=8)
+    make(raw, out, val_images=2, foreground=8)
     folders = [out / name for name in (TRAIN_IMAGES, TRAIN_MASKS, TEST_IMAGES, TEST_MASKS)]
-    report = audit(*folders, mask_foreground=8, progress=False)
+    report = audit(folders[:2], folders[2:], DataSpec(foreground=8))
     assert report.problems == [] and report.mask_rule.foreground == (8,)
     before = find_mask_rule(sorted((raw / "train_masks").iterdir()), 8)
     assert np.array_equal(
@@ -255,7 +255,7 @@ def class_set(folder, count, values=(0, 1, 2, 3, 4, 5, VOID), size=(48, 72), onl
 
 def test_classes_and_void_are_bent_without_inventing_any(tmp_path):
     raw, out = class_set(tmp_path / "raw", 5), tmp_path / "out"
-    make(raw, out, val_images=2, classes="all", mask_ignore=VOID)
+    make(raw, out, val_images=2, classes="all", ignore=VOID)
     before = find_mask_rule(sorted((raw / "train_masks").iterdir()), classes="all", ignore=VOID)
     after = find_mask_rule(sorted((out / TRAIN_MASKS).iterdir()), classes="all", ignore=VOID)
     assert after == before and after.classes == (0, 1, 2, 3, 4, 5) and after.colours[1] == 0x800000
@@ -443,21 +443,21 @@ def test_classes_that_one_side_lacks_are_told(tmp_path):
     """Of eight images six are trained on."""
     raw, out = class_set(tmp_path / "raw", 8, only_in={2: range(6), 4: (6, 7), 5: (0, 7)}), tmp_path / "out"
     constants = dict(val_images=2, classes={"sky": 0, "road": 1, "car": 2, "tree": 3, "cat": 4, "dog": 5, "cow": 9})
-    done = make(raw, out, mask_ignore=VOID, **constants)
+    done = make(raw, out, ignore=VOID, **constants)
     assert done.warnings == [
         "class car is in no validation mask and is not scored: raise VAL_IMAGES or change GROUP",
         "class cat is in no training mask and cannot be learnt: lower VAL_IMAGES or change GROUP",
         "class cow is in no mask at all: take it out of CLASSES, or give it another value",
     ]
     written = contents(out)
-    assert make(raw, out, val_images=2, classes="all", mask_ignore=VOID).warnings == [
+    assert make(raw, out, val_images=2, classes="all", ignore=VOID).warnings == [
         "class 2 is in no validation mask and is not scored: raise VAL_IMAGES or change GROUP",
         "class 4 is in no training mask and cannot be learnt: lower VAL_IMAGES or change GROUP",
     ]
     with pytest.raises(UserError, match="values that are no class"):  # void, before anything is made
         make(raw, out, **constants)
-    assert make(raw, out, val_images=2, mask_foreground=3).warnings == []
-    make(raw, out, mask_ignore=VOID, **constants)
+    assert make(raw, out, val_images=2, foreground=3).warnings == []
+    make(raw, out, ignore=VOID, **constants)
     assert contents(out) == written
 
 
@@ -470,14 +470,14 @@ def test_the_preview_shows_classes_and_void_with_a_legend(tmp_path):
     raw, out = class_set(tmp_path / "raw", 5), tmp_path / "out"
     make(raw, out, val_images=2)
     plain = Image.open(out / "augmented_preview.png").copy()
-    make(raw, out, val_images=2, classes="all", mask_ignore=VOID)
+    make(raw, out, val_images=2, classes="all", ignore=VOID)
     with Image.open(out / "augmented_preview.png") as sheet:
         mask_rule = find_mask_rule(sorted((raw / "train_masks").iterdir()), classes="all", ignore=VOID)
         expected = {colour for colour, _ in classes_of(mask_rule)}
         assert len(expected) == 6 and sheet.height > plain.height
         legend = sheet.crop((0, plain.height - 12, sheet.width, sheet.height))
         assert expected <= colours_in(legend) and not expected <= colours_in(plain)
-    make(raw, out, val_images=2, mask_foreground=3, mask_ignore=VOID)
+    make(raw, out, val_images=2, foreground=3, ignore=VOID)
     with Image.open(out / "augmented_preview.png") as sheet:
         assert plain.height < sheet.height and (230, 0, 126) in colours_in(sheet)
 
@@ -485,13 +485,13 @@ def test_the_preview_shows_classes_and_void_with_a_legend(tmp_path):
 def test_classes_with_what_they_do_not_go_with(tmp_path):
     raw = class_set(tmp_path / "raw", 5)
     with pytest.raises(UserError, match="CLASSES trains on several classes, MASK_FOREGROUND on one"):
-        make(raw, tmp_path / "out", val_images=2, classes=(0, 1), mask_foreground=1)
+        make(raw, tmp_path / "out", val_images=2, classes=(0, 1), foreground=1)
     for path in sorted((raw / "train_masks").iterdir()):
         for number in (1, 2):
             shutil.copy(path, path.with_name(f"{path.stem}_{number}.png"))
         path.unlink()
     with pytest.raises(UserError, match=r"CLASSES with several masks of one image, e.g. .*img_000_1.png"):
-        make(raw, tmp_path / "out", val_images=2, classes="all", mask_ignore=VOID, mask_name="{}_*")
+        make(raw, tmp_path / "out", val_images=2, classes="all", ignore=VOID, mask_name="{}_*")
     assert not (tmp_path / "out").exists()
 
 
@@ -611,7 +611,7 @@ def test_byte_for_byte_the_same_whoever_does_the_work(cars, made, tmp_path):
         f"    sys.path.insert(0, {str(ROOT)!r}); from augment import make_augmented\n"
         f"    raw = Path({str(cars)!r})\n"
         f"    constants = {CONSTANTS!r}\n"
-        "    make_augmented(raw / 'train', raw / 'train_masks', 'out', **constants, progress=False)\n"
+        "    make_augmented(raw / 'train', raw / 'train_masks', 'out', **constants)\n"
     )
     (tmp_path / "run.py").write_text(code)
     subprocess.run(
@@ -769,12 +769,12 @@ def test_sources_that_look_like_copies_may_not_collide(tmp_path):
 def test_its_own_output_is_no_source(cars, made):
     out, _ = made
     with pytest.raises(UserError, match="originals"):
-        make_augmented(out / TRAIN_IMAGES, out / TRAIN_MASKS, out, **CONSTANTS, progress=False)
+        make_augmented(out / TRAIN_IMAGES, out / TRAIN_MASKS, out, **CONSTANTS)
 
 
 def test_its_preview_does_not_lie_among_the_images(raw):
     with pytest.raises(UserError, match="OUTPUT_DIR"):
-        make_augmented(raw / "train", raw / "train_masks", raw / "train", **CONSTANTS, progress=False)
+        make_augmented(raw / "train", raw / "train_masks", raw / "train", **CONSTANTS)
 
 
 def test_pictures_that_the_grid_cannot_bend_are_named(tmp_path):

@@ -529,15 +529,15 @@ def test_identities(tmp_path):
 def test_the_script_hands_its_constants_on(tmp_path, monkeypatch):
     asked = {}
 
-    def audit(*folders, **keywords):
-        asked.update(keywords)
+    def audit(train_folders, val_folders, spec, **keywords):
+        asked.update(vars(spec))
         raise UserError("seen")
 
     monkeypatch.setattr("dataset.audit", audit)
     flags = ["--mask-ignore", "255", "--classes", "0", "3", "--image-range", "0", "4095", "--mask-name", "{}_*"]
     with pytest.raises(UserError, match="seen"):
         main([str(tmp_path), str(tmp_path), *flags])
-    assert asked["mask_ignore"] == 255 and asked["classes"] == (0, 3) and asked["image_range"] == (0, 4095)
+    assert asked["ignore"] == 255 and asked["classes"] == (0, 3) and asked["image_range"] == (0, 4095)
     assert asked["mask_name"] == "{}_*"
 
 
