@@ -183,7 +183,7 @@ def make_augmented(
     mask_rule, warnings = None, []
     if classes is not None:
         refuse_united_classes(train + val)
-        mask_rule, warnings = _tell_lacking(train, val, mask_foreground, mask_ignore, classes, num_workers)
+        mask_rule, warnings = _tell_lacking(train, val, spec, num_workers)
     output_dir = Path(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     waiting = f"Another augment.py is at work in {printable(output_dir)}; waiting for it ..."
@@ -441,9 +441,9 @@ def _shown_rule(items, foreground, ignore):
     """What the preview tints: the foreground where these masks tell it, else every value but 0; None: nothing."""
     seen = [observe_mask(*mask) for item in items for mask in item.pair.sources[1:]]
     others = sorted({value for it in seen for value, _ in it.counts if value})
-    for wanted in ((foreground, ignore), (others, None)):
+    for wanted, ignored in ((foreground, ignore), (others, None)):
         try:
-            return decide_mask_rule(seen, *wanted)
+            return decide_mask_rule(seen, DataSpec(foreground=wanted, ignore=ignored))
         except UserError:  # train.py's audit says it
             continue
     return None
@@ -462,13 +462,13 @@ def _span(items, image_range):
 # ---- the classes of the two sides
 
 
-def _tell_lacking(train, val, foreground, ignore, classes, num_workers):
+def _tell_lacking(train, val, spec, num_workers):
     """(the MaskRule of CLASSES, what to say of those that one side of the split lacks). UserError as train.py's."""
     seen = list(parallel_map(_observed, [pair.sources[1] for pair in train + val], num_workers))
     sides = [[it for it in side if it] for side in (seen[: len(train)], seen[len(train) :])]
     if not all(sides):
         return None, []
-    mask_rule, words = decide_mask_rule(sides[0] + sides[1], foreground, ignore, classes), []
+    mask_rule, words = decide_mask_rule(sides[0] + sides[1], spec), []
     here, there = (sum(count_classes(it, mask_rule)[:-1] for it in side) for side in sides)
     for name, training, validation in zip(mask_rule.names, here, there):
         if not training and not validation:

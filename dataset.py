@@ -87,7 +87,7 @@ class ImageDataset(Dataset):
         self.pairs = pair_files(img_dir, mask_dir) if pairs is None else list(pairs)
         if mask_rule is None:
             masks = [file for pair in self.pairs for file in pair.sources[1:]]
-            mask_rule = find_mask_rule(masks, foreground, ignore=ignore, classes=classes)
+            mask_rule = find_mask_rule(masks, DataSpec(foreground=foreground, ignore=ignore, classes=classes))
         self.mask_rule, self.value_range = mask_rule, None if value_range is None else tuple(map(float, value_range))
         if mask_rule.classes:
             refuse_united_classes(self.pairs)

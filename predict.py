@@ -93,7 +93,12 @@ def find_truths(s, wanted, checkpoint, classes=None):
     else:
         files = [(file, page) for files, page in truths.values() for file in each_of(files)]
         named = dict(zip(classes.names, classes.classes)) if classes else None
-        mask_rule = find_mask_rule(files, foreground, s.NUM_WORKERS or None, strict=False, ignore=ignore, classes=named)
+        mask_rule = find_mask_rule(
+            files,
+            DataSpec(foreground=foreground, ignore=ignore, classes=named),
+            num_workers=s.NUM_WORKERS or None,
+            strict=False,
+        )
     print(f"In the masks {mask_rule.describe()}.")
     return truths, mask_rule
 

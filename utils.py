@@ -24,6 +24,7 @@ from parts.names import pair_files
 from parts.pictures import for_sheet
 from parts.recipe import targets_of
 from parts.scores import class_scores, class_table, count_confusion, count_overlap, foreground_scores, overlap_of
+from parts.spec import DataSpec
 
 # ---- loaders
 
@@ -71,7 +72,7 @@ def get_loaders(
         mask_rule, value_range = report.mask_rule, report.value_range
     else:
         masks = [source for side in sides for pair in side for source in pair.sources[1:]]
-        mask_rule = find_mask_rule(masks, foreground, ignore=ignore, classes=classes)
+        mask_rule = find_mask_rule(masks, DataSpec(foreground=foreground, ignore=ignore, classes=classes))
     options = dict(image_size=image_size, mask_rule=mask_rule, value_range=value_range, seed=seed)
     loaders = []
     for (image_dir, mask_dir), pairs, shuffle in zip(folders, sides, (True, False)):

@@ -37,6 +37,7 @@ from parts.files import write_text  # noqa: E402
 from parts.mask_rules import find_mask_rule  # noqa: E402
 from parts.names import pair_files  # noqa: E402
 from parts.processes import pick_device  # noqa: E402
+from parts.spec import DataSpec  # noqa: E402
 
 
 def loaders(args, mask_rule, s, batch):
@@ -118,9 +119,11 @@ def main():
     device = pick_device(args.device)
     print(machine(device))
     masks = [pair.mask for pair in pair_files(args.images, args.masks)]
-    mask_rule = find_mask_rule(masks, ignore=args.ignore, classes="all")
+    mask_rule = find_mask_rule(masks, DataSpec(ignore=args.ignore, classes="all"))
     if args.names:
-        mask_rule = find_mask_rule(masks, ignore=args.ignore, classes=dict(zip(args.names, mask_rule.classes)))
+        mask_rule = find_mask_rule(
+            masks, DataSpec(ignore=args.ignore, classes=dict(zip(args.names, mask_rule.classes)))
+        )
     args.output.mkdir(parents=True, exist_ok=True)
     records = [race(side, args, mask_rule, device) for side in ("ours", "whole images") if args.only in (None, side)]
     write_text(args.output / "scores.json", json.dumps(dict(machine=machine(device), records=records), indent=1) + "\n")

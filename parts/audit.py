@@ -128,7 +128,7 @@ def audit(
     report.problems += [side.problem for side in sides if side.problem]
     _tell_unusable(report, sides)
     _tell_unpaired(report, sides)
-    _decide_rule(report, sides, mask_foreground, mask_ignore, classes)
+    _decide_rule(report, sides, spec)
     _tell_misfits(report, sides)
     if len(sides) > 1 and os.path.realpath(train_img_dir) == os.path.realpath(val_img_dir):
         report.warnings.append(
@@ -372,17 +372,17 @@ def _tell_unpaired(report, sides):
             report.problems.append(_listed(heading, side.page_faults))
 
 
-def _decide_rule(report, sides, foreground, ignore, classes):
+def _decide_rule(report, sides, spec):
     seen = [it for side in sides for masks in side.masks for it in masks if not _is_fault(it)]
     if not seen:
         return
-    if foreground != ALPHA and (words := _photographs(sides, seen)):
+    if spec.foreground != ALPHA and (words := _photographs(sides, seen)):
         report.problems.append(words)
         return
     try:
-        if classes is not None:
+        if spec.classes is not None:
             refuse_united_classes(pair for side in sides for pair in side.pairs)
-        report.mask_rule = decide_mask_rule(seen, foreground, ignore, classes)
+        report.mask_rule = decide_mask_rule(seen, spec)
     except UserError as error:
         report.problems.append(str(error))
         return

@@ -5,7 +5,9 @@ refused in words that say what to do.
 """
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import replace
+from pathlib import Path
 
 from parts.errors import UnusableFile, UserError, list_files
 from parts.files import parallel_map
@@ -16,6 +18,7 @@ from parts.masks import (
     NUMBERS,
     VOID,
     MaskRule,
+    Observation,
     alpha_fault,
     as_colours,
     list_values,
@@ -23,6 +26,8 @@ from parts.masks import (
     observe_mask,
 )
 from parts.spec import ALL, ALPHA, NONZERO, DataSpec
+
+Mask = str | Path | tuple[str | Path, int]  # a file, or a page of it
 
 NEAR, FAR = 1 / 8, 64  # two main values lie at least FAR (of 255) apart; NEAR of that distance is still the same
 DARK = 32  # of 255: up to here the darker side of soft edges is black
@@ -40,21 +45,22 @@ def _blurred(seen):
     return many and 20 * thick >= pixels  # noise has no areas, and its values are what they are
 
 
-def find_mask_rule(mask_paths, foreground=None, num_workers=None, strict=True, ignore=None, classes=None):
+def find_mask_rule(
+    masks: Iterable[Mask], spec: DataSpec = DataSpec(), num_workers: int | None = None, strict: bool = True
+) -> MaskRule:
     """The MaskRule of these masks (files, or pairs of a file and a page of it), looking at all; see decide_mask_rule.
 
     Files that cannot be decoded are a UserError that names them all; if not `strict`, where no others are left.
     """
-    DataSpec(foreground=foreground, ignore=ignore, classes=classes)  # checked before many files are looked at
-    paths = list(mask_paths)
+    paths = list(masks)
     if not paths:
         raise UserError("There are no masks to find a rule from. Check the folders.")
-    found = [_usable(it, foreground) for it in parallel_map(_observed_or_fault, paths, num_workers)]
+    found = [_usable(it, spec.foreground) for it in parallel_map(_observed_or_fault, paths, num_workers)]
     faults = [str(it) for it in found if isinstance(it, UnusableFile)]
     seen = [it for it in found if not isinstance(it, UnusableFile)]
     if faults and (strict or not seen):
         raise UserError("\n".join(faults))
-    return decide_mask_rule(seen, foreground, ignore, classes)
+    return decide_mask_rule(seen, spec)
 
 
 def _observed_or_fault(mask):
@@ -68,17 +74,13 @@ def _usable(seen, foreground):
     return seen if isinstance(seen, UnusableFile) else alpha_fault(seen, foreground) or seen
 
 
-def decide_mask_rule(observations, foreground=None, ignore=None, classes=None):
+def decide_mask_rule(observations: Iterable[Observation], spec: DataSpec = DataSpec()) -> MaskRule:
     """The one MaskRule by which all the observed masks read; of two values black is the background.
 
-    `foreground` (MASK_FOREGROUND): the value, or a sequence of values, that are foreground instead; "nonzero":
-    every value but 0, or black; "alpha": what is more than half opaque.
-    `ignore` (MASK_IGNORE): the value, or a sequence of values, that are neither; masks need not hold them.
-    `classes` (CLASSES): "all", the values of the classes in their order, or {name: value}.
-    UserError: masks of several classes, masks that read by different rules, a `foreground` that no mask has, values
+    UserError: masks of several classes, masks that read by different rules, a MASK_FOREGROUND that no mask has, values
     that are neither a class nor ignored.
     """
-    spec = DataSpec(foreground=foreground, ignore=ignore, classes=classes)
+    foreground, classes = spec.foreground, spec.classes
     wanted, ignored, listed = spec.foreground_values, spec.ignored_values, spec.listed_classes
     seen = list(observations)
     if faults := [str(fault) for it in seen if (fault := alpha_fault(it, foreground))]:

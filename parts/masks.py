@@ -8,6 +8,7 @@ refused in words that say what to do.
 
 from collections import Counter
 from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -16,6 +17,9 @@ from PIL import Image
 from parts.errors import UnusableFile, UserError, list_files, printable
 from parts.images import decode, resize_image, rgb
 from parts.spec import ALPHA
+
+if TYPE_CHECKING:
+    import torch
 
 NUMBERS, COLOURS = "numbers", "colours"
 IGNORED = 255  # in memory; no class has this index
@@ -254,9 +258,30 @@ class MaskRule:
     colours: tuple = ()
 
     @property
-    def channels(self):
-        """How many outputs a network has for these masks: 1, or one a class."""
+    def has_classes(self) -> bool:
+        """Whether there are several classes; otherwise there is one foreground."""
+        return bool(self.classes)
+
+    @property
+    def channels(self) -> int:
+        """The number of output channels of a network for these masks: 1 for one foreground, or one per class."""
         return len(self.classes) or 1
+
+    @property
+    def num_labels(self) -> int:
+        """The number of labels of a mask in memory without IGNORED: 2 for one foreground, or one per class."""
+        return len(self.classes) or 2
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """The name of each label: those of the classes, or background and foreground."""
+        return self.names if self.has_classes else ("background", "foreground")
+
+    def labels_of(self, logits: "torch.Tensor") -> "torch.Tensor":
+        """The predicted labels, uint8 (N, 1, H, W), of logits (N, channels, H, W)."""
+        if self.has_classes:
+            return logits.argmax(1, keepdim=True).byte()
+        return (logits > 0).byte()
 
     @property
     def labels(self):

@@ -216,7 +216,10 @@ def test_a_palettes_transparency_is_kept(tmp_path):
     for path in (out / TRAIN_MASKS).iterdir():
         assert Image.open(path).info["transparency"] in (0, b"\0"), path
     masks = sorted((out / TRAIN_MASKS).iterdir())
-    assert read_mask(masks[0], find_mask_rule(masks, "alpha")).mean() == (np.asarray(Image.open(masks[0])) > 0).mean()
+    assert (
+        read_mask(masks[0], find_mask_rule(masks, DataSpec(foreground="alpha"))).mean()
+        == (np.asarray(Image.open(masks[0])) > 0).mean()
+    )
 
 
 def test_one_of_several_classes_trains_by_one_constant(tmp_path):
@@ -229,7 +232,7 @@ def test_one_of_several_classes_trains_by_one_constant(tmp_path):
     folders = [out / name for name in (TRAIN_IMAGES, TRAIN_MASKS, TEST_IMAGES, TEST_MASKS)]
     report = audit(folders[:2], folders[2:], DataSpec(foreground=8))
     assert report.problems == [] and report.mask_rule.foreground == (8,)
-    before = find_mask_rule(sorted((raw / "train_masks").iterdir()), 8)
+    before = find_mask_rule(sorted((raw / "train_masks").iterdir()), DataSpec(foreground=8))
     assert np.array_equal(
         read_mask(raw / "train_masks" / "img_000.png", before),
         read_mask(out / TRAIN_MASKS / "img_000.png", report.mask_rule),
@@ -256,8 +259,8 @@ def class_set(folder, count, values=(0, 1, 2, 3, 4, 5, VOID), size=(48, 72), onl
 def test_classes_and_void_are_bent_without_inventing_any(tmp_path):
     raw, out = class_set(tmp_path / "raw", 5), tmp_path / "out"
     make(raw, out, val_images=2, classes="all", ignore=VOID)
-    before = find_mask_rule(sorted((raw / "train_masks").iterdir()), classes="all", ignore=VOID)
-    after = find_mask_rule(sorted((out / TRAIN_MASKS).iterdir()), classes="all", ignore=VOID)
+    before = find_mask_rule(sorted((raw / "train_masks").iterdir()), DataSpec(classes="all", ignore=VOID))
+    after = find_mask_rule(sorted((out / TRAIN_MASKS).iterdir()), DataSpec(classes="all", ignore=VOID))
     assert after == before and after.classes == (0, 1, 2, 3, 4, 5) and after.colours[1] == 0x800000
     for number in range(3):
         mask = read_mask(raw / "train_masks" / f"img_{number:03d}.png", before)
@@ -472,7 +475,7 @@ def test_the_preview_shows_classes_and_void_with_a_legend(tmp_path):
     plain = Image.open(out / "augmented_preview.png").copy()
     make(raw, out, val_images=2, classes="all", ignore=VOID)
     with Image.open(out / "augmented_preview.png") as sheet:
-        mask_rule = find_mask_rule(sorted((raw / "train_masks").iterdir()), classes="all", ignore=VOID)
+        mask_rule = find_mask_rule(sorted((raw / "train_masks").iterdir()), DataSpec(classes="all", ignore=VOID))
         expected = {colour for colour, _ in classes_of(mask_rule)}
         assert len(expected) == 6 and sheet.height > plain.height
         legend = sheet.crop((0, plain.height - 12, sheet.width, sheet.height))

@@ -32,6 +32,7 @@ from parts.errors import UserError, run
 from parts.mask_rules import find_mask_rule
 from parts.masks import IGNORED, MaskRule
 from parts.names import Pair, pair_files
+from parts.spec import DataSpec
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 import albumentations as A  # noqa: E402
@@ -178,7 +179,7 @@ def rule_of(pairs, foreground=255):
 
 @functools.cache
 def _rule(masks, foreground):
-    return find_mask_rule(masks, foreground, num_workers=0)
+    return find_mask_rule(masks, DataSpec(foreground=foreground), num_workers=0)
 
 
 def make(pairs, folder, size=SIZE, foreground=255, num_workers=None, progress=False):
@@ -812,7 +813,7 @@ def test_every_class_comes_up_in_crops_and_their_places_differ(tmp_path):
     mask[:, 50:] = 1
     mask[40, 20], mask[80, 90] = 2, 255
     Image.fromarray(mask).save(masks / "img_0.png")
-    mask_rule = find_mask_rule([masks / "img_0.png"], ignore=255, classes=(0, 1, 2))
+    mask_rule = find_mask_rule([masks / "img_0.png"], DataSpec(ignore=255, classes=(0, 1, 2)))
     data = ImageDataset(images, masks, mask_rule=mask_rule, crop=(8, 8), crop_foreground=1)
     crops = all_crops(data)
     held = [set(np.unique(mask).tolist()) for _, mask in crops]

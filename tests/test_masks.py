@@ -11,6 +11,7 @@ from PIL import Image, ImageFilter
 from parts.errors import UnusableFile, UserError
 from parts.mask_rules import decide_mask_rule, find_mask_rule
 from parts.masks import IGNORED, MaskRule, count_classes, encode_mask, observe_mask, read_mask, resize_mask
+from parts.spec import DataSpec
 
 H, W = 48, 64
 
@@ -396,7 +397,7 @@ def test_palettes_that_disagree_are_read_by_colour(tmp_path):
     for seed, path in enumerate(paths):
         np.testing.assert_array_equal(read_mask(path, mask_rule), blob(seed))
     with pytest.raises(UserError, match="index 0 of their palettes"):
-        find_mask_rule(paths, 1)
+        find_mask_rule(paths, DataSpec(foreground=1))
     coloured(blob(2), (255, 0, 0)).save(tmp_path / "c.png")  # one without a palette beside them
     assert find_mask_rule(sorted(tmp_path.iterdir())) == mask_rule
 
@@ -413,37 +414,39 @@ def test_camvid_with_car_8(tmp_path):
     for value in range(12):
         assert f" {value} (8.3 %)" in str(caught.value)
     assert "--mask-foreground" in str(caught.value)
-    mask_rule = find_mask_rule(paths, 8)
-    both = find_mask_rule(paths, (8, 10))
+    mask_rule = find_mask_rule(paths, DataSpec(foreground=8))
+    both = find_mask_rule(paths, DataSpec(foreground=(8, 10)))
     for path, mask in zip(paths, masks):
         np.testing.assert_array_equal(read_mask(path, mask_rule), np.asarray(mask) == 8)
         np.testing.assert_array_equal(read_mask(path, both), np.isin(mask, (8, 10)))
     assert foreground_share(observe_mask(paths[0]), mask_rule) == pytest.approx(1 / 12)
     with pytest.raises(UserError, match="MASK_FOREGROUND = 99: no mask holds that"):
-        find_mask_rule(paths, 99)
+        find_mask_rule(paths, DataSpec(foreground=99))
 
 
 def test_foreground_by_colour_and_the_other_way_round(tmp_path):
     coloured(blob(), (255, 0, 0), (0, 255, 0)).save(tmp_path / "a.png")
-    mask_rule = find_mask_rule([tmp_path / "a.png"], 0x00FF00)
+    mask_rule = find_mask_rule([tmp_path / "a.png"], DataSpec(foreground=0x00FF00))
     np.testing.assert_array_equal(read_mask(tmp_path / "a.png", mask_rule), 1 - blob())
     for values in ((0, 255, 0), 0x00FF00):  # red, green, blue; or all in one
-        assert find_mask_rule([tmp_path / "a.png"], values) == mask_rule
+        assert find_mask_rule([tmp_path / "a.png"], DataSpec(foreground=values)) == mask_rule
     for values in ((255.7, 0.2), "car"):
         with pytest.raises(UserError, match="whole numbers"):
-            find_mask_rule([tmp_path / "a.png"], values)
+            find_mask_rule([tmp_path / "a.png"], DataSpec(foreground=values))
     grey(blob()).save(tmp_path / "b.png")
-    np.testing.assert_array_equal(read_mask(tmp_path / "b.png", find_mask_rule([tmp_path / "b.png"], 0)), 1 - blob())
+    np.testing.assert_array_equal(
+        read_mask(tmp_path / "b.png", find_mask_rule([tmp_path / "b.png"], DataSpec(foreground=0))), 1 - blob()
+    )
     grey(blob()).save(tmp_path / "c.jpg")
-    inverted = find_mask_rule([tmp_path / "c.jpg"], 0)
+    inverted = find_mask_rule([tmp_path / "c.jpg"], DataSpec(foreground=0))
     assert inverted.soft and (read_mask(tmp_path / "c.jpg", inverted) == 1 - blob()).mean() > 0.99
     classes(range(0, 48, 4)).save(tmp_path / "d.jpg")
     with pytest.raises(UserError, match="d.jpg.*compression has blurred"):
-        find_mask_rule([tmp_path / "d.jpg"], 8)
+        find_mask_rule([tmp_path / "d.jpg"], DataSpec(foreground=8))
     two_rules = two(lambda m: grey(m, 0, 1), grey)
     two_rules(tmp_path)
     paths = [tmp_path / "a.png", tmp_path / "b.png"]
-    mask_rule = find_mask_rule(paths, (1, 255))
+    mask_rule = find_mask_rule(paths, DataSpec(foreground=(1, 255)))
     assert all((read_mask(path, mask_rule) == blob(seed)).all() for seed, path in enumerate(paths))
 
 
@@ -455,11 +458,11 @@ def test_colour_classes_read_by_mask_foreground_and_soft_ones_do_not(tmp_path):
         areas[::16] = np.random.default_rng(index).integers(8, 12, areas[::16].shape)  # in lines of a pixel
         Image.fromarray(palette[areas]).save(tmp_path / f"{index}.png")
         red, green, blue = palette[2].tolist()
-        mask_rule = find_mask_rule(sorted(tmp_path.iterdir()), red << 16 | green << 8 | blue)
+        mask_rule = find_mask_rule(sorted(tmp_path.iterdir()), DataSpec(foreground=red << 16 | green << 8 | blue))
         np.testing.assert_array_equal(read_mask(tmp_path / f"{index}.png", mask_rule), areas == 2)
     smoothed(coloured(blob(), (255, 0, 0))).save(tmp_path / "soft.png")
     with pytest.raises(UserError, match="soft.png: colours run into each other"):
-        find_mask_rule([tmp_path / "soft.png"], 0xFF0000)
+        find_mask_rule([tmp_path / "soft.png"], DataSpec(foreground=0xFF0000))
 
 
 @pytest.mark.parametrize("wanted", [128, 255])
@@ -467,7 +470,7 @@ def test_colour_classes_read_by_mask_foreground_and_soft_ones_do_not(tmp_path):
 def test_foreground_beside_a_class_beyond_is_not_read_as_another(tmp_path, save, wanted):
     organs(save, lambda m: organ(m, half=6))(tmp_path)
     with pytest.raises(UserError, match=f"0.*compression has blurred.*MASK_FOREGROUND = {wanted} "):
-        find_mask_rule(sorted(tmp_path.iterdir()), wanted)
+        find_mask_rule(sorted(tmp_path.iterdir()), DataSpec(foreground=wanted))
 
 
 @pytest.mark.parametrize("quality", [10, 30, 50, 75, 95])
@@ -477,7 +480,7 @@ def test_what_jpeg_overshoots_is_no_class(tmp_path, quality, high):
     masks.append(np.kron(np.random.default_rng(0).integers(0, 2, (30, 40)), np.ones((9, 9))).astype(np.uint8))
     paths = write_all(tmp_path, lambda m, p: grey(m, 0, high).save(p, quality=quality), "a.jpg", masks)
     for wanted in (None, high):
-        mask_rule = find_mask_rule(paths, wanted)
+        mask_rule = find_mask_rule(paths, DataSpec(foreground=wanted))
         assert all((read_mask(path, mask_rule) != mask).mean() < 0.02 for path, mask in zip(paths, masks))
 
 
@@ -507,7 +510,7 @@ def test_values_blurred_by_jpeg_are_seen_in_png(tmp_path, make, quality):
     paths = sorted(tmp_path.iterdir())
     for wanted in (int(np.asarray(Image.open(paths[0]).convert("L")).max()), 38, "nonzero", 0xFE0000):
         with pytest.raises(UserError, match="0.png.*compression has blurred|0.png.*colours run into each other"):
-            find_mask_rule(paths, wanted)
+            find_mask_rule(paths, DataSpec(foreground=wanted))
 
 
 def test_thin_and_many_exact_values_are_not_taken_for_blurred(tmp_path):
@@ -520,7 +523,8 @@ def test_thin_and_many_exact_values_are_not_taken_for_blurred(tmp_path):
     for array, wanted in zip(arrays, (15, 8, 60, 7)):
         Image.fromarray(array.astype(np.uint8)).save(tmp_path / "a.png")
         np.testing.assert_array_equal(
-            read_mask(tmp_path / "a.png", find_mask_rule([tmp_path / "a.png"], wanted)), array == wanted
+            read_mask(tmp_path / "a.png", find_mask_rule([tmp_path / "a.png"], DataSpec(foreground=wanted))),
+            array == wanted,
         )
 
 
@@ -549,7 +553,7 @@ def test_nonzero_is_every_value_but_black(tmp_path, name):
         INSTANCES[name](numbers).save(tmp_path / f"{seed}.png")
         np.save(tmp_path / f"{seed}.npy", numbers > 0)
     paths = sorted(tmp_path.glob("*.png"))
-    mask_rule = find_mask_rule(paths, "nonzero")
+    mask_rule = find_mask_rule(paths, DataSpec(foreground="nonzero"))
     assert (
         "is foreground" in mask_rule.describe()
         and MaskRule.from_dict(json.loads(json.dumps(mask_rule.to_dict()))) == mask_rule
@@ -580,7 +584,7 @@ def test_alpha_is_the_mask_of_cut_outs(tmp_path, name):
         return cut_out(mask, name.split()[0]).save(path, **({"lossless": True} if "webp" in name else {}))
 
     paths = write_all(tmp_path, write, name, masks)
-    mask_rule = find_mask_rule(paths, "alpha")
+    mask_rule = find_mask_rule(paths, DataSpec(foreground="alpha"))
     assert (
         "alpha" in mask_rule.describe() and MaskRule.from_dict(json.loads(json.dumps(mask_rule.to_dict()))) == mask_rule
     )
@@ -598,24 +602,24 @@ def test_masks_without_the_alpha_that_is_asked_for_are_named(tmp_path):
         grey(blob()).save(tmp_path / name)
     paths = sorted(tmp_path.iterdir())
     with pytest.raises(UserError) as caught:
-        find_mask_rule(paths, "alpha")
+        find_mask_rule(paths, DataSpec(foreground="alpha"))
     assert all(f"{name}: has no alpha channel" in str(caught.value) for name in ("b.png", "c.png"))
     assert "a.png" not in str(caught.value)
     with pytest.raises(UnusableFile, match="has no alpha channel"):
-        read_mask(paths[1], find_mask_rule(paths[:1], "alpha"))
+        read_mask(paths[1], find_mask_rule(paths[:1], DataSpec(foreground="alpha")))
     alpha_tells(blob()).save(tmp_path / "d.png")
     with pytest.raises(UnusableFile, match="d.png.*--mask-foreground alpha"):
         read_mask(tmp_path / "d.png", MaskRule())
     for word in ("opaque", ("alpha", 3), "NONZERO"):
         with pytest.raises(UserError, match='"nonzero".*"alpha"'):
-            find_mask_rule(paths[1:], word)
+            find_mask_rule(paths[1:], DataSpec(foreground=word))
 
 
 def test_sixteen_bits_beside_colours_read_as_they_are_counted(tmp_path):
     grey(blob(0), 0, 1, np.uint16).save(tmp_path / "a.png")
     coloured(blob(1), (1, 1, 1), (0, 9, 0)).save(tmp_path / "b.png")
     paths = sorted(tmp_path.iterdir())
-    mask_rule = find_mask_rule(paths, 0x010101)
+    mask_rule = find_mask_rule(paths, DataSpec(foreground=0x010101))
     for seed, path in enumerate(paths):
         np.testing.assert_array_equal(read_mask(path, mask_rule), blob(seed))
         assert foreground_share(observe_mask(path), mask_rule) == blob(seed).mean()
@@ -623,11 +627,11 @@ def test_sixteen_bits_beside_colours_read_as_they_are_counted(tmp_path):
 
 def test_lossless_webp_and_many_instances_are_counted_exactly(tmp_path):
     classes([0, 1, 2, 3]).convert("RGB").save(tmp_path / "a.webp", lossless=True)
-    mask_rule = find_mask_rule([tmp_path / "a.webp"], 2)
+    mask_rule = find_mask_rule([tmp_path / "a.webp"], DataSpec(foreground=2))
     np.testing.assert_array_equal(read_mask(tmp_path / "a.webp", mask_rule), np.asarray(classes([0, 1, 2, 3])) == 2)
     instances = np.arange(H * W, dtype=np.uint16).reshape(H, W) // 4
     Image.fromarray(instances).save(tmp_path / "b.png")
-    mask_rule = find_mask_rule([tmp_path / "b.png"], 5)
+    mask_rule = find_mask_rule([tmp_path / "b.png"], DataSpec(foreground=5))
     assert foreground_share(observe_mask(tmp_path / "b.png"), mask_rule) == 4 / (H * W)
     np.testing.assert_array_equal(read_mask(tmp_path / "b.png", mask_rule), instances == 5)
 
@@ -732,7 +736,7 @@ def test_classes_in_every_encoding_read_back_equal_and_are_written_so(tmp_path, 
     table = np.zeros(256, np.int64)
     table[labels] = values
     paths = write_all(tmp_path, lambda m, p: write(table[m], p), "a.tif" if "32" in name else "a.png", truths)
-    mask_rule = find_mask_rule(paths, ignore=ignore, classes=given)
+    mask_rule = find_mask_rule(paths, DataSpec(ignore=ignore, classes=given))
     order = sorted(classes) if given == "all" else classes
     assert mask_rule.classes == tuple(order) and mask_rule.channels == count and mask_rule.labels and not mask_rule.soft
     assert mask_rule.ignored == (() if ignore is None else (ignore,))
@@ -784,7 +788,7 @@ def test_one_foreground_and_what_is_ignored(tmp_path, name, wanted):
     write = (lambda v, p: with_palette(v, palette).save(p)) if name == "palette" else ENCODINGS[name][1]
     paths = write_all(tmp_path, lambda m, p: write(values[m], p), "a.png", masks)
     void = int(values[2]) if name != "colours" else (224, 224, 192)  # as MASK_FOREGROUND, red, green and blue of one
-    mask_rule = find_mask_rule(paths, given, ignore=void)
+    mask_rule = find_mask_rule(paths, DataSpec(foreground=given, ignore=void))
     assert (
         mask_rule.ignored == (values[2],)
         and mask_rule.labels
@@ -802,14 +806,14 @@ def test_one_foreground_and_what_is_ignored(tmp_path, name, wanted):
 
 def test_what_no_mask_holds_may_be_ignored_and_all_may_be(tmp_path):
     grey(blob()).save(tmp_path / "a.png")
-    mask_rule = find_mask_rule([tmp_path / "a.png"], ignore=7)
+    mask_rule = find_mask_rule([tmp_path / "a.png"], DataSpec(ignore=7))
     np.testing.assert_array_equal(read_mask(tmp_path / "a.png", mask_rule), blob())
     grey(blob(), 0, 7).save(tmp_path / "b.png")
-    mask_rule = find_mask_rule([tmp_path / "b.png"], ignore=(7, 255))
+    mask_rule = find_mask_rule([tmp_path / "b.png"], DataSpec(ignore=(7, 255)))
     np.testing.assert_array_equal(read_mask(tmp_path / "b.png", mask_rule), blob() * IGNORED)
     assert foreground_share(observe_mask(tmp_path / "b.png"), mask_rule) == 0
     assert not set(mask_rule.foreground) & set(mask_rule.ignored)
-    mask_rule = find_mask_rule([tmp_path / "b.png"], ignore=(0, 7))
+    mask_rule = find_mask_rule([tmp_path / "b.png"], DataSpec(ignore=(0, 7)))
     assert (read_mask(tmp_path / "b.png", mask_rule) == IGNORED).all()
     assert foreground_share(observe_mask(tmp_path / "b.png"), mask_rule) == 0
     with pytest.raises(
@@ -817,7 +821,7 @@ def test_what_no_mask_holds_may_be_ignored_and_all_may_be(tmp_path):
     ):  # what is ignored stands among the shares
         with_border(blob()).save(tmp_path / "c.png")
         organ(blob(), 15, 3).save(tmp_path / "d.png")
-        find_mask_rule([tmp_path / "c.png", tmp_path / "d.png"], ignore=255)
+        find_mask_rule([tmp_path / "c.png", tmp_path / "d.png"], DataSpec(ignore=255))
 
 
 def test_old_rules_are_read_and_long_ones_are_a_short_line():
@@ -872,7 +876,7 @@ def test_wrong_classes_and_ignored_values_are_told_in_words(tmp_path, name):
     values, foreground, ignore, given, words = WRONG[name]
     classes(values).save(tmp_path / "a.png")
     with pytest.raises(UserError) as caught:
-        find_mask_rule([tmp_path / "a.png"], foreground, ignore=ignore, classes=given)
+        find_mask_rule([tmp_path / "a.png"], DataSpec(foreground=foreground, ignore=ignore, classes=given))
     for word in words:
         assert word in str(caught.value)
 
@@ -887,7 +891,7 @@ def test_blurred_masks_have_no_classes_and_nothing_to_ignore(tmp_path, name):
         options += [{"classes": "all"}, {"classes": (0, 38)}, {"classes": {"a": 0, "b": 255}, "ignore": 128}]
     for given in options:
         with pytest.raises(UserError, match="compression has blurred|colours run into each other"):
-            find_mask_rule(paths, **given)
+            find_mask_rule(paths, DataSpec(**given))
 
 
 def test_all_the_values_that_number_objects_are_no_classes(tmp_path):
@@ -895,14 +899,14 @@ def test_all_the_values_that_number_objects_are_no_classes(tmp_path):
         classes(range(count)).save(tmp_path / f"{count}.png")
     paths = sorted(tmp_path.iterdir())
     with pytest.raises(UserError, match=r"0 to n.*--mask-foreground nonzero.*CLASSES = \(0, 1, 2, 3, 4, 5, 6\)"):
-        find_mask_rule(paths, classes="all")
-    assert find_mask_rule(paths, classes=range(7)).channels == 7
-    assert find_mask_rule(paths[:3], classes="all").channels == 4  # a tumour is only where its organ is
+        find_mask_rule(paths, DataSpec(classes="all"))
+    assert find_mask_rule(paths, DataSpec(classes=range(7))).channels == 7
+    assert find_mask_rule(paths[:3], DataSpec(classes="all")).channels == 4  # a tumour is only where its organ is
     Image.fromarray(np.arange(300, dtype=np.uint16).repeat(9).reshape(30, 90)).save(tmp_path / "many.png")
     with pytest.raises(UserError, match="300 values.*single objects.*many.png"):
-        find_mask_rule([tmp_path / "many.png"], classes="all")
+        find_mask_rule([tmp_path / "many.png"], DataSpec(classes="all"))
     classes(range(21)).save(tmp_path / "voc.png")
-    assert find_mask_rule([tmp_path / "voc.png"], classes="all").channels == 21
+    assert find_mask_rule([tmp_path / "voc.png"], DataSpec(classes="all")).channels == 21
 
 
 def test_classes_whose_palettes_disagree(tmp_path):
@@ -912,15 +916,15 @@ def test_classes_whose_palettes_disagree(tmp_path):
     paths = sorted(tmp_path.iterdir())
     for options in ({"classes": (0, 1, 2)}, {"ignore": 2}):
         with pytest.raises(UserError, match="index 1 of their palettes.*(CLASSES|MASK_IGNORE) cannot mean both"):
-            find_mask_rule(paths, **options)
+            find_mask_rule(paths, DataSpec(**options))
     colours = {"ground": (0, 0, 0), "green": [0, 128, 0], "red": (128, 0, 0)}
-    for mask_rule in (find_mask_rule(paths, classes="all"), find_mask_rule(paths, classes=colours)):
+    for mask_rule in (find_mask_rule(paths, DataSpec(classes="all")), find_mask_rule(paths, DataSpec(classes=colours))):
         assert mask_rule.kind == "colours" and mask_rule.colours == mask_rule.classes == (0, 0x008000, 0x800000)
         np.testing.assert_array_equal(read_mask(paths[0], mask_rule), np.array([0, 2, 1])[cells])
         np.testing.assert_array_equal(read_mask(paths[1], mask_rule), np.array([0, 2, 1])[cells])
     coloured(blob(), (0, 128, 0)).save(tmp_path / "{c}.png")  # one without a palette beside them
     paths = sorted(tmp_path.iterdir())
-    mask_rule = find_mask_rule(paths, classes="all", ignore=(0, 0, 0))
+    mask_rule = find_mask_rule(paths, DataSpec(classes="all", ignore=(0, 0, 0)))
     np.testing.assert_array_equal(read_mask(paths[2], mask_rule), np.where(blob(), 0, IGNORED))
 
 
@@ -928,14 +932,18 @@ def test_colours_of_classes_are_the_palettes_and_of_absent_ones_free(tmp_path):
     with_palette(areas(np.random.default_rng(0), [0, 1, 255]), [*VOC[:2], *TINTS[2:255], (224, 224, 192)]).save(
         tmp_path / "a.png"
     )
-    mask_rule = find_mask_rule([tmp_path / "a.png"], ignore=255, classes=(0, 3, 1, 20))
+    mask_rule = find_mask_rule([tmp_path / "a.png"], DataSpec(ignore=255, classes=(0, 3, 1, 20)))
     assert mask_rule.colours == (0, 0x808000, 0x800000, 0x004080)  # VOC's 3 is chair, 20 is a monitor
     with_palette(areas(np.random.default_rng(0), [0, 1]), [(0, 0, 0), (0, 128, 0)]).save(tmp_path / "b.png")
-    assert find_mask_rule([tmp_path / "b.png"], classes=(0, 1, 2)).colours == (0, 0x008000, 0x808000)  # 2 is green too
+    assert find_mask_rule([tmp_path / "b.png"], DataSpec(classes=(0, 1, 2))).colours == (
+        0,
+        0x008000,
+        0x808000,
+    )  # 2 is green too
     greys = Image.fromarray(np.uint8([[0, 1], [2, 2]]))  # used colours are grey, the palette is not
     greys.putpalette([0, 0, 0, 90, 90, 90, 200, 200, 200, 255, 0, 0])
     greys.save(tmp_path / "c.png")
-    mask_rule = find_mask_rule([tmp_path / "c.png"], classes="all")
+    mask_rule = find_mask_rule([tmp_path / "c.png"], DataSpec(classes="all"))
     encode_mask(np.uint8([[2, 1], [0, 0]]), mask_rule).save(tmp_path / "d.png")
     np.testing.assert_array_equal(read_mask(tmp_path / "d.png", mask_rule), [[2, 1], [0, 0]])
 
@@ -950,18 +958,18 @@ def test_masks_of_one_image_are_united(tmp_path):
     draw = np.random.default_rng(0)
     masks = draw.choice([0, 1, 255], (3, 30, 40), p=[0.6, 0.2, 0.2])
     paths = write_all(tmp_path, lambda m, p: Image.fromarray(m.astype(np.uint8)).save(p), "a.png", list(masks))
-    mask_rule = find_mask_rule(paths, ignore=255)
+    mask_rule = find_mask_rule(paths, DataSpec(ignore=255))
     truth = np.where((masks == 1).any(0), 1, np.where((masks == 255).any(0), IGNORED, 0))
     np.testing.assert_array_equal(read_mask(tuple(paths), mask_rule), truth)
     np.testing.assert_array_equal(
         read_mask(tuple(paths), mask_rule, (15, 20)), resize_mask(truth.astype(np.uint8), (15, 20))
     )
     np.testing.assert_array_equal(read_mask((paths[1],), mask_rule), read_mask(paths[1], mask_rule))
-    binary = find_mask_rule(paths, (1, 255))
+    binary = find_mask_rule(paths, DataSpec(foreground=(1, 255)))
     np.testing.assert_array_equal(read_mask(tuple(paths), binary), (masks > 0).any(0))
     Image.fromarray(np.zeros((40, 30), np.uint8)).save(tmp_path / "turned.png")
     with pytest.raises(UserError, match="0 a.png, .*1 a.png.*CLASSES leaves unclear"):
-        read_mask(tuple(paths), find_mask_rule(paths, classes="all"))
+        read_mask(tuple(paths), find_mask_rule(paths, DataSpec(classes="all")))
     with pytest.raises(UnusableFile, match="turned.png: is 40x30, and .*0 a.png.*30x40"):
         read_mask((*paths, tmp_path / "turned.png"), mask_rule)
 

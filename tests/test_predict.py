@@ -35,6 +35,7 @@ from parts.outputs import (
     write_submission,
 )
 from parts.scores import count_overlap, dice_from_counts
+from parts.spec import DataSpec
 from unet import UNet
 from utils import save_checkpoint
 
@@ -907,7 +908,9 @@ def test_classes_are_written_as_the_masks_of_training_have_them(
             assert (load(written) == np.asarray(encode_mask(labels, mask_rule))).all()
             seen |= set(np.unique(labels).tolist())
     assert seen == {0, 1, 2, 3}
-    found = find_mask_rule([*out.rglob("*.png")], classes=dict(zip(mask_rule.names, mask_rule.classes)), num_workers=1)
+    found = find_mask_rule(
+        [*out.rglob("*.png")], DataSpec(classes=dict(zip(mask_rule.names, mask_rule.classes))), num_workers=1
+    )
     assert (
         found.classes == mask_rule.classes
         and found.kind == mask_rule.kind
