@@ -107,7 +107,7 @@ def audit(
     apart: folders whose pictures are not the dataset's, wherever they lie
     num_workers: processes that decode; None: one a core
     """
-    mask_foreground, mask_ignore, classes = spec.foreground, spec.ignore, spec.classes
+    mask_foreground = spec.foreground
     train_img_dir, train_mask_dir = train_folders
     val_img_dir, val_mask_dir = val_folders or (None, None)
     group, image_range, progress = spec.group, spec.image_range, True
