@@ -1,7 +1,8 @@
-"""Files that are whole or absent, the lock on a folder, and a function on all cores."""
+"""Files that are whole or absent, what files were made from, locks, and a function on all cores."""
 
 import csv
 import io
+import json
 import os
 import secrets
 import shutil
@@ -10,14 +11,17 @@ import socket
 import threading
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from multiprocessing import parent_process
 from pathlib import Path
+from typing import Any
 
 import cv2
 from filelock import FileLock, Timeout
 
-from parts.errors import UserError
+from parts.errors import UserError, counted, printable
 
 _SUFFIX = ".part"  # what an interrupted write leaves behind ends in this
 
@@ -99,17 +103,94 @@ def _sync_folder(folder):
             os.close(handle)
 
 
-def stamp(path):
-    """[bytes, time of modification, time of change (ns)] of a file, None where there is none.
+def stamp(path: str | Path) -> list[int] | None:
+    """A file's [bytes, time of modification, time of change], times in ns; None where there is no file.
 
-    Where it is equal, the file is the one that was seen. The last time changes also where a copy keeps the
-    time of its source.
+    A file whose stamp is equal has not changed. The time of change differs also where a copy keeps the time of
+    modification of its source.
     """
     try:
         state = os.stat(path)
     except OSError:
         return None
     return [state.st_size, state.st_mtime_ns, state.st_ctime_ns]
+
+
+# ---- what files were made from
+
+
+def describe_setting(name: str, old: Any, new: Any) -> str:
+    """One changed setting in words, as `Provenance.difference` tells it by default."""
+    return f"{name} was {old}, now {new}"
+
+
+@dataclass(frozen=True)
+class Changes:
+    """Names of sources that differ between two Provenances, each list in the order of its Provenance."""
+
+    changed: list[str]
+    new: list[str]
+    gone: list[str]
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """From which files something on disk was made, by which settings, and in which layout.
+
+    It is stored beside what was made. The next run builds its own and compares the two: where they are equal,
+    the stored files can be used; where they differ, `difference` says why they are made again. Where each stored
+    file depends on a few sources only, `changes` names those that have to be made again.
+    """
+
+    version: Any  # of the layout, or of the code that makes the files; raise it when either changes
+    settings: dict[str, Any]  # name: plain value; all sources are made again where one of them differs
+    sources: dict[str, dict[str, list]]  # kind, such as "images": {name: its `stamp`, or other plain values}
+
+    def __post_init__(self) -> None:
+        # As JSON gives them back (tuples become lists), so that a stored one and a new one compare equal.
+        object.__setattr__(self, "version", json.loads(json.dumps(self.version)))
+        object.__setattr__(self, "settings", json.loads(json.dumps(self.settings)))
+
+    def to_dict(self) -> dict[str, Any]:
+        """A dictionary of plain values, for JSON."""
+        return {"version": self.version, "settings": self.settings, "sources": self.sources}
+
+    @classmethod
+    def from_dict(cls, stored: Any) -> "Provenance":
+        """The Provenance that `to_dict` wrote. ValueError: `stored` is something else."""
+        try:
+            settings, sources = dict(stored["settings"]), dict(stored["sources"])
+            return cls(stored["version"], settings, {kind: dict(files) for kind, files in sources.items()})
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"no provenance: {error}") from error
+
+    def changes(self, old: "Provenance", kind: str) -> Changes:
+        """Which sources of one kind have changed since `old`, are new, or gone."""
+        before, after = old.sources.get(kind, {}), self.sources.get(kind, {})
+        return Changes(
+            changed=[name for name in after if name in before and after[name] != before[name]],
+            new=[name for name in after if name not in before],
+            gone=[name for name in before if name not in after],
+        )
+
+    def difference(self, old: "Provenance", describe: Callable[[str, Any, Any], str] = describe_setting) -> str:
+        """What differs from an `old` Provenance, in words; "" where nothing does.
+
+        `describe(name, old value, new value)` words a changed setting; what it gives "" for is left out.
+        """
+        if old.version != self.version:
+            return "another version of this program made them"
+        reasons = []
+        for name in {**old.settings, **self.settings}:
+            before, after = old.settings.get(name), self.settings.get(name)
+            if before != after:
+                reasons.append(describe(name, before, after))
+        for kind in {**old.sources, **self.sources}:
+            for change, names in vars(self.changes(old, kind)).items():
+                if names:
+                    example = printable(os.path.basename(names[0]))
+                    reasons.append(f"{kind}: {counted(len(names), 'file')} {change}, e.g. {example}")
+        return "; ".join(filter(None, reasons))
 
 
 # ---- one process at a time

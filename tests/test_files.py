@@ -1,5 +1,6 @@
 """Whole files, locks and functions on all cores, by real processes that are really killed."""
 
+import json
 import multiprocessing
 import os
 import signal
@@ -12,6 +13,7 @@ from helpers import ROOT, WAIT, children_of, wait_for_end
 
 from parts.errors import UserError
 from parts.files import (
+    Provenance,
     copy_whole,
     one_at_a_time,
     parallel_map,
@@ -74,6 +76,37 @@ def test_a_stamp_tells_other_bytes_of_the_same_length_and_time(tmp_path):
     path.write_bytes(b"two")
     os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
     assert seen != stamp(path) == stamp(path) and stamp(tmp_path / "none") is None
+
+
+# ---- provenance
+
+
+def provenance(version=1, settings=None, **sources):
+    return Provenance(version, settings or {"SIZE": (32, 48)}, sources or {"images": {"a/x.png": [1, 2, 3]}})
+
+
+@pytest.mark.parametrize(
+    ("new", "told"),
+    [
+        (provenance(), ""),
+        (provenance(version=2), "another version of this program made them"),
+        (provenance(settings={"SIZE": (32, 64)}), "SIZE was [32, 48], now [32, 64]"),
+        (provenance(settings={"SIZE": (32, 48), "CROP": True}), "CROP was None, now True"),
+        (provenance(images={"a/x.png": [1, 2, 4]}), "images: 1 file changed, e.g. x.png"),
+        (provenance(images={"b/x.png": [1, 2, 3]}), "images: 1 file new, e.g. x.png; images: 1 file gone, e.g. x.png"),
+        (provenance(images={"a/x.png": [1, 2, 3]}, masks={"a\n": [0], "b": [0]}), r"masks: 2 files new, e.g. a\n"),
+    ],
+)
+def test_what_something_was_made_from_is_stored_and_its_difference_told(new, told):
+    old = Provenance.from_dict(json.loads(json.dumps(provenance().to_dict())))
+    assert old == provenance() and new.difference(old) == told
+    assert new.difference(old, lambda name, before, after: "") == told * ("was" not in told)
+
+
+@pytest.mark.parametrize("stored", [None, [], {}, {"version": 1, "settings": 3, "sources": {}}, {"sources": {"a": 1}}])
+def test_what_is_no_provenance_is_refused(stored):
+    with pytest.raises(ValueError, match="no provenance"):
+        Provenance.from_dict(stored)
 
 
 # ---- locks
@@ -141,7 +174,7 @@ def wait(number):
     print(number, flush=True)
     time.sleep(0.2)
 def main():
-    for _ in each(wait, range(1000), 2):
+    for _ in parallel_map(wait, range(1000), 2):
         pass
 if __name__ == "__main__":
     errors.run(main)
