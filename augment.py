@@ -176,9 +176,7 @@ def make_augmented(
     mask_foreground, mask_ignore, classes = spec.foreground, spec.ignore, spec.classes
     mask_name, group, image_range = spec.mask_name, spec.group, spec.image_range
     _check_folders(img_dir, mask_dir, output_dir)
-    train, val, left_out = split(
-        pair_files(img_dir, mask_dir, mask_name, spec.skip_unpaired, apart=[output_dir]), val_images, group
-    )
+    train, val, left_out = split(pair_files(img_dir, mask_dir, spec, apart=[output_dir]), val_images, group)
     items = _plan(train, val, mask_name)
     mask_rule, warnings = None, []
     if classes is not None:

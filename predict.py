@@ -34,7 +34,7 @@ from parts.images import image_size
 from parts.inference import MIRRORS, make_runner, predict_pictures
 from parts.mask_rules import find_mask_rule
 from parts.masks import MaskRule
-from parts.names import each_of, find_masks, find_pictures, folded_path
+from parts.names import find_masks, find_pictures, folded_path
 from parts.options import one_of, refuse_wrong, settings_of, sizes, whole
 from parts.outputs import Finish, choose_threshold, tell_scores, write_submission
 from parts.recipe import PRECISIONS
@@ -65,18 +65,18 @@ _ARTICLE_SIZE = (320, 480)  # of the checkpoints that do not tell their size, su
 
 
 def find_truths(s, wanted, checkpoint, classes=None):
-    """({picture: (mask file or files, page)}, the rule that reads them); ({}, None) where no scores are asked for.
+    """({picture: Pair of it and its mask}, the rule that reads them); ({}, None) where no scores are asked for.
 
     They may be of another encoding than those of training, so they are asked what their values mean,
     unless training was told a MASK_FOREGROUND: that holds here too. So does the network's rule of `classes`.
     """
     if not s.MASKS:
         return {}, None
-    truths = find_masks(wanted, s.MASKS, s.MASK_NAME)
+    truths = find_masks(wanted, s.MASKS, DataSpec(mask_name=s.MASK_NAME))
     lacking = [picture for picture in wanted if picture not in truths]
     if lacking:
         print(f"Without a mask in {s.MASKS} (of as many pages), so not scored: {list_files(lacking)}")
-    several = [picture for picture, (files, _) in truths.items() if isinstance(files, tuple)]
+    several = [picture for picture, pair in truths.items() if pair.more]
     if classes and several:
         raise UserError(
             f"{s.MASKS}: several masks fit {list_files(several)}, and such are united to one foreground. A network of "
@@ -91,7 +91,7 @@ def find_truths(s, wanted, checkpoint, classes=None):
     elif as_in_training and foreground is not None:
         mask_rule = MaskRule.from_dict(checkpoint["mask_rule"])
     else:
-        files = [(file, page) for files, page in truths.values() for file in each_of(files)]
+        files = [source for pair in truths.values() for source in pair.sources[1:]]
         named = dict(zip(classes.names, classes.classes)) if classes else None
         mask_rule = find_mask_rule(
             files,
@@ -159,7 +159,7 @@ def refuse_lost(s, finish, wanted):
     outputs += [(Path(s.OUTPUT_DIR, name), "the scores") for name in ("scores.csv", "worst.png") if s.MASKS]
     outputs += [(Path(s.SUBMISSION), "all images")] if s.SUBMISSION else []
     outputs += [(finish.legend, "the classes")] if finish.legend else []
-    masks = [file for files, _ in finish.truths.values() for file in each_of(files)]
+    masks = [file for pair in finish.truths.values() for file, _ in pair.sources[1:]]
     originals = {os.path.realpath(path) for path in [*(picture.path for picture in wanted), *masks]}
     sources, wrong = {}, []
     for path, source in outputs:

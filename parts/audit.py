@@ -40,7 +40,7 @@ from parts.names import (
     fits_group,
     group_of,
     list_both,
-    match_all,
+    match,
     source_stem,
 )
 from parts.spec import ALPHA, DataSpec
@@ -115,7 +115,7 @@ def audit(
         _check_sheet(Path(sheet), train_img_dir, train_mask_dir, val_img_dir, val_mask_dir)
     # Of folders that lie below one another, each keeps its own pictures, and none takes the sheet's for its own.
     others = [train_img_dir, train_mask_dir, val_img_dir, val_mask_dir, sheet and Path(sheet).parent, *apart]
-    naming = spec.mask_name, spec.skip_unpaired, [folder for folder in others if folder is not None]
+    naming = spec, [folder for folder in others if folder is not None]
     sides = [_Side("training", train_img_dir, train_mask_dir, *naming)]
     if val_img_dir is not None:
         sides.append(_Side("validation", val_img_dir, val_mask_dir, *naming))
@@ -165,7 +165,7 @@ def _check_sheet(sheet, *folders):
 class _Side:
     """The files of training, or of validation, and what was seen in them."""
 
-    def __init__(self, name, img_dir, mask_dir, mask_name, skip_unpaired, apart):
+    def __init__(self, name, img_dir, mask_dir, spec, apart):
         self.name, self.problem, self.folders = name, None, (img_dir, mask_dir)
         self.pairs, self.faults, self.notes, self.left_out = [], [], [], []
         self.page_faults = []  # files whose pages are not as many as their partner's
@@ -174,12 +174,12 @@ class _Side:
         self.counts = np.zeros((0, 3), np.int64)  # pixels of each class in each usable mask, ignored ones last
         self.shares = []  # foreground of each usable mask, 0 to 1, of what is not ignored
         try:
-            images, masks = list_both(img_dir, mask_dir, apart, mask_name)
+            images, masks = list_both(img_dir, mask_dir, spec, apart)
         except UserError as error:
             self.problem = str(error)
             return
         self.left_out = images.left_out + masks.left_out
-        found = match_all(images, masks, mask_name, skip_unpaired)
+        found = match(images, masks, spec)
         self.pairs, self.faults, self.notes = found.pairs, found.faults, found.notes
         if not self.pairs:
             self.problem = (

@@ -8,13 +8,16 @@ import re
 import sys
 import unicodedata
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path, PurePath
 
 from parts.errors import UnusableFile, UserError, counted, list_files, printable
 from parts.images import pages_of
-from parts.spec import CARVANA_GROUP
+from parts.spec import CARVANA_GROUP, DataSpec
+
+Folder = str | os.PathLike[str]
 
 HOW_TO_GET_CARVANA = """\
 To get Carvana's photographs: sign in to Kaggle, accept the rules of the competition
@@ -268,9 +271,11 @@ class Matches:
     notes: list
 
 
-def pair_files(img_dir, mask_dir, mask_name=None, skip_unpaired=False, apart=()):
+def pair_files(
+    img_dir: Folder, mask_dir: Folder, spec: DataSpec = DataSpec(), apart: Iterable[Folder] = ()
+) -> list[Pair]:
     """The Pairs of two folders, sorted by name, pages apart; prints the notes. UserError names all misfits."""
-    found = match_all(*list_both(img_dir, mask_dir, apart, mask_name), mask_name, skip_unpaired)
+    found = match(*list_both(img_dir, mask_dir, spec, apart), spec)
     pairs, faults = by_pages(found.pairs, pages_of)
     if found.faults or faults:
         cures = [f"{NAME_MASKS}; {LEAVE_OUT}."] if found.faults else []
@@ -309,13 +314,16 @@ def by_pages(pairs, pages):
     return apart, faults
 
 
-def list_both(img_dir, mask_dir, apart=(), mask_name=None):
-    """The Listings of images and masks; in one folder for both, masks are what ends in _mask, or as `mask_name` says.
+def list_both(
+    img_dir: Folder, mask_dir: Folder, spec: DataSpec = DataSpec(), apart: Iterable[Folder] = ()
+) -> tuple[Listing, Listing]:
+    """The Listings of images and masks; in one folder for both, masks are what ends in _mask, or as MASK_NAME says.
 
     Either may lie below the other, whose pictures it does not join; nor do those of the folders `apart`.
     """
     if not os.path.isdir(mask_dir) or not os.path.isdir(img_dir) or not os.path.samefile(img_dir, mask_dir):
         return list_pictures(img_dir, [mask_dir, *apart]), list_pictures(mask_dir, [img_dir, *apart])
+    mask_name = spec.mask_name
     images = list_pictures(img_dir, apart)
     names = {images.name_of(path) for path in images.pictures}
     in_lower_case = folded(names)
@@ -339,14 +347,14 @@ def list_both(img_dir, mask_dir, apart=(), mask_name=None):
     return Listing(images.folder, rest, others), Listing(images.folder, masks, left_out)
 
 
-def match_all(images, masks, mask_name=None, skip_unpaired=False):
+def match(images: Listing, masks: Listing, spec: DataSpec = DataSpec()) -> Matches:
     """The Matches of two Listings.
 
     A mask belongs to the image of its name (`mask_stems`), in the same subfolder. What remains on both sides is
     taken for pairs where numbers without their leading zeros, or, if no name agrees, one prefix or suffix on each
-    side, pair every file one to one. `mask_name`, `skip_unpaired`: as in MASK_NAME and SKIP_UNPAIRED; only where
-    the name has a *, an image may have several masks.
+    side, pair every file one to one. Only where MASK_NAME has a *, an image may have several masks.
     """
+    mask_name, skip_unpaired = spec.mask_name, spec.skip_unpaired
     by_name, by_owner, strays = defaultdict(list), defaultdict(list), {}
     for path in images.pictures:
         by_name[images.name_of(path)].append(path)
@@ -610,17 +618,17 @@ def files_below(folder, apart, missing, others):
     return files
 
 
-def find_masks(wanted, mask_dir, mask_name=None):
-    """{picture: (mask file, page of it)} for those of the pictures `wanted` that have one in `mask_dir` or below it.
+def find_masks(wanted: list["Picture"], mask_dir: Folder, spec: DataSpec = DataSpec()) -> dict["Picture", Pair]:
+    """{picture: the Pair of it and its mask} for those of `wanted` that have one in `mask_dir` or below it.
 
     A mask in the same subfolder as its picture comes first, then one with its name anywhere. A page's is one of
     its own name, or the page of that number of one with the file's name, where that has equally many.
-    Where `mask_name` has a *, all that fit are its mask: (tuple of files, page of them).
+    Where MASK_NAME has a *, all that fit are its mask.
     UserError where there is no mask at all, or more than one fits.
     """
     if not os.path.isdir(mask_dir):
         raise UserError(f"{mask_dir}: there is no such folder. MASKS names the one with the true masks.")
-    counted = cache(pages_of)
+    counted, mask_name = cache(pages_of), spec.mask_name
     asked = [(it, it.path.stem, it.number, it.pages) for it in wanted if it.pages > 1]
     asked += [(it, it.name.name, 0, 1) for it in wanted]  # last, and so these replace the ones before
     asked = [(it, unicodedata.normalize("NFC", name), *page) for it, name, *page in asked]
@@ -639,7 +647,10 @@ def find_masks(wanted, mask_dir, mask_name=None):
         if len(fitting) == 1 or (fitting and mask_name and "*" in mask_name):
             pages = [counted(file) or range(count) for file in fitting]  # reading them will tell what is wrong
             if all(len(numbers) == count for numbers in pages):
-                matched[picture] = fitting[0] if len(fitting) == 1 else tuple(fitting), pages[0][number]
+                mask, *more = fitting
+                matched[picture] = Pair(
+                    picture.name.as_posix(), picture.path, mask, picture.page, pages[0][number], tuple(more)
+                )
         elif fitting:
             doubtful.append(f"{picture}: " + ", ".join(map(printable, fitting)))
     if doubtful:
@@ -650,8 +661,3 @@ def find_masks(wanted, mask_dir, mask_name=None):
             f"and have as many pages. {NAME_MASKS}."
         )
     return matched
-
-
-def each_of(files):
-    """The files of a picture's mask, as find_masks has them."""
-    return files if isinstance(files, tuple) else (files,)

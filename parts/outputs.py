@@ -15,7 +15,7 @@ from parts.errors import UserError, printable
 from parts.files import write_csv, write_whole
 from parts.images import decode, depth_of, may_be_deep, read_image, resize_image
 from parts.masks import IGNORED, MaskRule, encode_mask, read_mask, resize_mask
-from parts.names import Picture, each_of
+from parts.names import Picture
 from parts.pictures import for_sheet
 from parts.scores import (
     class_columns,
@@ -76,7 +76,7 @@ class Finish:
     cut: float = 0.0  # logits above it are foreground
     folders: dict = field(default_factory=dict)  # of "masks", "overlays", "probabilities", where they are wanted
     bits: int = 8  # of probabilities
-    truths: dict = field(default_factory=dict)  # {picture: (file or files, page) of its true mask}
+    truths: dict = field(default_factory=dict)  # {picture: Pair of it and its true mask}
     mask_rule: MaskRule | None = None  # which reads them
     classes: MaskRule | None = None  # the network's, where it has several
     runs: bool = False
@@ -168,11 +168,11 @@ class Finish:
 
     def _score(self, item, logits, mask, at_own, outcome):
         """Compares with the true mask, at its size."""
-        files, page = self.truths[item.picture]
-        truth = read_mask(files, self.mask_rule, page=page)
+        pair_of_files = self.truths[item.picture]
+        truth = read_mask(pair_of_files.masks, self.mask_rule, page=pair_of_files.mask_page)
         if _turned(truth.shape, item.size):
             sizes = [f"{height}x{width} (height x width)" for height, width in (item.size, truth.shape)]
-            pair = f"{item.picture} is {sizes[0]}, {printable(each_of(files)[0])} is {sizes[1]}"
+            pair = f"{item.picture} is {sizes[0]}, {printable(pair_of_files.mask)} is {sizes[1]}"
             raise UserError(f"{pair}: one is turned, so it is not scored.")
         if truth.shape != tuple(item.size):
             mask, at_own = self._decided(logits, truth.shape)

@@ -327,7 +327,7 @@ def test_each_of_several_masks_has_its_copies_by_one_draw(tmp_path, mask_name):
     expected = mask_name.replace("{}", "img_001_hflip").replace("*", "Thing 2")
     assert (out / TRAIN_MASKS / f"{expected}.png").is_file()
     for images, masks in ((TRAIN_IMAGES, TRAIN_MASKS), (TEST_IMAGES, TEST_MASKS)):
-        for pair in pair_files(out / images, out / masks, mask_name):
+        for pair in pair_files(out / images, out / masks, DataSpec(mask_name=mask_name)):
             assert len(pair.more) == (not pair.name.startswith("img_000"))
             expected = united / "out" / masks / f"{pair.name}.png"
             np.testing.assert_array_equal(read_mask(pair.masks, WHITE), read_mask(expected, WHITE))
@@ -835,8 +835,11 @@ def test_subfolders_are_kept_and_masks_named_as_said(tmp_path):
         assert f"Written: {written} of 18" in done.stdout and "1 image without a mask" in done.stdout
     out = tmp_path / "raw" / "out"
     assert "--mask-name '{}_seg'" in done.stdout and (out / TRAIN_MASKS / "b" / "0_grid_seg.png").is_file()
-    train = pair_files(out / TRAIN_IMAGES, out / TRAIN_MASKS, "{}_seg")
+    train = pair_files(out / TRAIN_IMAGES, out / TRAIN_MASKS, DataSpec(mask_name="{}_seg"))
     assert len(train) == 16 and {pair.name for pair in train} >= {"a/0", "a/0_hflip", "b/0", "b/0_grid"}
-    assert [pair.name for pair in pair_files(out / TEST_IMAGES, out / TEST_MASKS, "{}_seg")] == ["b/1", "b/2"]
+    assert [pair.name for pair in pair_files(out / TEST_IMAGES, out / TEST_MASKS, DataSpec(mask_name="{}_seg"))] == [
+        "b/1",
+        "b/2",
+    ]
     Image.new("RGB", (60, 40)).save(out / TEST_IMAGES / "b" / "foreign.png")
     assert "foreign.png" in script("augment.py", *call, cwd=tmp_path).stderr

@@ -652,7 +652,7 @@ def test_masks_are_found_by_place_first_and_then_by_name(tmp_path):
     for name in ("left/a.png", "a_mask.gif", "only_mask.png"):
         Image.fromarray(np.zeros((4, 4), np.uint8)).save(masks / name)
     wanted = [Picture(Path("x.jpg"), Path(name)) for name in ("left/a", "a", "right/only", "none")]
-    found = {str(picture.name): path.name for picture, (path, _) in find_masks(wanted, masks).items()}
+    found = {str(picture.name): pair.mask.name for picture, pair in find_masks(wanted, masks).items()}
     assert found == {"left/a": "a.png", "a": "a_mask.gif", "right/only": "only_mask.png"}
     with pytest.raises(UserError, match="More than one mask"):
         find_masks([Picture(Path("x.jpg"), Path("right/a"))], masks)
@@ -664,7 +664,7 @@ def test_masks_are_found_by_the_name_that_is_said(tmp_path):
     for name in ("a_seg.png", "b.jpg.png", "IMG_1.png"):
         Image.fromarray(np.zeros((4, 4), np.uint8)).save(masks / name)
     wanted = [Picture(Path("x.jpg"), Path(name)) for name in ("a", "b", "img_1")]
-    assert {str(picture.name) for picture in find_masks(wanted, masks, "{}_seg")} == {"a"}
+    assert {str(picture.name) for picture in find_masks(wanted, masks, DataSpec(mask_name="{}_seg"))} == {"a"}
     assert {str(picture.name) for picture in find_masks(wanted, masks)} == {"b", "img_1"}
 
 

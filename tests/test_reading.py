@@ -541,7 +541,7 @@ def test_images_and_masks_in_one_folder(tmp_path):
         ("b.jpg", "b_mask.png"),
     ]
     named = touch(tmp_path / "named", "a.jpg", "a_seg.png")
-    assert [pair.mask.name for pair in pair_files(named, named, "{}_seg")] == ["a_seg.png"]
+    assert [pair.mask.name for pair in pair_files(named, named, DataSpec(mask_name="{}_seg"))] == ["a_seg.png"]
     alone = touch(tmp_path / "alone", "a.jpg", "b.jpg")
     with pytest.raises(UserError, match="given both for images and for masks"):
         pair_files(alone, alone)
@@ -572,7 +572,7 @@ def pairs_of(folder, capsys, images, masks, **named):
         for name in names:
             (folder / side / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / side / name).write_bytes(b"x")
-    found = pair_files(folder / "i", folder / "m", **named)
+    found = pair_files(folder / "i", folder / "m", DataSpec(**named))
     names = {str(pair.image.relative_to(folder / "i")): str(pair.mask.relative_to(folder / "m")) for pair in found}
     return names, capsys.readouterr().out
 
@@ -659,7 +659,7 @@ def test_several_masks_of_one_image(tmp_path, capsys, mask_name):
     names = [mask for masks in wanted.values() for mask in masks]
     found, words = pairs_of(tmp_path, capsys, wanted, names, mask_name=mask_name)
     assert found == {image: sorted(masks)[0] for image, masks in wanted.items()} and words == ""
-    pairs = pair_files(tmp_path / "i", tmp_path / "m", mask_name)
+    pairs = pair_files(tmp_path / "i", tmp_path / "m", DataSpec(mask_name=mask_name))
     for pair in pairs:
         masks = [tmp_path / "m" / mask for mask in sorted(wanted[str(pair.image.relative_to(tmp_path / "i"))])]
         assert [pair.mask, *pair.more] == masks
@@ -668,10 +668,10 @@ def test_several_masks_of_one_image(tmp_path, capsys, mask_name):
 
 def test_several_masks_beside_their_images_or_not_told_or_of_none(tmp_path, capsys):
     both = touch(tmp_path / "both", "img_1.jpg", "img_2.jpg", "img_1_1.png", "img_1_2.png", "img_2_1.png")
-    found = pair_files(both, both, "{}_*")
+    found = pair_files(both, both, DataSpec(mask_name="{}_*"))
     assert [(pair.image.name, len(pair.more)) for pair in found] == [("img_1.jpg", 1), ("img_2.jpg", 0)]
     close = touch(tmp_path / "close", "a.jpg", "a1.png", "b.jpg", "b2.png")
-    assert [pair.mask.name for pair in pair_files(close, close, "{}*")] == ["a1.png", "b2.png"]
+    assert [pair.mask.name for pair in pair_files(close, close, DataSpec(mask_name="{}*"))] == ["a1.png", "b2.png"]
     masks = ["a_1.png", "a_2.png", "b_1.png"]
     with pytest.raises(UserError) as caught:
         pairs_of(tmp_path, capsys, ["a.jpg", "b.jpg"], masks)
@@ -744,7 +744,7 @@ def test_kinds_that_are_not_read_are_named_with_what_to_do(tmp_path, capsys):
         f"{images}/d.jpg: has its mask in {masks}/d_mask.nii.gz, {words}.",
         f"{masks}/b_mask.png: is the mask of {images}/b.HEIC, {words} or JPEG.",
     ]
-    pair_files(images, masks, skip_unpaired=True)
+    pair_files(images, masks, DataSpec(skip_unpaired=True))
     words = capsys.readouterr().out
     assert "4 pictures of a kind that is not read: b.HEIC, f.dng, c.npy, d_mask.nii.gz. To use them, save as" in words
     assert "1 video: clip.mp4. To use it, cut into frames (mkdir frames; ffmpeg -i clip.mp4 frames/%05d.png)" in words
