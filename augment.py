@@ -414,24 +414,23 @@ def _sample(items, rows=5):
 
 def _draw_preview(output_dir, items, count, mask_rule, value_range):
     """A sheet of some of the `count` training images with every copy, masks laid over them."""
-    classes = mask_rule and pictures.classes_of(mask_rule)
-    tiles, masks = [], []
+    palette = pictures.Palette.of(mask_rule)
+    rows, masks = [], []
     for item in items:
         height, width = image_size(output_dir / item.images[0])
         size = (2 * pictures.TILE_HEIGHT, max(1, round(2 * pictures.TILE_HEIGHT * width / height)))
-        row = []
+        tiles = []
         for image, *files in zip(item.images, *item.masks):
             image = read_image(output_dir / image, size, value_range=value_range)
             if mask_rule:
                 files = tuple(output_dir / file for file in files)
                 masks.append(read_mask(files if len(files) > 1 else files[0], mask_rule, size))
-                image = pictures.overlay(image, masks[-1], classes)
-            row.append(image)
-        tiles.append(row)
+                image = pictures.overlay(image, masks[-1], palette)
+            tiles.append(image)
+        rows.append(pictures.Row(tiles, item.pair.name))
     title = f"{len(items)} of {count} training images with every copy: does each mask lie on what you want found?"
     columns = ["original", "horizontal flip", "vertical flip", "grid distortion"]
-    legend = pictures.legend_of(masks, classes) if mask_rule and mask_rule.labels else ()
-    sheet = pictures.sheet(tiles, [item.pair.name for item in items], title, columns, legend)
+    sheet = pictures.sheet(rows, title, columns, palette.legend(masks))
     pictures.save_image(output_dir / _PREVIEW, sheet)
 
 

@@ -280,7 +280,7 @@ def main(argv=None):
     for _ in rows:  # all of them, where no submission has taken them
         pass
     if finish.legend and finish.legend.parent.is_dir():
-        pictures.save_image(finish.legend, pictures.sheet([], title="Classes", legend=finish.colours))
+        pictures.save_image(finish.legend, pictures.sheet([], title="Classes", legend=finish.palette.entries))
     places = [s.OUTPUT_DIR] * bool(folders) + [s.SUBMISSION] * bool(s.SUBMISSION)
     done = len(wanted) + len(missing) - len(failures)
     print(f"{done} images done; see {' and '.join(places) or 'below'}.")

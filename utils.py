@@ -21,7 +21,7 @@ from parts.inference import pixels_in_windows, predict, predicted_labels
 from parts.mask_rules import find_mask_rule
 from parts.masks import IGNORED, MaskRule, read_mask, resize_mask
 from parts.names import pair_files
-from parts.pictures import for_sheet
+from parts.pictures import Example, Palette
 from parts.recipe import targets_of
 from parts.scores import class_scores, class_table, count_confusion, count_overlap, foreground_scores, overlap_of
 from parts.spec import DataSpec
@@ -333,13 +333,13 @@ def save_predictions(loader, model, folder="saved_images/", device=None, dtype=N
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     mask_rule, whole = rule_of(loader), getattr(loader.dataset, "whole", False)
-    classes = pictures.classes_of(mask_rule)
+    palette = Palette.of(mask_rule)
     for index, (images, masks) in enumerate(loader):
         if index == limit:
             break
         found = predict(images, model, device, dtype, whole)
         for name, shown in ((f"pred_{index}.png", found), (f"{index}.png", _truths(masks, mask_rule))):
-            pictures.save_image(folder / name, pictures.grid(shown.numpy(), classes=classes))
+            pictures.save_image(folder / name, pictures.grid(shown.numpy(), palette))
 
 
 def save_examples(loader, model, scores, epoch, folder="saved_images/", count=6, device=None, dtype=None):
@@ -354,36 +354,37 @@ def save_examples(loader, model, scores, epoch, folder="saved_images/", count=6,
     fixed = [round((place + 0.5) * total / count - 0.5) for place in range(count)]  # spread over the set
     worst = np.argsort(scores.per_image, kind="stable")[:count].tolist()
     mask_rule, whole, seen = rule_of(loader), getattr(loader.dataset, "whole", False), {}
-    classes = pictures.classes_of(mask_rule)
+    palette = Palette.of(mask_rule)
     for name, indices in (("examples", fixed), ("worst", worst)):
         for batch in [[index] for index in indices if index not in seen] if whole else [indices]:
             images, masks = loader.collate_fn(loader.dataset.__getitems__(batch))
             found = predict(images, model, device, dtype, whole).numpy()
-            seen |= zip(batch, map(for_sheet, _for_eyes(images), _truths(masks, mask_rule).numpy(), found))
-        shown, truths, found = zip(*(seen[index] for index in indices))
-        captions = [f"{loader.dataset.pairs[i].name}  Dice {scores.per_image[i]:.4f}" for i in indices]
-        sheet = pictures.examples_sheet(shown, truths, found, captions, f"{name}, epoch {epoch}", classes=classes)
+            for index, *shown in zip(batch, _for_eyes(images), _truths(masks, mask_rule).numpy(), found):
+                caption = f"{loader.dataset.pairs[index].name}  Dice {scores.per_image[index]:.4f}"
+                seen[index] = Example(*shown, caption).shrunk()
+        examples = [seen[index] for index in indices]
+        sheet = pictures.examples_sheet(examples, f"{name}, epoch {epoch}", palette)
         pictures.save_image(folder / f"{name}.png", sheet)
         if name == "examples":
-            _save_strip(folder, shown[0], truths[0], found[0], epoch, scores.per_image[indices[0]], classes)
+            _save_strip(folder, examples[0], epoch, scores.per_image[indices[0]], palette)
 
 
-def _save_strip(folder, image, truth, prediction, epoch, dice, classes):
+def _save_strip(folder, example, epoch, dice, palette):
     """Keeps this epoch's mask as `strip/EPOCH_DICE.png` and draws up to eight of them, evenly spread."""
     kept = folder / "strip"
     kept.mkdir(exist_ok=True)
     for old in kept.glob("[0-9][0-9][0-9][0-9]_*.png"):
         if int(old.stem.split("_")[0]) >= epoch:  # of a run that went further than the one that goes on here
             old.unlink()
-    pictures.save_image(kept / f"{epoch:04d}_{dice:.4f}.png", prediction if classes else prediction * 255)
+    pictures.save_mask(kept / f"{epoch:04d}_{dice:.4f}.png", example.prediction, palette)
     frames = sorted(kept.glob("[0-9][0-9][0-9][0-9]_*.png"))
     frames = [frames[i] for i in sorted(set(np.linspace(0, len(frames) - 1, 8).round().astype(int)))]
     named = [frame.stem.split("_") for frame in frames]
     captions = [f"epoch {int(number)}, Dice {dice}" for number, dice in named]
-    masks = [pictures.load_mask(frame, classes) for frame in frames]
+    masks = [pictures.load_mask(frame, palette) for frame in frames]
     # An earlier IMAGE_SIZE may have been another one
-    masks = [mask if mask.shape == truth.shape else resize_mask(mask, truth.shape) for mask in masks]
-    pictures.save_image(folder / "strip.png", pictures.strip(image, truth, masks, captions, classes=classes))
+    masks = [mask if mask.shape == example.truth.shape else resize_mask(mask, example.truth.shape) for mask in masks]
+    pictures.save_image(folder / "strip.png", pictures.strip(example.image, example.truth, masks, captions, palette))
 
 
 def _truths(masks, mask_rule):

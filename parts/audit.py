@@ -736,8 +736,8 @@ def _draw_sheet(report, sides, path):
         captions.append(pair.name if report.mask_rule.classes else f"{pair.name}  {share:.1%}")
     path.parent.mkdir(parents=True, exist_ok=True)
     what = "each class has its colour" if report.mask_rule.classes else "foreground is tinted, its share stands below"
-    title, classes = f"{len(usable):,} pairs; {what}", pictures.classes_of(report.mask_rule)
-    pictures.save_image(path, pictures.overlay_sheet(images, masks, captions, title, classes))
+    title, palette = f"{len(usable):,} pairs; {what}", pictures.Palette.of(report.mask_rule)
+    pictures.save_image(path, pictures.overlay_sheet(images, masks, captions, title, palette))
     report.sheet = path
 
 

@@ -16,7 +16,7 @@ from parts.files import write_csv, write_whole
 from parts.images import decode, depth_of, may_be_deep, read_image, resize_image
 from parts.masks import IGNORED, MaskRule, encode_mask, read_mask, resize_mask
 from parts.names import Picture
-from parts.pictures import for_sheet
+from parts.pictures import Example, Palette
 from parts.scores import (
     class_columns,
     class_scores,
@@ -45,7 +45,7 @@ class Outcome:
     confusion: np.ndarray | None = None  # of several classes, (C, C): rows true, columns predicted
     runs: str | None = None
     histogram: np.ndarray | None = None
-    shown: tuple | None = None  # image, truth, prediction
+    shown: Example | None = None
 
 
 class Bands:
@@ -99,9 +99,9 @@ class Finish:
         return self.folders["overlays"] / "legend.png" if self.classes and "overlays" in self.folders else None
 
     @property
-    def colours(self):
-        """(colour, name) of each class, as the functions that draw take them; None of one foreground."""
-        return pictures.classes_of(self.classes) if self.classes else None
+    def palette(self):
+        """How the network's labels are drawn."""
+        return Palette.of(self.classes)
 
     def bands(self, item):
         """What takes the bands of an Item."""
@@ -133,7 +133,7 @@ class Finish:
         self._save("masks", item.picture, lambda: [encode_mask(mask, self.classes) if self.classes else mask * 255])
         self._save("probabilities", item.picture, lambda: self._maps(logits, at_own))
         if max(item.size) <= _LONGEST_JPEG:
-            self._save("overlays", item.picture, lambda: [pictures.overlay(item.extra, mask, self.colours)])
+            self._save("overlays", item.picture, lambda: [pictures.overlay(item.extra, mask, self.palette)])
         elif "overlays" in self.folders:
             limit = f"a JPEG of at most {_LONGEST_JPEG} pixels"
             outcome.error = f"{item.picture}: too long for an overlay, {limit}."
@@ -187,7 +187,7 @@ class Finish:
             if self.histogram:
                 outcome.histogram = histogram(at_own[seen], truth[seen])
         if self.show:
-            outcome.shown = for_sheet(resize_image(item.extra, truth.shape), truth, mask)
+            outcome.shown = Example(resize_image(item.extra, truth.shape), truth, mask).shrunk()
 
 
 def _is_dark(picture):
@@ -332,9 +332,8 @@ def tell_scores(folder, scored, confusion, put_through, finish):
     captions = {wanted[i]: captions[i] for i in worst}
     again = put_through(list(captions), replace(finish, folders={}, runs=False, show=True), "worst")
     if outcomes := [outcome for outcome in again if outcome.shown]:
-        texts = [captions[outcome.picture] for outcome in outcomes]
-        shown = zip(*(outcome.shown for outcome in outcomes))
-        sheet = pictures.examples_sheet(*shown, texts, "The lowest Dice", finish.colours)
+        examples = [replace(outcome.shown, caption=captions[outcome.picture]) for outcome in outcomes]
+        sheet = pictures.examples_sheet(examples, "The lowest Dice", finish.palette)
         pictures.save_image(folder / "worst.png", sheet)
     if finish.classes:
         print(class_table(scores))

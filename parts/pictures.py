@@ -1,11 +1,16 @@
 """Pictures that explain: overlays, differences, sheets of both, and the curves of a run.
 
-Images are uint8 (H, W, 3) in RGB, masks uint8 (H, W): of {0, 1} for one foreground, of indices of `classes` where
-there are any, a list of (colour (r, g, b), name), one a class; IGNORED in both. Nothing here knows networks or folders.
+Images are uint8 (H, W, 3) in RGB. Masks are uint8 (H, W) of labels, and IGNORED where a pixel is ignored; a Palette
+says how the labels are drawn. Nothing here knows networks or folders.
 """
 
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import cv2
 import numpy as np
@@ -14,22 +19,20 @@ from PIL import Image, ImageDraw, ImageFont
 
 from parts.files import write_whole
 from parts.images import resize_image
-from parts.masks import IGNORED, resize_mask
+from parts.masks import IGNORED, MaskRule, resize_mask
+from parts.spec import Color
+
+if TYPE_CHECKING:  # matplotlib takes half a second to load, and only some runs draw curves
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # Mostly Okabe and Ito's colours, which people of every kind of colour vision tell apart
 FOREGROUND = (230, 0, 126)  # of overlays; a magenta, rare in photographs
-MISSED = (230, 159, 0)  # orange: foreground of the truth that the prediction lacks
-INVENTED = (0, 114, 178)  # blue: predicted, and not there
-AGREED = (0, 158, 115)  # green: right, lightly tinted
-WRONG = (255, 110, 0)  # orange: another class than the true one
-DIFFERENCE_LEGEND = ((MISSED, "missed"), (INVENTED, "invented"), (AGREED, "right"))
-CLASSES_LEGEND = ((WRONG, "wrong class"), (AGREED, "right"))
-HATCHED = "hatched"  # in a legend, in a colour's place
-
+BLACK, WHITE = (0, 0, 0), (255, 255, 255)  # background and foreground of a mask that is shown alone
 
 # Of classes: first a dark slate, as the first one is mostly background, then Okabe and Ito's without black,
 # those first that are rare in photographs
-FIRST_COLOURS = (
+FIRST_COLOURS: tuple[Color, ...] = (
     (64, 72, 92),
     (204, 121, 167),
     (240, 228, 66),
@@ -47,27 +50,145 @@ WIDEST = 2.0  # a tile's width over its height, beyond which it is shrunk to fit
 FONT = 14  # pixels
 NAMED = 12  # classes of a run's curves that are all named beside them
 LETTERED = 16  # classes of a confusion matrix that has numbers in its cells
-CURVE_LABELS = {"dice": "Dice", "iou": "IoU", "loss": "training loss"}
-CURVE_COLOURS = {"dice": "#009e73", "iou": "#56b4e9", "loss": "#0072b2"}
+_SHEET_HEIGHT = 4 * TILE_HEIGHT  # at which images are kept for a sheet: thin objects show faintly there
 
 
-def classes_of(mask_rule):
-    """The (colour, name) of each class of a MaskRule, or None for one foreground (no rule: likewise).
+# ---- colours and legends
 
-    The colours are those of the masks where they have some that the eye tells apart, else the palette's.
+
+@dataclass(frozen=True)
+class LegendEntry:
+    """One entry of a legend: a text beside a swatch, or, with neither colour nor hatching, a heading on a new line."""
+
+    text: str
+    colour: Color | None = None  # of the swatch
+    hatched: bool = False  # the swatch looks as ignored pixels do
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A kind of pixel in a picture of differences: what it is called, and the tint that shows it."""
+
+    text: str
+    colour: Color
+    strength: float  # 0 leaves the picture as it is, 1 paints over it
+
+
+MISSED = Mark("missed", (230, 159, 0), 0.9)  # orange: foreground of the truth that the prediction lacks
+INVENTED = Mark("invented", (0, 114, 178), 0.9)  # blue: predicted, and not in the truth
+RIGHT = Mark("right", (0, 158, 115), 0.3)  # green, faint
+WRONG = Mark("wrong class", (255, 110, 0), 0.9)  # orange: another class than the true one
+IGNORED_ENTRY = LegendEntry("ignored", hatched=True)
+
+
+@dataclass(frozen=True)
+class Palette:
+    """How the labels of masks are drawn: the name and the colour of each. This one is of classes.
+
+    Palette.of(mask_rule) makes the one that fits, a ForegroundPalette where there is one foreground. The two draw
+    with the same methods, so that nobody else asks which one it is.
     """
-    if mask_rule is None or not mask_rule.classes:
-        return None
-    own = np.array(mask_rule.colours, np.int64)[:, None] >> (16, 8, 0) & 255
-    if len(own):
-        apart = np.abs(own[:, None] - own).max(axis=2)
-        np.fill_diagonal(apart, 255)
-    colours = own.tolist() if len(own) and apart.min() >= APART else palette()
-    return [(tuple(colour), name) for colour, name in zip(colours, mask_rule.names)]
+
+    names: tuple[str, ...]  # of label 0, 1, ...
+    colours: tuple[Color, ...]  # likewise
+
+    marks: ClassVar[tuple[Mark, ...]] = (WRONG, RIGHT)  # as `compare` tells pixels apart
+    channels: ClassVar[int] = 3  # of a picture of masks
+    grey_step: ClassVar[int] = 1  # between the grey values of two labels in a file that save_mask wrote
+
+    @staticmethod
+    def of(mask_rule: MaskRule | None) -> Palette:
+        """The palette of a dataset's masks. Without a rule there is one foreground.
+
+        Classes have the colours of the masks where the eye tells these apart, else class_colours().
+        """
+        if mask_rule is None or not mask_rule.classes:
+            return ForegroundPalette(("background", "foreground"), (BLACK, WHITE))
+        own: list[Color] = [(value >> 16, value >> 8 & 255, value & 255) for value in mask_rule.colours]
+        chosen = own if own and _apart(own) else class_colours()
+        return Palette(mask_rule.names, tuple(chosen[: len(mask_rule.names)]))
+
+    @property
+    def entries(self) -> list[LegendEntry]:
+        """A legend of all labels."""
+        return [LegendEntry(name, colour) for name, colour in zip(self.names, self.colours)]
+
+    def paint(self, mask: np.ndarray) -> np.ndarray:
+        """The colours of a mask without ignored pixels, uint8 (H, W, 3)."""
+        table = np.zeros((1, 256, 3), np.uint8)
+        table[0, : len(self.colours)] = self.colours
+        return cv2.LUT(cv2.cvtColor(np.ascontiguousarray(mask, dtype=np.uint8), cv2.COLOR_GRAY2RGB), table)
+
+    def lay_over(self, image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        """`image` under a mask without ignored pixels: each class tinted, and outlined on both sides of a border."""
+        colours = self.paint(mask)
+        drawn = cv2.addWeighted(np.ascontiguousarray(image), 0.55, colours, 0.45, 0)
+        edges = _borders(mask)
+        drawn[edges] = colours[edges]
+        return drawn
+
+    def compare(self, truth: np.ndarray, prediction: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Where two masks differ and agree: for each of `marks` a boolean (H, W)."""
+        return truth != prediction, truth == prediction
+
+    def legend(self, masks: Iterable[np.ndarray]) -> list[LegendEntry]:
+        """A legend of those labels that the masks hold, and of ignored pixels if there are any."""
+        held = np.zeros(256, np.int64)
+        for mask in masks:
+            held += np.bincount(np.ravel(mask), minlength=256)
+        entries = [entry for label, entry in enumerate(self.entries) if held[label]]
+        return [*entries, IGNORED_ENTRY] if held[IGNORED] else entries
+
+    def difference_legend(self, masks: Iterable[np.ndarray]) -> list[LegendEntry]:
+        """A legend of the picture of differences, and of the `masks` beside it."""
+        labels = self.legend(masks)
+        ignored = [entry for entry in labels if entry.hatched]
+        return [LegendEntry("masks:"), *labels, LegendEntry("difference:"), *self._mark_entries(), *ignored]
+
+    def _mark_entries(self) -> list[LegendEntry]:
+        return [LegendEntry(mark.text, mark.colour) for mark in self.marks]
+
+
+class ForegroundPalette(Palette):
+    """How masks of one foreground are drawn: alone in black and white, over an image the foreground in magenta."""
+
+    marks = (MISSED, INVENTED, RIGHT)
+    channels = 1
+    grey_step = 255
+
+    def lay_over(self, image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        """`image` with the foreground of a mask tinted and outlined; the background stays as it is."""
+        drawn = _tint(image, mask, FOREGROUND, 0.35)
+        drawn[outline(mask)] = FOREGROUND
+        return drawn
+
+    def compare(self, truth: np.ndarray, prediction: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Where foreground is missed, invented and right: for each of `marks` a boolean (H, W)."""
+        truth, prediction = truth.astype(bool), prediction.astype(bool)
+        return truth & ~prediction, prediction & ~truth, truth & prediction
+
+    def legend(self, masks: Iterable[np.ndarray]) -> list[LegendEntry]:
+        """A legend of ignored pixels if there are any; the foreground explains itself."""
+        return [IGNORED_ENTRY] if any(np.max(mask, initial=0) == IGNORED for mask in masks) else []
+
+    def difference_legend(self, masks: Iterable[np.ndarray]) -> list[LegendEntry]:
+        """A legend of the picture of differences; black and white masks need none."""
+        return [*self._mark_entries(), *self.legend(masks)]
+
+
+ONE_FOREGROUND = Palette.of(None)
+
+
+def _apart(colours: Sequence[Color]) -> bool:
+    """Whether the eye tells all of these colours apart."""
+    values = np.array(colours)
+    distances = np.abs(values[:, None] - values).max(axis=2)
+    np.fill_diagonal(distances, 255)
+    return bool(distances.min() >= APART)
 
 
 @cache
-def palette():
+def class_colours() -> list[Color]:
     """255 colours for classes, always the same: FIRST_COLOURS, then each time the one farthest from all before.
 
     Chosen from strong colours, by squared distance, green weighed most and blue least, in whole numbers.
@@ -84,62 +205,75 @@ def palette():
     return chosen
 
 
-def overlay(image, mask, classes=None):
+# ---- one picture
+
+
+def overlay(image: np.ndarray, mask: np.ndarray, palette: Palette = ONE_FOREGROUND) -> np.ndarray:
     """`image` with the foreground of `mask`, or every class, tinted and outlined, ignored pixels hatched.
 
     uint8 (H, W, 3).
     """
     mask, ignored = _split(mask)
-    if classes:
-        colours = _painted(mask, classes)
-        out = cv2.addWeighted(np.ascontiguousarray(image), 0.55, colours, 0.45, 0)
-        edges = _borders(mask)
-        out[edges] = colours[edges]
-    else:
-        out = _tint(image, mask, FOREGROUND, 0.35)
-        out[outline(mask)] = FOREGROUND
-    return out if ignored is None else _hatch(out, ignored, image)
+    return _hatch(palette.lay_over(image, mask), ignored, image)
 
 
-def difference(image, truth, prediction, classes=None):
-    """The greyed `image` with what `prediction` got right and wrong (one foreground: missed, or invented).
+def difference(
+    image: np.ndarray, truth: np.ndarray, prediction: np.ndarray, palette: Palette = ONE_FOREGROUND
+) -> np.ndarray:
+    """The greyed `image`, tinted where `prediction` is right and where it is wrong (Palette.marks).
 
     uint8 (H, W, 3). Ignored pixels of the truth are hatched.
     """
     grey = cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2GRAY)
-    plain = out = cv2.cvtColor((70 + grey * 0.6).astype(np.uint8), cv2.COLOR_GRAY2RGB)
+    plain = drawn = cv2.cvtColor((70 + grey * 0.6).astype(np.uint8), cv2.COLOR_GRAY2RGB)
     truth, ignored = _split(truth)
-    if classes:
-        out = _tint(out, truth == prediction, AGREED, 0.3)
-        out = _tint(out, truth != prediction, WRONG, 0.9)
-    else:
-        truth, prediction = truth.astype(bool), prediction.astype(bool)
-        out = _tint(out, truth & prediction, AGREED, 0.3)
-        out = _tint(out, truth & ~prediction, MISSED, 0.9)
-        out = _tint(out, prediction & ~truth, INVENTED, 0.9)
-    return out if ignored is None else _hatch(out, ignored, plain)
+    for mark, where in zip(palette.marks, palette.compare(truth, prediction)):
+        drawn = _tint(drawn, where, mark.colour, mark.strength)
+    return _hatch(drawn, ignored, plain)
 
 
-def outline(mask):
+def mask_image(mask: np.ndarray, palette: Palette = ONE_FOREGROUND) -> np.ndarray:
+    """A mask as an image, uint8 (H, W, 3): black and white, or the colours of classes; ignored pixels hatched grey."""
+    mask, ignored = _split(mask)
+    return _hatch(palette.paint(mask), ignored, 128)
+
+
+def grid(masks: np.ndarray, palette: Palette = ONE_FOREGROUND) -> np.ndarray:
+    """Masks (N, H, W), eight in a row on grey: one uint8 picture, the one that torchvision's make_grid gives.
+
+    In RGB for classes, else in grey. Ours because importing torchvision takes a second or two.
+    """
+    count, height, width = masks.shape
+    gap, across = 2, min(8, count)
+    rows = -(-count // across)
+    page = np.full((rows * (height + gap) + gap, across * (width + gap) + gap, palette.channels), 128, np.uint8)
+    for index, mask in enumerate(masks):
+        row, column = divmod(index, across)
+        top, left = gap + row * (height + gap), gap + column * (width + gap)
+        page[top : top + height, left : left + width] = mask_image(mask, palette)[..., : palette.channels]
+    return page if palette.channels > 1 else page[..., 0]
+
+
+def outline(mask: np.ndarray) -> np.ndarray:
     """The outermost pixels of the foreground, boolean (H, W); a thicker line on a larger image."""
     mask = np.ascontiguousarray(mask, dtype=np.uint8)
     inner = cv2.erode(mask, np.ones((3, 3), np.uint8), iterations=_thickness(mask.shape))
     return mask > inner
 
 
-def _thickness(shape):
+def _thickness(shape: Sequence[int]) -> int:
     """The width of a line in a picture of this (height, width), in pixels."""
     return max(1, round(min(shape) / 180))
 
 
-def _borders(mask):
+def _borders(mask: np.ndarray) -> np.ndarray:
     """Where one class meets another, boolean (H, W): half as thick as an outline on each of the two sides."""
     around, width = np.ones((3, 3), np.uint8), (_thickness(mask.shape) + 1) // 2
     mask = np.ascontiguousarray(mask, dtype=np.uint8)
     return cv2.dilate(mask, around, iterations=width) != cv2.erode(mask, around, iterations=width)
 
 
-def _split(mask):
+def _split(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
     """(a mask with 0 where pixels are ignored, where that is as boolean (H, W), or None if nowhere)."""
     mask = np.asarray(mask)
     if mask.max(initial=0) != IGNORED:
@@ -148,8 +282,13 @@ def _split(mask):
     return np.where(ignored, mask.dtype.type(0), mask), ignored
 
 
-def _hatch(picture, where, beneath):
-    """`picture`, changed: `beneath` with diagonal lines, half light and half dark so that they show on anything."""
+def _hatch(picture: np.ndarray, where: np.ndarray | None, beneath: np.ndarray | int) -> np.ndarray:
+    """`picture`, changed in its place: `beneath` with diagonal lines where pixels are ignored.
+
+    Half of the lines are light and half dark, so that they show on anything.
+    """
+    if where is None:
+        return picture
     np.copyto(picture, beneath, where=where[..., None])
     height, width = where.shape
     line = _thickness(where.shape)
@@ -159,198 +298,239 @@ def _hatch(picture, where, beneath):
     return picture
 
 
-def _painted(mask, classes):
-    """The colours of classes, uint8 (H, W, 3)."""
-    table = np.zeros((1, 256, 3), np.uint8)
-    table[0, : len(classes)] = [colour for colour, _ in classes]
-    return cv2.LUT(cv2.cvtColor(np.ascontiguousarray(mask, dtype=np.uint8), cv2.COLOR_GRAY2RGB), table)
-
-
-def _tint(image, where, colour, strength):
+def _tint(image: np.ndarray, where: np.ndarray, colour: Color, strength: float) -> np.ndarray:
     """`image` moved towards `colour` where the mask `where` is set; a new array."""
     table = np.arange(256)[:, None] * (1 - strength) + np.asarray(colour) * strength
     tinted = cv2.LUT(np.ascontiguousarray(image), table.round().astype(np.uint8)[None])
     return np.where(where.astype(bool)[..., None], tinted, image)
 
 
-def mask_image(mask, classes=None):
-    """A mask as an image, uint8 (H, W, 3): black and white, or the colours of classes; ignored pixels hatched grey."""
-    mask, ignored = _split(mask)
-    if classes:
-        out = _painted(mask, classes)
-    else:
-        out = np.repeat((mask > 0).astype(np.uint8)[..., None] * 255, 3, axis=2)
-    return out if ignored is None else _hatch(out, ignored, 128)
+# ---- files
 
 
-def grid(masks, classes=None):
-    """Masks (N, H, W), eight in a row on grey: one uint8 picture, the one that torchvision's make_grid gives.
-
-    In RGB for classes. Ours because importing torchvision takes a second or two.
-    """
-    count, height, width = masks.shape
-    gap, across = 2, min(8, count)
-    rows, cell = -(-count // across), (height + gap, width + gap)
-    page = np.full((rows * cell[0] + gap, across * cell[1] + gap, *([3] if classes else [])), 128, np.uint8)
-    for index, mask in enumerate(masks):
-        top, left = (gap + at * side for at, side in zip(divmod(index, across), cell))
-        shown = mask_image(mask, classes)
-        page[top : top + height, left : left + width] = shown if classes else shown[..., 0]
-    return page
-
-
-def load_mask(path, classes=None):
-    """The mask (H, W) of a picture that save_image wrote: of {0, 1} where it is black and white, or of classes."""
-    with Image.open(path) as picture:
-        grey = np.asarray(picture.convert("L"))
-    return grey if classes else (grey > 127).astype(np.uint8)
-
-
-def save_image(path, picture):
+def save_image(path: str | Path, picture: np.ndarray | Image.Image) -> None:
     """Writes an array (uint8 or uint16, (H, W) or uint8 (H, W, 3)) or a PIL image, whole, by `path`'s suffix.
 
     PNG is packed at its fast level: a tenth of the time, a little more disk.
     """
-    if not isinstance(picture, Image.Image):
-        picture = Image.fromarray(np.ascontiguousarray(picture))
+    image = picture if isinstance(picture, Image.Image) else Image.fromarray(np.ascontiguousarray(picture))
     kind = Image.registered_extensions()[Path(path).suffix.lower()]
-    options = {"PNG": {"compress_level": 1}, "JPEG": {"quality": 92}}.get(kind, {})
-    write_whole(path, lambda file: picture.save(file, format=kind, **options), sync=False)
+    options: dict[str, Any] = {"PNG": {"compress_level": 1}, "JPEG": {"quality": 92}}.get(kind, {})
+    write_whole(path, lambda file: image.save(file, format=kind, **options), sync=False)
 
 
-def sheet(tiles, captions=None, title=None, columns=None, legend=()):
-    """Rows of images on white, as a PIL image.
+def save_mask(path: str | Path, mask: np.ndarray, palette: Palette = ONE_FOREGROUND) -> None:
+    """Writes a mask (H, W) as a grey picture that load_mask reads: black and white, or the indices of classes."""
+    save_image(path, mask * np.uint8(palette.grey_step))
 
-    tiles: a list of rows, each a list of arrays, uint8 (H, W, 3) or (H, W), of any sizes
-    captions: for each row a text above it, or a list of texts, one under each tile
-    columns: headings above the columns
-    legend: (colour or HATCHED, text) pairs, explained at the bottom in as many lines as they need; where the colour
-        is None, a new line begins with the text
+
+def load_mask(path: str | Path, palette: Palette = ONE_FOREGROUND) -> np.ndarray:
+    """The mask (H, W) of a picture that save_mask wrote."""
+    with Image.open(path) as picture:
+        grey = np.asarray(picture.convert("L"))
+    return grey // np.uint8(palette.grey_step)
+
+
+# ---- sheets
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a sheet: images side by side, of any sizes."""
+
+    tiles: Sequence[np.ndarray]  # each uint8 (H, W, 3) or (H, W)
+    title: str = ""  # above the row
+    captions: Sequence[str] = ()  # one below each tile
+
+
+@dataclass(frozen=True)
+class Example:
+    """One image with its true and its predicted mask, as examples_sheet shows them."""
+
+    image: np.ndarray  # uint8 (H, W, 3)
+    truth: np.ndarray  # uint8 (H, W)
+    prediction: np.ndarray  # uint8 (H, W)
+    caption: str = ""
+
+    def shrunk(self) -> Example:
+        """The example no larger than a sheet needs it: many photographs would fill the memory."""
+        scale = min(1, _SHEET_HEIGHT / self.image.shape[0], 2 * _SHEET_HEIGHT / self.image.shape[1])
+        if scale == 1:
+            return self
+        size = max(1, round(self.image.shape[0] * scale)), max(1, round(self.image.shape[1] * scale))
+        return replace(
+            self,
+            image=resize_image(self.image, size),
+            truth=resize_mask(self.truth, size),
+            prediction=resize_mask(self.prediction, size),
+        )
+
+
+def examples_sheet(
+    examples: Sequence[Example], title: str | None = None, palette: Palette = ONE_FOREGROUND
+) -> Image.Image:
+    """A row for each example: the image, its true mask, its predicted one, and where the two differ."""
+    rows = []
+    for example in examples:
+        masks = [mask_image(example.truth, palette), mask_image(example.prediction, palette)]
+        compared = difference(example.image, example.truth, example.prediction, palette)
+        rows.append(Row([example.image, *masks, compared], example.caption))
+    shown = [example.truth for example in examples] + [example.prediction for example in examples]
+    headings = ("image", "truth", "prediction", "difference")
+    return sheet(rows, title, headings, palette.difference_legend(shown))
+
+
+def overlay_sheet(
+    images: Sequence[np.ndarray],
+    masks: Sequence[np.ndarray],
+    captions: Sequence[str],
+    title: str,
+    palette: Palette = ONE_FOREGROUND,
+) -> Image.Image:
+    """Overlays of the masks on their images, four in a row, a caption under each."""
+    tiles = [overlay(image, mask, palette) for image, mask in zip(images, masks)]
+    return sheet(_rows_of(tiles, captions, 4), title, legend=palette.legend(masks))
+
+
+def strip(
+    image: np.ndarray,
+    truth: np.ndarray,
+    predictions: Sequence[np.ndarray],
+    captions: Sequence[str],
+    palette: Palette = ONE_FOREGROUND,
+) -> Image.Image:
+    """One image and its true mask, then the differences of one prediction after another, five in a row."""
+    tiles = [image, overlay(image, truth, palette)]
+    tiles += [difference(image, truth, prediction, palette) for prediction in predictions]
+    rows = _rows_of(tiles, ["image", "truth", *captions], 5)
+    return sheet(rows, legend=palette.difference_legend([truth]))
+
+
+def _rows_of(tiles: Sequence[np.ndarray], captions: Sequence[str], across: int) -> list[Row]:
+    """Rows of `across` tiles with their captions."""
+    starts = range(0, len(tiles), across)
+    return [Row(tiles[start : start + across], captions=captions[start : start + across]) for start in starts]
+
+
+def sheet(
+    rows: Sequence[Row],
+    title: str | None = None,
+    headings: Sequence[str] = (),
+    legend: Sequence[LegendEntry] = (),
+) -> Image.Image:
+    """Rows of images on white, as a PIL image: title, headings above the columns, rows, and the legend at the bottom.
+
+    The legend takes as many lines as it needs.
     """
-    rows = [[_tile(tile) for tile in row] for row in tiles]
-    captions = captions or [""] * len(rows)
-    count = max(map(len, rows), default=0)
-    widths = [max(row[c].width for row in rows if c < len(row)) for c in range(count)]
-    lefts = (MARGIN + np.cumsum([0] + [width + MARGIN for width in widths])).tolist()
-    line = FONT + 8
+    tiles = [[_tile(tile) for tile in row.tiles] for row in rows]
+    widths = _column_widths(tiles)
+    lefts = [MARGIN + sum(widths[:column]) + column * MARGIN for column in range(len(widths) + 1)]
     page_width = max(lefts[-1], 320)
+    line = FONT + 8
 
-    above = MARGIN + (line + 10 if title else 0) + (line if columns else 0)
-    tall = [max(tile.height for tile in row) + MARGIN for row in rows]
-    tall = [height + (line if caption else 0) for height, caption in zip(tall, captions)]
-    entries, below = _lay_out(legend, page_width)
-    page = Image.new("RGB", (page_width, above + sum(tall) + below), "white")
+    # The page is as high as what stands on it; a caption below its tiles takes the space of a title above them.
+    top = MARGIN + (line + 10 if title else 0) + (line if headings else 0)
+    heights = []
+    for row, row_tiles in zip(rows, tiles):
+        texts = line if row.title or row.captions else 0
+        heights.append(max(tile.height for tile in row_tiles) + MARGIN + texts)
+    placed, legend_height = _lay_out(legend, page_width)
+    page = Image.new("RGB", (page_width, top + sum(heights) + legend_height), "white")
     draw = ImageDraw.Draw(page)
+
     if title:
         _write(draw, (MARGIN, MARGIN - 3), title, page_width - 2 * MARGIN, FONT + 5)
-    for left, width, heading in zip(lefts, widths, columns or ()):
-        _write(draw, (left, above - line), heading, width, FONT, FAINT)
-    top = above
-    for row, caption, space in zip(rows, captions, tall):
+    for left, width, heading in zip(lefts, widths, headings):
+        _write(draw, (left, top - line), heading, width, FONT, FAINT)
+    for row, row_tiles, height in zip(rows, tiles, heights):
         start = top
-        if caption and isinstance(caption, str):
-            _write(draw, (MARGIN, top), caption, page_width - 2 * MARGIN)
+        if row.title:
+            _write(draw, (MARGIN, top), row.title, page_width - 2 * MARGIN)
             start += line
-        for index, tile in enumerate(row):
-            right, bottom = lefts[index] + tile.width, start + tile.height
-            draw.rectangle((lefts[index] - 1, start - 1, right, bottom), outline=FRAME)
-            page.paste(tile, (lefts[index], start))
-            if not isinstance(caption, str):
-                _write(draw, (lefts[index], start + tile.height + 2), caption[index], widths[index])
-        top += space
-    _explain(page, entries, top)
+        for left, tile in zip(lefts, row_tiles):
+            draw.rectangle((left - 1, start - 1, left + tile.width, start + tile.height), outline=FRAME)
+            page.paste(tile, (left, start))
+        for left, tile, width, caption in zip(lefts, row_tiles, widths, row.captions):
+            _write(draw, (left, start + tile.height + 2), caption, width)
+        top += height
+    for entry in placed:
+        entry.draw(page, top)
     return page
 
 
-def legend_of(masks, classes=None):
-    """The (colour, name) of each class that these masks hold, for `sheet`; and what is hatched, if anything is."""
-    entries = []
-    if classes:
-        held = sum((np.bincount(np.ravel(mask), minlength=256) for mask in masks), np.zeros(256, int))
-        entries = [entry for index, entry in enumerate(classes) if held[index]]
-    return entries + [(HATCHED, "ignored")] * any(np.max(mask, initial=0) == IGNORED for mask in masks)
+def _column_widths(rows: Sequence[Sequence[Image.Image]]) -> list[int]:
+    """The width of the widest tile in each column, in pixels."""
+    widths: list[int] = []
+    for row in rows:
+        widths += [0] * (len(row) - len(widths))
+        for column, tile in enumerate(row):
+            widths[column] = max(widths[column], tile.width)
+    return widths
 
 
-def examples_sheet(images, truths, predictions, captions, title=None, classes=None):
-    """A row for each image: it, its true mask, its predicted one, and where they differ."""
-    tiles = [
-        [image, mask_image(truth, classes), mask_image(found, classes), difference(image, truth, found, classes)]
-        for image, truth, found in zip(images, truths, predictions)
-    ]
-    columns = ("image", "truth", "prediction", "difference")
-    return sheet(tiles, list(captions), title, columns, _difference_legend([*truths, *predictions], classes))
+@dataclass(frozen=True)
+class _PlacedEntry:
+    """An entry of a legend, and where it stands below the rows of a sheet."""
 
+    entry: LegendEntry
+    left: int
+    down: int
 
-def overlay_sheet(images, masks, captions, title, classes=None):
-    """Overlays of the masks on their images, four in a row, a caption under each."""
-    tiles = [overlay(image, mask, classes) for image, mask in zip(images, masks)]
-    return sheet(_in_rows(tiles, 4), _in_rows(list(captions), 4), title, legend=legend_of(masks, classes))
-
-
-def strip(image, truth, predictions, captions, classes=None):
-    """One image and its true mask, then the differences of one prediction after another."""
-    tiles = [image, overlay(image, truth, classes)]
-    tiles += [difference(image, truth, found, classes) for found in predictions]
-    texts = ["image", "truth"] + list(captions)
-    return sheet(_in_rows(tiles, 5), _in_rows(texts, 5), legend=_difference_legend([truth], classes))
-
-
-def _difference_legend(masks, classes):
-    """What the colours of `difference` mean, and those of the masks beside it."""
-    if not classes:
-        return [*DIFFERENCE_LEGEND, *legend_of(masks)]
-    return [(None, "masks:"), *legend_of(masks, classes), (None, "difference:"), *CLASSES_LEGEND, *legend_of(masks)]
-
-
-def _lay_out(legend, width):
-    """([(x, y, colour, text)], height) of a legend in lines of `width` pixels."""
-    entries, left, top = [], MARGIN, 0
-    for colour, text in legend:
-        text, long = _fitted(text, min(14 * FONT, width - 2 * MARGIN - FONT - 6))
-        long += 0 if colour is None else FONT + 6
-        if left > MARGIN and (colour is None or left + long > width - MARGIN):
-            left, top = MARGIN, top + FONT + 8
-        entries.append((left, top, colour, text))
-        left += long + 2 * MARGIN
-    return entries, top + FONT + 8 + MARGIN if entries else 0
-
-
-def _explain(page, entries, top):
-    """Draws the `entries` of _lay_out on a PIL image, below `top`."""
-    draw = ImageDraw.Draw(page)
-    for left, down, colour, text in entries:
-        place = (left, top + down + 2, left + FONT, top + down + 2 + FONT)
-        if colour == HATCHED:
+    def draw(self, page: Image.Image, top: int) -> None:
+        """Draws the entry of a legend that begins at the row `top` of `page`."""
+        draw = ImageDraw.Draw(page)
+        text, left, top = self.entry.text, self.left, top + self.down
+        if self.entry.colour is None and not self.entry.hatched:
+            draw.text((left, top), text, fill=FAINT, font=_font(FONT))
+            return
+        if self.entry.hatched:
             swatch = mask_image(np.full((FONT, FONT), IGNORED, np.uint8))
-            page.paste(Image.fromarray(swatch), place[:2])
-        if colour is None:
-            draw.text((left, top + down), text, fill=FAINT, font=_font(FONT))
-            continue
-        draw.rectangle(place, fill=None if colour == HATCHED else tuple(colour), outline=TEXT)
-        draw.text((left + FONT + 6, top + down), text, fill=TEXT, font=_font(FONT))
+            page.paste(Image.fromarray(swatch), (left, top + 2))
+        draw.rectangle((left, top + 2, left + FONT, top + 2 + FONT), fill=self.entry.colour, outline=TEXT)
+        draw.text((left + FONT + 6, top), text, fill=TEXT, font=_font(FONT))
 
 
-def _in_rows(items, across):
-    return [items[start : start + across] for start in range(0, len(items), across)]
+def _lay_out(legend: Sequence[LegendEntry], width: int) -> tuple[list[_PlacedEntry], int]:
+    """The entries of a legend in lines of `width` pixels, and the height of all lines."""
+    placed, left, down = [], MARGIN, 0
+    for entry in legend:
+        heading = entry.colour is None and not entry.hatched
+        text, length = _fitted(entry.text, min(14 * FONT, width - 2 * MARGIN - FONT - 6))
+        if not heading:
+            length += FONT + 6  # the swatch
+        if left > MARGIN and (heading or left + length > width - MARGIN):
+            left, down = MARGIN, down + FONT + 8
+        placed.append(_PlacedEntry(replace(entry, text=text), left, down))
+        left += length + 2 * MARGIN
+    return placed, down + FONT + 8 + MARGIN if placed else 0
 
 
-def _tile(array):
+def _tile(array: np.ndarray) -> Image.Image:
     """An array as a PIL image of TILE_HEIGHT, or lower where it would be too wide."""
     array = np.asarray(array)
-    array = np.ascontiguousarray(array if array.ndim == 3 else np.repeat(array[..., None], 3, axis=2))
-    scale = min(TILE_HEIGHT / array.shape[0], WIDEST * TILE_HEIGHT / array.shape[1])
-    size = [max(1, round(side * scale)) for side in (array.shape[1], array.shape[0])]
+    if array.ndim == 2:
+        array = np.repeat(array[..., None], 3, axis=2)
+    height, width = array.shape[:2]
+    scale = min(TILE_HEIGHT / height, WIDEST * TILE_HEIGHT / width)
+    size = max(1, round(width * scale)), max(1, round(height * scale))
     smoothly = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-    return Image.fromarray(cv2.resize(array, size, interpolation=smoothly))
+    return Image.fromarray(cv2.resize(np.ascontiguousarray(array), size, interpolation=smoothly))
 
 
-def _write(draw, place, text, width, size=FONT, colour=TEXT):
+def _write(
+    draw: ImageDraw.ImageDraw,
+    place: tuple[int, int],
+    text: str,
+    width: int,
+    size: int = FONT,
+    colour: Color = TEXT,
+) -> None:
     """Writes `text`, shortened in its middle to `width` pixels."""
     draw.text(place, _fitted(text, width, size)[0], fill=colour, font=_font(size))
 
 
-def _fitted(text, width, size=FONT):
-    """(`text`, shortened in its middle to `width` pixels, the width that it takes)."""
+def _fitted(text: str, width: int, size: int = FONT) -> tuple[str, int]:
+    """(`text`, shortened in its middle to `width` pixels, the width that this takes)."""
     font = _font(size)
     text = _printable(text)
     shown, kept = text, len(text)
@@ -360,90 +540,124 @@ def _fitted(text, width, size=FONT):
     return shown, round(font.getlength(shown))
 
 
-def _printable(text):
-    """`text` without what odd file names may hold."""
+def _printable(text: str) -> str:
+    """`text` with a question mark for each character that cannot be drawn; odd file names hold some."""
     return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 @cache
-def _font(size):
-    from matplotlib import get_data_path  # as below: half a second, for what only some runs draw
+def _font(size: int) -> Any:
+    from matplotlib import get_data_path  # here, as it takes half a second to load
 
     file = Path(get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"  # Pillow's own has no accents
     return ImageFont.truetype(file, size) if file.is_file() else ImageFont.load_default(size=size)
 
 
-def draw_curves(history, path):
-    """Loss and scores by epoch, in two panels, as a picture at `path`.
+# ---- curves and the confusion matrix
 
-    history: a list of dictionaries, one each epoch, with numbers under `epoch`, `loss` and, where there are some,
-    `dice`, `iou` and `dice_NAME` of each class. The best epoch is marked: by `dice_nonempty` (the Dice
-    of images that hold something or are predicted to) where there is one, else by `dice`.
+
+@dataclass(frozen=True)
+class _Curve:
+    """How one column of the history is drawn."""
+
+    label: str
+    colour: str
+    width: float = 1.8
+
+
+_LOSS = _Curve("training loss", "#0072b2")
+_CURVES = {"loss": _LOSS, "dice": _Curve("Dice", "#009e73"), "iou": _Curve("IoU", "#56b4e9")}
+# Beside curves of classes, whose colours are also those above
+_CURVES_AMONG_CLASSES = {"loss": _LOSS, "dice": _Curve("Dice", "0", 2.6), "iou": _Curve("IoU", "0.5")}
+
+
+def draw_curves(history: Sequence[dict[str, Any]], path: str | Path) -> None:
+    """Draws loss and scores by epoch, in two panels, as a picture at `path`.
+
+    history: a dictionary for each epoch, with numbers under `epoch`, `loss` and, where there are some, `dice`, `iou`
+    and `dice_NAME` of each class. The best epoch is marked: by `dice_nonempty` (the Dice of images that hold
+    something or are predicted to) where there is one, else by `dice`.
     """
-    from matplotlib.ticker import MaxNLocator
-
-    epochs = [line["epoch"] for line in history]
-    losses, scores = ["loss"], [name for name in ("dice", "iou") if name in history[-1]]
+    scores = [name for name in ("dice", "iou") if name in history[-1]]
     by_class = [name for name in history[-1] if name.startswith("dice_") and name != "dice_nonempty"]
-    colours = CURVE_COLOURS | ({"dice": "0", "iou": "0.5"} if by_class else {})  # theirs are colours of classes too
-    wide = 11 + 2.2 * bool(by_class)
-    part = 11 / wide  # the rest is for the classes' legend
-    figure = _figure(wide, 4)
-    figure.subplots_adjust(left=0.065 * part, right=0.985 * part, bottom=0.13, top=0.96, wspace=0.16)
-    labels = ("loss", "score on validation images")
-    for axes, label, shown in zip(figure.subplots(1, 2), labels, (losses, scores)):
-        if label != "loss" and by_class:
-            _draw_classes(axes, epochs, history, by_class)
-        for name in shown:
-            values = [_number(line.get(name)) for line in history]
-            axes.plot(
-                epochs,
-                values,
-                label=CURVE_LABELS[name],
-                marker="o" if len(history) <= 30 else None,
-                markersize=4,
-                linewidth=2.6 if by_class and name == "dice" else 1.8,
-                color=colours[name],
-            )
-        axes.set_xlabel("epoch")
-        axes.set_ylabel(label)
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=12, integer=True, min_n_ticks=1))
-        axes.set_xlim(min(epochs) - 0.5, max(epochs) + 0.5)
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
-        if "dice" in shown:
-            _mark_best(axes, epochs, history)
-        if shown:
+    panels = width = 11.0  # inches
+    curves = _CURVES
+    if by_class:
+        width += 2.2  # for their legend
+        curves = _CURVES_AMONG_CLASSES
+    figure = _figure(width, 4)
+    share = panels / width
+    figure.subplots_adjust(left=0.065 * share, right=0.985 * share, bottom=0.13, top=0.96, wspace=0.16)
+    loss_axes, score_axes = figure.subplots(1, 2)
+    if by_class:
+        _draw_classes(score_axes, history, by_class)
+    for axes, label, names in (
+        (loss_axes, "loss", ["loss"]),
+        (score_axes, "score on validation images", scores),
+    ):
+        _draw_panel(axes, label, history, {name: curves[name] for name in names})
+        if "dice" in names:
+            _mark_best(axes, history)
+        if names:
             axes.legend(frameon=bool(by_class), edgecolor="none", framealpha=0.8, loc="best")
     _save_figure(figure, path)
 
 
-def _draw_classes(axes, epochs, history, names):
-    """A thin line for each class, and a legend beside the plot: of all up to NAMED, else of the five worst."""
-    rows = np.array([[_number(line.get(name)) for line in history] for name in names])
-    known = [row[np.isfinite(row)] for row in rows]
-    last = np.array([row[-1] if len(row) else np.inf for row in known])
-    worst = np.argsort(last, kind="stable")
-    named = worst if len(names) <= NAMED else worst[:5]
-    handles = {}
-    for index, (row, colour) in enumerate(zip(rows, palette())):
-        colour = [part / 255 * 0.85 for part in colour] if index in named else "0.75"  # light ones are faint on white
-        (handles[index],) = axes.plot(
+def _draw_panel(axes: Axes, label: str, history: Sequence[dict[str, Any]], curves: dict[str, _Curve]) -> None:
+    """Draws columns of the history by epoch, and what surrounds them."""
+    from matplotlib.ticker import MaxNLocator
+
+    epochs = _values(history, "epoch")
+    for name, curve in curves.items():
+        axes.plot(
             epochs,
-            row,
-            marker="o" if len(history) <= 30 else None,
+            _values(history, name),
+            label=curve.label,
+            marker=_marker(history),
+            markersize=4,
+            linewidth=curve.width,
+            color=curve.colour,
+        )
+    axes.set_xlabel("epoch")
+    axes.set_ylabel(label)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=12, integer=True, min_n_ticks=1))
+    axes.set_xlim(min(epochs) - 0.5, max(epochs) + 0.5)
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _draw_classes(axes: Axes, history: Sequence[dict[str, Any]], names: Sequence[str]) -> None:
+    """Draws a thin line for each class, and a legend beside the plot: of all up to NAMED, else of the five worst."""
+    columns = [_values(history, name) for name in names]
+    last = []  # the Dice by which the worst are found; a class without any comes last
+    for values in columns:
+        known = values[np.isfinite(values)]
+        last.append(known[-1] if len(known) else np.inf)
+    named = np.argsort(last, kind="stable")
+    title = "Dice by class, worst first"
+    if len(names) > NAMED:
+        named = named[:5]
+        title = f"Dice, the worst {len(named)} of {len(names)} classes"
+
+    lines = []
+    for index, (values, own_colour) in enumerate(zip(columns, class_colours())):
+        colour: str | list[float] = "0.75"
+        order = 1.8
+        if index in named:
+            # Darker than in masks, as light ones are faint on white
+            colour, order = [channel / 255 * 0.85 for channel in own_colour], 1.9
+        lines += axes.plot(
+            _values(history, "epoch"),
+            values,
+            marker=_marker(history),
             markersize=2,
             linewidth=0.9,
             color=colour,
-            zorder=1.9 if index in named else 1.8,
+            zorder=order,
         )
-    scores = ["none" if np.isinf(last[i]) else f"{last[i]:.3f}" for i in named]
-    texts = [f"{score}  {_shortened(names[i].removeprefix('dice_'))}" for score, i in zip(scores, named)]
-    title = f"Dice by class, epoch {epochs[-1]}"
-    title += "" if len(named) == len(names) else f":\nthe worst {len(named)} of {len(names)}"
-    beside = axes.figure.legend(
-        [handles[i] for i in named],
-        texts,
+    legend = axes.figure.legend(
+        [lines[index] for index in named],
+        [_shortened(names[index].removeprefix("dice_")) for index in named],
         title=title,
         loc="upper left",
         bbox_to_anchor=(axes.get_position().x1, axes.get_position().y1),
@@ -452,12 +666,42 @@ def _draw_classes(axes, epochs, history, names):
         title_fontsize=9,
         alignment="left",
     )
-    for line in beside.get_lines():
+    for line in legend.get_lines():
         line.set(linewidth=2.5, marker="")
 
 
-def draw_confusion(confusion, names, path):
-    """What became of each true class, as a heat map at `path`.
+def _mark_best(axes: Axes, history: Sequence[dict[str, Any]]) -> None:
+    """Draws a ring around the Dice of the epoch that best.pth is from."""
+    epochs, dice = _values(history, "epoch"), _values(history, "dice")
+    selection = np.array([row.get("dice_nonempty", row.get("dice")) for row in history], dtype=float)
+    if np.isnan(selection).all():
+        return
+    best = int(np.nanargmax(selection))
+    axes.plot(
+        epochs[best],
+        dice[best],
+        linestyle="none",
+        marker="o",
+        markersize=11,
+        markerfacecolor="none",
+        markeredgecolor="#d55e00",
+        markeredgewidth=1.8,
+        label=f"best: Dice {dice[best]:.4f}, epoch {history[best]['epoch']}",
+    )
+
+
+def _values(history: Sequence[dict[str, Any]], name: str) -> np.ndarray:
+    """One column of the history, float64; not-a-number where an epoch has none."""
+    return np.array([row.get(name) for row in history], dtype=float)
+
+
+def _marker(history: Sequence[dict[str, Any]]) -> str:
+    """A dot for each epoch, unless they would run into each other."""
+    return "o" if len(history) <= 30 else ""
+
+
+def draw_confusion(confusion: Sequence[Sequence[int]], names: Sequence[str], path: str | Path) -> None:
+    """Draws as what each true class was predicted, as a heat map at `path`.
 
     confusion: counts of pixels (C, C), rows the true classes, columns the predicted ones; names: C texts. Each row
     is shown in per cent of its sum; that of a class without pixels is grey.
@@ -469,38 +713,47 @@ def draw_confusion(confusion, names, path):
     share = np.ma.masked_invalid(np.divide(100 * counts, totals, out=np.full_like(counts, np.nan), where=totals > 0))
     names = [_shortened(name) for name in names]
     count = len(names)
-    side = np.clip(0.42 * count, 2.2, max(8, 0.13 * count))  # inches; of the map
-    letters = min(9, 0.7 * 72 * side / count)
-    long = max(_font(100).getlength(name) for name in names) / 100 * letters / 72  # it is matplotlib's own font
-    start = long + 0.5  # inches: the names beside and below the map, and the words "true" and "predicted"
-    wide, high = max(start + side + 1.3, 4.6), start + side + 0.55
-    figure = _figure(wide, high)
-    axes = figure.add_axes([start / wide, start / high, side / wide, side / high])
+
+    # Sizes in inches: of the map, and of the names beside and below it with the words "true" and "predicted"
+    side = np.clip(0.42 * count, 2.2, max(8, 0.13 * count))
+    letters = min(9, 0.7 * 72 * side / count)  # points
+    longest = max(_font(100).getlength(name) for name in names) / 100 * letters / 72  # it is matplotlib's own font
+    start = longest + 0.5
+    width, height = max(start + side + 1.3, 4.6), start + side + 0.55
+    figure = _figure(width, height)
+
+    axes = figure.add_axes((start / width, start / height, side / width, side / height))
     shown = axes.imshow(share, cmap=colormaps["Blues"].with_extremes(bad="0.85"), vmin=0, vmax=100)
     axes.set_xticks(range(count), names, rotation=90, fontsize=letters)
     axes.set_yticks(range(count), names, fontsize=letters)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
-    axes.set_xticks(np.arange(count - 1) + 0.5, minor=True)
+    axes.set_xticks(np.arange(count - 1) + 0.5, minor=True)  # white lines between the cells
     axes.set_yticks(np.arange(count - 1) + 0.5, minor=True)
     axes.grid(which="minor", color="white", linewidth=0.8)
     axes.tick_params(which="both", length=0)
     axes.spines[:].set_visible(False)
     if count <= LETTERED:
-        for row, column in zip(*np.nonzero(~np.ma.getmaskarray(share))):
-            value = share[row, column]
-            if value >= 0.5 or row == column:
-                colour = "white" if value > 55 else "0.15"
-                axes.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=9, color=colour)
-    beside = figure.add_axes([(start + side + 0.2) / wide, start / high, 0.14 / wide, side / high])
-    bar = figure.colorbar(shown, cax=beside)
+        _write_cells(axes, share)
+    axes.set_title("What became of each true class", fontsize=11, loc="left")
+
+    bar_axes = figure.add_axes(((start + side + 0.2) / width, start / height, 0.14 / width, side / height))
+    bar = figure.colorbar(shown, cax=bar_axes)
     bar.set_label("% of the true class")
     bar.outline.set_visible(False)
-    axes.set_title("What became of each true class", fontsize=11, loc="left")
     _save_figure(figure, path)
 
 
-def _figure(width, height):
+def _write_cells(axes: Axes, share: np.ma.MaskedArray) -> None:
+    """Writes the per cents of a confusion matrix into its cells; those that round to 0 only on the diagonal."""
+    for row, column in zip(*np.nonzero(~np.ma.getmaskarray(share))):
+        value = share[row, column]
+        if value >= 0.5 or row == column:
+            colour = "white" if value > 55 else "0.15"
+            axes.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=9, color=colour)
+
+
+def _figure(width: float, height: float) -> Figure:
     """A figure of so many inches. Margins are set by hand: matplotlib's layout engines draw everything twice."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -510,56 +763,17 @@ def _figure(width, height):
     return figure
 
 
-def _save_figure(figure, path):
+def _save_figure(figure: Figure, path: str | Path) -> None:
     kind = Path(path).suffix.lower().lstrip(".") or "png"
-    fast = {"pil_kwargs": {"compress_level": 1}} if kind == "png" else {}
-    write_whole(path, lambda file: figure.savefig(file, format=kind, dpi=110, **fast), sync=False)
+    options: dict[str, Any] = {}
+    if kind == "png":
+        options["pil_kwargs"] = {"compress_level": 1}  # a tenth of the time
+    write_whole(path, lambda file: figure.savefig(file, format=kind, dpi=110, **options), sync=False)
 
 
-def _mark_best(axes, epochs, history):
-    """A ring around the Dice of the epoch that best.pth is from, and its numbers."""
-    dice, chosen = (
-        np.array([_number(line.get(name, line.get("dice"))) for line in history]) for name in ("dice", "dice_nonempty")
-    )
-    if np.isnan(chosen).all():
-        return
-    best = int(np.nanargmax(chosen))
-    label = f"best: Dice {dice[best]:.4f}, epoch {epochs[best]}"
-    if chosen[best] != dice[best]:
-        label = f"{label},\nby {chosen[best]:.4f} of images that are not empty"
-    axes.plot(
-        epochs[best],
-        dice[best],
-        linestyle="none",
-        marker="o",
-        markersize=11,
-        markerfacecolor="none",
-        markeredgecolor="#d55e00",
-        markeredgewidth=1.8,
-        label=label,
-    )
-
-
-def _shortened(name, most=18):
+def _shortened(name: str, most: int = 18) -> str:
     """A class's name of at most `most` letters, for matplotlib, which takes what is between dollars for a formula."""
     name = _printable(name)
-    name = name if len(name) <= most else f"{name[: most // 2]}...{name[3 - most // 2 :]}"
+    if len(name) > most:
+        name = f"{name[: most // 2]}...{name[3 - most // 2 :]}"
     return name.replace("$", r"\$")
-
-
-def _number(value):
-    """`value` as a float, not-a-number where it is none."""
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        return float("nan")
-
-
-_SHEET_HEIGHT = 4 * TILE_HEIGHT  # at which images are kept for a sheet: what is thin shows faintly there
-
-
-def for_sheet(image, *masks):
-    """An image (H, W, 3) and masks (H, W) of it, no larger than their sheet needs: photographs would fill memory."""
-    scale = min(1, _SHEET_HEIGHT / image.shape[0], 2 * _SHEET_HEIGHT / image.shape[1])
-    size = tuple(max(1, round(side * scale)) for side in image.shape[:2])
-    return (resize_image(image, size), *(resize_mask(mask, size) for mask in masks)) if scale < 1 else (image, *masks)

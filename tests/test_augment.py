@@ -23,7 +23,7 @@ from parts.images import decode, pixels_of, read_image
 from parts.mask_rules import find_mask_rule
 from parts.masks import IGNORED, MaskRule, read_mask
 from parts.names import COPIES, Pair, group_of, pair_files
-from parts.pictures import classes_of
+from parts.pictures import Palette
 from parts.spec import CARVANA_GROUP, DataSpec
 
 WHITE = MaskRule("numbers", (0,), (255,))
@@ -476,7 +476,7 @@ def test_the_preview_shows_classes_and_void_with_a_legend(tmp_path):
     make(raw, out, val_images=2, classes="all", ignore=VOID)
     with Image.open(out / "augmented_preview.png") as sheet:
         mask_rule = find_mask_rule(sorted((raw / "train_masks").iterdir()), DataSpec(classes="all", ignore=VOID))
-        expected = {colour for colour, _ in classes_of(mask_rule)}
+        expected = set(Palette.of(mask_rule).colours)
         assert len(expected) == 6 and sheet.height > plain.height
         legend = sheet.crop((0, plain.height - 12, sheet.width, sheet.height))
         assert expected <= colours_in(legend) and not expected <= colours_in(plain)

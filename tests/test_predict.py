@@ -969,8 +969,8 @@ def test_a_map_of_each_class_and_overlays_with_one_legend(photos, call, classes_
         assert maps[0].shape == labels.shape and np.abs(total - 65535).max() <= 4
         chosen = np.take_along_axis(np.stack(maps), labels[None].astype(int), 0)[0]
         assert (chosen == np.stack(maps).max(0)).mean() > 0.999
-        image, colours = read_image(next(photos.rglob(f"{name}.*"))), pictures.classes_of(RULES["numbers"])
-        pictures.save_image(out / "drawn.jpg", pictures.overlay(image, labels, colours))
+        image, palette = read_image(next(photos.rglob(f"{name}.*"))), pictures.Palette.of(RULES["numbers"])
+        pictures.save_image(out / "drawn.jpg", pictures.overlay(image, labels, palette))
         assert (load(out / "overlays" / f"{name}.jpg") == load(out / "drawn.jpg")).all()
     assert (out / "overlays" / "legend.png").is_file()
     assert len(list((out / "probabilities").rglob("*.png"))) == 20

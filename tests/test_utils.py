@@ -562,7 +562,7 @@ def test_classes_are_drawn_in_their_colours_and_kept_as_their_indices(class_fold
     out, model, drawn = tmp_path / "saved_images", red_network(), []
     save_predictions(val, model, out)
     truth = next(iter(val))[1][0].numpy()
-    colours = np.array([colour for colour, _ in pictures.classes_of(val.dataset.mask_rule)])
+    colours = np.array(pictures.Palette.of(val.dataset.mask_rule).colours)
     for name in ("0.png", "pred_0.png"):
         drawn.append(np.array(Image.open(out / name).convert("RGB"))[2:42, 2:62])
         assert np.array_equal(drawn[-1][:32], colours[truth[:32]])
