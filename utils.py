@@ -7,9 +7,11 @@ import sys
 from functools import partial
 from multiprocessing.connection import wait
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 from torch.utils.data import DataLoader, Sampler, default_collate, get_worker_info
 
 from dataset import Batch, ImageDataset
@@ -17,13 +19,13 @@ from parts import pictures, processes
 from parts.errors import UserError
 from parts.files import copy_whole, parallel_map, write_whole
 from parts.images import image_size as size_of
-from parts.inference import pixels_in_windows, predict, predicted_labels
+from parts.inference import BatchPredictor, pixels_in_windows
 from parts.mask_rules import find_mask_rule
-from parts.masks import IGNORED, MaskRule, read_mask, resize_mask
+from parts.masks import MaskRule, read_mask, resize_mask
 from parts.names import pair_files
 from parts.pictures import Example, Palette
-from parts.recipe import targets_of
-from parts.scores import class_scores, class_table, count_confusion, count_overlap, foreground_scores, overlap_of
+from parts.recipe import true_labels
+from parts.scores import Scores, count_confusion, overlap_of, scores_of, summary
 from parts.spec import DataSpec
 
 # ---- loaders
@@ -246,76 +248,72 @@ def refuse_infinite(losses, loader, epoch, first):
             )
 
 
-@torch.no_grad()
-def check_accuracy(loader, model, device=None, dtype=None):
+# ---- scores and pictures
+
+
+def check_accuracy(
+    loader: DataLoader,
+    model: nn.Module,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> Scores:
     """Prints and returns the Scores of `model` over every image of the loader's dataset, each counted once.
 
-    What the masks hold, one foreground or several classes, with ignored pixels or without, the dataset's `mask_rule`
-    (MaskRule) tells; without one it is one foreground. `dtype` is autocast's (None: none). The counts are summed on
-    the device and read once, at the end; with several processes each scores its share and all get the same result.
-    A loader that shuffles, or leaves images out, has its dataset read in order instead.
+    The dataset's `mask_rule` (MaskRule) tells whether there is one foreground or several classes, and whether pixels
+    are ignored; without one it is one foreground. `dtype` is autocast's (None: none). With several processes each
+    scores its share and all get the same result. A loader that shuffles, or leaves images out, has its dataset read in
+    order instead. UserError: the network has other output channels than the masks need.
     """
-    device = torch.device(device or next(model.parameters()).device)
-    loader, mask_rule = _in_order(loader), rule_of(loader)
-    channels, labels = mask_rule.channels, mask_rule.labels
-    training = model.training
-    model.eval()
-    # The sum of confusions; of one foreground, how many pixels are scored
-    counts, total = [], torch.zeros(channels, channels, dtype=torch.int64, device=device)
-    for images, masks in loader:
-        found, outputs = predicted_labels(images, model, device, dtype, getattr(loader.dataset, "whole", False))
-        if outputs != channels:
-            raise UserError(
-                f"The network has {outputs} output channels, and these masks need {channels}: one for each class "
-                "(CLASSES), or one for a single foreground."
-            )
-        targets = targets_of(masks, device, labels)
-        if channels > 1:
-            confusions = count_confusion(found, targets, channels)
-            counts.append(overlap_of(confusions))
-            total += confusions.sum(0)
-        elif labels:
-            known = targets != IGNORED
-            counts.append(count_overlap(found & known, targets == 1))
-            total += known.sum()
-        else:
-            counts.append(count_overlap(found, targets > 0.5))
-            total += targets.numel()
-    model.train(training)
-    exact = torch.device("cpu") if device.type == "mps" else device  # mps has no float64
-    everyone = torch.zeros(len(loader.dataset), 3, channels, dtype=torch.float64, device=exact)
-    if counts:
-        everyone[loader.sampler.order(0)] = torch.cat(counts).reshape(-1, 3, channels).to(exact).double()
-    everyone = processes.sum_over_all(everyone).cpu().numpy()
-    total = processes.sum_over_all(total.to(exact).double()).cpu().numpy()
-    pixels = int(total.sum())
-    if channels > 1:
-        scores = class_scores(everyone, total, mask_rule.names)
-    else:
-        scores = foreground_scores(*everyone[..., 0].T, pixels)
+    predictor = _predictor_of(loader, model, device, dtype)
+    overlap, confusion = _count_labels(_in_order(loader), predictor)
+    scores = scores_of(overlap, confusion, predictor.mask_rule.names)
     if processes.rank() == 0:
-        chosen = f"; Dice {scores.dice_nonempty:.4f} of images that hold something or are predicted to"
-        chosen = chosen if scores.dice_nonempty != scores.dice else ""
-        if scores.classes:
-            print(class_table(scores))
-            chosen = f": means over {sum(dice is not None for dice in scores.classes['dice'])} classes"
-        print(
-            f"Got {round(scores.accuracy * pixels)}/{pixels} pixels right, accuracy {100 * scores.accuracy:.2f} %; "
-            f"Dice {scores.dice:.4f}, IoU {scores.iou:.4f}{chosen}"
-        )
+        print(summary(scores, int(confusion.sum())))
     return scores
 
 
-def rule_of(loader):
-    """The MaskRule of a loader's dataset; that of one foreground where it has none, as datasets of others."""
+def _count_labels(loader: DataLoader, predictor: BatchPredictor) -> tuple[np.ndarray, np.ndarray]:
+    """Each image's counts (N, 3, L), as of overlap_of, and the sum of all confusions (L, L), over all processes.
+
+    They are summed on the device and read once, at the end.
+    """
+    device, num_labels = predictor.device, predictor.mask_rule.num_labels
+    dataset: Any = loader.dataset
+    sampler: Any = loader.sampler  # an EpochSampler, which tells which images this process scores
+    counts = []
+    total = torch.zeros(num_labels, num_labels, dtype=torch.int64, device=device)
+    for images, masks in loader:
+        truths = true_labels(masks, device, predictor.mask_rule)
+        confusions = count_confusion(predictor.labels(images), truths, num_labels)
+        counts.append(overlap_of(confusions))
+        total += confusions.sum(0)
+    exact = torch.device("cpu") if device.type == "mps" else device  # mps has no float64
+    overlap = torch.zeros(len(dataset), 3, num_labels, dtype=torch.float64, device=exact)
+    if counts:
+        overlap[sampler.order(0)] = torch.cat(counts).to(exact).double()
+    overlap = processes.sum_over_all(overlap)
+    total = processes.sum_over_all(total.to(exact).double())
+    return overlap.cpu().numpy(), total.cpu().numpy()
+
+
+def rule_of(loader: DataLoader) -> MaskRule:
+    """The MaskRule of a loader's dataset; that of one foreground where the dataset has none, as a user's own."""
     return getattr(loader.dataset, "mask_rule", None) or MaskRule()
 
 
-def _in_order(loader):
+def _predictor_of(
+    loader: DataLoader, model: nn.Module, device: torch.device | str | None, dtype: torch.dtype | None
+) -> BatchPredictor:
+    """What predicts the labels of a loader's batches, on `device` (None: where the model is)."""
+    device = torch.device(device or next(model.parameters()).device)
+    return BatchPredictor(model, rule_of(loader), device, dtype, getattr(loader.dataset, "whole", False))
+
+
+def _in_order(loader: DataLoader) -> DataLoader:
     """`loader` itself where it gives every image of its dataset once and in order, else one that does."""
     if isinstance(loader.sampler, EpochSampler) and not loader.sampler.shuffle:
         return loader
-    own = {}  # a Loader has these already
+    own: dict[str, Any] = {}  # a Loader has these already
     if not isinstance(loader, Loader):
         own = dict(collate_fn=loader.collate_fn, worker_init_fn=loader.worker_init_fn, generator=torch.Generator())
     sampler = EpochSampler(loader.dataset, shuffle=False)
@@ -324,83 +322,116 @@ def _in_order(loader):
     )
 
 
-def save_predictions(loader, model, folder="saved_images/", device=None, dtype=None, limit=None):
+def save_predictions(
+    loader: DataLoader,
+    model: nn.Module,
+    folder: str | Path = "saved_images/",
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    limit: int | None = None,
+) -> None:
     """Writes each batch's predicted masks as `pred_N.png` and its true ones as `N.png`, in grids.
 
-    `folder` is made if need be. `limit` says how many, None for all of them.
+    `folder` is made if need be. `limit`: so many batches, None for all of them.
     """
-    device = torch.device(device or next(model.parameters()).device)
+    predictor = _predictor_of(loader, model, device, dtype)
+    palette = Palette.of(predictor.mask_rule)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    mask_rule, whole = rule_of(loader), getattr(loader.dataset, "whole", False)
-    palette = Palette.of(mask_rule)
     for index, (images, masks) in enumerate(loader):
         if index == limit:
             break
-        found = predict(images, model, device, dtype, whole)
-        for name, shown in ((f"pred_{index}.png", found), (f"{index}.png", _truths(masks, mask_rule))):
-            pictures.save_image(folder / name, pictures.grid(shown.numpy(), palette))
+        truths = true_labels(masks, masks.device, predictor.mask_rule)
+        for name, labels in ((f"pred_{index}.png", predictor.labels(images)), (f"{index}.png", truths)):
+            pictures.save_image(folder / name, pictures.grid(labels[:, 0].cpu().numpy(), palette))
 
 
-def save_examples(loader, model, scores, epoch, folder="saved_images/", count=6, device=None, dtype=None):
-    """Writes what the eye needs: `examples.png` (always the same images), `worst.png` (this epoch's
-    lowest Dice), and `strip.png` (one image over the epochs): image, truth, prediction, difference.
+def save_examples(
+    loader: DataLoader,
+    model: nn.Module,
+    scores: Scores,
+    epoch: int,
+    folder: str | Path = "saved_images/",
+    count: int = 6,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Writes pictures of `count` validation images: each one, its true mask, its predicted mask, and the difference.
+
+    `examples.png` shows always the same images, `worst.png` those with this epoch's lowest Dice, and `strip.png` one
+    image over the epochs.
     """
-    device = torch.device(device or next(model.parameters()).device)
+    predictor = _predictor_of(loader, model, device, dtype)
+    palette = Palette.of(predictor.mask_rule)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    total = len(loader.dataset)
+    dataset: Any = loader.dataset
+    total = len(dataset)
     count = min(count, total)
-    fixed = [round((place + 0.5) * total / count - 0.5) for place in range(count)]  # spread over the set
+    spread = [round((place + 0.5) * total / count - 0.5) for place in range(count)]  # evenly over the dataset
     worst = np.argsort(scores.per_image, kind="stable")[:count].tolist()
-    mask_rule, whole, seen = rule_of(loader), getattr(loader.dataset, "whole", False), {}
-    palette = Palette.of(mask_rule)
-    for name, indices in (("examples", fixed), ("worst", worst)):
-        for batch in [[index] for index in indices if index not in seen] if whole else [indices]:
-            images, masks = loader.collate_fn(loader.dataset.__getitems__(batch))
-            found = predict(images, model, device, dtype, whole).numpy()
-            for index, *shown in zip(batch, _for_eyes(images), _truths(masks, mask_rule).numpy(), found):
-                caption = f"{loader.dataset.pairs[index].name}  Dice {scores.per_image[index]:.4f}"
-                seen[index] = Example(*shown, caption).shrunk()
-        examples = [seen[index] for index in indices]
-        sheet = pictures.examples_sheet(examples, f"{name}, epoch {epoch}", palette)
+
+    examples: dict[int, Example] = {}
+    for name, indices in (("examples", spread), ("worst", worst)):
+        batches = [indices]
+        if predictor.in_windows:  # images of different sizes make no batch
+            batches = [[index] for index in indices if index not in examples]
+        for batch in batches:
+            examples |= _examples_of(loader, predictor, scores, batch)
+        sheet = pictures.examples_sheet([examples[index] for index in indices], f"{name}, epoch {epoch}", palette)
         pictures.save_image(folder / f"{name}.png", sheet)
         if name == "examples":
-            _save_strip(folder, examples[0], epoch, scores.per_image[indices[0]], palette)
+            _save_strip(folder, examples[spread[0]], epoch, scores.per_image[spread[0]], palette)
 
 
-def _save_strip(folder, example, epoch, dice, palette):
+def _examples_of(
+    loader: DataLoader, predictor: BatchPredictor, scores: Scores, indices: list[int]
+) -> dict[int, Example]:
+    """The Example of each of these images of the loader's dataset, by index. They are predicted as one batch."""
+    dataset: Any = loader.dataset
+    images, masks = loader.collate_fn(dataset.__getitems__(indices))
+    truths = true_labels(masks, masks.device, predictor.mask_rule)[:, 0].numpy()
+    predictions = predictor.labels(images)[:, 0].cpu().numpy()
+    examples = {}
+    for index, image, truth, prediction in zip(indices, _for_eyes(images), truths, predictions):
+        caption = f"{dataset.pairs[index].name}  Dice {scores.per_image[index]:.4f}"
+        examples[index] = Example(image, truth, prediction, caption).shrunk()
+    return examples
+
+
+def _save_strip(folder: Path, example: Example, epoch: int, dice: float, palette: Palette) -> None:
     """Keeps this epoch's mask as `strip/EPOCH_DICE.png` and draws up to eight of them, evenly spread."""
-    kept = folder / "strip"
-    kept.mkdir(exist_ok=True)
-    for old in kept.glob("[0-9][0-9][0-9][0-9]_*.png"):
+    masks_folder = folder / "strip"
+    masks_folder.mkdir(exist_ok=True)
+    pattern = "[0-9][0-9][0-9][0-9]_*.png"
+    for old in masks_folder.glob(pattern):
         if int(old.stem.split("_")[0]) >= epoch:  # of a run that went further than the one that goes on here
             old.unlink()
-    pictures.save_mask(kept / f"{epoch:04d}_{dice:.4f}.png", example.prediction, palette)
-    frames = sorted(kept.glob("[0-9][0-9][0-9][0-9]_*.png"))
-    frames = [frames[i] for i in sorted(set(np.linspace(0, len(frames) - 1, 8).round().astype(int)))]
-    named = [frame.stem.split("_") for frame in frames]
-    captions = [f"epoch {int(number)}, Dice {dice}" for number, dice in named]
-    masks = [pictures.load_mask(frame, palette) for frame in frames]
-    # An earlier IMAGE_SIZE may have been another one
-    masks = [mask if mask.shape == example.truth.shape else resize_mask(mask, example.truth.shape) for mask in masks]
+    pictures.save_mask(masks_folder / f"{epoch:04d}_{dice:.4f}.png", example.prediction, palette)
+
+    files = sorted(masks_folder.glob(pattern))
+    chosen = sorted(set(np.linspace(0, len(files) - 1, 8).round().astype(int)))
+    masks, captions = [], []
+    for file in (files[index] for index in chosen):
+        number, its_dice = file.stem.split("_")
+        captions.append(f"epoch {int(number)}, Dice {its_dice}")
+        mask = pictures.load_mask(file, palette)
+        if mask.shape != example.truth.shape:  # from before IMAGE_SIZE was changed
+            mask = resize_mask(mask, example.truth.shape)
+        masks.append(mask)
     pictures.save_image(folder / "strip.png", pictures.strip(example.image, example.truth, masks, captions, palette))
 
 
-def _truths(masks, mask_rule):
-    """True masks of a batch as uint8 (N, H, W), in the values that a MaskRule gives."""
-    if mask_rule.labels:
-        return targets_of(masks, masks.device, labels=True)[:, 0]
-    return (masks.reshape(len(masks), *masks.shape[-2:]) > 0.5).byte()
-
-
-def _for_eyes(images):
+def _for_eyes(images: torch.Tensor) -> np.ndarray:
     """Images (N, 3, H, W) of a batch, bytes or floats, as uint8 (N, H, W, 3)."""
     if images.dtype != torch.uint8:
-        low, high = images.amin(), images.amax()  # a user's transform may have normalised them
-        low, high = min(low, 0 * low), max(high, 0 * high + 1)
+        # A user's transform may have normalised them: their own range is shown, if they leave [0, 1]
+        low, high = images.amin().clamp(max=0), images.amax().clamp(min=1)
         images = ((images - low) / (high - low) * 255).byte()
     return images.permute(0, 2, 3, 1).contiguous().numpy()
+
+
+# ---- checkpoints
 
 
 def save_checkpoint(state, filename="checkpoint.pth", also=None):

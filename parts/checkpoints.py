@@ -201,7 +201,7 @@ def resume(path, model, optimizer, schedule, scaler, s, scored_on, mask_rule=Non
 
 
 def best_of(history):
-    """The epoch that is chosen, the first of several: see dice_of_choice."""
+    """The epoch that is chosen, the first of several: see selection_dice."""
     return max(history, key=lambda row: row.get("dice_nonempty", row["dice"]))
 
 

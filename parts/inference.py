@@ -21,6 +21,7 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from parts.errors import UserError
+from parts.masks import MaskRule
 from parts.processes import keep_freed_memory, pick_device
 from parts.recipe import as_written, autocast_dtype
 
@@ -370,8 +371,11 @@ class _Queue:
         return self.futures.popleft().result()
 
 
-def to_device(images, device):
-    """Images (N, 3, H, W) as the network takes them, in [0, 1].
+# ---- batches as the loaders give them
+
+
+def to_device(images: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Images (N, 3, H, W) as the network takes them: on `device`, in [0, 1].
 
     uint8 travels to the device and is scaled there; floats (from the article's transform) stay as they are.
     """
@@ -381,40 +385,52 @@ def to_device(images, device):
     return images if device.type == "mps" else images.contiguous(memory_format=torch.channels_last)
 
 
-def predicted_labels(images, model, device, dtype, whole=False):
-    """(what `model` predicts, how many channels it has): booleans (N, 1, H, W), or the classes' indices, on `device`.
+@dataclass(frozen=True)
+class BatchPredictor:
+    """Predicts the labels of batches as a loader gives them, to score them or to draw them."""
 
-    `whole` images are of any size, and run in windows.
-    """
-    if whole:
-        cudnn, tries = torch.backends.cudnn, torch.backends.cudnn.benchmark
+    model: nn.Module
+    mask_rule: MaskRule  # of the masks that the model is trained on
+    device: torch.device
+    dtype: torch.dtype | None = None  # autocast's
+    in_windows: bool = False  # the images are of any size
+
+    @torch.no_grad()
+    def labels(self, images: torch.Tensor) -> torch.Tensor:
+        """The predicted labels, uint8 (N, 1, H, W) on the device, of images (N, 3, H, W). The model keeps its mode.
+
+        UserError: the model has more or fewer output channels than the masks need.
+        """
+        training = self.model.training
+        self.model.eval()
+        try:
+            # Last batches and images of any size would each be compiled once more
+            with as_written(self.model):
+                return self._labels_in_windows(images) if self.in_windows else self._labels(images)
+        finally:
+            self.model.train(training)
+
+    def _labels(self, images: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None):
+            logits = self.model(to_device(images, self.device))
+        self._refuse_channels(logits.shape[1])
+        return self.mask_rule.labels_of(logits)
+
+    def _labels_in_windows(self, images: torch.Tensor) -> torch.Tensor:
+        runner = Runner(self.model, self.device, self.dtype)
+        self._refuse_channels(runner.channels)
+        labels = torch.empty(len(images), 1, *images.shape[2:], dtype=torch.uint8, device=self.device)
+        cudnn, benchmark = torch.backends.cudnn, torch.backends.cudnn.benchmark
         cudnn.benchmark = False  # it would try its kernels for every size anew
-        with as_written(model):
-            labels = _labels_in_windows(images, Runner(model, device, dtype))
-        cudnn.benchmark = tries
+        for index, image in enumerate(images.permute(0, 2, 3, 1).numpy()):
+            for top, logits in runner.bands(image):
+                labels[index, :, top : top + logits.shape[1]] = self.mask_rule.labels_of(logits[None])[0]
+        cudnn.benchmark = benchmark
         return labels
-    with as_written(model), torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
-        logits = model(to_device(images, device))
-    return logits.argmax(1, keepdim=True) if logits.shape[1] > 1 else logits > 0, logits.shape[1]
 
-
-def _labels_in_windows(images, runner):
-    kind = torch.uint8 if runner.channels > 1 else torch.bool
-    labels = torch.empty(len(images), 1, *images.shape[2:], dtype=kind, device=runner.device)
-    for image, found in zip(images.permute(0, 2, 3, 1).numpy(), labels[:, 0]):
-        for top, logits in runner.bands(image):
-            found[top : top + logits.shape[1]] = logits.argmax(0) if runner.channels > 1 else logits[0] > 0
-    return labels, runner.channels
-
-
-@torch.no_grad()
-def predict(images, model, device, dtype=None, whole=False):
-    """Masks (N, H, W) uint8 of {0, 1}, on the CPU, for a batch of images as a loader gives them.
-
-    Of a network with a channel for each class the indices of classes. `whole` images run in windows.
-    """
-    training = model.training
-    model.eval()
-    found, _ = predicted_labels(images, model, device, dtype, whole)
-    model.train(training)
-    return found[:, 0].byte().cpu()
+    def _refuse_channels(self, channels: int) -> None:
+        if channels != self.mask_rule.channels:
+            raise UserError(
+                f"The network has {channels} output channels, and these masks need {self.mask_rule.channels}: one for "
+                "each class (CLASSES), or one for a single foreground."
+            )

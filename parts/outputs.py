@@ -22,11 +22,10 @@ from parts.scores import (
     class_scores,
     class_table,
     count_confusion,
-    count_overlap,
     dice_from_counts,
-    dice_of_choice,
     iou_from_counts,
     overlap_of,
+    selection_dice,
 )
 
 _LONGEST_JPEG = 65_500  # pixels, libjpeg's own limit
@@ -176,16 +175,15 @@ class Finish:
             raise UserError(f"{pair}: one is turned, so it is not scored.")
         if truth.shape != tuple(item.size):
             mask, at_own = self._decided(logits, truth.shape)
+        pair = [torch.from_numpy(np.ascontiguousarray(labels))[None] for labels in (mask, truth)]
+        counts = count_confusion(*pair, self.mask_rule.num_labels)
         if self.classes:
-            pair = (torch.from_numpy(np.ascontiguousarray(it))[None] for it in (mask, truth))
-            counts = count_confusion(*pair, self.classes.channels)
             outcome.counts, outcome.confusion = overlap_of(counts)[0].tolist(), counts[0].numpy()
         else:
-            seen = truth != IGNORED if self.mask_rule.ignored else ...  # all of it
-            pair = (torch.from_numpy(np.ascontiguousarray(it[seen])).bool()[None] for it in (mask, truth))
-            outcome.counts = count_overlap(*pair)[0].tolist()
+            outcome.counts = overlap_of(counts)[0, :, 1].tolist()
             if self.histogram:
-                outcome.histogram = histogram(at_own[seen], truth[seen])
+                known = truth != IGNORED if self.mask_rule.ignored else ...  # all of it
+                outcome.histogram = histogram(at_own[known], truth[known])
         if self.show:
             outcome.shown = Example(resize_image(item.extra, truth.shape), truth, mask).shrunk()
 
@@ -265,12 +263,12 @@ def histogram(logits, truth):
 def best_threshold(histograms):
     """(threshold, its mean Dice, mean Dice at 0.5) over images, from their histograms (N, 2, _BINS).
 
-    Of the thresholds k/_BINS with 0 < k < _BINS the one with the highest mean, which is dice_of_choice; of equal
+    Of the thresholds k/_BINS with 0 < k < _BINS the one with the highest mean, which is selection_dice; of equal
     ones the one nearest to 0.5.
     """
     above = np.cumsum(np.asarray(histograms)[..., ::-1], axis=2)[..., ::-1]  # pixels in bin k and all above
     foreground, predicted = above[:, 1], above.sum(axis=1)
-    dice = [dice_of_choice(foreground[:, k], predicted[:, k], foreground[:, 0]) for k in range(_BINS)]
+    dice = [selection_dice(foreground[:, k], predicted[:, k], foreground[:, 0]) for k in range(_BINS)]
     best = max(range(1, _BINS), key=lambda k: (dice[k], -abs(k - _BINS // 2)))
     return best / _BINS, dice[best], dice[_BINS // 2]
 
@@ -345,7 +343,7 @@ def tell_scores(folder, scored, confusion, put_through, finish):
         if not counts[:, 2].any():
             print("No pixel of these masks reads as foreground. If they are not empty, MASK_FOREGROUND says what is.")
         print(f"Dice {dice.mean():.4f}, IoU {iou.mean():.4f}: means over {len(dice)} images at their masks' size")
-        if (choice := dice_of_choice(*counts.T)) != dice.mean():
+        if (choice := selection_dice(*counts.T)) != dice.mean():
             print(f"Dice {choice:.4f} without those that are empty and predicted to be, each of which counts 1 there")
     print("The lowest Dice:", *(f"  {dice[i]:.4f}  {names[i]}" for i in worst), sep="\n")
     print(f"All of them: {folder / 'scores.csv'}. The lowest: {folder / 'worst.png'}.")

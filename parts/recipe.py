@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from parts.errors import UserError, ran_out_of_memory
-from parts.masks import IGNORED
+from parts.masks import IGNORED, MaskRule
 
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 LOSSES = {"bce": False, "bce+dice": True}  # whether Dice is added
@@ -323,7 +323,7 @@ def out_of_memory_message(error, batch_size, size, accumulate, constant="IMAGE_S
     )
 
 
-def targets_of(masks, device, labels=False):
+def targets_of(masks: torch.Tensor, device: torch.device, labels: bool = False) -> torch.Tensor:
     """Masks of a batch (N, H, W) or (N, 1, H, W) as the loss takes them: float32 (N, 1, H, W) of {0, 1}.
 
     With `labels` (a MaskRule's), as where there are classes or ignored pixels: uint8 (N, 1, H, W). UserError: a
@@ -340,3 +340,12 @@ def targets_of(masks, device, labels=False):
     masks = masks.to(device, non_blocking=True)
     masks = masks.reshape(len(masks), 1, *masks.shape[-2:])
     return masks if labels else masks.float()
+
+
+def true_labels(masks: torch.Tensor, device: torch.device, mask_rule: MaskRule) -> torch.Tensor:
+    """Masks of a batch (N, H, W) or (N, 1, H, W) as they are scored and drawn: uint8 (N, 1, H, W) of labels.
+
+    UserError: as of targets_of.
+    """
+    targets = targets_of(masks, device, mask_rule.labels)
+    return targets if mask_rule.labels else (targets > 0.5).byte()

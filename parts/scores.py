@@ -1,6 +1,13 @@
-"""Scores of predicted masks: counts of pixels, and every score that is made of them."""
+"""Scores of predicted masks: counts of pixels, and every score that is made of them.
 
+One foreground is counted as two classes are, background and foreground; its scores are those of the foreground alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,76 +17,100 @@ _COUNTED = 2**22  # pixels of an image that are counted at once: each takes 24 b
 
 @dataclass
 class Scores:
-    """Of one validation: pixel accuracy, Dice and IoU, and what the images had. Ignored pixels count nowhere.
+    """The scores of one validation: pixel accuracy, Dice and IoU. Ignored pixels count nowhere.
 
     Dice = 2 |P and T| / (|P| + |T|) of the predicted and the true pixels of an image (L. R. Dice: Measures of the
     amount of ecologic association between species, 1945), IoU = |P and T| / |P or T|.
     One foreground: both are the means over the images, in which two empty masks count 1.
-    Several classes: a class's Dice is the mean over the images that hold it or were given it. Its IoU is that of the
-    counts of all images together, true positives / (true positives + false positives + false negatives), as the
-    PASCAL VOC challenge of 2012 scores segmentation and ConfusionMatrix in torchvision's references/segmentation
-    does. `dice` and `iou` are the means over the classes that have one.
+    Several classes: a class's Dice is the mean over the images that hold it or in which it is predicted. Its IoU is
+    that of the counts of all images together, true positives / (true positives + false positives + false negatives),
+    as the PASCAL VOC challenge of 2012 scores segmentation and ConfusionMatrix in torchvision's
+    references/segmentation does. `dice` and `iou` are the means over the classes that have one.
     """
 
-    accuracy: float  # right ones among the pixels that are not ignored
+    accuracy: float  # share of right pixels
     dice: float
-    dice_nonempty: float  # what chooses: of the images that hold something or are predicted to; with classes, `dice`
+    # The Dice that selects the best epoch: over the images that hold foreground or in which some is predicted.
+    # With classes it is `dice`
+    dice_nonempty: float
     iou: float
-    predicted_share: float  # of all pixels; with classes, that of the one that is predicted most
+    predicted_share: float  # of all pixels; with classes, that of the class that is predicted most
     true_share: float  # with classes, of that same class
-    per_image: list = field(repr=False)  # each image's Dice, in the dataset's order; with classes, their mean
-    # By class, in lists: "names"; "dice", "iou" (None where no image holds it or was given it); "share" of the true
-    # pixels; "confusion", counts of pixels, rows true, columns predicted. None for one foreground.
-    classes: dict | None = field(default=None, repr=False)
+    per_image: list[float] = field(repr=False)  # each image's Dice, in the dataset's order; with classes, their mean
+    # By class, in lists: "names"; "dice", "iou" (None for a class that is neither true nor predicted in any image);
+    # "share" of the true pixels; "confusion", counts of pixels, rows true, columns predicted. None for one foreground
+    classes: dict[str, Any] | None = field(default=None, repr=False)
 
 
-def count_overlap(predictions, truths):
-    """(N, 3) counts of pixels, of each image: in both, predicted, true. Takes booleans (N, ..., H, W)."""
-    predictions, truths = predictions.flatten(1), truths.flatten(1)
-    return torch.stack([(predictions & truths).sum(1), predictions.sum(1), truths.sum(1)], dim=1)
+# ---- counts of pixels
 
 
-def dice_from_counts(both, predicted, true):
-    """Dice = 2 |P and T| / (|P| + |T|) of each image; both empty count 1."""
+def count_confusion(labels: torch.Tensor, truths: torch.Tensor, num_labels: int) -> torch.Tensor:
+    """Counts the pixels of each image by true and predicted label: int64 (N, L, L), rows true, columns predicted.
+
+    Takes predicted and true labels (N, ..., H, W); num_labels = L is 2 for one foreground. A pixel whose true label is
+    L or more, as IGNORED is, counts nowhere.
+    """
+    counts = torch.zeros(len(truths), 256 * num_labels, dtype=torch.int64, device=truths.device)
+    predicted_pieces = labels.flatten(1).split(_COUNTED, 1)
+    for true, predicted in zip(truths.flatten(1).split(_COUNTED, 1), predicted_pieces):
+        places = true.long() * num_labels + predicted
+        # Unlike bincount, this does not wait for a GPU
+        counts.scatter_add_(1, places, places.new_ones(()).expand_as(places))
+    return counts[:, : num_labels**2].reshape(-1, num_labels, num_labels)
+
+
+def overlap_of(confusions: torch.Tensor) -> torch.Tensor:
+    """Counts the pixels of each label, of confusions (N, L, L): int64 (N, 3, L), rows in both, predicted, true."""
+    return torch.stack([confusions.diagonal(dim1=1, dim2=2), confusions.sum(1), confusions.sum(2)], dim=1)
+
+
+def dice_from_counts(both: np.ndarray, predicted: np.ndarray, true: np.ndarray) -> np.ndarray:
+    """Dice = 2 |P and T| / (|P| + |T|) of counts of any one shape; both empty count 1."""
     return np.where(predicted + true == 0, 1.0, 2 * both / np.maximum(predicted + true, 1))
 
 
-def dice_of_choice(both, predicted, true):
-    """What chooses goes by this: the mean Dice of the images that hold something or are predicted to; 1 if none do."""
-    chosen = predicted + true > 0
-    return float(dice_from_counts(both, predicted, true)[chosen].mean()) if chosen.any() else 1.0
-
-
-def iou_from_counts(both, predicted, true):
-    """IoU = |P and T| / |P or T| of each image; both empty count 1."""
+def iou_from_counts(both: np.ndarray, predicted: np.ndarray, true: np.ndarray) -> np.ndarray:
+    """IoU = |P and T| / |P or T| of counts of any one shape; both empty count 1."""
     union = predicted + true - both
     return np.where(union == 0, 1.0, both / np.maximum(union, 1))
 
 
-def count_confusion(predictions, truths, classes):
-    """(N, C, C) counts of pixels, of each image: rows true, columns predicted. Takes labels (N, ..., H, W).
+def selection_dice(both: np.ndarray, predicted: np.ndarray, true: np.ndarray) -> float:
+    """The Dice that selects an epoch or a threshold: the mean over the images that are not empty; 1 if all are.
 
-    Where the true label is none of the `classes`, which IGNORED is not, a pixel counts nowhere.
+    Takes counts of the foreground (N,). An image is empty if it holds no foreground and none is predicted.
     """
-    counts = torch.zeros(len(truths), 256 * classes, dtype=torch.int64, device=truths.device)
-    for part, found in zip(truths.flatten(1).split(_COUNTED, 1), predictions.flatten(1).split(_COUNTED, 1)):
-        pairs = part.long() * classes + found
-        counts.scatter_add_(1, pairs, pairs.new_ones(()).expand_as(pairs))  # which, unlike bincount, waits for no GPU
-    return counts[:, : classes**2].reshape(-1, classes, classes)
+    nonempty = predicted + true > 0
+    if not nonempty.any():
+        return 1.0
+    return float(dice_from_counts(both, predicted, true)[nonempty].mean())
 
 
-def overlap_of(confusion):
-    """(N, 3, C) counts, as count_overlap has them, of each class: of confusions (N, C, C)."""
-    return torch.stack([confusion.diagonal(dim1=1, dim2=2), confusion.sum(1), confusion.sum(2)], dim=1)
+# ---- scores of many images
 
 
-def foreground_scores(both, predicted, true, pixels):
-    """The Scores of one foreground, of each image's counts (N,) and of how many `pixels` there are in all."""
-    per_image, pixels = dice_from_counts(both, predicted, true), max(1, pixels)
+def scores_of(overlap: np.ndarray, confusion: np.ndarray, class_names: Sequence[str]) -> Scores:
+    """The Scores of all images, from each one's counts (N, 3, L), as of overlap_of, and the sum of confusions (L, L).
+
+    class_names: those of a MaskRule, () for one foreground.
+    """
+    if class_names:
+        return class_scores(overlap, confusion, class_names)
+    return foreground_scores(overlap, confusion)
+
+
+def foreground_scores(overlap: np.ndarray, confusion: np.ndarray) -> Scores:
+    """The Scores of one foreground, from each image's counts (N, 3, 2) and the sum of confusions (2, 2)."""
+    both, predicted, true = np.asarray(overlap)[..., 1].T
+    confusion = np.asarray(confusion).astype(np.int64)
+    pixels = max(1, int(confusion.sum()))
+    wrong = int(confusion[0, 1] + confusion[1, 0])
+    per_image = dice_from_counts(both, predicted, true)
     return Scores(
-        accuracy=(pixels - int((predicted + true - 2 * both).sum())) / pixels,
+        accuracy=(pixels - wrong) / pixels,
         dice=float(per_image.mean()),
-        dice_nonempty=dice_of_choice(both, predicted, true),
+        dice_nonempty=selection_dice(both, predicted, true),
         iou=float(iou_from_counts(both, predicted, true).mean()),
         predicted_share=float(predicted.sum() / pixels),
         true_share=float(true.sum() / pixels),
@@ -87,63 +118,92 @@ def foreground_scores(both, predicted, true, pixels):
     )
 
 
-def class_scores(overlap, confusion, names):
-    """The Scores of several classes, of each image's counts (N, 3, C), overlap_of, and the sum of confusions (C, C)."""
+def class_scores(overlap: np.ndarray, confusion: np.ndarray, names: Sequence[str]) -> Scores:
+    """The Scores of several classes, from each image's counts (N, 3, C) and the sum of confusions (C, C)."""
     both, predicted, true = np.moveaxis(np.asarray(overlap), 1, 0)
     confusion = np.asarray(confusion).astype(np.int64)
-    held = predicted + true > 0
-    dice = np.where(held, dice_from_counts(both, predicted, true), 0)
-    images, there = held.sum(0), held.any(0)
-    by_class = dice.sum(0) / np.maximum(images, 1)
     columns, rows, pixels = confusion.sum(0), confusion.sum(1), max(1, confusion.sum())
+
+    # Of each image and class, where the class is true or predicted; elsewhere it has no Dice
+    present = predicted + true > 0
+    dice = np.where(present, dice_from_counts(both, predicted, true), 0)
+    images = present.sum(0)
+    by_class = dice.sum(0) / np.maximum(images, 1)
+    per_image = np.where(present.any(1), dice.sum(1) / np.maximum(present.sum(1), 1), 1.0)
+
     iou = iou_from_counts(confusion.diagonal(), columns, rows)
-    per_image = np.where(held.any(1), dice.sum(1) / np.maximum(held.sum(1), 1), 1.0)
-    mean_dice = float(by_class[there].mean()) if there.any() else 1.0
+    scored = images > 0
+    mean_dice = mean_iou = 1.0
+    if scored.any():
+        mean_dice, mean_iou = float(by_class[scored].mean()), float(iou[scored].mean())
     most = int(columns.argmax())
     return Scores(
         accuracy=float(confusion.trace() / pixels),
         dice=mean_dice,
         dice_nonempty=mean_dice,
-        iou=float(iou[there].mean()) if there.any() else 1.0,
+        iou=mean_iou,
         predicted_share=float(columns[most] / pixels),
         true_share=float(rows[most] / pixels),
         per_image=per_image.tolist(),
         classes=dict(
             names=list(names),
-            dice=[float(value) if has else None for value, has in zip(by_class, there)],
-            iou=[float(value) if has else None for value, has in zip(iou, there)],
+            dice=[float(value) if has_one else None for value, has_one in zip(by_class, scored)],
+            iou=[float(value) if has_one else None for value, has_one in zip(iou, scored)],
             share=(rows / pixels).tolist(),
             confusion=confusion.tolist(),
         ),
     )
 
 
-def class_table(scores, most=20):
+# ---- in words
+
+
+def summary(scores: Scores, pixels: int) -> str:
+    """The scores as they are printed, for a validation of `pixels` pixels: with classes a table of them first."""
+    lines, detail = [], ""
+    if scores.classes:
+        lines.append(class_table(scores))
+        count = sum(dice is not None for dice in scores.classes["dice"])
+        detail = f": means over {count} classes"
+    elif scores.dice_nonempty != scores.dice:
+        detail = f"; Dice {scores.dice_nonempty:.4f} of images that hold something or are predicted to"
+    lines.append(
+        f"Got {round(scores.accuracy * pixels)}/{pixels} pixels right, accuracy {100 * scores.accuracy:.2f} %; "
+        f"Dice {scores.dice:.4f}, IoU {scores.iou:.4f}{detail}"
+    )
+    return "\n".join(lines)
+
+
+def class_table(scores: Scores, most: int = 20) -> str:
     """The classes of `scores` in lines of words, the lowest Dice first; of more than `most` the rest are counted.
 
-    A class that is never right has 0.0000; one that no image holds, or is given, has no Dice.
+    A class that is never right has 0.0000; one that is neither true nor predicted in any image has no Dice.
     """
-    found = scores.classes
-    rows = list(zip(found["names"], found["dice"], found["iou"], found["share"]))
+    classes = scores.classes or {}
+    rows = list(zip(classes["names"], classes["dice"], classes["iou"], classes["share"]))
     rows.sort(key=lambda row: (row[1] is None, row[1]))
-    printable = rows if len(rows) <= most else rows[: most - 1]
-    width = min(30, max(len("class"), *(len(name) for name, *_ in printable)))
+    shown = rows
+    if len(rows) > most:
+        shown = rows[: most - 1]  # the last line counts the rest
+    width = min(30, max(len("class"), *(len(row[0]) for row in shown)))
     lines = [f"  {'class':<{width}}    Dice     IoU  of pixels"]
-    for name, dice, iou, share in printable:
+    for name, dice, iou, share in shown:
         numbers = "     -       -" if dice is None else f"{dice:.4f}  {iou:.4f}"
         lines.append(f"  {name:<{width}}  {numbers}  {100 * share:7.2f} %")
-    more = [f"  ... and {len(rows) - len(printable)} more"] if len(rows) > len(printable) else []
-    return "\n".join(lines + more)
+    if len(shown) < len(rows):
+        lines.append(f"  ... and {len(rows) - len(shown)} more")
+    return "\n".join(lines)
 
 
-def class_columns(scores):
+def class_columns(scores: Scores) -> dict[str, float | None]:
     """{"dice_NAME": Dice} of each class, for a row of the history; {} for one foreground.
 
-    No column has the name of another one, such as dice_nonempty's.
+    No two columns have one name, and none has that of another score, such as dice_nonempty.
     """
-    columns = {}
-    found = scores.classes or {"names": [], "dice": []}
-    for index, (name, dice) in enumerate(zip(found["names"], found["dice"])):
+    columns: dict[str, float | None] = {}
+    if not scores.classes:
+        return columns
+    for index, (name, dice) in enumerate(zip(scores.classes["names"], scores.classes["dice"])):
         column = f"dice_{name}"
         while column in columns or column in vars(scores):
             column += f"_{index}"
@@ -151,22 +211,22 @@ def class_columns(scores):
     return columns
 
 
-def symptom(scores):
-    """What scores that cannot be right point to, in words, or None."""
+def symptom(scores: Scores) -> str | None:
+    """Says in words that one label is predicted everywhere, which cannot be right; None where it is not so."""
     held = f"though the masks hold {100 * scores.true_share:.1f} %"
     if scores.classes:
         names, confusion = scores.classes["names"], np.array(scores.classes["confusion"])
-        given, there = np.flatnonzero(confusion.sum(0)), np.flatnonzero(confusion.sum(1))
-        if not len(given) == 1 < len(there):
+        predicted, true = np.flatnonzero(confusion.sum(0)), np.flatnonzero(confusion.sum(1))
+        if len(predicted) != 1 or len(true) < 2:
             return None
-        what = f"predicted as {names[given[0]]}, {held} of it, and {len(there)} classes in all"
+        prediction = f"{names[predicted[0]]}, {held} of it, and {len(true)} classes in all"
     elif scores.predicted_share == 0 < scores.true_share:
-        what = f"predicted as background, {held} of foreground"
+        prediction = f"background, {held} of foreground"
     elif scores.predicted_share == 1 > scores.true_share:
-        what = f"predicted as foreground, {held} of it"
+        prediction = f"foreground, {held} of it"
     else:
         return None
     return (
-        f"Every pixel of the validation images is {what}. In the first epochs this may pass. If it stays: look at "
-        "the overlays of the audit (do the masks lie on what is meant?), then lower LEARNING_RATE."
+        f"Every pixel of the validation images is predicted as {prediction}. In the first epochs this may pass. If it "
+        "stays: look at the overlays of the audit (do the masks lie on what is meant?), then lower LEARNING_RATE."
     )

@@ -34,7 +34,7 @@ from parts.outputs import (
     write_scores,
     write_submission,
 )
-from parts.scores import count_overlap, dice_from_counts
+from parts.scores import count_confusion, dice_from_counts, overlap_of
 from parts.spec import DataSpec
 from unet import UNet
 from utils import save_checkpoint
@@ -786,7 +786,9 @@ def test_the_chosen_threshold_is_the_best_of_all():
     def mean_dice(threshold):
         logits, truths = (np.stack(arrays) for arrays in zip(*images))
         masks = torch.from_numpy(1 / (1 + np.exp(-logits.astype(np.float64))) > threshold)
-        return dice_from_counts(*count_overlap(masks, torch.from_numpy(truths).bool()).numpy().T).mean()
+        return dice_from_counts(
+            *overlap_of(count_confusion(masks, torch.from_numpy(truths), 2))[..., 1].numpy().T
+        ).mean()
 
     by_hand = [mean_dice(k / 256) for k in range(1, 256)]
     assert dice == pytest.approx(max(by_hand), abs=1e-3) == pytest.approx(mean_dice(chosen), abs=1e-3)

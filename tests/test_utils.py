@@ -42,11 +42,10 @@ from parts.scores import (
     class_columns,
     class_table,
     count_confusion,
-    count_overlap,
     dice_from_counts,
-    dice_of_choice,
     iou_from_counts,
     overlap_of,
+    selection_dice,
     symptom,
 )
 from unet import UNet
@@ -118,7 +117,7 @@ def test_a_broken_count_would_be_seen():
 
 
 def test_counts_and_what_follows_from_them():
-    both, predicted, true = count_overlap(torch.tensor([LEFT]) > 0, torch.tensor([TOP]) > 0)[0].tolist()
+    both, predicted, true = overlap_of(count_confusion(torch.tensor([LEFT]), torch.tensor([TOP]), 2))[0, :, 1].tolist()
     assert (both, predicted, true) == (1, 2, 2)
     assert dice_from_counts(np.array([1, 0]), np.array([2, 0]), np.array([2, 0])).tolist() == [0.5, 1]
     assert iou_from_counts(np.array([1, 0]), np.array([2, 0]), np.array([2, 0])).tolist() == pytest.approx([1 / 3, 1])
@@ -491,8 +490,8 @@ def test_arrays_of_a_read_only_dataset_lie_in_the_output(open_path, monkeypatch,
 
 def test_what_chooses_goes_by_images_that_hold_something():
     both, predicted, true = np.array([[0, 0, 0], [5, 5, 5], [0, 3, 0]]).T
-    assert dice_of_choice(both, predicted, true) == 0.5 and dice_from_counts(both, predicted, true).mean() == 2 / 3
-    assert dice_of_choice(both * 0, predicted * 0, true * 0) == 1
+    assert selection_dice(both, predicted, true) == 0.5 and dice_from_counts(both, predicted, true).mean() == 2 / 3
+    assert selection_dice(both * 0, predicted * 0, true * 0) == 1
 
 
 def test_the_best_epoch_is_not_one_that_predicts_nothing():
@@ -973,7 +972,7 @@ def test_whole_images_are_scored_and_drawn_at_their_own_size(tmp_path, classes):
         if classes:
             expected.append(count_confusion(logits.argmax(1), masks, 3)[0])
         else:
-            expected.append(count_overlap(logits[:, 0] > 0, masks == 1)[0])
+            expected.append(overlap_of(count_confusion((logits[:, 0] > 0).byte(), masks, 2))[0, :, 1])
     if classes:
         found, meant = np.array(scores.classes["confusion"]), torch.stack(expected).sum(0).numpy()
         assert np.abs(found - meant).sum() <= 1e-4 * meant.sum() and found.sum() == meant.sum()
