@@ -22,7 +22,7 @@ from parts.files import write_text
 from parts.images import read_image, resize_image
 from parts.mask_rules import find_mask_rule
 from parts.masks import IGNORED, MaskRule, encode_mask, read_mask
-from parts.names import Picture, files_below, find_masks, find_pictures
+from parts.names import Picture, find_masks, find_pictures, walk
 from parts.outputs import (
     Bands,
     best_threshold,
@@ -319,7 +319,7 @@ def test_links_that_lead_in_circles_are_walked_once(tmp_path):
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
     for name in ("one", "two"):
         (tmp_path / name).symlink_to(tmp_path)
-    assert files_below(tmp_path, (), [], []) == [tmp_path / "a.png"]
+    assert walk(tmp_path).pictures == [tmp_path / "a.png"]
 
 
 def test_inputs_given_twice_and_what_is_not_there(photos, tmp_path):
