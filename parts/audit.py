@@ -23,7 +23,7 @@ from parts.images import choose_value_range, decode, depth_of, pages_of, pixels_
 from parts.mask_rules import decide_mask_rule, refuse_united_classes
 from parts.masks import (
     IGNORED,
-    MANY,
+    MOST_COLOURS,
     NUMBERS,
     MaskRule,
     Observation,
@@ -410,7 +410,7 @@ def _photographs(sides, seen):
             f"The masks are photographs, e.g. {printable(masks[0])}, and the images hold hardly any colours, as masks do: "
             f"the folders seem to be swapped. Swap {folders} (--train-img-dir, --train-mask-dir and so on).{cure}"
         )
-    if all(it.kind == NUMBERS or len(it.counts) < MANY for it in seen):
+    if all(it.kind == NUMBERS or len(it.counts) < MOST_COLOURS for it in seen):
         return None  # greys may be soft masks, which has its own words
     return (
         f"The masks seem to be photographs, e.g. {printable(masks[0])}: they hold hundreds of colours and hardly any areas "

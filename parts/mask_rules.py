@@ -1,229 +1,386 @@
-"""One rule for all masks of a dataset, decided by what each of them holds.
+"""One MaskRule for all masks of a dataset, decided by what each of them holds.
 
-Grey values, indices of a palette and colours are told apart, never guessed: what could be read in two ways is
-refused in words that say what to do.
+All masks are pooled into a Census. The first reading of the table READINGS whose test holds for it gives the rule, or
+a UserError that says what to do: masks that could be read in two ways are refused, nothing is guessed.
 """
 
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
 
 from parts.errors import UnusableFile, UserError, list_files
 from parts.files import parallel_map
 from parts.masks import (
     COLOURS,
-    MANY,
-    MOST,
+    MOST_CLASSES,
+    MOST_COLOURS,
     NUMBERS,
     VOID,
+    Counts,
     MaskRule,
     Observation,
     alpha_fault,
-    as_colours,
     list_values,
     name_value,
     observe_mask,
 )
-from parts.spec import ALL, ALPHA, NONZERO, DataSpec
+from parts.spec import ALL, ALPHA, NONZERO, DataSpec, ListedClass, pack_color
 
-Mask = str | Path | tuple[str | Path, int]  # a file, or a page of it
+if TYPE_CHECKING:
+    from parts.names import Pair
 
-NEAR, FAR = 1 / 8, 64  # two main values lie at least FAR (of 255) apart; NEAR of that distance is still the same
-DARK = 32  # of 255: up to here the darker side of soft edges is black
+Mask = str | Path | tuple[str | Path, int]  # a file, or (file, page)
+
+FAR = 64  # of 255: the two ends of soft masks are at least this far apart
+NEAR = 1 / 8  # of the distance of the ends: what is nearer to one of them belongs to it
+DARK = 32  # of 255: up to here the lower end is black
+_LOW, _BETWEEN, _HIGH = "low", "between", "high"  # where a value lies
 _AS_ONE = "Write all masks the same way, or list the values of the foreground in MASK_FOREGROUND"
 
 
-def _blurred(seen):
-    """Whether values run into each other in an observed mask, whatever kind of file holds it now."""
-    pixels, thick = seen.size[0] * seen.size[1], sum(n for _, n in seen.thick)
-    if len(seen.counts) <= 2:
-        return False
-    if seen.lossy:
-        return True
-    many = 50 * seen.slopes[0] >= pixels - thick and 2 * seen.slopes[1] > len(seen.counts)
-    return many and 20 * thick >= pixels  # noise has no areas, and its values are what they are
+# ---- the decision
 
 
 def find_mask_rule(
     masks: Iterable[Mask], spec: DataSpec = DataSpec(), num_workers: int | None = None, strict: bool = True
 ) -> MaskRule:
-    """The MaskRule of these masks (files, or pairs of a file and a page of it), looking at all; see decide_mask_rule.
+    """The one MaskRule of these mask files, all of which are read; see decide_mask_rule.
 
-    Files that cannot be decoded are a UserError that names them all; if not `strict`, where no others are left.
+    `num_workers`: processes that decode; None: one per core. `strict`: any file that cannot be decoded is an error;
+    otherwise it is one only if none can. UserError: names all of these files, or is decide_mask_rule's.
     """
-    paths = list(masks)
-    if not paths:
+    files = list(masks)
+    if not files:
         raise UserError("There are no masks to find a rule from. Check the folders.")
-    found = [_usable(it, spec.foreground) for it in parallel_map(_observed_or_fault, paths, num_workers)]
-    faults = [str(it) for it in found if isinstance(it, UnusableFile)]
-    seen = [it for it in found if not isinstance(it, UnusableFile)]
-    if faults and (strict or not seen):
+    observations, faults = [], []
+    for result in parallel_map(_observation_or_fault, files, num_workers):
+        fault = result
+        if isinstance(result, Observation):
+            fault = alpha_fault(result, spec.foreground)
+        if fault is None:
+            observations.append(result)
+        else:
+            faults.append(str(fault))
+    if faults and (strict or not observations):
         raise UserError("\n".join(faults))
-    return decide_mask_rule(seen, spec)
+    return decide_mask_rule(observations, spec)
 
 
-def _observed_or_fault(mask):
+def _observation_or_fault(mask: Mask) -> Observation | UnusableFile:
     try:
-        return observe_mask(*mask) if isinstance(mask, tuple) else observe_mask(mask)
+        if isinstance(mask, tuple):
+            return observe_mask(*mask)
+        return observe_mask(mask)
     except UnusableFile as fault:
         return fault
 
 
-def _usable(seen, foreground):
-    return seen if isinstance(seen, UnusableFile) else alpha_fault(seen, foreground) or seen
-
-
 def decide_mask_rule(observations: Iterable[Observation], spec: DataSpec = DataSpec()) -> MaskRule:
-    """The one MaskRule by which all the observed masks read; of two values black is the background.
+    """The one MaskRule by which all the observed masks are read; of two values black is the background.
 
-    UserError: masks of several classes, masks that read by different rules, a MASK_FOREGROUND that no mask has, values
-    that are neither a class nor ignored.
+    UserError: masks of several classes, masks that need different rules, a MASK_FOREGROUND that no mask has, values
+    that are neither a class nor ignored, values that JPEG or smoothing has blurred.
     """
-    foreground, classes = spec.foreground, spec.classes
-    wanted, ignored, listed = spec.foreground_values, spec.ignored_values, spec.listed_classes
-    seen = list(observations)
-    if faults := [str(fault) for it in seen if (fault := alpha_fault(it, foreground))]:
-        raise UserError("\n".join(faults))
-    if foreground == ALPHA:
+    observations = list(observations)
+    faults = [alpha_fault(observation, spec.foreground) for observation in observations]
+    if any(faults):
+        raise UserError("\n".join(str(fault) for fault in faults if fault is not None))
+    if spec.foreground == ALPHA:
         return MaskRule(ALPHA, (0,), (255,), soft=True)
-    nonzero = foreground == NONZERO
-    if any(it.kind == COLOURS for it in seen) or any(isinstance(value, tuple) for _, value in listed):
-        seen = [as_colours(it) for it in seen]
-    elif clash := _palette_clash(seen):
-        if constant := "MASK_FOREGROUND" if wanted else "MASK_IGNORE" if ignored else "CLASSES" if listed else None:
-            raise UserError(f"{clash}, so {constant} cannot mean both. Save all masks with one palette.")
-        seen = [as_colours(it) for it in seen]
-    kind = seen[0].kind
-    wanted, ignored = wanted and _of_kind(wanted, kind), _of_kind(ignored, kind)
-    if both := set(wanted or ()) & set(ignored):
-        raise UserError(
-            f"{list_values(sorted(both), kind)} stands in MASK_FOREGROUND and in MASK_IGNORE. Take it out of one of "
-            "them."
-        )
-    if classes is not None:
-        return _with_classes(seen, kind, listed, ignored)
-    whole = seen
-    if ignored:
-        _refuse_blurred(seen, f"MASK_IGNORE = {list_values(ignored, kind)}")
-        seen = _without(seen, ignored)
-    rule, odd = _two_values(seen, kind, ignored), []
-    if rule is None and kind == NUMBERS:
-        rule, odd = _two_ends(seen)
-    elif rule is None and not nonzero:
-        _refuse_soft_colours(seen)
-    if ignored and rule is not None and rule.soft:
-        _say_blurred([it.path for it in seen if len(it.counts) > 2], f"MASK_IGNORE = {list_values(ignored, kind)}")
-    if nonzero:
-        rule = _with_nonzero(seen, kind, None if odd else rule)
-    elif wanted is not None:
-        rule = _with_foreground(seen, kind, None if odd else rule, wanted)
-    elif rule is None:
-        raise UserError(_several(whole, seen, kind))
-    elif odd:
-        raise UserError(_odd_ones(odd, kind, rule))
+    census = take_census(observations, spec)
+    reading = next(reading for reading in READINGS if reading.applies(census))
+    return replace(reading.read(census), ignored=census.ignored)
+
+
+# ---- all masks, pooled
+
+
+@dataclass(frozen=True)
+class Census:
+    """All observed masks of one dataset, with values of one kind, and what the constants say of these values."""
+
+    observations: tuple[Observation, ...]
+    kind: str = NUMBERS  # or COLOURS
+    foreground: tuple[int, ...] = ()  # what MASK_FOREGROUND lists
+    nonzero: bool = False  # MASK_FOREGROUND = "nonzero"
+    ignored: tuple[int, ...] = ()  # what MASK_IGNORE lists
+    has_classes: bool = False  # whether CLASSES is given
+    listed: tuple[ListedClass, ...] = ()  # what CLASSES lists; () for "all"
+
+    @cached_property
+    def counts(self) -> dict[int, int]:
+        """{value: pixels} over all masks, the most frequent value first."""
+        return _pool(observation.counts for observation in self.observations)
+
+    @cached_property
+    def palette(self) -> dict[int, int]:
+        """{index: 0xRRGGBB} of the used indices of the masks' palettes."""
+        return {index: colour for observation in self.observations for index, colour in observation.palette or ()}
+
+    @cached_property
+    def groups(self) -> dict[tuple[int, ...], list[str]]:
+        """{values: the files that hold exactly these}."""
+        groups: dict[tuple[int, ...], list[str]] = {}
+        for observation in self.observations:
+            groups.setdefault(observation.values, []).append(observation.path)
+        return groups
+
+    @cached_property
+    def inexact(self) -> list[Observation]:
+        """The masks of more than two values, among which there may be soft edges."""
+        return [observation for observation in self.observations if not observation.is_exact]
+
+    @cached_property
+    def blurred(self) -> list[str]:
+        """The files whose values JPEG or smoothing has blurred."""
+        return [observation.path for observation in self.observations if observation.is_blurred]
+
+    @cached_property
+    def soft_edges(self) -> "SoftEdges | None":
+        """The two ends of grey masks with soft edges, or None where more than half of the masks are no such masks."""
+        ends = _find_ends(self) if self.kind == NUMBERS and self.inexact else None
+        if ends is None:
+            return None
+        odd = [observation for observation in self.observations if not _fits(observation, ends)]
+        return SoftEdges(ends, odd) if len(odd) <= len(self.observations) / 2 else None
+
+    @cached_property
+    def kept(self) -> "Census":
+        """The same without the ignored values, and without masks that hold nothing else."""
+        if not self.ignored:
+            return self
+        observations = [observation.without(self.ignored) for observation in self.observations]
+        return replace(self, observations=tuple(observation for observation in observations if observation.counts))
+
+
+def _pool(counts: Iterable[Counts]) -> dict[int, int]:
+    """{value: pixels} over the counts of many masks, the most frequent value first."""
+    pooled: Counter[int] = Counter()
+    for pairs in counts:
+        pooled.update(dict(pairs))  # type: ignore[arg-type]  # lists of two are pairs too
+    return dict(pooled.most_common())
+
+
+def take_census(observations: Sequence[Observation], spec: DataSpec) -> Census:
+    """The Census of masks whose alpha channels are in order.
+
+    UserError: palettes contradict each other, a value is foreground and ignored.
+    """
+    any_coloured = any(observation.kind == COLOURS for observation in observations)
+    if any_coloured or any(entry.is_color for entry in spec.listed_classes):
+        kind = COLOURS  # numbers have colours too, by their palette or as greys
+        observations = [observation.as_colours() for observation in observations]
     else:
-        _refuse_unclear_sides(rule, _palette(seen))
-    return replace(rule, ignored=ignored)
-
-
-def _of_kind(values, kind):
-    """Values in order; for coloured masks three up to 255 are the red, green and blue of one."""
-    if kind == COLOURS and len(values) == 3 and max(values) <= 255:
-        values = (_packed(values),)
-    return tuple(sorted(set(values)))
-
-
-def _packed(colour):
-    red, green, blue = colour
-    return red << 16 | green << 8 | blue
-
-
-def _without(seen, ignored):
-    """Observations, none blurred, as if these values had no pixels, and of masks that hold anything else."""
-    left = [
-        replace(
-            it,
-            counts=[pair for pair in it.counts if pair[0] not in ignored],
-            thick=[pair for pair in it.thick if pair[0] not in ignored],
-            slopes=[0, 0],
+        kind = NUMBERS
+        _refuse_other_palettes(observations, spec)
+    foreground = _of_kind(spec.foreground_values or (), kind)
+    ignored = _of_kind(spec.ignored_values, kind)
+    both = sorted(set(foreground) & set(ignored))
+    if both:
+        raise UserError(
+            f"{list_values(both, kind)} stands in MASK_FOREGROUND and in MASK_IGNORE. Take it out of one of them."
         )
-        for it in seen
-    ]
-    return [it for it in left if it.counts]
-
-
-def _with_classes(seen, kind, listed, ignored):
-    """The MaskRule by CLASSES; `listed`: what _given_classes has found there, none for "all"."""
-    present = {value for it in seen for value, _ in it.counts} - set(ignored)
-    values = [_packed(value) if isinstance(value, tuple) else value for _, value in listed]
-    names = [name for name, _ in listed if name is not None]
-    strange = present - set(values) if listed else set()
-    if kind == NUMBERS:
-        _refuse_blurred(seen, "classes")
-    elif strange or not listed:
-        _refuse_soft_colours(_without(seen, ignored))
-    if not listed:
-        _refuse_instances(seen, kind, ignored)
-        values = sorted(present)
-    faults = [f"{list_values([it], kind)} is given to two classes" for it, n in Counter(values).items() if n > 1]
-    faults += [f"two classes are called {name}" for name, n in Counter(names).items() if n > 1]
-    faults += [f"{list_values([it], kind)} is in MASK_IGNORE too" for it in values if it in ignored]
-    faults += [f"{it} is more than the 65535 of 16 bits" for it in values if kind == NUMBERS and it > 65535]
-    if len(values) > MOST:
-        faults.append(f"these are {len(values):,} classes, and {MOST} is the most")
-    if len(values) < 2:
-        one = f"MASK_FOREGROUND = {list_values(values, kind)}" if values else "MASK_FOREGROUND"
-        faults.append(f"two classes are the least; {one} tells one from all the rest")
-    if faults:
-        raise UserError(f"CLASSES = {_typed(listed, values, kind)}: {'; '.join(faults)}. Change CLASSES.")
-    if strange:
-        _refuse_strange(seen, kind, listed, values, sorted(strange), ignored)
-    names = tuple(names or [name_value(value, kind) for value in values])
-    colours = tuple(values) if kind == COLOURS else _class_colours(values, _palette(seen))
-    return MaskRule(kind, (), (), ignored=ignored, classes=tuple(values), names=names, colours=colours)
-
-
-def _typed(listed, values, kind, more=""):
-    """CLASSES as a user would write it."""
-    if not listed:
-        return f'"{ALL}"'
-    values = [name_value(value, kind) for value in values]
-    if listed[0][0] is None:
-        return f"({', '.join(values)}{more or ',' * (len(values) == 1)})"
-    return "{" + ", ".join(f'"{name}": {value}' for (name, _), value in zip(listed, values)) + more + "}"
-
-
-def _refuse_strange(seen, kind, listed, values, strange, ignored):
-    """Masks hold values that are neither a class nor ignored."""
-    files = [it.path for it in seen if any(value in strange for value, _ in it.counts)]
-    names = [name_value(value, kind) for value in strange[:12]]
-    more = "".join(f", {name}" if listed[0][0] is None else f', "{name}": {name}' for name in names)
-    ignore = sorted({*strange, *ignored})
-    raise UserError(
-        f"{list_files(files)}: values that are no class: {_some_shares(seen, kind, strange)}. Add them "
-        f"(CLASSES = {_typed(listed, values, kind, more)}), or leave "
-        f"their pixels out of training and scores: MASK_IGNORE = {_tuple(ignore, kind)} "
-        f"(--mask-ignore {' '.join(name_value(value, kind) for value in ignore)})."
+    return Census(
+        observations=tuple(observations),
+        kind=kind,
+        foreground=foreground,
+        nonzero=spec.foreground == NONZERO,
+        ignored=ignored,
+        has_classes=spec.classes is not None,
+        listed=spec.listed_classes,
     )
 
 
-def _refuse_instances(seen, kind, ignored):
-    """All the values may be single objects' numbers, which are no classes."""
-    groups = {tuple(value for value, _ in it.counts) for it in _without(seen, ignored)}
-    values = {value for group in groups for value in group}
-    # Not yet in three or four kinds of files: a tumour is only where its organ is.
-    if len(values) > MOST or (len(groups) > 4 and _numbered(groups)):
-        what = f"{len(values):,} values" if len(values) > MOST else "0 to n, with another n in each"
-        raise UserError(
-            f'CLASSES = "{ALL}": the masks hold {what}, so they seem to number single objects, e.g. '
-            f"{list_files([it.path for it in seen])}. If all objects are one foreground, set MASK_FOREGROUND = "
-            f'"{NONZERO}" (--mask-foreground {NONZERO}). If they are classes, list them: CLASSES = '
-            f"{_tuple(sorted(values)[:12], kind)}{' ...' if len(values) > 12 else ''}."
-        )
+def _of_kind(values: tuple[int, ...], kind: str) -> tuple[int, ...]:
+    """Values in order; for coloured masks three up to 255 are the red, green and blue of one colour."""
+    if kind == COLOURS and len(values) == 3 and max(values) <= 255:
+        return (pack_color(values),)
+    return tuple(sorted(set(values)))
 
 
-def _class_colours(values, palette):
+def _refuse_other_palettes(observations: Iterable[Observation], spec: DataSpec) -> None:
+    """UserError: an index is one colour in one mask and another colour in another mask."""
+    first_use: dict[int, tuple[int, str]] = {}
+    for observation in observations:
+        for index, colour in observation.palette or ():
+            first_colour, first_path = first_use.setdefault(index, (colour, observation.path))
+            if colour != first_colour:
+                raise UserError(
+                    f"{list_files([first_path, observation.path])}: index {index} of their palettes is "
+                    f"{name_value(first_colour, COLOURS)} in one and {name_value(colour, COLOURS)} in the other, so "
+                    f"{_listing_constant(spec)} cannot mean both. Save all masks as PNG, with one palette or in RGB."
+                )
+
+
+def _listing_constant(spec: DataSpec) -> str:
+    """The constant that lists values."""
+    if spec.foreground_values:
+        return "MASK_FOREGROUND"
+    if spec.ignored_values:
+        return "MASK_IGNORE"
+    if spec.listed_classes:
+        return "CLASSES"
+    return "one value"
+
+
+# ---- soft edges: grey masks of two values, with what JPEG or smoothing has left between them
+
+
+@dataclass(frozen=True)
+class Ends:
+    """The two values that nearly all pixels of soft masks are near."""
+
+    low: int
+    high: int
+
+    @cached_property
+    def reach(self) -> float:
+        """How far from an end a value is still near it."""
+        return (self.high - self.low) * NEAR
+
+    def place(self, value: int) -> str:
+        """_LOW near the lower end, or below it; _HIGH near the higher end, or above it; else _BETWEEN."""
+        if value <= self.low + self.reach:
+            return _LOW
+        if value >= self.high - self.reach:
+            return _HIGH
+        return _BETWEEN
+
+    def beyond(self, value: int) -> float:
+        """How far outside both ends a value lies, as a share of their distance."""
+        return max(self.low - value, value - self.high, 0) / (self.high - self.low)
+
+
+@dataclass(frozen=True)
+class SoftEdges:
+    """Masks that are cut at the middle between two ends, and those among them that do not fit."""
+
+    ends: Ends
+    odd: list[Observation]
+
+    @property
+    def mask_rule(self) -> MaskRule:
+        """The rule of all masks but the odd ones."""
+        return MaskRule(NUMBERS, (self.ends.low,), (self.ends.high,), soft=True)
+
+    @property
+    def is_dark(self) -> bool:
+        """Whether the lower end is black, or nearly."""
+        return self.ends.low <= DARK * max(self.ends.high, 255) / 255
+
+
+def _find_ends(census: Census) -> Ends | None:
+    """The two values that nearly all pixels are near, or None."""
+    thick = list(_pool(observation.thick for observation in census.observations)) or [0]
+    scale = 257 if max(thick) > 255 else 1  # of 16 bits
+    far = [value for value in thick if abs(value - thick[0]) >= FAR * scale]
+    if not far:
+        return None
+    ends = Ends(*sorted((thick[0], far[0])))
+    pixels = _pool(observation.counts for observation in census.inexact)
+    between = [pixels[value] for value in pixels if ends.place(value) == _BETWEEN]
+    if sum(between) > sum(pixels.values()) / 10:
+        return None
+    if any(observation.lossy for observation in census.inexact):
+        return ends
+    if between:
+        # Soft edges pass through many greys. Where there are few, each of them means something.
+        are_edges = len(between) >= 3 and max(between) <= sum(between) / 2
+    else:
+        # Good JPEG that was saved as PNG has several values at each end; or white is not quite white.
+        places = Counter(ends.place(value) for value in pixels)
+        strays = ends.low == 0 and all(value == 0 or value >= 250 * scale for value in pixels)
+        are_edges = strays or min(places[_LOW], places[_HIGH]) >= 3
+    return ends if are_edges else None
+
+
+def _fits(observation: Observation, ends: Ends) -> bool:
+    """Whether one mask is what soft edges between these ends give: little between them, and that thin.
+
+    JPEG and smoothing overshoot the ends, by half of their distance or little more, and thinly; what lies farther out
+    is a class of its own.
+    """
+    thick_values = {value for value, _ in observation.thick}
+    if any(ends.beyond(value) > 3 / 4 for value in observation.values):
+        return False
+    if any(ends.beyond(value) > 1 / 4 for value in thick_values):
+        return False
+    between = sum(pixels for value, pixels in observation.counts if ends.place(value) == _BETWEEN)
+    thick_between = sum(pixels for value, pixels in observation.thick if ends.place(value) == _BETWEEN)
+    if between > sum(pixels for _, pixels in observation.counts) / 4 or thick_between > between / 10:
+        return False
+    # {0, 1} among {0, 255}: areas near one end, but not of its value, and nothing at the other end
+    places = {ends.place(value) for value in thick_values} - {_BETWEEN}
+    return len(places) == 2 or thick_values <= {ends.low, ends.high}
+
+
+# ---- the readings
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One way to read masks: `read` gives the rule, or refuses, if `applies` is the first test that holds."""
+
+    name: str
+    applies: Callable[[Census], bool]
+    read: Callable[[Census], MaskRule]
+
+
+def _read_classes(census: Census) -> MaskRule:
+    """Every value is a class or ignored."""
+    present = set(census.counts) - set(census.ignored)
+    values = [entry.value for entry in census.listed]
+    unknown = sorted(present - set(values))
+    if census.kind == NUMBERS:
+        _refuse_blurred(census, "classes")
+    elif unknown:
+        _refuse_soft_colours(census.kept)
+    if not census.listed:  # "all"
+        _refuse_object_numbers(census)
+        values, unknown = sorted(present), []
+    faults = _class_faults(census, values)
+    if faults:
+        raise UserError(f"CLASSES = {_classes_text(census, values)}: {'; '.join(faults)}. Change CLASSES.")
+    if unknown:
+        _refuse_unknown_values(census, unknown)
+    names = [entry.name for entry in census.listed if entry.name is not None]
+    if not names:
+        names = [name_value(value, census.kind) for value in values]
+    colours = tuple(values)
+    if census.kind == NUMBERS:
+        colours = _class_colours(values, census.palette)
+    return MaskRule(census.kind, (), (), classes=tuple(values), names=tuple(names), colours=colours)
+
+
+def _class_faults(census: Census, values: list[int]) -> list[str]:
+    """What is wrong with the classes of these values, in words."""
+    faults = []
+    for value in _repeated(values):
+        faults.append(f"{name_value(value, census.kind)} is given to two classes")
+    for name in _repeated([entry.name for entry in census.listed if entry.name is not None]):
+        faults.append(f"two classes are called {name}")
+    for value in values:
+        if value in census.ignored:
+            faults.append(f"{name_value(value, census.kind)} is in MASK_IGNORE too")
+    for value in values:
+        if census.kind == NUMBERS and value > 65535:
+            faults.append(f"{value} is more than the 65535 of 16 bits")
+    if len(values) > MOST_CLASSES:
+        faults.append(f"these are {len(values):,} classes, and {MOST_CLASSES} is the most")
+    if len(values) < 2:
+        constant = f"MASK_FOREGROUND = {name_value(values[0], census.kind)}" if values else "MASK_FOREGROUND"
+        faults.append(f"two classes are the least; {constant} tells one from all the rest")
+    return faults
+
+
+def _repeated(entries: list) -> list:
+    return [entry for entry, count in Counter(entries).items() if count > 1]
+
+
+def _class_colours(values: list[int], palette: dict[int, int]) -> tuple[int, ...]:
     """0xRRGGBB of each class by the palette of the masks, () where they have none.
 
     A class that no mask holds has the colour that PASCAL VOC gives its number, or the next one that is free.
@@ -233,12 +390,13 @@ def _class_colours(values, palette):
     colours = {value: palette[value] for value in values if value in palette}
     for value in values:
         if value not in colours:
-            free = map(_voc_colour, range(value, value + 256))
-            colours[value] = next(colour for colour in free if colour not in colours.values())
+            taken = set(colours.values())
+            candidates = map(_voc_colour, range(value, value + 256))
+            colours[value] = next(colour for colour in candidates if colour not in taken)
     return tuple(colours[value] for value in values)
 
 
-def _voc_colour(index):
+def _voc_colour(index: int) -> int:
     """0xRRGGBB: the bits of an index, from its lowest one, are the highest ones of red, green and blue in turn."""
     colour = 0
     for bit in range(8):
@@ -246,287 +404,296 @@ def _voc_colour(index):
     return colour
 
 
-def _palette_clash(seen):
-    """Words, if an index is one colour in one mask and another colour in another one."""
-    first = {}
-    for it in seen:
-        for index, colour in it.palette or ():
-            other, path = first.setdefault(index, (colour, it.path))
-            if other != colour:
-                return (
-                    f"{list_files([path, it.path])}: index {index} of their palettes is {name_value(other, COLOURS)} "
-                    f"in one and {name_value(colour, COLOURS)} in the other"
-                )
-    return None
+def _must_not_ignore(census: Census) -> bool:
+    """Whether values are to be ignored in masks whose values are not exact."""
+    return bool(census.ignored) and (bool(census.blurred) or census.kept.soft_edges is not None)
 
 
-def _two_values(seen, kind, ignored=()):
-    """The MaskRule of masks that hold two values in all, or fewer, else None."""
-    values = sorted({value for it in seen for value, _ in it.counts})
-    if len(values) > 2:
-        return None
-    if len(values) <= 1:
-        white = 0xFFFFFF if kind == COLOURS else 255
-        while white in ignored:
+def _refuse_ignored(census: Census) -> NoReturn:
+    files = census.blurred or [observation.path for observation in census.kept.inexact]
+    _say_blurred(files, f"MASK_IGNORE = {list_values(census.ignored, census.kind)}")
+
+
+def _read_nonzero(census: Census) -> MaskRule:
+    """Every value but 0, or black, is foreground."""
+    masks = census.kept
+    if masks.blurred:
+        soft = masks.soft_edges
+        if soft is None or soft.odd or not soft.is_dark:
+            _say_blurred(masks.blurred, f"MASK_FOREGROUND = {NONZERO}")
+        return soft.mask_rule
+    black = sorted(index for index, colour in masks.palette.items() if colour == 0)
+    if not black or not masks.palette.get(0):  # index 0 is black, or has no colour
+        black = [0]
+    return MaskRule(masks.kind, tuple(black), (), rest=True)
+
+
+def _read_listed_foreground(census: Census) -> MaskRule:
+    """The listed values are foreground, every other value is background."""
+    masks = census.kept
+    if masks.kind == COLOURS:
+        _refuse_soft_colours(masks)
+    soft = masks.soft_edges
+    if soft is not None and not soft.odd and all(soft.ends.beyond(value) <= NEAR for value in masks.foreground):
+        places = {soft.ends.place(value) for value in masks.foreground}
+        if places == {_HIGH}:
+            return soft.mask_rule
+        if places == {_LOW}:
+            return replace(soft.mask_rule, background=(soft.ends.high,), foreground=(soft.ends.low,))
+    constant = f"MASK_FOREGROUND = {list_values(masks.foreground, masks.kind)}"
+    _refuse_blurred(masks, constant)
+    if not set(masks.counts) & set(masks.foreground):
+        raise UserError(
+            f"{constant}: no mask holds that. {_tell_shares(masks)} Set MASK_FOREGROUND to one or more of these values."
+        )
+    return MaskRule(masks.kind, (), masks.foreground, rest=True)
+
+
+def _read_two_values(census: Census) -> MaskRule:
+    """Black is background and the other value foreground."""
+    masks = census.kept
+    values = sorted(masks.counts)
+    if len(values) < 2:  # all masks are empty, or full
+        white = 0xFFFFFF if masks.kind == COLOURS else 255
+        while white in masks.ignored:
             white -= 1
-        return MaskRule(kind, (0,), (max(values, default=0) or white,))
-    if _palette(seen).get(values[1]) == 0:  # the colour of this index
-        values.reverse()
-    return MaskRule(kind, (values[0],), (values[1],))
+        return MaskRule(masks.kind, (0,), (max(values, default=0) or white,))
+    background, foreground = values
+    if masks.palette.get(foreground) == 0:  # its colour is black
+        background, foreground = foreground, background
+    if background != 0 and masks.palette.get(background) != 0:
+        _refuse_unclear_sides(background, foreground, masks.kind)
+    return MaskRule(masks.kind, (background,), (foreground,))
 
 
-def _palette(seen):
-    return {index: colour for it in seen for index, colour in it.palette or ()}
+def _read_soft_edges(census: Census) -> MaskRule:
+    """Greys are cut at the middle between the two ends."""
+    masks = census.kept
+    soft = masks.soft_edges
+    assert soft is not None  # the table has tested it
+    if soft.odd:
+        _refuse_odd(soft)
+    if not soft.is_dark and masks.palette.get(soft.ends.low) != 0:
+        _refuse_unclear_sides(soft.ends.low, soft.ends.high, NUMBERS)
+    return soft.mask_rule
 
 
-def _refuse_unclear_sides(rule, palette):
-    """Which of two values is foreground is plain only where the other one is black, or nearly."""
-    (one,), (other,) = rule.background, rule.foreground
-    if palette.get(one) == 0 or one <= (DARK * max(other, 255) / 255 if rule.soft else 0):
-        return
-    one, other = name_value(one, rule.kind), name_value(other, rule.kind)
-    raise UserError(
-        f"The masks hold two values, {one} and {other}, and neither is black. Set MASK_FOREGROUND to the one that "
-        f"you mean by foreground (--mask-foreground {other})."
-    )
+def _refuse_the_rest(census: Census) -> NoReturn:
+    """Several classes, or a mixture of encodings."""
+    masks = census.kept
+    if masks.kind == COLOURS:
+        _refuse_soft_colours(masks)
+    if masks.inexact:
+        _refuse_several_classes(census)
+    _refuse_mixture(masks)
 
 
-def _refuse_soft_colours(seen):
-    """A colour between two others may be a third class; which it is, only greys tell."""
-    inexact = [it for it in seen if len(it.counts) > 2]
-    counts, thick = _pooled(it.counts for it in inexact), _pooled(it.thick for it in inexact)
-    others = counts.keys() - list(thick)[:2]
-    pixels, thick_pixels = (sum(part.get(value, 0) for value in others) for part in (counts, thick))
-    many = len(counts) >= MANY or (len(others) >= 3 and pixels <= sum(counts.values()) / 4)
-    if any(it.lossy for it in inexact) or (many and thick_pixels <= pixels / 10):
-        raise UserError(
-            f"{list_files([it.path for it in inexact])}: colours run into each other there, as smoothing and JPEG "
-            "leave them. That can be read only where all masks are exactly grey, and here some are coloured, if only "
-            "slightly. Save the masks as PNG from their source, without smoothing. (A JPEG that is saved again as PNG "
-            "stays blurred.)"
-        )
+READINGS = (  # tried in order
+    Reading("CLASSES", lambda census: census.has_classes, _read_classes),
+    Reading("MASK_IGNORE in masks that are not exact", _must_not_ignore, _refuse_ignored),
+    Reading('MASK_FOREGROUND = "nonzero"', lambda census: census.nonzero, _read_nonzero),
+    Reading("MASK_FOREGROUND lists values", lambda census: bool(census.foreground), _read_listed_foreground),
+    Reading("two values", lambda census: len(census.kept.counts) <= 2, _read_two_values),
+    Reading("soft edges between two values", lambda census: census.kept.soft_edges is not None, _read_soft_edges),
+    Reading("anything else", lambda census: True, _refuse_the_rest),
+)
 
 
-def _two_ends(seen):
-    """(MaskRule, observations that do not read by it) of grey masks with soft or JPEG edges, else (None, [])."""
-    ends = _number_ends(seen) if any(len(it.counts) > 2 for it in seen) else None
-    if ends is None:
-        return None, []
-    odd = [it for it in seen if not _numbers_read(it, ends)]
-    if len(odd) > len(seen) / 2:
-        return None, []
-    return MaskRule(NUMBERS, (ends[0],), (ends[1],), soft=True), odd
+# ---- what is refused, in words
 
 
-def _number_ends(seen):
-    """(background, foreground): the two values that nearly all pixels are near, or None."""
-    pooled = _pooled(it.thick for it in seen) or {0: 0}
-    scale = 257 if max(pooled) > 255 else 1  # of 16 bits
-    first = next(iter(pooled))
-    others = [value for value in pooled if abs(value - first) >= FAR * scale]
-    if not others:
-        return None
-    ends = sorted((first, others[0]))
-    inexact = [it for it in seen if len(it.counts) > 2]
-    values = _pooled(it.counts for it in inexact)
-    between = [n for value, n in values.items() if _side(value, ends) < 0]
-    if sum(between) > sum(values.values()) / 10:
-        return None
-    if any(it.lossy for it in inexact):
-        return ends
-    # Soft edges pass through many greys. Where there are few, each of them means something.
-    if between:
-        return ends if len(between) >= 3 and max(between) <= sum(between) / 2 else None
-    # Where there are none: good JPEG that was saved as PNG, or white that is not quite white.
-    sides = Counter(_side(value, ends) for value in values)
-    strays = ends[0] == 0 and all(value == 0 or value >= 250 * scale for value in values)
-    return ends if strays or min(sides[0], sides[1]) >= 3 else None
-
-
-def _side(value, ends):
-    """0 near the darker end, 1 near the brighter, -1 between."""
-    reach = (ends[1] - ends[0]) * NEAR
-    if value <= ends[0] + reach:
-        return 0
-    return 1 if value >= ends[1] - reach else -1
-
-
-def _beyond(value, ends):
-    """How far outside both ends a value lies, as a share of their distance."""
-    return max(ends[0] - value, value - ends[1], 0) / (ends[1] - ends[0])
-
-
-def _numbers_read(seen, ends):
-    """Whether one mask is what soft edges between these ends give: little between them, and that thin.
-
-    JPEG and smoothing overshoot the ends, by half of their distance or little more, and thinly; what lies farther out
-    is a class of its own.
-    """
-    if any(_beyond(v, ends) > 3 / 4 for v, _ in seen.counts) or any(_beyond(v, ends) > 1 / 4 for v, _ in seen.thick):
-        return False
-    between = sum(n for value, n in seen.counts if _side(value, ends) < 0)
-    thick_between = sum(n for value, n in seen.thick if _side(value, ends) < 0)
-    if between > sum(n for _, n in seen.counts) / 4 or thick_between > between / 10:
-        return False
-    # {0, 1} among {0, 255}: areas near one end, but not of its value, and nothing at the other end
-    areas = {value for value, _ in seen.thick}
-    sides = {_side(value, ends) for value in areas} - {-1}
-    return len(sides) == 2 or areas <= set(ends)
-
-
-def _with_foreground(seen, kind, rule, wanted):
-    """The MaskRule by MASK_FOREGROUND."""
-    if rule is not None and rule.soft:
-        ends = rule.background + rule.foreground
-        sides = {2 if _beyond(value, sorted(ends)) > NEAR else _side(value, ends) for value in wanted}
-        if sides == {1}:
-            return rule
-        if sides == {0}:
-            return replace(rule, background=rule.foreground, foreground=rule.background)
-    _refuse_blurred(seen, f"MASK_FOREGROUND = {list_values(wanted, kind)}")
-    present = {value for it in seen for value, _ in it.counts}
-    if not present & set(wanted):
-        raise UserError(
-            f"MASK_FOREGROUND = {list_values(wanted, kind)}: no mask holds that. {_shares(seen, kind)} Set "
-            "MASK_FOREGROUND to one or more of these values."
-        )
-    return MaskRule(kind, (), wanted, rest=True)
-
-
-def _with_nonzero(seen, kind, rule):
-    """The MaskRule by which every value but 0, or black, is foreground."""
-    palette = _palette(seen)
-    black = tuple(sorted(index for index, colour in palette.items() if colour == 0))
-    exact = MaskRule(kind, black if palette.get(0) and black else (0,), (), rest=True)
-    if not any(map(_blurred, seen)):
-        return exact
-    if rule is not None and rule.soft and rule.background[0] <= DARK * max(rule.foreground[0], 255) / 255:
-        return rule
-    _refuse_blurred(seen, f"MASK_FOREGROUND = {NONZERO}")
-
-
-def _refuse_blurred(seen, wanted):
-    if blurred := [it.path for it in seen if _blurred(it)]:
-        _say_blurred(blurred, wanted)
-
-
-def _say_blurred(paths, wanted):
-    raise UserError(
-        f"{list_files(paths)}: compression has blurred the values of the masks (or smoothing has; PNG keeps what "
-        f"JPEG has done before), so {wanted} cannot be told from the neighbours. Save the masks as PNG from their "
-        "source."
-    )
-
-
-def _several(whole, seen, kind):
-    """The message for masks that no rule of two values fits: classes, or a mixture of rules.
-
-    `whole`: the observations with what is ignored, which `seen` does without.
-    """
-    groups = {}
-    for it in seen:
-        groups.setdefault(tuple(value for value, _ in it.counts), []).append(it.path)
-    many = [path for values, paths in groups.items() if len(values) > 2 for path in paths]
-    if many:
-        likely = name_value(_likely(seen), kind)
-        cure = (
-            "For one of them, or some, against the rest, set MASK_FOREGROUND to the value, or the values "
-            f'(--mask-foreground {likely}). For all of them, each a class of its own, set CLASSES = "{ALL}" '
-            f'(--classes {ALL}), or CLASSES = {{"name": {likely}, ...}} with the values that you mean'
-        )
-        if any(map(_blurred, seen)):
-            cure = (
-                "JPEG or smoothing has blurred these values: save the masks as PNG from their source, then set "
-                "MASK_FOREGROUND"
-            )
-        elif _like_instances(seen, groups):
-            cure += (
-                '. If they number single objects, and all of them are foreground, set MASK_FOREGROUND = "nonzero" '
-                "(--mask-foreground nonzero)"
-            )
-        if (void := _likely_void(seen, kind)) is not None:
-            name = name_value(void, kind)
-            cure += (
-                f". {name} may mark borders, or what has no label; if it does, MASK_IGNORE = {name} "
-                f"(--mask-ignore {name}) leaves its pixels out of training and scores"
-            )
-        return f"The masks hold several classes, e.g. {list_files(many)}. {_shares(whole, kind)} {cure}."
-    lines = [
-        f"  {{{list_values(values, kind)}}} in {len(paths):,}: {list_files(paths)}"
-        for values, paths in sorted(groups.items(), key=lambda it: -len(it[1]))
-        if len(values) > 1 or values[0]
-    ]
-    more = [f"  ... and {len(lines) - 10} more kinds"] if len(lines) > 10 else []
-    cure = f'{_AS_ONE}. If each value is a class of its own, set CLASSES = "{ALL}" (--classes {ALL}).'
-    return "\n".join(["The masks do not all mean the same by their values:", *lines[:10], *more, cure])
-
-
-def _like_instances(seen, groups):
-    """Whether values number objects rather than classes: very many, or 0 to n in each file with n of its own."""
-    if len({value for it in seen for value, _ in it.counts}) > 20:
-        return True
-    return len(groups) > 1 and _numbered(groups)
-
-
-def _numbered(groups):
-    return all(values == tuple(range(len(values))) for values in groups)
-
-
-def _likely_void(seen, kind):
-    """The value that may stand for what has no label: 255 beside small numbers, or VOC's colour."""
-    values = {value for it in seen for value, _ in it.counts}
-    if kind == COLOURS:
-        return VOID if VOID in values else None
-    return 255 if max(values) == 255 and max(values - {255}) < 64 else None
-
-
-def _odd_ones(odd, kind, rule):
-    lines = [
-        f"  {list_files([it.path])} holds {list_values([value for value, _ in it.counts[:12]], kind)}" for it in odd
-    ]
-    more = [f"  ... and {len(lines) - 10} more"] if len(lines) > 10 else []
-    cure = _AS_ONE
-    if any(map(_blurred, odd)):
-        cure = "Values there are blurred by JPEG or smoothing: save the masks as PNG from their source"
-    return "\n".join([f"In most masks {rule.describe()}, but not in:", *lines[:10], *more, f"{cure}."])
-
-
-def _likely(seen):
-    """An example of a class: the most frequent value that is not the background's."""
-    common = list(_pooled(it.counts for it in seen))[:2]
-    return next((value for value in common if value), common[0])
-
-
-def _pooled(parts):
-    """{value: pixels} over the [value, pixels] lists of many masks, the most frequent first."""
-    pooled = Counter()
-    for part in parts:
-        pooled.update(dict(part))
-    return dict(pooled.most_common())
-
-
-def _shares(seen, kind):
-    """Every value and its share of the pixels of all masks."""
-    return f"Their values, and what share of all pixels each has: {_some_shares(seen, kind)}."
-
-
-def _some_shares(seen, kind, values=None):
-    pooled = _pooled(it.counts for it in seen)
-    total = sum(pooled.values())
-    shares = [it for it in sorted(pooled.items()) if values is None or it[0] in values]
-    parts = [f"{name_value(value, kind)} ({100 * n / total:.2g} %)" for value, n in shares]
-    return ", ".join(parts[:40]) + (f" and {len(parts) - 40} more" if len(parts) > 40 else "")
-
-
-def _tuple(values, kind):
-    """A value, or several, as a constant."""
-    return f"({list_values(values, kind)})" if len(values) > 1 else list_values(values, kind)
-
-
-def refuse_united_classes(pairs):
-    """UserError where an image has several masks: which class lies on which other one they do not say."""
-    if several := [pair for pair in pairs if pair.more]:
+def refuse_united_classes(pairs: Iterable["Pair"]) -> None:
+    """UserError where an image has several masks: which of two classes wins where they overlap is not known."""
+    several = [pair for pair in pairs if pair.more]
+    if several:
         raise UserError(
             f"CLASSES with several masks of one image, e.g. {list_files([*several[0].masks])}: they are united, and "
             "only one foreground can be. Save the classes of an image in one mask, or set CLASSES = None."
         )
+
+
+def _refuse_blurred(census: Census, constant: str) -> None:
+    if census.blurred:
+        _say_blurred(census.blurred, constant)
+
+
+def _say_blurred(files: list[str], constant: str) -> NoReturn:
+    raise UserError(
+        f"{list_files(files)}: compression has blurred the values of the masks (or smoothing has; PNG keeps what "
+        f"JPEG has done before), so {constant} cannot be told from the neighbours. Save the masks as PNG from their "
+        "source."
+    )
+
+
+def _refuse_soft_colours(census: Census) -> None:
+    """UserError: colours are blurred. One between two others may be a third class, which only greys could tell."""
+    counts = _pool(observation.counts for observation in census.inexact)
+    thick = _pool(observation.thick for observation in census.inexact)
+    others = set(counts) - set(list(thick)[:2])  # all but the colours of the two largest areas
+    pixels = sum(counts[value] for value in others)
+    thick_pixels = sum(thick.get(value, 0) for value in others)
+    many = len(counts) >= MOST_COLOURS or (len(others) >= 3 and pixels <= sum(counts.values()) / 4)
+    if any(observation.lossy for observation in census.inexact) or (many and thick_pixels <= pixels / 10):
+        raise UserError(
+            f"{list_files([observation.path for observation in census.inexact])}: colours run into each other there, "
+            "as smoothing and JPEG leave them. That can be read only where all masks are exactly grey, and here some "
+            "are coloured, if only slightly. Save the masks as PNG from their source, without smoothing. (A JPEG that "
+            "is saved again as PNG stays blurred.)"
+        )
+
+
+def _refuse_object_numbers(census: Census) -> None:
+    """UserError: CLASSES = "all", and the values seem to number single objects, which are no classes."""
+    groups, values = census.kept.groups, sorted(census.kept.counts)
+    if len(values) > MOST_CLASSES:
+        problem = f"{len(values):,} values"
+    elif len(groups) > 4 and _are_numbered(groups):
+        # Not yet in three or four kinds of files: a tumour is only where its organ is.
+        problem = "0 to n, with another n in each"
+    else:
+        return
+    more = " ..." if len(values) > 12 else ""
+    raise UserError(
+        f'CLASSES = "{ALL}": the masks hold {problem}, so they seem to number single objects, e.g. '
+        f"{list_files([observation.path for observation in census.observations])}. If all objects are one foreground, "
+        f'set MASK_FOREGROUND = "{NONZERO}" (--mask-foreground {NONZERO}). If they are classes, list them: CLASSES = '
+        f"{_constant_text(values[:12], census.kind)}{more}."
+    )
+
+
+def _are_numbered(groups: Iterable[tuple[int, ...]]) -> bool:
+    """Whether each kind of file holds the values 0 ... n."""
+    return all(values == tuple(range(len(values))) for values in groups)
+
+
+def _refuse_unknown_values(census: Census, unknown: list[int]) -> NoReturn:
+    """Masks hold values that are neither a class nor ignored."""
+    files = [observation.path for observation in census.observations if not set(unknown).isdisjoint(observation.values)]
+    values = [entry.value for entry in census.listed]
+    ignored = sorted({*unknown, *census.ignored})
+    flag = " ".join(name_value(value, census.kind) for value in ignored)
+    raise UserError(
+        f"{list_files(files)}: values that are no class: {_list_shares(census, unknown)}. Add them "
+        f"(CLASSES = {_classes_text(census, values, unknown[:12])}), or leave their pixels out of training and scores: "
+        f"MASK_IGNORE = {_constant_text(ignored, census.kind)} (--mask-ignore {flag})."
+    )
+
+
+def _refuse_unclear_sides(background: int, foreground: int, kind: str) -> NoReturn:
+    """Which of two values is foreground is clear only where the other one is black, or nearly."""
+    likely = name_value(foreground, kind)
+    raise UserError(
+        f"The masks hold two values, {name_value(background, kind)} and {likely}, and neither is black. Set "
+        f"MASK_FOREGROUND to the one that you mean by foreground (--mask-foreground {likely})."
+    )
+
+
+def _refuse_odd(soft: SoftEdges) -> NoReturn:
+    """Most masks have soft edges between two ends, and some hold something else."""
+    lines = []
+    for observation in soft.odd:
+        lines.append(f"  {list_files([observation.path])} holds {list_values(observation.values[:12], NUMBERS)}")
+    cure = _AS_ONE
+    if any(observation.is_blurred for observation in soft.odd):
+        cure = "Values there are blurred by JPEG or smoothing: save the masks as PNG from their source"
+    heading = f"In most masks {soft.mask_rule.describe()}, but not in:"
+    raise UserError("\n".join([heading, *_first_lines(lines, "more"), f"{cure}."]))
+
+
+def _refuse_several_classes(census: Census) -> NoReturn:
+    """Masks hold more than two values each. The cures depend on what these seem to be."""
+    masks = census.kept
+    several = [file for values, files in masks.groups.items() if len(values) > 2 for file in files]
+    if masks.blurred:
+        cure = (
+            "JPEG or smoothing has blurred these values: save the masks as PNG from their source, then set "
+            "MASK_FOREGROUND"
+        )
+    else:
+        example = name_value(_likely_class(masks), masks.kind)
+        cure = (
+            "For one of them, or some, against the rest, set MASK_FOREGROUND to the value, or the values "
+            f'(--mask-foreground {example}). For all of them, each a class of its own, set CLASSES = "{ALL}" '
+            f'(--classes {ALL}), or CLASSES = {{"name": {example}, ...}} with the values that you mean'
+        )
+        if len(masks.counts) > 20 or (len(masks.groups) > 1 and _are_numbered(masks.groups)):
+            cure += (
+                f'. If they number single objects, and all of them are foreground, set MASK_FOREGROUND = "{NONZERO}" '
+                f"(--mask-foreground {NONZERO})"
+            )
+    void = _likely_void(masks)
+    if void is not None:
+        name = name_value(void, masks.kind)
+        cure += (
+            f". {name} may mark borders, or what has no label; if it does, MASK_IGNORE = {name} "
+            f"(--mask-ignore {name}) leaves its pixels out of training and scores"
+        )
+    # The shares are those of all values, the ignored ones too.
+    raise UserError(f"The masks hold several classes, e.g. {list_files(several)}. {_tell_shares(census)} {cure}.")
+
+
+def _likely_class(census: Census) -> int:
+    """An example of a class: the most frequent value that is not the background's."""
+    frequent = list(census.counts)[:2]
+    return next((value for value in frequent if value), frequent[0])
+
+
+def _likely_void(census: Census) -> int | None:
+    """The value that may stand for pixels without a label: 255 beside small numbers, or VOC's colour; None: none."""
+    values = set(census.counts)
+    if census.kind == COLOURS:
+        return VOID if VOID in values else None
+    is_void = max(values) == 255 and max(values - {255}) < 64
+    return 255 if is_void else None
+
+
+def _refuse_mixture(census: Census) -> NoReturn:
+    """Each mask holds two values at most, but not all of them the same."""
+    lines = []
+    for values, files in sorted(census.groups.items(), key=lambda group: -len(group[1])):
+        if values != (0,):
+            lines.append(f"  {{{list_values(values, census.kind)}}} in {len(files):,}: {list_files(files)}")
+    heading = "The masks do not all mean the same by their values:"
+    cure = f'{_AS_ONE}. If each value is a class of its own, set CLASSES = "{ALL}" (--classes {ALL}).'
+    raise UserError("\n".join([heading, *_first_lines(lines, "more kinds"), cure]))
+
+
+def _first_lines(lines: list[str], more: str) -> list[str]:
+    """The first ten lines, and how many more."""
+    if len(lines) > 10:
+        return [*lines[:10], f"  ... and {len(lines) - 10} {more}"]
+    return lines
+
+
+def _tell_shares(census: Census) -> str:
+    return f"Their values, and what share of all pixels each has: {_list_shares(census, sorted(census.counts))}."
+
+
+def _list_shares(census: Census, values: list[int]) -> str:
+    """Values, and the share that each has of all masks' pixels."""
+    total = sum(census.counts.values())
+    shares = [f"{name_value(value, census.kind)} ({100 * census.counts[value] / total:.2g} %)" for value in values]
+    text = ", ".join(shares[:40])
+    if len(shares) > 40:
+        text += f" and {len(shares) - 40} more"
+    return text
+
+
+def _constant_text(values: Sequence[int], kind: str) -> str:
+    """A value, or several, as a user would write them in a constant."""
+    text = list_values(values, kind)
+    if len(values) > 1:
+        return f"({text})"
+    return text
+
+
+def _classes_text(census: Census, values: Sequence[int], added: Sequence[int] = ()) -> str:
+    """CLASSES as a user would write it: the classes of these values, and values that might be added."""
+    if not census.listed:
+        return f'"{ALL}"'
+    texts = [name_value(value, census.kind) for value in [*values, *added]]
+    if census.listed[0].name is None:
+        comma = "," if len(texts) == 1 else ""
+        return f"({', '.join(texts)}{comma})"
+    names = [entry.name for entry in census.listed] + texts[len(values) :]  # a value that is added has no name yet
+    return "{" + ", ".join(f'"{name}": {text}' for name, text in zip(names, texts)) + "}"

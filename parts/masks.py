@@ -1,32 +1,38 @@
-"""What a mask's pixels mean: what each file holds, one rule for the whole dataset, and the mask in memory by it.
+"""One mask: what its file holds (Observation), what its values mean (MaskRule), and the mask in memory.
 
-In memory a mask is uint8 (H, W): {0, 1} for one foreground, indices 0 ... C-1 for C classes; IGNORED is a pixel that
-is neither trained on nor scored.
-Grey values, indices of a palette and colours are told apart, never guessed: what could be read in two ways is
-refused in words that say what to do.
+In memory a mask is uint8 (H, W): {0, 1} for one foreground, class indices 0 ... C-1 for C classes, and IGNORED for
+pixels that are neither trained on nor scored.
+Grey values, palette indices and colours are different kinds of values. A file that could be read in two ways is
+refused with a message that says what to do; nothing is guessed.
 """
 
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
 from PIL import Image
 
 from parts.errors import UnusableFile, UserError, list_files, printable
-from parts.images import decode, resize_image, rgb
+from parts.images import Decoded, decode, resize_image, rgb
 from parts.spec import ALPHA
 
 if TYPE_CHECKING:
     import torch
 
-NUMBERS, COLOURS = "numbers", "colours"
-IGNORED = 255  # in memory; no class has this index
-MOST = 254  # classes
-MANY = 256  # colours of one file that are listed
-VOID = 0xE0E0C0  # PASCAL VOC's colour for what has no label
-_UNKNOWN = 254  # in memory, until it is refused: a value that the rule does not know
+NUMBERS, COLOURS = "numbers", "colours"  # kinds of values: greys and palette indices; 0xRRGGBB
+IGNORED = 255  # the label in memory of ignored pixels; no class has this index
+MOST_CLASSES = 254
+MOST_COLOURS = 256  # of one file that an Observation lists
+VOID = 0xE0E0C0  # PASCAL VOC's colour of pixels without a label
+_UNKNOWN = 254  # label of a value that the rule does not know, until the file is refused
+_LOSSY_FORMATS = ("JPEG", "MPO", "WEBP", "AVIF", "JPEG2000")
+
+Counts = list[list[int]]  # [value, pixels] of each value, ascending
+PathLike = str | Path
 
 
 # ---- what a file holds
@@ -34,68 +40,131 @@ _UNKNOWN = 254  # in memory, until it is refused: a value that the rule does not
 
 @dataclass(frozen=True)
 class Observation:
-    """What was seen in one mask. Plain values only, so that it pickles and goes into JSON.
-
-    `counts`: [value, pixels] of each value, of the MANY most frequent colours; colours are 0xRRGGBB.
-    `thick`: the same of those pixels whose eight neighbours are equal to them, which those of a soft edge are not.
-    `slopes`: how many pixels lie, in their row, between a lower and a higher neighbour, and how many values those have.
-    `alpha`: [alpha, pixels] where there is an alpha channel; `hidden`: it tells pixels of one colour apart.
-    """
+    """What one mask file holds. All fields are plain values, so that it can be pickled and stored as JSON."""
 
     path: str
-    kind: str
-    counts: list
-    thick: list
-    slopes: list
-    palette: list | None  # [index, 0xRRGGBB] of the used indices, where a colour palette was read by index
-    lossy: bool
-    size: list  # height, width
-    mode: str
-    frames: bool
-    alpha: list | None
-    hidden: bool
+    kind: str  # NUMBERS or COLOURS
+    counts: Counts  # of all pixels; of colours only the MOST_COLOURS most frequent ones
+    thick: Counts  # of those pixels whose eight neighbours have the same value, which those of a soft edge have not
+    slopes: list[
+        int
+    ]  # [pixels that lie between a lower and a higher neighbour in their row, how many values those have]
+    palette: list[list[int]] | None  # [index, 0xRRGGBB] of the used indices, where a colour palette was read by index
+    lossy: bool  # whether the file's compression changes values
+    size: list[int]  # height, width
+    mode: str  # Pillow's
+    frames: bool  # whether the file has more frames or pages
+    alpha: Counts | None  # [alpha, pixels], where there is an alpha channel
+    hidden: bool  # whether the alpha channel tells pixels of one colour apart
+
+    @property
+    def values(self) -> tuple[int, ...]:
+        """The values that the mask holds, ascending."""
+        return tuple(value for value, _ in self.counts)
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the mask holds at most two values, so that no soft edges can be among them."""
+        return len(self.counts) <= 2
+
+    @property
+    def is_blurred(self) -> bool:
+        """Whether JPEG or smoothing has mixed neighbouring values, in whatever format the file is now."""
+        if self.is_exact:
+            return False
+        if self.lossy:
+            return True
+        pixels = self.size[0] * self.size[1]
+        thick_pixels = sum(count for _, count in self.thick)
+        # Of the pixels outside areas at least 2 % lie on slopes, and more than half of all values occur there.
+        pixels_on_slopes, values_on_slopes = self.slopes
+        many_slopes = 50 * pixels_on_slopes >= pixels - thick_pixels and 2 * values_on_slopes > len(self.counts)
+        # Noise has slopes too, but no areas (here: 5 % of the pixels), and its values are exact.
+        return many_slopes and 20 * thick_pixels >= pixels
+
+    def as_colours(self) -> "Observation":
+        """The same mask with its values as colours: by its palette, or as greys."""
+        if self.kind == COLOURS:
+            return self
+        if self.palette:
+            colours = {index: colour for index, colour in self.palette}  # noqa: C416  # mypy takes no list for a pair
+        else:
+            colours = {value: min(value, 255) * 0x010101 for value in self.values}
+        return replace(
+            self, kind=COLOURS, counts=_recounted(self.counts, colours), thick=_recounted(self.thick, colours)
+        )
+
+    def without(self, values: Iterable[int]) -> "Observation":
+        """The same mask, which is not blurred, as if these values had no pixels."""
+        dropped = set(values)
+        counts = [pair for pair in self.counts if pair[0] not in dropped]
+        thick = [pair for pair in self.thick if pair[0] not in dropped]
+        return replace(self, counts=counts, thick=thick, slopes=[0, 0])
 
 
-def observe_mask(path, page=0):
-    """The Observation of a mask file. UnusableFile."""
+def _recounted(counts: Counts, colours: dict[int, int]) -> Counts:
+    """`counts` by colour instead of by value; a palette may hold one colour twice."""
+    pixels_of: Counter[int] = Counter()
+    for value, pixels in counts:
+        pixels_of[colours[value]] += pixels
+    return [[colour, pixels] for colour, pixels in sorted(pixels_of.items())]
+
+
+def observe_mask(path: PathLike, page: int = 0) -> Observation:
+    """The Observation of a mask file, or of one page of it. UnusableFile: it cannot be decoded or has no values."""
     decoded = decode(path, page=page)
-    kind, array, palette = values_of(decoded, path)
-    values = array if kind == NUMBERS else pack(array)
+    read = values_of(decoded, path)
+    values = read.packed()
     counts = count_values(values)
     thick, slopes = counts, [0, 0]
     if len(counts) > 2:
-        amid = _amid_equals(array)
         slopes = _slopes(values)
-        thick = count_values(values[amid if kind == NUMBERS else amid.all(axis=2)])
-    if kind == COLOURS:
-        counts = sorted(sorted(counts, key=lambda it: -it[1])[:MANY])
-        kept = {value for value, _ in counts}
-        thick = [it for it in thick if it[0] in kept]
-    if palette is not None:
-        palette = [[index, palette[index]] for index, _ in counts]
-    lossy = decoded.format in ("JPEG", "MPO", "WEBP", "AVIF", "JPEG2000") and not _is_lossless_webp(path)
-    size, mode = list(array.shape[:2]), decoded.picture.mode
+        thick = count_values(values[_inside_areas(read.array)])
+    if read.kind == COLOURS:
+        most_frequent = sorted(counts, key=lambda pair: -pair[1])[:MOST_COLOURS]
+        counts = sorted(most_frequent)
+        listed = {value for value, _ in counts}
+        thick = [pair for pair in thick if pair[0] in listed]
+    palette = None
+    if read.palette is not None:
+        palette = [[index, read.palette[index]] for index, _ in counts]
     alpha = alpha_of(decoded.picture)
-    alpha = alpha if alpha is None else count_values(alpha)
-    cut_out = kind == COLOURS and len(counts) == MANY and alpha is not None and len(alpha) > 1  # a photograph's colours
-    hidden = cut_out or _alpha_tells(decoded.picture)
+    alpha_counts = None
+    if alpha is not None:
+        alpha_counts = count_values(alpha)
+    has_alpha = alpha_counts is not None and len(alpha_counts) > 1
+    # A photograph that is cut out: its colours are so many that the alpha need not tell any apart.
+    cut_out = read.kind == COLOURS and len(counts) == MOST_COLOURS and has_alpha
     return Observation(
-        str(path), kind, counts, thick, slopes, palette, lossy, size, mode, decoded.frames, alpha, hidden
+        path=str(path),
+        kind=read.kind,
+        counts=counts,
+        thick=thick,
+        slopes=slopes,
+        palette=palette,
+        lossy=decoded.format in _LOSSY_FORMATS and not _is_lossless_webp(path),
+        size=list(read.array.shape[:2]),
+        mode=decoded.picture.mode,
+        frames=decoded.frames,
+        alpha=alpha_counts,
+        hidden=cut_out or _alpha_separates(decoded.picture),
     )
 
 
-def alpha_fault(seen, foreground=None):
-    """The UnusableFile that an observed mask is by what it has, or lacks, of an alpha channel, else None."""
-    if foreground == ALPHA and seen.alpha is None:
+def alpha_fault(observation: Observation, foreground: Any = None) -> UnusableFile | None:
+    """The UnusableFile of a mask that lacks the alpha channel of MASK_FOREGROUND = "alpha", or may hide a mask in its own."""
+    if foreground == ALPHA and observation.alpha is None:
         return UnusableFile(
-            seen.path,
+            observation.path,
             'has no alpha channel, which MASK_FOREGROUND = "alpha" takes for the mask',
             "Save it with transparency, or set MASK_FOREGROUND to what is foreground",
         )
-    return _hidden_in_alpha(seen.path) if seen.hidden and foreground != ALPHA else None
+    if observation.hidden and foreground != ALPHA:
+        return _hidden_in_alpha(observation.path)
+    return None
 
 
-def _hidden_in_alpha(path):
+def _hidden_in_alpha(path: PathLike) -> UnusableFile:
     return UnusableFile(
         path,
         "is transparent in places where its colours do not say so, so the mask may be in its alpha channel",
@@ -104,10 +173,28 @@ def _hidden_in_alpha(path):
     )
 
 
-def values_of(decoded, path):
-    """(NUMBERS, array (H, W), colours of a palette or None) or (COLOURS, array (H, W, 3) uint8, None) of a Decoded.
+# ---- the values of a decoded file
 
-    Greys are their grey values in whatever way they were saved, a colour palette its indices.
+
+@dataclass(frozen=True)
+class Values:
+    """The values of a mask's pixels."""
+
+    kind: str  # NUMBERS or COLOURS
+    array: np.ndarray  # whole numbers (H, W), or uint8 (H, W, 3) in RGB
+    palette: dict[int, int] | None = None  # index -> 0xRRGGBB, where the numbers are indices of a colour palette
+
+    def packed(self) -> np.ndarray:
+        """One number for each pixel, (H, W): colours as 0xRRGGBB."""
+        if self.kind == NUMBERS:
+            return self.array
+        return pack(self.array)
+
+
+def values_of(decoded: Decoded, path: PathLike) -> Values:
+    """The Values of a decoded mask: greys as grey values in whatever way they are stored, a colour palette as indices.
+
+    UnusableFile: 16 bits in several channels, fractions or negative values.
     """
     picture = decoded.picture
     if ";16" in decoded.raw and picture.mode in ("RGB", "RGBA", "LA"):
@@ -115,29 +202,30 @@ def values_of(decoded, path):
     if picture.mode == "1":
         picture = picture.convert("L")
     if picture.mode == "L":
-        return NUMBERS, np.asarray(picture), None
+        return Values(NUMBERS, np.asarray(picture))
     if picture.mode == "F" or picture.mode.startswith("I"):
-        return NUMBERS, _whole_numbers(np.asarray(picture), path), None
+        return Values(NUMBERS, _whole_numbers(np.asarray(picture), path))
     if picture.mode == "P":
         return _palette_values(picture)
     if picture.mode == "PA":
         return _palette_values(picture.convert("P"))
     colours = rgb(picture, path)
     if (colours == colours[..., :1]).all():
-        return NUMBERS, np.ascontiguousarray(colours[..., 0]), None
-    return COLOURS, colours, None
+        return Values(NUMBERS, np.ascontiguousarray(colours[..., 0]))
+    return Values(COLOURS, colours)
 
 
-def colours_of(decoded, path):
-    """The mask as colours, uint8 (H, W, 3), whatever it was saved as."""
+def colours_of(decoded: Decoded, path: PathLike) -> np.ndarray:
+    """The mask as colours, uint8 (H, W, 3), in whatever way it is stored."""
     picture = decoded.picture
-    if picture.mode.startswith("I"):  # as _as_colours has them
+    if picture.mode.startswith("I"):  # numbers beyond 255 are white, as in Observation.as_colours
         values = np.minimum(_whole_numbers(np.asarray(picture), path), 255).astype(np.uint8)
         return np.repeat(values[..., None], 3, axis=2)
     return rgb(picture, path)
 
 
-def _whole_numbers(array, path):
+def _whole_numbers(array: np.ndarray, path: PathLike) -> np.ndarray:
+    """Floats and signed numbers as uint16 where that holds them, else int32. UnusableFile: they are no values."""
     cure = "Save it with whole numbers from 0 to 255"
     if array.dtype.kind == "f":
         if not (np.isfinite(array).all() and (array == np.floor(array)).all()):
@@ -150,23 +238,24 @@ def _whole_numbers(array, path):
     return array
 
 
-def _palette_values(picture):
+def _palette_values(picture: Image.Image) -> Values:
+    """The Values of a picture with a palette: grey values where the palette is grey, else indices."""
     indices = np.asarray(picture)
     entries = np.array(picture.getpalette("RGB") or [], np.int32).reshape(-1, 3)
-    used = [index for _, index in picture.getcolors()]
-    if max(used) < len(entries):
-        colours = (entries @ [65536, 256, 1]).tolist()
-        grey = (entries == entries[:, :1]).all()
-        if grey and len({colours[index] for index in used}) == len(used):
-            table = np.zeros(256, np.uint8)
-            table[: len(entries)] = entries[:256, 0]
-            return NUMBERS, cv2.LUT(np.ascontiguousarray(indices), table), None
-        if not grey:
-            return NUMBERS, indices, dict(enumerate(colours))
-    return NUMBERS, indices, None
+    used = np.flatnonzero(picture.histogram()).tolist()
+    if max(used) >= len(entries):  # indices without a colour
+        return Values(NUMBERS, indices)
+    colours = (entries @ [65536, 256, 1]).tolist()
+    if not (entries == entries[:, :1]).all():
+        return Values(NUMBERS, indices, dict(enumerate(colours)))
+    if len({colours[index] for index in used}) < len(used):  # one grey twice: only the indices tell its areas apart
+        return Values(NUMBERS, indices)
+    table = np.zeros(256, np.uint8)
+    table[: len(entries)] = entries[:256, 0]
+    return Values(NUMBERS, cv2.LUT(np.ascontiguousarray(indices), table))
 
 
-def alpha_of(picture):
+def alpha_of(picture: Image.Image) -> np.ndarray | None:
     """The alpha channel of a PIL image, uint8 (H, W), or None where there is none."""
     if picture.mode in ("LA", "RGBA", "PA"):
         return np.asarray(picture.getchannel("A"))
@@ -175,60 +264,71 @@ def alpha_of(picture):
     return None
 
 
-def _alpha_tells(picture):
-    """Whether transparency says more than the colours do; it may repeat what they say."""
+def _alpha_separates(picture: Image.Image) -> bool:
+    """Whether the alpha channel tells pixels of one colour apart, instead of repeating what the colours say."""
     if picture.mode not in ("LA", "RGBA", "PA", "RGBa"):
         return False
     array = np.asarray(picture.convert("RGBA"))
     if array[..., 3].min() == array[..., 3].max():
         return False
     colours = pack(array[..., :3])
-    both = colours.astype(np.int64) << 8 | array[..., 3]
-    return len(np.unique(both)) > len(np.unique(colours))
+    with_alpha = colours.astype(np.int64) << 8 | array[..., 3]
+    return len(np.unique(with_alpha)) > len(np.unique(colours))
 
 
-def _is_lossless_webp(path):
+def _is_lossless_webp(path: PathLike) -> bool:
     with open(path, "rb") as file:
         head = file.read(64)
     return head[8:12] == b"WEBP" and b"VP8L" in head  # RFC 9649, section 2.6
 
 
-def count_values(array):
-    """[value, pixels] of each value of an array of whole numbers, ascending; 16 bits come in steps if very many."""
+def count_values(array: np.ndarray) -> Counts:
+    """[value, pixels] of each value of an array of whole numbers, ascending.
+
+    More than 4096 values of 16 bits are rounded to steps of 257.
+    """
     if array.dtype not in (np.uint8, np.uint16):
         return np.stack(np.unique(array, return_counts=True), axis=1).tolist()
     counts = np.bincount(array.ravel())
-    if np.count_nonzero(counts) > 4096:  # 257 v is what 8 bits v become in 16
+    if np.count_nonzero(counts) > 4096:  # 257 v is what a value v of 8 bits becomes in 16
         counts = np.bincount((array.ravel() >> 8).astype(np.int32) * 257)
     values = np.flatnonzero(counts)
     return np.stack([values, counts[values]], axis=1).tolist()
 
 
-def _amid_equals(array):
-    """Where all eight neighbours have a pixel's own value."""
+def _inside_areas(array: np.ndarray) -> np.ndarray:
+    """Where all eight neighbours have a pixel's own value, bool (H, W), of (H, W) or (H, W, 3)."""
     if array.dtype == np.int32:
-        array = array.astype(np.float64)  # OpenCV's morphology knows no int32
+        array = array.astype(np.float64)  # OpenCV's morphology does not take int32
     square = np.ones((3, 3), np.uint8)
-    return cv2.erode(array, square) == cv2.dilate(array, square)
+    equal = cv2.erode(array, square) == cv2.dilate(array, square)
+    if equal.ndim == 3:
+        return equal.all(axis=2)
+    return equal
 
 
-def _slopes(values):
-    """[pixels, values] of what lies between a lower and a higher neighbour, left and right of it.
+def _slopes(values: np.ndarray) -> list[int]:
+    """[pixels, values] of the pixels whose left and right neighbours are one lower and one higher than they.
 
-    Edges that compression or smoothing has blurred are made of these; between areas of classes they are rare:
-    0.5 % at most of the pixels that are not thick in CamVid's masks, over 4 % after JPEG of quality 95.
+    Edges that compression or smoothing has blurred consist of these; between areas of classes they are rare: at most
+    0.5 % of the pixels that are not thick in CamVid's masks, over 4 % after JPEG of quality 95.
     """
-    step = max(1, len(values) // 128)  # rows looked at; the share is the same
+    step = max(1, len(values) // 128)  # a sample of the rows has the same share of them
     rows = values[::step]
     up, down = rows[:, 1:] > rows[:, :-1], rows[:, 1:] < rows[:, :-1]
     between = rows[:, 1:-1][(up[:, 1:] & up[:, :-1]) | (down[:, 1:] & down[:, :-1])]
     return [len(between) * step, len(count_values(between))]
 
 
-def pack(colours):
-    """(H, W, 3) uint8 -> (H, W) int32 of 0xRRGGBB."""
+def pack(colours: np.ndarray) -> np.ndarray:
+    """Colours as numbers: uint8 (H, W, 3) in RGB -> int32 (H, W) of 0xRRGGBB."""
     red, green, blue = (colours[..., channel].astype(np.int32) for channel in range(3))
     return red << 16 | green << 8 | blue
+
+
+def unpack(values: np.ndarray) -> np.ndarray:
+    """Numbers as colours: int (N,) of 0xRRGGBB -> uint8 (N, 3) in RGB."""
+    return np.stack([values >> 16, values >> 8 & 255, values & 255], axis=1).astype(np.uint8)
 
 
 # ---- what the values mean in all masks
@@ -236,26 +336,17 @@ def pack(colours):
 
 @dataclass(frozen=True)
 class MaskRule:
-    """Which values are foreground, or which class.
+    """What each value means in all the masks of a dataset: background, foreground, a class, or ignored."""
 
-    `kind`: "numbers" (grey values, indices of a colour palette), "colours" (0xRRGGBB) or "alpha".
-    `soft`: there is one value on each side, and what lies between goes to the nearer one.
-    `rest`: every other value is background (MASK_FOREGROUND), or foreground where none is listed; without it,
-    another value is an error.
-    `ignored`: the values that become IGNORED, whatever else is said of them.
-    `classes`: the value of each class, in their order; `background` and `foreground` are () then. `names`: a text for
-    each, the value in words where none was given. `colours`: 0xRRGGBB of each where the masks have them, else ().
-    """
-
-    kind: str = NUMBERS
-    background: tuple = (0,)
-    foreground: tuple = (255,)
-    soft: bool = False
-    rest: bool = False
-    ignored: tuple = ()
-    classes: tuple = ()
-    names: tuple = ()
-    colours: tuple = ()
+    kind: str = NUMBERS  # or COLOURS (0xRRGGBB), or ALPHA
+    background: tuple[int, ...] = (0,)  # () for classes
+    foreground: tuple[int, ...] = (255,)  # () for classes; () with `rest`: all that is not background
+    soft: bool = False  # one value on each side, and values between them belong to the nearer one
+    rest: bool = False  # other values are background, or foreground where none is listed; False: they are errors
+    ignored: tuple[int, ...] = ()  # values that become IGNORED, on whatever side they stand besides
+    classes: tuple[int, ...] = ()  # the value of each class, in the order of their indices
+    names: tuple[str, ...] = ()  # of the classes; a value in words where no name was given
+    colours: tuple[int, ...] = ()  # 0xRRGGBB of each class, where the masks have colours
 
     @property
     def has_classes(self) -> bool:
@@ -275,7 +366,14 @@ class MaskRule:
     @property
     def label_names(self) -> tuple[str, ...]:
         """The name of each label: those of the classes, or background and foreground."""
-        return self.names if self.has_classes else ("background", "foreground")
+        if self.has_classes:
+            return self.names
+        return ("background", "foreground")
+
+    @property
+    def labels(self) -> bool:
+        """Whether masks in memory hold more than {0, 1}."""
+        return bool(self.classes or self.ignored)
 
     def labels_of(self, logits: "torch.Tensor") -> "torch.Tensor":
         """The predicted labels, uint8 (N, 1, H, W), of logits (N, channels, H, W)."""
@@ -283,59 +381,55 @@ class MaskRule:
             return logits.argmax(1, keepdim=True).byte()
         return (logits > 0).byte()
 
-    @property
-    def labels(self):
-        """Whether masks in memory hold more than {0, 1}."""
-        return bool(self.classes or self.ignored)
-
-    def to_dict(self):
-        """Plain types, for JSON and checkpoints."""
+    def to_dict(self) -> dict[str, Any]:
+        """The rule as plain types, for JSON and checkpoints."""
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
     @classmethod
-    def from_dict(cls, plain):
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()})
+    def from_dict(cls, plain: dict[str, Any]) -> "MaskRule":
+        """The rule of which `to_dict` made `plain`; fields that older checkpoints lack have their defaults."""
+        fields: dict[str, Any] = dict(plain)
+        fields |= {name: tuple(value) for name, value in plain.items() if isinstance(value, list)}
+        return cls(**fields)
 
-    def describe(self):
-        """The rule in a line of words."""
+    def describe(self) -> str:
+        """The rule in one line of words."""
         if not self.ignored:
-            return self._sides()
+            return self._describe_labels()
         verb = "is" if len(self.ignored) == 1 else "are"
-        return f"{self._sides()}; {list_values(self.ignored, self.kind)} {verb} ignored"
+        return f"{self._describe_labels()}; {list_values(self.ignored, self.kind)} {verb} ignored"
 
-    def _sides(self):
+    def _describe_labels(self) -> str:
         if self.kind == ALPHA:
             return "what is more than half opaque (alpha) is foreground, the rest is background"
-        if self.classes:
-            values = [name_value(value, self.kind) for value in self.classes]
-            parts = [value if value == name else f"{value} {name}" for value, name in zip(values, self.names)]
-            more = f" and {len(parts) - 12} more" if len(parts) > 12 else ""
-            return f"there are {len(parts)} classes: {', '.join(parts[:12])}{more}"
-        one, other = (list_values(side, self.kind) for side in (self.foreground, self.background))
+        if self.has_classes:
+            return self._describe_classes()
+        foreground, background = list_values(self.foreground, self.kind), list_values(self.background, self.kind)
         if self.soft:
-            return f"{one} is foreground, {other} is background, values between are cut at the middle"
+            return f"{foreground} is foreground, {background} is background, values between are cut at the middle"
         if not self.foreground:
-            return f"every value but {other} is foreground"
-        return f"{one} is foreground, {'every other value' if self.rest else other} is background"
+            return f"every value but {background} is foreground"
+        if self.rest:
+            background = "every other value"
+        return f"{foreground} is foreground, {background} is background"
+
+    def _describe_classes(self) -> str:
+        listed = []
+        for value, name in zip(self.classes[:12], self.names):
+            value_text = name_value(value, self.kind)
+            listed.append(value_text if value_text == name else f"{value_text} {name}")
+        text = f"there are {len(self.classes)} classes: {', '.join(listed)}"
+        if len(self.classes) > 12:
+            text += f" and {len(self.classes) - 12} more"
+        return text
 
 
-def as_colours(seen):
-    """An Observation whose values are colours, whatever they were."""
-    if seen.kind == COLOURS:
-        return seen
-    colours = dict(seen.palette) if seen.palette else {value: min(value, 255) * 0x010101 for value, _ in seen.counts}
-    counts, thick = Counter(), Counter()
-    for counter, part in ((counts, seen.counts), (thick, seen.thick)):
-        for value, pixels in part:
-            counter[colours[value]] += pixels  # a palette may hold one colour twice
-    return replace(seen, kind=COLOURS, counts=sorted(counts.items()), thick=sorted(thick.items()))
-
-
-def list_values(values, kind):
+def list_values(values: Iterable[int], kind: str) -> str:
+    """Values in words, separated by commas."""
     return ", ".join(name_value(value, kind) for value in values)
 
 
-def name_value(value, kind):
+def name_value(value: int, kind: str) -> str:
     """A value as a user would write it in MASK_FOREGROUND."""
     return f"0x{value:06X}" if kind == COLOURS else str(value)
 
@@ -343,44 +437,53 @@ def name_value(value, kind):
 # ---- masks in memory
 
 
-def read_mask(path, mask_rule, size=None, page=0):
-    """The mask in a file, uint8 (H, W) as rule.labels says, upright, at `size` = (height, width) if given.
+def read_mask(
+    path: PathLike | tuple[PathLike, ...], mask_rule: MaskRule, size: tuple[int, int] | None = None, page: int = 0
+) -> np.ndarray:
+    """The mask in a file, uint8 (H, W) of the rule's labels, upright, at `size` = (height, width) if given.
 
-    `path` may be a tuple of files: foreground is what any of them has as foreground, ignored what else any ignores.
-    UnusableFile: it cannot be decoded, or holds a value that `mask_rule` does not know; files of different sizes.
+    `path` may be a tuple of files, which are united: foreground is what any of them has as foreground, and ignored
+    what any other ignores. UnusableFile: a file cannot be decoded, holds a value that `mask_rule` does not know, or
+    has another size than the others. UserError: several files under a rule of classes.
     """
     if isinstance(path, tuple):
-        mask = _united(path, mask_rule, page)
-        return mask if size is None else resize_mask(mask, size)
+        mask = _read_united(path, mask_rule, page)
+    else:
+        mask = _read_one(path, mask_rule, page)
+    return mask if size is None else resize_mask(mask, size)
+
+
+def _read_one(path: PathLike, mask_rule: MaskRule, page: int) -> np.ndarray:
     decoded = decode(path, page=page)
     if mask_rule.kind == ALPHA:
         alpha = alpha_of(decoded.picture)
         if alpha is None:
             raise _unknown(path, "has no alpha channel", mask_rule)
-        mask = _read_numbers(alpha, mask_rule)
+        mask = _labels_of_numbers(alpha, mask_rule)
     elif mask_rule.kind == COLOURS:
-        mask = _judge(pack(colours_of(decoded, path)), mask_rule)
+        mask = _labels_of_values(pack(colours_of(decoded, path)), mask_rule)
     else:
-        if _alpha_tells(decoded.picture):
+        if _alpha_separates(decoded.picture):
             raise _hidden_in_alpha(path)
-        kind, values, _ = values_of(decoded, path)
-        if kind == COLOURS:
+        values = values_of(decoded, path)
+        if values.kind == COLOURS:
             raise _unknown(path, "is coloured", mask_rule)
-        mask = _read_numbers(values, mask_rule)
+        mask = _labels_of_numbers(values.array, mask_rule)
     if mask.max() > 1 and (mask == _UNKNOWN).any():
         raise _unknown(path, "holds other values", mask_rule)
-    return mask if size is None else resize_mask(mask, size)
+    return mask
 
 
-def _united(paths, mask_rule, page):
-    if mask_rule.classes and len(paths) > 1:
+def _read_united(paths: tuple[PathLike, ...], mask_rule: MaskRule, page: int) -> np.ndarray:
+    """Several masks of one image as one."""
+    if mask_rule.has_classes and len(paths) > 1:
         raise UserError(
             f"{list_files(paths)}: several masks of one image are united, which CLASSES leaves unclear: one of two "
             "classes would win. Save one mask for each image."
         )
-    mask = read_mask(paths[0], mask_rule, page=page)
+    mask = _read_one(paths[0], mask_rule, page)
     for path in paths[1:]:
-        other = read_mask(path, mask_rule, page=page)
+        other = _read_one(path, mask_rule, page)
         if other.shape != mask.shape:
             raise UnusableFile(
                 path,
@@ -388,111 +491,123 @@ def _united(paths, mask_rule, page):
                 f"{mask.shape[0]}x{mask.shape[1]} (height x width)",
                 "Save all masks of an image at its size",
             )
-        mask, foreground = np.maximum(mask, other), (mask == 1) | (other == 1)
+        foreground = (mask == 1) | (other == 1)
+        mask = np.maximum(mask, other)  # IGNORED is the highest label
         mask[foreground] = 1
     return mask
 
 
-def count_classes(seen, mask_rule):
-    """int64 of max(2, rule.channels) + 1: an observed mask's pixels of each class, the ignored ones last.
-
-    Of one foreground: background, foreground, ignored.
-    """
-    if mask_rule.kind == COLOURS:
-        seen = as_colours(seen)
-    values, pixels = np.array(seen.alpha if mask_rule.kind == ALPHA else seen.counts).T
-    counts = np.zeros(256, np.int64)
-    np.add.at(counts, _judge(values, mask_rule), pixels)
-    return counts[[*range(max(2, mask_rule.channels)), IGNORED]]
-
-
-def _unknown(path, what, mask_rule):
-    cure = "add what it holds to CLASSES or to MASK_IGNORE" if mask_rule.classes else "set MASK_FOREGROUND"
+def _unknown(path: PathLike, problem: str, mask_rule: MaskRule) -> UnusableFile:
+    cure = "set MASK_FOREGROUND"
+    if mask_rule.has_classes:
+        cure = "add what it holds to CLASSES or to MASK_IGNORE"
     return UnusableFile(
-        path, f"{what}, but in these masks {mask_rule.describe()}", f"Write it like the others, or {cure}"
+        path, f"{problem}, but in these masks {mask_rule.describe()}", f"Write it like the others, or {cure}"
     )
 
 
-def _read_numbers(values, mask_rule):
-    """The mask of an array of numbers, with _UNKNOWN for what the rule does not know."""
+def count_classes(observation: Observation, mask_rule: MaskRule) -> np.ndarray:
+    """The pixels of each label in an observed mask, int64 (num_labels + 1,); those of ignored pixels come last."""
+    if mask_rule.kind == ALPHA:
+        pairs = observation.alpha
+    elif mask_rule.kind == COLOURS:
+        pairs = observation.as_colours().counts
+    else:
+        pairs = observation.counts
+    values, pixels = np.array(pairs).T
+    counts = np.zeros(256, np.int64)
+    np.add.at(counts, _labels_of_values(values, mask_rule), pixels)
+    return np.append(counts[: mask_rule.num_labels], counts[IGNORED])
+
+
+def _labels_of_numbers(values: np.ndarray, mask_rule: MaskRule) -> np.ndarray:
+    """As _labels_of_values; of uint8 by a table, which is faster."""
     if values.dtype == np.uint8:
-        return cv2.LUT(np.ascontiguousarray(values), _judge(np.arange(256), mask_rule))
-    return _judge(values, mask_rule)
+        return cv2.LUT(np.ascontiguousarray(values), _labels_of_values(np.arange(256), mask_rule))
+    return _labels_of_values(values, mask_rule)
 
 
-def _judge(values, mask_rule):
-    """What values become in memory, uint8 of their shape."""
-    if mask_rule.classes:
+def _labels_of_values(values: np.ndarray, mask_rule: MaskRule) -> np.ndarray:
+    """The label of each value, uint8 of the same shape; _UNKNOWN where the rule does not know the value."""
+    if mask_rule.has_classes:
         return _class_indices(values, mask_rule)
     if mask_rule.soft:
         (low,), (high,) = mask_rule.background, mask_rule.foreground
-        twice = 2 * values.astype(np.int32)
-        return (twice > low + high if high > low else twice < low + high).astype(np.uint8)
+        twice, sum_of_ends = 2 * values.astype(np.int32), low + high  # without fractions
+        is_foreground = twice > sum_of_ends if high > low else twice < sum_of_ends
+        return is_foreground.astype(np.uint8)
     if not mask_rule.foreground:
-        judged = (~np.isin(values, mask_rule.background)).astype(np.uint8)
+        labels = (~np.isin(values, mask_rule.background)).astype(np.uint8)
     else:
         foreground = np.isin(values, mask_rule.foreground)
         known = foreground | mask_rule.rest | np.isin(values, mask_rule.background)
-        judged = np.where(known, foreground, _UNKNOWN).astype(np.uint8)
+        labels = np.where(known, foreground, _UNKNOWN).astype(np.uint8)
     if mask_rule.ignored:
-        judged[np.isin(values, mask_rule.ignored)] = IGNORED
-    return judged
+        labels[np.isin(values, mask_rule.ignored)] = IGNORED
+    return labels
 
 
-def _class_indices(values, mask_rule):
-    most = np.iinfo(values.dtype).max
-    pairs = [*zip(mask_rule.classes, range(MOST)), *((value, IGNORED) for value in mask_rule.ignored)]
-    known, labels = np.array(sorted(pair for pair in pairs if pair[0] <= most), np.int64).reshape(-1, 2).T
-    known, labels = known.astype(values.dtype), labels.astype(np.uint8)
-    at = np.minimum(np.searchsorted(known, values), len(known) - 1)
-    return np.where(known[at] == values, labels[at], np.uint8(_UNKNOWN))
+def _class_indices(values: np.ndarray, mask_rule: MaskRule) -> np.ndarray:
+    """_labels_of_values for classes, by binary search among their values."""
+    label_of_value = dict.fromkeys(mask_rule.ignored, IGNORED)
+    label_of_value |= {value: index for index, value in enumerate(mask_rule.classes)}
+    most = np.iinfo(values.dtype).max  # what the array cannot hold need not be searched
+    known = sorted(value for value in label_of_value if value <= most)
+    labels = np.array([label_of_value[value] for value in known], np.uint8)
+    known_values = np.array(known, values.dtype)
+    places = np.minimum(np.searchsorted(known_values, values), len(known) - 1)
+    return np.where(known_values[places] == values, labels[places], np.uint8(_UNKNOWN))
 
 
-def encode_mask(mask, mask_rule):
-    """A PIL image of a mask in memory, in the encoding of the masks that `mask_rule` is of.
+def encode_mask(mask: np.ndarray, mask_rule: MaskRule) -> Image.Image:
+    """A PIL image of a mask in memory, encoded as the masks that `mask_rule` describes.
 
-    Of one foreground: grey, 0 and 255. Of classes their values: RGB for coloured masks, else grey of 8 or 16 bits, or
-    a palette where the masks have one. IGNORED is written as the first of the ignored values.
+    One foreground: grey, 0 and 255. Classes: their values, as RGB for coloured masks, as a palette where the masks
+    have one, else as grey of 8 or 16 bits. IGNORED is written as the first of the ignored values.
     """
-    if not mask_rule.classes:
+    if not mask_rule.has_classes:
         return Image.fromarray((mask == 1) * np.uint8(255))
     values = np.zeros(256, np.int32)
     values[: len(mask_rule.classes)] = mask_rule.classes
-    values[IGNORED] = mask_rule.ignored[0] if mask_rule.ignored else 0
+    if mask_rule.ignored:
+        values[IGNORED] = mask_rule.ignored[0]
     if mask_rule.kind == COLOURS:
-        return Image.fromarray(np.stack([values >> 16, values >> 8 & 255, values & 255], axis=1).astype(np.uint8)[mask])
+        return Image.fromarray(unpack(values)[mask])
     if values.max() > 255:
         return Image.fromarray(values.astype(np.uint16)[mask])
     picture = Image.fromarray(values.astype(np.uint8)[mask])
     if mask_rule.colours:
-        palette = np.full(256, VOID)  # also so that no palette is all grey, which would be read by its greys
+        palette = np.full(256, VOID)  # no grey, because an all-grey palette would be read by its greys
         palette[list(mask_rule.classes)] = mask_rule.colours
-        picture.putpalette(np.stack([palette >> 16, palette >> 8 & 255, palette & 255], axis=1).ravel().tolist())
+        picture.putpalette(unpack(palette).ravel().tolist())
     return picture
 
 
-def resize_mask(mask, size):
-    """A mask in memory at `size` = (height, width): of {0, 1} what is foreground on at least half of a pixel's area.
+def resize_mask(mask: np.ndarray, size: Sequence[int]) -> np.ndarray:
+    """A mask in memory at `size` = (height, width), uint8; measured in benchmarks/README.md.
 
-    Of more labels the one with the largest area there, and of equal ones the higher; IGNORED counts as one.
-    Measured against the nearest pixel, as IoU of the shrunk mask, enlarged again, with the full one:
-    0.969 to 0.948 for CamVid's cars at 160x240, 0.987 to 0.974 for ellipses of 1280x1918 at 320x480. Mean IoU over
-    CamVid's eleven classes and void: 0.916 to 0.896 at 160x240, 0.862 to 0.845 at 96x128, and in each class more, thin
-    ones too (pole 0.695 to 0.642); over drawn areas, lines of 3 to 5 pixels and dots: 0.851 to 0.824.
+    Of {0, 1} a pixel is foreground if at least half of its area is. Of more labels it has the one with the largest
+    area there, and of equal ones the higher; IGNORED counts as a label.
     """
     if mask.max() > 1:
         return _resize_labels(mask, size)
     return (resize_image(mask * np.uint8(255), size) > 127).astype(np.uint8)
 
 
-def _resize_labels(mask, size):
+def _resize_labels(mask: np.ndarray, size: Sequence[int]) -> np.ndarray:
     pixels = cv2.calcHist([np.ascontiguousarray(mask)], [0], None, [256], [0, 256])  # in a tenth of bincount's time
-    low, *others = np.flatnonzero(pixels)
-    areas = (resize_image((mask == label) * np.uint8(255), size) for label in others)
-    if len(others) == 1:  # as {0, 1}, rounding included
-        return np.where(next(areas) > 127, others[0], low).astype(np.uint8)
-    resized, most = np.full(size, low, np.uint8), resize_image((mask == low) * np.uint8(255), size)
-    for label, area in zip(others, areas):
-        resized[area >= most] = label
-        np.maximum(most, area, out=most)
+    labels = np.flatnonzero(pixels)
+    if len(labels) == 2:  # as {0, 1}, rounding included
+        return np.where(_area_of(mask, labels[1], size) > 127, labels[1], labels[0]).astype(np.uint8)
+    resized = np.full(size, labels[0], np.uint8)
+    largest = _area_of(mask, labels[0], size)
+    for label in labels[1:]:
+        area = _area_of(mask, label, size)
+        resized[area >= largest] = label
+        np.maximum(largest, area, out=largest)
     return resized
+
+
+def _area_of(mask: np.ndarray, label: int, size: Sequence[int]) -> np.ndarray:
+    """The share of each pixel's area that a label has in the resized mask, uint8 of 0 ... 255."""
+    return resize_image((mask == label) * np.uint8(255), size)

@@ -1,6 +1,6 @@
-"""DataSpec: what the files of a dataset mean, as the constants say that all scripts share. Checked once.
+"""DataSpec: what the files of a dataset mean, as the shared constants say it, checked once.
 
-The constants stand in dataset.py. Whether they fit the files, names.py, images.py and mask_rules.py tell.
+The constants stand in dataset.py. Whether they fit the files is checked by names.py, images.py and mask_rules.py.
 """
 
 import math
@@ -18,37 +18,36 @@ CARVANA_GROUP = r"([0-9a-f]{12})_\d+"  # a car's twelve hex digits, before the n
 NONZERO = "nonzero"  # as MASK_FOREGROUND: every value but 0, or black
 ALPHA = "alpha"  # as MASK_FOREGROUND: what is more than half opaque
 ALL = "all"  # as CLASSES: every value that the masks hold
-AUTO = "auto"  # as IMAGE_RANGE: most of what the training images hold
+AUTO = "auto"  # as IMAGE_RANGE: the range of nearly all values of the training images
 
-Color = tuple[int, int, int]  # red, green, blue
+
+@dataclass(frozen=True)
+class ListedClass:
+    """One class that CLASSES lists."""
+
+    name: str | None  # None: CLASSES lists values without names
+    value: int  # of a colour 0xRRGGBB
+    is_color: bool  # whether it was given as red, green and blue
 
 
 @dataclass(frozen=True)
 class DataSpec:
     """What the files of a dataset mean: the constants that all scripts share, as one value.
 
-    foreground    MASK_FOREGROUND: a value or several, "nonzero", "alpha", or None to ask the masks
-    ignore        MASK_IGNORE: a value or several that are neither trained on nor scored
-    classes       CLASSES: "all", values, {name: value}, or None for one foreground
-    image_range   IMAGE_RANGE: (low, high) or "auto", what of images of more than 8 bits becomes 0 ... 255
-    group         GROUP: pattern for the part of a name whose images stay on one side of the split
-    mask_name     MASK_NAME: how a mask is named, {} standing for its image's name
-    skip_unpaired SKIP_UNPAIRED: leave out images without a mask and masks without an image
-
-    UserError: one of them cannot be meant, or two contradict each other.
+    UserError: a constant has a value that it cannot have, or two constants contradict each other.
     """
 
-    foreground: int | tuple[int, ...] | str | None = None
-    ignore: int | tuple[int, ...] | None = None
-    classes: str | tuple | dict | None = None
-    image_range: tuple[float, float] | str | None = None
-    group: str = CARVANA_GROUP
-    mask_name: str | None = None
-    skip_unpaired: bool = False
+    foreground: int | tuple[int, ...] | str | None = None  # MASK_FOREGROUND: values, "nonzero", "alpha"; None: by masks
+    ignore: int | tuple[int, ...] | None = None  # MASK_IGNORE: values that are neither trained on nor scored
+    classes: str | tuple | dict | None = None  # CLASSES: "all", values, {name: value}; None: one foreground
+    image_range: tuple[float, float] | str | None = None  # IMAGE_RANGE: (low, high) or "auto", which becomes 0 ... 255
+    group: str = CARVANA_GROUP  # GROUP: pattern of the part of a name whose images stay on one side of the split
+    mask_name: str | None = None  # MASK_NAME: a mask's name, with {} for its image's
+    skip_unpaired: bool = False  # SKIP_UNPAIRED: leave out images without a mask and masks without an image
 
     @classmethod
     def of(cls, settings: Any) -> "DataSpec":
-        """The DataSpec of a script's settings, whose names are those of the constants."""
+        """The DataSpec of a script's settings, whose attributes have the names of the constants."""
         return cls(
             foreground=settings.MASK_FOREGROUND,
             ignore=settings.MASK_IGNORE,
@@ -67,7 +66,8 @@ class DataSpec:
             re.compile(self.group)
         except re.error as error:
             raise UserError(f"GROUP = {self.group!r}: is no regular expression ({error}). Mend it.") from None
-        _ = self.foreground_values, self.ignored_values, self.listed_classes  # each raises for its constant
+        # Each of these properties raises UserError where its constant cannot be read.
+        _ = self.foreground_values, self.ignored_values, self.listed_classes
         if self.classes is not None and self.foreground is not None:
             raise UserError(
                 f"CLASSES = {self.classes!r} and MASK_FOREGROUND = {self.foreground!r}: CLASSES trains on several "
@@ -93,26 +93,36 @@ class DataSpec:
     @property
     def ignored_values(self) -> tuple[int, ...]:
         """The values that MASK_IGNORE lists."""
-        return () if self.ignore is None else _whole_numbers("MASK_IGNORE", self.ignore)
+        if self.ignore is None:
+            return ()
+        return _whole_numbers("MASK_IGNORE", self.ignore)
 
     @property
-    def listed_classes(self) -> list[tuple[str | None, int | Color]]:
-        """(name or None, value) of each class that CLASSES lists; none for None and "all"."""
+    def listed_classes(self) -> tuple[ListedClass, ...]:
+        """The classes that CLASSES lists, in its order; none for None and "all"."""
         if self.classes is None or (isinstance(self.classes, str) and self.classes == ALL):
-            return []
-        listed: list[tuple[str | None, int | Color | None]] = []
+            return ()
+        listed: list[ListedClass | None] = []
         if isinstance(self.classes, Mapping):
             for name, value in self.classes.items():
-                listed.append((name.strip() if isinstance(name, str) else "", _class_value(value)))
+                usable = isinstance(name, str) and name.strip()
+                listed.append(_listed_class(name.strip(), value) if usable else None)
         elif isinstance(self.classes, (tuple, list, range)):
-            listed = [(None, _class_value(value)) for value in self.classes]
-        if not listed or any(name == "" or value is None for name, value in listed):
+            listed = [_listed_class(None, value) for value in self.classes]
+        classes = tuple(entry for entry in listed if entry is not None)
+        if not classes or len(classes) < len(listed):
             raise UserError(
                 f'CLASSES = {self.classes!r}: give "{ALL}" (every value that the masks hold), values as (0, 3, 8), or '
                 'names with their values as {"road": 3, "car": 8} (--classes road=3 car=8); a colour is 0xFF0000 or '
                 "(255, 0, 0)."
             )
-        return listed  # type: ignore[return-value]  # no value is None any more
+        return classes
+
+
+def pack_color(color: tuple[int, ...] | list[int]) -> int:
+    """Red, green and blue as one number, 0xRRGGBB."""
+    red, green, blue = color
+    return red << 16 | green << 8 | blue
 
 
 def _whole_numbers(constant: str, given: Any, other_words: str = "") -> tuple[int, ...]:
@@ -124,13 +134,14 @@ def _whole_numbers(constant: str, given: Any, other_words: str = "") -> tuple[in
     return tuple(values)
 
 
-def _class_value(value: Any) -> int | Color | None:
-    """A whole number, a tuple of red, green and blue, or None for what is neither."""
-    value = value.item() if isinstance(value, np.generic) else value
+def _listed_class(name: str | None, given: Any) -> ListedClass | None:
+    """The class of a value, or of a colour given as red, green and blue; None: it is neither."""
+    value = given.item() if isinstance(given, np.generic) else given
     if isinstance(value, (tuple, list)):
         is_color = len(value) == 3 and all(type(channel) is int and 0 <= channel <= 255 for channel in value)
-        return tuple(value) if is_color else None
-    return value if type(value) is int and value >= 0 else None
+        return ListedClass(name, pack_color(value), is_color=True) if is_color else None
+    is_value = type(value) is int and value >= 0
+    return ListedClass(name, value, is_color=False) if is_value else None
 
 
 def _check_image_range(given: Any) -> None:
