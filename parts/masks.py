@@ -152,7 +152,10 @@ def observe_mask(path: PathLike, page: int = 0) -> Observation:
 
 
 def alpha_fault(observation: Observation, foreground: Any = None) -> UnusableFile | None:
-    """The UnusableFile of a mask that lacks the alpha channel of MASK_FOREGROUND = "alpha", or may hide a mask in its own."""
+    """The UnusableFile of a mask that lacks the alpha channel it should have, or may hide a mask in the one it has.
+
+    `foreground`: MASK_FOREGROUND. None: nothing is wrong.
+    """
     if foreground == ALPHA and observation.alpha is None:
         return UnusableFile(
             observation.path,

@@ -6,7 +6,7 @@ The constants stand in dataset.py. Whether they fit the files is checked by name
 import math
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,8 @@ NONZERO = "nonzero"  # as MASK_FOREGROUND: every value but 0, or black
 ALPHA = "alpha"  # as MASK_FOREGROUND: what is more than half opaque
 ALL = "all"  # as CLASSES: every value that the masks hold
 AUTO = "auto"  # as IMAGE_RANGE: the range of nearly all values of the training images
+
+Color = tuple[int, int, int]  # red, green, blue
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,7 @@ class DataSpec:
         return classes
 
 
-def pack_color(color: tuple[int, ...] | list[int]) -> int:
+def pack_color(color: Sequence[int]) -> int:
     """Red, green and blue as one number, 0xRRGGBB."""
     red, green, blue = color
     return red << 16 | green << 8 | blue
