@@ -40,23 +40,19 @@ from parts.images import choose_value_range, decode, depth_of, image_size, pixel
 from parts.mask_rules import decide_mask_rule, refuse_united_classes
 from parts.masks import count_classes, observe_mask, read_mask
 from parts.names import COPIES, HOW_TO_GET_CARVANA, Pair, group_of, list_pictures, pair_files
-from parts.options import refuse_wrong, settings_of, whole
+from parts.options import optional, settings_of, whole
 from parts.spec import CARVANA_GROUP, DataSpec
 
 IMG_DIR = "dataset/train"  # the images; Carvana's train.zip unpacks into this
 MASK_DIR = "dataset/train_masks"  # their masks; Carvana's train_masks.zip
 OUTPUT_DIR = "dataset"  # gets augmented_{train,test}_{images,masks}/ and augmented_preview.png
 VAL_IMAGES = 500  # the last so many by name are for validation; below 1 a fraction, such as 0.1
-GROUP = dataset.GROUP  # pattern of a name's beginning that tells the car: one car stays on one side
-MASK_FOREGROUND: int | tuple | str | None = dataset.MASK_FOREGROUND  # what the preview tints; see dataset.py
-MASK_IGNORE: int | tuple | None = dataset.MASK_IGNORE  # what the preview hatches; see dataset.py
-CLASSES: str | tuple | dict | None = dataset.CLASSES  # what the preview tints, and both sides need; see dataset.py
-IMAGE_RANGE: tuple | str | None = dataset.IMAGE_RANGE  # what the preview shows of 16-bit and float images
-MASK_NAME: str | None = dataset.MASK_NAME  # how masks are named, and their copies will be; see dataset.py
-SKIP_UNPAIRED = dataset.SKIP_UNPAIRED  # leave out images without a mask and masks without an image
 JPEG_QUALITY = 95  # of the copies of JPEG images; originals are copied byte for byte, PNG stays lossless
 NUM_WORKERS: int | None = None  # processes; None: one a core
 SEED = 0  # of the grid distortions; each image has its own draw, by its name
+
+# What the constants may be, where their values alone do not tell. GROUP, MASK_NAME and the like stand in dataset.py.
+_RULES = dict(JPEG_QUALITY=whole(1, 100), NUM_WORKERS=optional(whole(1)), SEED=whole(0))
 
 _PREVIEW = "augmented_preview.png"
 _TRAIN, _TEST = "augmented_train", "augmented_test"
@@ -596,14 +592,7 @@ def _is_complete(folder, item):
 
 
 def main(argv=None):
-    s = settings_of(globals(), argv)
-    refuse_wrong(
-        s,
-        JPEG_QUALITY=(lambda v: type(v) is int and 1 <= v <= 100, "a whole number from 1 to 100"),
-        NUM_WORKERS=(lambda v: v is None or type(v) is int and v >= 1, "1 or more processes, or None for one a core"),
-        VAL_IMAGES=(lambda v: type(v) in (int, float), "a number, or below 1 a fraction such as 0.1"),
-        SEED=whole(0),
-    )
+    s = settings_of(globals(), argv, rules=_RULES, shared=vars(dataset))
     done = make_augmented(
         s.IMG_DIR,
         s.MASK_DIR,

@@ -22,10 +22,10 @@ from parts.images import image_size
 from parts.mask_rules import find_mask_rule, refuse_united_classes
 from parts.masks import IGNORED
 from parts.names import pair_files
-from parts.options import refuse_wrong, settings_of, sizes
+from parts.options import any_text, any_value, file_path, named_numbers, optional, settings_of, sizes, switch
 from parts.spec import CARVANA_GROUP, DataSpec
 
-# Shared by all scripts: what the masks mean, and which images belong together.
+# What images and masks mean, and which belong together: train.py, augment.py and predict.py take these from here.
 MASK_FOREGROUND: int | tuple | str | None = None  # value(s) of foreground, "nonzero" or "alpha"; None: as masks say
 MASK_IGNORE: int | tuple | None = None  # value(s) that are neither trained on nor scored, such as VOC's 255
 CLASSES: str | tuple | dict | None = None  # "all", (0, 3, 8) or {"road": 3, "car": 8}; None: foreground alone
@@ -33,8 +33,20 @@ IMAGE_RANGE: tuple | str | None = None  # (low, high) or "auto": what of 16-bit 
 GROUP = CARVANA_GROUP  # pattern of the part of a name that must not stand on both sides of the split
 MASK_NAME: str | None = None  # how masks are named: "{}_segmentation", or "{}_*" for several of an image; None: like it
 SKIP_UNPAIRED = False  # leave out images without a mask and masks without an image, instead of refusing them
+
 SHEET: str | None = "audit.png"  # where the overlays go; None: nowhere
 IMAGE_SIZE: tuple | None = (320, 480)  # that of training: what of the masks is left at it is told; None: it is not
+
+_SHARED = dict(  # the constants of all scripts; parts/spec.py says what they may be beyond this
+    MASK_FOREGROUND=any_value(),
+    MASK_IGNORE=any_value(),
+    CLASSES=named_numbers(names_needed=False),
+    IMAGE_RANGE=any_value(),
+    GROUP=any_text(),
+    MASK_NAME=optional(any_text()),
+    SKIP_UNPAIRED=switch(),
+)
+_RULES = _SHARED | dict(SHEET=optional(file_path()), IMAGE_SIZE=optional(sizes(2)))
 
 
 class Batch(list):
@@ -223,9 +235,7 @@ def _size_of(pair):
 def main(argv=None):
     folders = [(name, {}) for name in ("img_dir", "mask_dir")]
     folders += [(name, {"nargs": "?", "default": None}) for name in ("val_img_dir", "val_mask_dir")]
-    s = settings_of(globals(), argv, positionals=folders)
-    two = sizes("height and width, or None", 2)
-    refuse_wrong(s, IMAGE_SIZE=(lambda v: v is None or two[0](v), two[1]))
+    s = settings_of(globals(), argv, rules=_RULES, positionals=folders)
     if s.val_img_dir and not s.val_mask_dir:
         raise UserError("VAL_IMG_DIR has no VAL_MASK_DIR beside it. Give both, or neither.")
     val_folders = None

@@ -18,6 +18,7 @@ import sys
 from collections import Counter
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -35,7 +36,7 @@ from parts.inference import MIRRORS, make_runner, predict_pictures
 from parts.mask_rules import find_mask_rule
 from parts.masks import MaskRule
 from parts.names import find_masks, find_pictures, folded_path
-from parts.options import one_of, refuse_wrong, settings_of, sizes, whole
+from parts.options import any_value, either, file_path, number, one_of, optional, settings_of, sizes, whole
 from parts.outputs import Finish, choose_threshold, tell_scores, write_submission
 from parts.recipe import PRECISIONS
 from parts.spec import DataSpec
@@ -51,7 +52,6 @@ FLIPS: str | None = None  # "h", "v", "hv": also run the image's mirrored copies
 WINDOW = 768  # pixels: what is larger than its square runs in windows of it, within the memory of one
 OVERLAP: int | None = None  # of neighbouring windows, pixels; None: what makes the plain network's seams vanish
 MASKS: str | None = None  # a folder of true masks: scores, scores.csv and worst.png at the masks' own size
-MASK_NAME: str | None = dataset.MASK_NAME  # how they are named, such as "{}_segmentation"; see dataset.py
 MASK_FOREGROUND: int | tuple | str | None = None  # their foreground, as in dataset.py; None: as in training
 MASK_IGNORE: int | tuple | None = None  # what of them is not scored, as in dataset.py; None: as in training
 SUBMISSION: str | None = None  # Kaggle's run-length rows as a .csv or .csv.gz
@@ -60,6 +60,23 @@ BATCH_SIZE: int | None = None  # images a call; None: 16, on a CPU 1 (more is sl
 NUM_WORKERS: int | None = None  # threads that read and write pictures; None: as many as there are cores
 DEVICE = "auto"  # or cuda, mps, cpu
 PRECISION = "auto"  # bfloat16 where the hardware has it, float16 on older CUDA, else float32; or one of these
+# What the constants may be, where their values alone do not tell; MASK_NAME stands in dataset.py.
+_RULES = dict(
+    PROBABILITIES=one_of(None, 8, 16),
+    THRESHOLD=either(number(above=0, below=1), "auto"),
+    IMAGE_SIZE=either(sizes(2), "own", None),
+    FLIPS=one_of(*MIRRORS),
+    WINDOW=whole(64),
+    OVERLAP=optional(whole(0)),
+    MASKS=optional(file_path()),
+    MASK_FOREGROUND=any_value(),
+    MASK_IGNORE=any_value(),
+    SUBMISSION=optional(file_path(".csv", ".csv.gz")),
+    EXPORT=optional(file_path(".onnx", ".pt2")),
+    BATCH_SIZE=optional(whole(0)),
+    NUM_WORKERS=optional(whole(0)),
+    PRECISION=one_of("auto", *PRECISIONS),
+)
 _INPUTS = [("inputs", dict(nargs="*", default=[], metavar="INPUT", help="image files and folders"))]
 _ARTICLE_SIZE = (320, 480)  # of the checkpoints that do not tell their size, such as the article's
 
@@ -106,30 +123,8 @@ def find_truths(s, wanted, checkpoint, classes=None):
 # ---- the run
 
 
-def check(s):
-    """Refuses in words the values that nothing can be done with."""
-    own_or_two, two = sizes('height and width, "own", or None', 2)
-
-    def ends(*suffixes):
-        return (lambda v: v is None or v.endswith(suffixes)), f"a file name that ends in {' or '.join(suffixes)}"
-
-    def or_none(mask_rule):
-        return (lambda v: v is None or mask_rule[0](v)), f"{mask_rule[1]}, or None"
-
-    refuse_wrong(
-        s,
-        PROBABILITIES=one_of(None, 8, 16),
-        THRESHOLD=(lambda v: v == "auto" or (type(v) in (int, float) and 0 < v < 1), 'between 0 and 1, or "auto"'),
-        IMAGE_SIZE=(lambda v: v in (None, "own") or own_or_two(v), two),
-        FLIPS=one_of(*MIRRORS),
-        WINDOW=whole(64),
-        OVERLAP=or_none(whole(0)),
-        SUBMISSION=ends(".csv", ".csv.gz"),
-        EXPORT=ends(".onnx", ".pt2"),
-        BATCH_SIZE=or_none(whole(0)),
-        NUM_WORKERS=or_none(whole(0)),
-        PRECISION=one_of("auto", *PRECISIONS),
-    )
+def check(s: SimpleNamespace) -> None:
+    """Refuses constants that contradict each other; _RULES say what each may be. UserError."""
     DataSpec(foreground=s.MASK_FOREGROUND, ignore=s.MASK_IGNORE, mask_name=s.MASK_NAME)  # checks them
     kept = s.SAVE_MASKS or s.OVERLAYS or s.PROBABILITIES or s.MASKS or s.SUBMISSION
     for wrong, words in (
@@ -234,7 +229,9 @@ def tell_alone(alone, done, classes):
 
 
 def main(argv=None):
-    s = settings_of(globals(), argv, positionals=_INPUTS)
+    s = settings_of(
+        globals(), argv, rules=_RULES, shared=vars(dataset), shared_names=["MASK_NAME"], positionals=_INPUTS
+    )
     check(s)
     network, checkpoint = load_network(s.CHECKPOINT)
     classes = MaskRule.from_dict(checkpoint["mask_rule"]) if network.output_conv.out_channels > 1 else None

@@ -14,6 +14,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from tqdm import tqdm
@@ -27,7 +28,7 @@ from parts.files import remove_leftovers, sole_writer, stamp, write_csv
 from parts.inference import to_device
 from parts.names import HOW_TO_GET_CARVANA
 from parts.networks import NODES, build_network
-from parts.options import number, one_of, refuse_wrong, settings_of, sizes, table, whole
+from parts.options import any_text, file_path, number, one_of, optional, settings_of, sizes, table, whole
 from parts.recipe import targets_of
 from parts.scores import class_columns, symptom
 from parts.spec import DataSpec
@@ -47,13 +48,6 @@ TRAIN_MASK_DIR = "./dataset/augmented_train_masks"  # their masks: name.png, nam
 VAL_IMG_DIR = "./dataset/augmented_test_images"  # images that training never sees
 VAL_MASK_DIR = "./dataset/augmented_test_masks"  # their masks
 OUTPUT_DIR = "."  # where checkpoints, saved_images/, history.csv and curves.png go
-MASK_FOREGROUND: int | tuple | str | None = dataset.MASK_FOREGROUND  # what is foreground in the masks; see dataset.py
-MASK_IGNORE: int | tuple | None = dataset.MASK_IGNORE  # what is neither trained on nor scored, such as 255
-CLASSES: str | tuple | dict | None = dataset.CLASSES  # "all", or the masks' values: {"road": 3, "car": 8}; None: one
-GROUP = dataset.GROUP  # pattern of the part of a name that must not stand on both sides of the split
-MASK_NAME: str | None = dataset.MASK_NAME  # how masks are named, such as "{}_segmentation"; see dataset.py
-SKIP_UNPAIRED = dataset.SKIP_UNPAIRED  # leave out images without a mask and masks without an image
-IMAGE_RANGE: tuple | str | None = dataset.IMAGE_RANGE  # of 16-bit and float images; "auto", or (low, high)
 IMAGE_SIZE: tuple | None = (320, 480)  # height and width of training; higher finds finer edges; None with CROP: own
 CROP: tuple | None = None  # train on crops of this size: for what is small beside its picture
 CROP_FOREGROUND = 0.33  # share of an image's crops that are drawn so that they hold foreground, or one of its classes
@@ -88,6 +82,35 @@ SEED = 0  # of the weights, the order of the images and the flips
 PICTURE_BATCHES = 4  # validation batches drawn as pred_N.png and N.png in each epoch
 DEMO = False  # draw a small dataset of cars and train on it with settings that suit a CPU
 
+# What the constants may be, where their values alone do not tell. Those about images and masks, such as CLASSES and
+# MASK_FOREGROUND, stand in dataset.py, for all scripts.
+_RULES = dict(
+    IMAGE_SIZE=optional(sizes(2)),
+    CROP=optional(sizes(2)),
+    CROP_FOREGROUND=number(most=1),
+    NUM_WORKERS=whole(0),
+    FEATURES=sizes(),
+    ENCODER=one_of(None, *NODES),
+    ENCODER_WEIGHTS=optional(any_text()),
+    NUM_EPOCHS=whole(1),
+    BATCH_SIZE=whole(1),
+    ACCUMULATE=whole(1),
+    LEARNING_RATE=number(above=0),
+    OPTIMIZER=one_of(*recipe.OPTIMIZERS),
+    WEIGHT_DECAY=number(),
+    SCHEDULE=one_of(*recipe.SCHEDULES),
+    WARMUP=number(below=1),
+    PLATEAU_PATIENCE=whole(0),
+    LOSS=one_of(*recipe.LOSSES),
+    CLIP_GRADIENT=number(),
+    HALF_SIZE=number(below=recipe.FULL_SIZE_FROM),
+    COLOR_JITTER=number(below=1),
+    PATIENCE=whole(0),
+    PRECISION=one_of("auto", *recipe.PRECISIONS),
+    PRETRAINED=optional(file_path()),
+    SEED=whole(0),
+    PICTURE_BATCHES=whole(0),
+)
 _DEMO_SETTINGS = dict(
     TRAIN_IMG_DIR="demo/dataset/augmented_train_images",
     TRAIN_MASK_DIR="demo/dataset/augmented_train_masks",
@@ -163,8 +186,7 @@ def train_fn(loader, model, optimizer, loss_fn, scaler, schedule, epoch, s, dtyp
 
 
 def main(argv=None):
-    s = settings_of(globals(), argv, presets={"DEMO": _DEMO_SETTINGS})
-    check(s)
+    s = settings(argv)
     output = Path(s.OUTPUT_DIR)
     with (
         processes.together(s.DEVICE) as device,
@@ -282,35 +304,12 @@ def main(argv=None):
         say(f"Look at {output / 'saved_images'}/ and {output / 'curves.png'}; the network is in {output / 'best.pth'}.")
 
 
-def check(s):
-    """Refuses, in one message, constants that cannot be meant."""
-    two = sizes("height and width", 2)
-    refuse_wrong(
-        s,
-        IMAGE_SIZE=(lambda v: v is None and s.CROP or two[0](v), "height and width, or None with CROP"),
-        CROP=(lambda v: v is None or two[0](v), "height and width, or None"),
-        CROP_FOREGROUND=(lambda v: type(v) in (int, float) and 0 <= v <= 1, "a number from 0 to 1"),
-        NUM_WORKERS=whole(0),
-        FEATURES=sizes("one or more channel counts"),
-        ENCODER=one_of(None, *NODES),
-        NUM_EPOCHS=whole(1),
-        BATCH_SIZE=whole(1),
-        ACCUMULATE=whole(1),
-        LEARNING_RATE=number(above=0),
-        OPTIMIZER=one_of(*recipe.OPTIMIZERS),
-        WEIGHT_DECAY=number(),
-        SCHEDULE=one_of(*recipe.SCHEDULES),
-        WARMUP=number(below=1),
-        PLATEAU_PATIENCE=whole(0),
-        LOSS=one_of(*recipe.LOSSES),
-        CLIP_GRADIENT=number(),
-        HALF_SIZE=number(below=recipe.FULL_SIZE_FROM),
-        COLOR_JITTER=number(below=1),
-        PATIENCE=whole(0),
-        PRECISION=one_of("auto", *recipe.PRECISIONS),
-        SEED=whole(0),
-        PICTURE_BATCHES=whole(0),
-    )
+def settings(argv: list[str] | None = None) -> SimpleNamespace:
+    """The constants, with the flags of a command line over them. UserError: what cannot be used."""
+    s = settings_of(globals(), argv, rules=_RULES, shared=vars(dataset), presets={"DEMO": _DEMO_SETTINGS})
+    if s.IMAGE_SIZE is None and not s.CROP:
+        raise UserError("These constants cannot be used:\n  IMAGE_SIZE = None: height and width, or None with CROP")
+    return s
 
 
 def settle_crop(s):

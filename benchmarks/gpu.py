@@ -52,7 +52,6 @@ import utils  # noqa: E402
 from parts import cars, processes  # noqa: E402
 from parts.checkpoints import load_network  # noqa: E402
 from parts.files import cores, write_text  # noqa: E402
-from parts.options import settings_of  # noqa: E402
 from unet import UNet  # noqa: E402
 
 NEEDS_CUDA = "skipped: needs CUDA"
@@ -128,7 +127,7 @@ def flags_of(o, name, size=None, features=None, epochs=1, **constants):
 
 def settings_for(o, **constants):
     """train.py's settings for steps that are run here."""
-    return settings_of(vars(train), flags_of(o, "none", **constants))
+    return train.settings(flags_of(o, "none", **constants))
 
 
 def run_script(o, words, before="", script="train.py", timeout=200):

@@ -25,7 +25,6 @@ import train
 from parts import processes
 from parts.errors import UserError, run
 from parts.files import cores
-from parts.options import settings_of
 
 
 def child(options):
@@ -38,7 +37,7 @@ def child(options):
 
     with processes.together(options.device) as device:
         flags = ["--batch-size", str(options.batch_size), "--features", *map(str, options.features)]
-        ours = Ours(device, settings_of(vars(train), flags), 1, 10**6)
+        ours = Ours(device, train.settings(flags), 1, 10**6)
         if processes.world_size() > 1:
             ours.trained.register_comm_hook(None, counted)
         shape = (options.batch_size, 3, *options.image_size)

@@ -19,7 +19,6 @@ from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 import train  # noqa: E402
 from parts import processes, recipe  # noqa: E402
 from parts.networks import build_network  # noqa: E402
-from parts.options import settings_of  # noqa: E402
 from unet import UNet  # noqa: E402
 
 MARGIN = 0.9  # of the time is planned for: a run that is a little slower than its trial still ends in time
@@ -200,7 +199,7 @@ def training_flops(image_size):
 def ours_settings(device, flags, seed):
     """train.py's constants with `flags` over them; two CPU cores learn most from small batches of growing images."""
     small = ["--batch-size", "2", "--half-size", "0.5"] if device.type == "cpu" else []
-    return settings_of(vars(train), [*small, *flags, "--seed", str(seed)])
+    return train.settings([*small, *flags, "--seed", str(seed)])
 
 
 def machine(device):

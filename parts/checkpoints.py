@@ -14,6 +14,7 @@ from parts import processes
 from parts.errors import UserError
 from parts.masks import IGNORED, MaskRule
 from parts.networks import build_network
+from parts.options import plain
 from parts.scores import Scores
 
 _WEIGHT_KEYS = ("state_dict", "model_state_dict", "model")  # ours and the article's; then other layouts
@@ -135,7 +136,7 @@ def run_state(
         image_size=s.IMAGE_SIZE and list(s.IMAGE_SIZE),
         crop=s.CROP and list(s.CROP),
         image_range=value_range and list(value_range),
-        settings={name: value for name, value in vars(s).items() if name not in _OUTSIDE},
+        settings={name: value for name, value in plain(s).items() if name not in _OUTSIDE},
         processes=processes.world_size(),
     )
 

@@ -1,6 +1,6 @@
-"""A user's mistakes in words, lists and counts in them, and how a script ends.
+"""User errors, lists and counts in words, and how a script ends.
 
-Exit statuses: 0 done; 1 some of the inputs failed; 2 a mistake to mend; 130 Ctrl-C; 143 SIGTERM.
+Exit statuses: 0 done; 1 some of the inputs failed; 2 an error that the user can correct; 130 Ctrl-C; 143 SIGTERM.
 """
 
 import errno
@@ -8,125 +8,166 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
 
 
 class UserError(Exception):
-    """A mistake that its reader can mend. The message names the file or constant, and what to do."""
+    """An error that the user can correct. The message names the file or constant, and what to do."""
 
 
 class UnusableFile(UserError):
-    """A file that cannot be used: `path`, `what` is wrong with it, and the `cure`."""
+    """A file that cannot be used: its path, the problem with it, and the cure.
 
-    def __init__(self, path, what=None, cure=None):
-        # With its message alone DataLoader makes it again, from that of one raised in a worker.
-        super().__init__(path if what is None else f"{printable(path)}: {what}. {cure}.")
-        self.path, self.what, self.cure = path, what, cure
+    The message is "path: problem. cure.". A DataLoader, which passes an exception on from a worker, makes it again from
+    the message alone, so that the first argument may be the whole message, with neither problem nor cure.
+    """
 
-    def __reduce__(self):
-        return UnusableFile, (self.path, self.what, self.cure)
+    def __init__(self, path: str | Path, problem: str | None = None, cure: str | None = None):
+        message = str(path)
+        if problem is not None:
+            message = f"{printable(path)}: {problem}. {cure}."
+        super().__init__(message)
+        self.path, self.problem, self.cure = path, problem, cure
 
-
-def printable(path):
-    """A path as it can be printed anywhere: what is unprintable in a name is escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(path))
-
-
-def list_files(paths, most=3):
-    """Some of the files, and how many more."""
-    more = f" and {len(paths) - most:,} more" if len(paths) > most else ""
-    return ", ".join(map(printable, paths[:most])) + more
+    def __reduce__(self) -> tuple[type["UnusableFile"], tuple[str | Path, str | None, str | None]]:
+        return UnusableFile, (self.path, self.problem, self.cure)
 
 
-def counted(count, noun):
+# ---- words for messages
+
+
+def printable(text: object) -> str:
+    """Text that can be printed anywhere: unprintable characters, such as those of a file's name, are escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+
+
+def list_files(paths: Sequence[object], most: int = 3) -> str:
+    """The first paths, at most `most` of them, and the number of the others."""
+    text = ", ".join(map(printable, paths[:most]))
+    if len(paths) > most:
+        text += f" and {len(paths) - most:,} more"
+    return text
+
+
+def counted(count: int, noun: str) -> str:
     """A number of things in words: 1 file, 3 files, 2 classes."""
-    plural = {"y": noun[:-1] + "ies", "s": noun + "es"}.get(noun[-1], noun + "s")
-    return f"{count:,} {noun if count == 1 else plural}"
+    plurals = {"y": noun[:-1] + "ies", "s": noun + "es"}
+    if count != 1:
+        noun = plurals.get(noun[-1], noun + "s")
+    return f"{count:,} {noun}"
 
 
-def ran_out_of_memory(error):
+# ---- exceptions that are not ours
+
+
+# Parts of PyTorch's messages. cuDNN, which finds no memory while it tries its kernels, says that it finds no kernel,
+# which may have other reasons too (PyTorch, aten/src/ATen/native/cudnn/Conv_v8.cpp).
+_OUT_OF_MEMORY = (
+    "unable to find an engine",
+    "BLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "error: out of memory",
+    "DefaultCPUAllocator: can't allocate",
+    "DefaultCPUAllocator: not enough memory",
+)
+
+
+def ran_out_of_memory(error: BaseException) -> bool:
     """Whether an exception of PyTorch's says that memory is too small, the device's or the CPU's.
 
-    Not all have a type of their own. cuDNN, which finds no room while it tries its kernels, says that it finds none of
-    them, which may have other reasons too (PyTorch, aten/src/ATen/native/cudnn/Conv_v8.cpp).
+    Only some of these exceptions have a type of their own; the others are known by their messages.
     """
-    words = ("unable to find an engine", "BLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
-    words += ("error: out of memory", "DefaultCPUAllocator: can't allocate", "DefaultCPUAllocator: not enough memory")
-    return type(error).__name__ == "OutOfMemoryError" or any(word in str(error) for word in words)
+    return type(error).__name__ == "OutOfMemoryError" or any(text in str(error) for text in _OUT_OF_MEMORY)
+
+
+_DENIED = "permission denied. Change the folder's permissions, or give another one"
+_CURES = {
+    errno.ENOSPC: "the disk is full. Free some space, then start again",
+    errno.EDQUOT: "the disk quota is used up. Free some space, then start again",
+    errno.EFBIG: "the file would outgrow the size that this system allows (see `ulimit -f`)",
+    errno.EROFS: "the file system is read-only. Give another folder",
+    errno.EACCES: _DENIED,
+    errno.EPERM: _DENIED,
+    errno.ENOTDIR: "a part of this path is a file, where a folder is needed. Give another one",
+    errno.EEXIST: "a file has the name of a folder that is needed. Give another one",
+    errno.EISDIR: "this is a folder, where a file is needed. Give another name",
+    errno.ENAMETOOLONG: "the name is too long for the file system. Shorten it",
+}
+
+
+def describe(error: OSError) -> str | None:
+    """An error of the operating system in words, or None where a traceback says more."""
+    if error.errno not in _CURES:
+        return None
+    text = f"{_CURES[error.errno]}."
+    if error.filename:
+        text = f"{error.filename}: {text}"
+    return text
+
+
+# ---- how a script ends
 
 
 class Terminated(BaseException):
-    """SIGTERM has arrived; like KeyboardInterrupt it passes through `except Exception`."""
+    """SIGTERM has arrived. Like KeyboardInterrupt it is no Exception, so that `except Exception` lets it pass."""
 
 
-_asked_by = None  # the signal that has arrived
+_signal: int | None = None  # the signal that has arrived
 
 
-def _on_signal(number, frame):
-    global _asked_by
-    _asked_by = number
+def _on_signal(number: int, frame: FrameType | None) -> None:
+    global _signal
+    _signal = number
     stop_if_asked()
 
 
-def stop_if_asked():
-    """Raises for a signal that has arrived; long loops call it, because Python drops what a handler raises
-    in the middle of a destructor or a weak reference's callback.
+def stop_if_asked() -> None:
+    """Raises KeyboardInterrupt or Terminated if a signal has arrived. Long loops call this in each step.
+
+    The handler alone does not suffice: Python drops an exception that is raised in a destructor, or in the callback of
+    a weak reference, where the handler may happen to run.
     """
-    if _asked_by is not None:
-        raise KeyboardInterrupt if _asked_by == signal.SIGINT else Terminated
+    if _signal == signal.SIGINT:
+        raise KeyboardInterrupt
+    if _signal is not None:
+        raise Terminated
 
 
-def _tell_dropped(dropped):
-    """What Python drops it prints with a traceback; a signal is no news, stop_if_asked raises it again."""
+def _report_dropped(dropped: Any) -> None:
+    """sys.unraisablehook: prints what Python has dropped, but not our own two, which stop_if_asked raises again."""
     if not issubclass(dropped.exc_type, (KeyboardInterrupt, Terminated)):
         sys.__unraisablehook__(dropped)
 
 
-def run(main):
-    """Calls main() and ends the process with the status that its end deserves, unless that is 0."""
-    global _asked_by
-    _asked_by = None
-    if threading.current_thread() is threading.main_thread():
-        sys.unraisablehook = _tell_dropped
+def run(main: Callable[[], int | None]) -> None:
+    """Calls main(), tells a user's error in words, and ends the process with its exit status, unless that is 0."""
+    global _signal
+    _signal = None
+    if threading.current_thread() is threading.main_thread():  # the only one that may set handlers
+        sys.unraisablehook = _report_dropped
         signal.signal(signal.SIGINT, _on_signal)
         signal.signal(signal.SIGTERM, _on_signal)
+    message = ""
     try:
         status = main() or 0
-    except UserError as mistake:
-        if str(mistake):
-            print(f"\n{mistake}", file=sys.stderr)
-        status = 2
+    except UserError as error:
+        status, message = 2, str(error)
     except KeyboardInterrupt:
-        print("\nStopped.", file=sys.stderr)
-        status = 130
+        status, message = 130, "Stopped."
     except Terminated:
-        print("\nStopped by SIGTERM.", file=sys.stderr)
-        status = 143
+        status, message = 143, "Stopped by SIGTERM."
     except BrokenPipeError:  # the reader of our output (`| head`) has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 141
     except OSError as error:
-        words = describe(error)
-        if words is None:
+        description = describe(error)
+        if description is None:
             raise
-        print(f"\n{words}", file=sys.stderr)
-        status = 2
+        status, message = 2, description
+    if message:
+        print(f"\n{message}", file=sys.stderr)
     if status:
         sys.exit(status)
-
-
-def describe(error):
-    """An operating-system error in words, or None where a traceback says more."""
-    where = f"{error.filename}: " if error.filename else ""
-    cures = {
-        errno.ENOSPC: "the disk is full. Free some space, then start again",
-        errno.EDQUOT: "the disk quota is used up. Free some space, then start again",
-        errno.EFBIG: "the file would outgrow the size that this system allows (see `ulimit -f`)",
-        errno.EROFS: "the file system is read-only. Give another folder",
-        errno.EACCES: "permission denied. Change the folder's permissions, or give another one",
-        errno.ENOTDIR: "a part of this path is a file, where a folder is needed. Give another one",
-        errno.EEXIST: "a file has the name of a folder that is needed. Give another one",
-        errno.EISDIR: "this is a folder, where a file is needed. Give another name",
-        errno.ENAMETOOLONG: "the name is too long for the file system. Shorten it",
-        errno.EPERM: "permission denied. Change the folder's permissions, or give another one",
-    }
-    return f"{where}{cures[error.errno]}." if error.errno in cures else None

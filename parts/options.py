@@ -1,54 +1,471 @@
-"""The constants of a script as flags of its command line."""
+"""The constants at the top of a script: what each may be, its flag, and all of them as settings.
+
+    NUM_EPOCHS = 20  # how often every image is seen
+    SIZE: tuple | None = (320, 480)  # height and width
+    _RULES = dict(NUM_EPOCHS=whole(1), SIZE=optional(sizes(2)))
+
+    settings = settings_of(globals(), argv, rules=_RULES)
+    settings.NUM_EPOCHS  # 5 after `python script.py --num-epochs 5`
+
+A constant is an upper-case name that the script itself assigns: not an imported one, and none that begins with _.
+Without a rule in the table a constant follows the rule of its value: True makes a switch, 5e-4 takes a number, "adamw"
+text, (1, 2) numbers. A constant that is any other object has no flag.
+"""
 
 import argparse
 import ast
+import difflib
 import io
+import math
 import os
+import re
 import sys
 import textwrap
 import tokenize
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 from parts.errors import UserError
 
-_NOT_PLAIN = object()
+# ---- rules: what a constant may be
 
 
-def settings_of(constants, argv=None, presets=None, positionals=()):
-    """The constants of a script, which gives its `globals()`, overridden by the flags in `argv`.
+@dataclass(frozen=True)
+class Rule:
+    """What a constant may be, and how its flag gives it."""
 
-    A constant is an upper-case name with a plain value (numbers, text, paths, None, tuples and dictionaries of
-    these); names that begin with _ are the script's own. Its flag is named after it, and the comment behind it
-    is the flag's help. A dictionary's is given as NAME=VALUE, a value being a number, or several with commas
-    between; one of another form is a constant where it is annotated, else a table that the script has imported.
-    Where the value does not tell what else it may be, an annotation does: `ENCODER: str | None = None`.
-    Without `argv` the command line counts if this is the script that was started, and nothing where it was
-    imported or pasted into a notebook.
-    `presets` maps the name of a boolean constant to {constant: value}, which replaces constants where that
-    boolean is on; a flag wins over both. `positionals`: (name, add_argument keywords).
-    Returns a namespace with the constants' own names. UserError: a flag's value of the wrong kind.
+    wanted: str  # what it must be, in words, for messages
+    accepts: Callable[[Any], bool]  # whether a value fits
+    read: Callable[[list[str]], Any]  # the words behind the flag -> the value, or text that `accepts` refuses
+    metavar: str  # what --help shows behind the flag
+    several: bool = False  # the flag takes several words
+    is_switch: bool = False  # --flag and --no-flag, without words
+
+
+def switch() -> Rule:
+    """True or False: --flag and --no-flag."""
+    return Rule("True or False", lambda value: type(value) is bool, _read_one, "", is_switch=True)
+
+
+def whole(least: int = 0, most: float = math.inf) -> Rule:
+    """A whole number from `least` to `most`."""
+    wanted = f"a whole number, {least} or more"
+    if most < math.inf:
+        wanted = f"a whole number from {least} to {most}"
+    return Rule(wanted, lambda value: type(value) is int and least <= value <= most, _read_one, "INT")
+
+
+def number(least: float = 0.0, *, above: float = -math.inf, below: float = math.inf, most: float = math.inf) -> Rule:
+    """A number: `least` <= number <= `most`, and `above` < number < `below`."""
+    limits = []
+    if above >= least:
+        limits.append(f"above {above:g}")
+    elif least > -math.inf:
+        limits.append(f"{least:g} or more")
+    if below < math.inf:
+        limits.append(f"below {below:g}")
+    if most < math.inf:
+        limits.append(f"at most {most:g}")
+
+    def accepts(value: Any) -> bool:
+        return type(value) in (int, float) and least <= value <= most and above < value < below
+
+    return Rule(", ".join(["a number", *limits]), accepts, _read_one, "NUMBER")
+
+
+def any_text() -> Rule:
+    """Text, which the flag takes as it is typed."""
+    return Rule("text", lambda value: isinstance(value, str), lambda given: given[0], "TEXT")
+
+
+def file_path(*suffixes: str) -> Rule:
+    """A file or folder, as text or Path; with suffixes, a name that ends in one of them."""
+    wanted = "a path"
+    if suffixes:
+        wanted = f"a file name that ends in {' or '.join(suffixes)}"
+
+    def accepts(value: Any) -> bool:
+        return isinstance(value, str) and (not suffixes or value.endswith(suffixes))
+
+    return Rule(wanted, accepts, lambda given: given[0], "PATH")
+
+
+def one_of(*choices: Any) -> Rule:
+    """One of some words, numbers or None."""
+    spelled = {str(choice): choice for choice in choices}
+
+    def read(given: list[str]) -> Any:
+        return spelled.get(given[0], _literal(given[0]))
+
+    return Rule(f"one of {', '.join(spelled)}", lambda value: value in choices, read, "CHOICE")
+
+
+def either(rule: Rule, *choices: str | None) -> Rule:
+    """What the rule takes, or one of these words, or None."""
+    spelled = {str(choice).lower(): choice for choice in choices}
+    names = [rule.wanted, *(f'"{choice}"' if choice else "None" for choice in choices)]
+
+    def accepts(value: Any) -> bool:
+        if value is None or isinstance(value, str):  # others, such as arrays, may not compare
+            return value in choices or rule.accepts(value)
+        return rule.accepts(value)
+
+    def read(given: list[str]) -> Any:
+        if len(given) == 1 and given[0].lower() in spelled:
+            return spelled[given[0].lower()]
+        return rule.read(given)
+
+    return replace(rule, wanted=f"{', '.join(names[:-1])}, or {names[-1]}", accepts=accepts, read=read)
+
+
+def optional(rule: Rule) -> Rule:
+    """What the rule takes, or None."""
+    return either(rule, None)
+
+
+def sizes(count: int | None = None) -> Rule:
+    """`count` whole numbers above 0, or any number of them: 320 480, 320x480 or 320,480 on the command line."""
+    wanted = {None: "one or more whole numbers above 0", 2: "height and width"}.get(
+        count, f"{count} whole numbers above 0"
+    )
+
+    def accepts(value: Any) -> bool:
+        if not isinstance(value, tuple) or len(value) != (count or len(value)) or not value:
+            return False
+        return all(type(side) is int and side > 0 for side in value)
+
+    return Rule(wanted, accepts, _read_numbers, "INT", several=True)
+
+
+def numbers() -> Rule:
+    """One number or several, as a tuple."""
+    return Rule("one or more numbers", _are_numbers, _read_numbers, "NUMBER", several=True)
+
+
+def any_value() -> Rule:
+    """Anything plain: 8, alpha, none, or 8 9, which is a tuple. For constants that something else checks."""
+    return Rule("a value, or several", lambda value: True, _read_values, "VALUE", several=True)
+
+
+def named_numbers(*, names_needed: bool = True) -> Rule:
+    """A dictionary of numbers, or of tuples of numbers: road=3 car=8,9 on the command line.
+
+    Without `names_needed` also numbers alone, as a tuple, and any one word. UserError, when it is read: NAME=VALUE with
+    a part missing, or twice the same name.
     """
-    if argv is None:
-        started = constants["__name__"] == "__main__" and "__file__" in constants  # a notebook's cell has no file
-        argv = sys.argv[1:] if started else []
-    annotations = constants.get("__annotations__") or constants.get("__annotate__", lambda form: {})(1)  # Python 3.14
-    own = _assigned(constants.get("__file__"))  # imported names are not the script's
-    plain = {
-        name: _plain(value)
-        for name, value in constants.items()
-        if name.isupper() and name[0] != "_" and (own is None or name in own)
-    }
-    values = {
-        name: value
-        for name, value in plain.items()
-        if value is not _NOT_PLAIN and (name in annotations or not isinstance(value, dict) or _is_named_numbers(value))
-    }
-    reasons = _comments(constants.get("__file__"))
-    kinds = {name: _kinds(value, annotations.get(name)) for name, value in values.items()}
-    parser = argparse.ArgumentParser(
-        prog=f"python {Path(constants.get('__file__', 'script.py')).name}",
-        description=constants["__doc__"],
+
+    def accepts(value: Any) -> bool:
+        if isinstance(value, tuple) and any(isinstance(item, str) for item in value):
+            return False  # several words are names that lack their values
+        return not names_needed or _is_named_numbers(value)
+
+    def read(given: list[str]) -> Any:
+        if any("=" in word for word in given):
+            return _read_named(given)
+        value = _read_values(given)
+        return (value,) if _are_numbers(value) and not isinstance(value, tuple) else value
+
+    wanted = "NAME=VALUE for each, where a value is a number (3), or several (3,4)"
+    if not names_needed:
+        wanted = f"values alone, or {wanted}"
+    return Rule(wanted, accepts, read, "NAME=VALUE", several=True)
+
+
+def _rule_of(value: Any) -> Rule | None:
+    """The rule of a constant that has none in the script's table, by its value; None for an object without a flag."""
+    if value is None:
+        return any_value()
+    if type(value) is bool:
+        return switch()
+    if type(value) in (int, float):
+        return number(-math.inf)
+    if isinstance(value, str):
+        return any_text()
+    if _are_numbers(value):
+        return numbers()
+    if _is_named_numbers(value):
+        return named_numbers()
+    return None
+
+
+def _are_numbers(value: Any) -> bool:
+    """Whether it is a number, or a tuple of one or more."""
+    several = value if isinstance(value, tuple) else (value,)
+    return bool(several) and all(type(item) in (int, float) for item in several)
+
+
+def _is_named_numbers(value: Any) -> bool:
+    """Whether it is a dictionary that a flag can give."""
+    return isinstance(value, dict) and all(type(key) is str and _are_numbers(item) for key, item in value.items())
+
+
+# ---- the words behind a flag
+
+
+def _literal(word: str) -> Any:
+    """The number or tuple that a word spells, None for none, and any other word itself."""
+    if word.lower() == "none":
+        return None
+    try:
+        return ast.literal_eval(word)
+    except (ValueError, SyntaxError):
+        return word
+
+
+def _read_one(given: list[str]) -> Any:
+    return _literal(given[0])
+
+
+def _read_values(given: list[str]) -> Any:
+    """The value of one word, or a tuple of several."""
+    if len(given) == 1:
+        return _literal(given[0])
+    return tuple(map(_literal, given))
+
+
+def _read_numbers(given: list[str]) -> Any:
+    """(320, 480) of 320 480, of 320x480 and of 320,480; a single word that is no number remains text."""
+    if len(given) == 1 and re.fullmatch(r"[1-9]\d*([xX×][1-9]\d*)+", given[0]):
+        given = re.split("[xX×]", given[0])
+    items: list[Any] = []
+    for word in given:
+        value = _literal(word)
+        items += value if isinstance(value, (tuple, list)) else [value]
+    if len(items) == 1 and not _are_numbers(items[0]):
+        return items[0]
+    return tuple(items)
+
+
+def _read_named(given: list[str]) -> dict[str, Any]:
+    """{name: number, or tuple of numbers} of words NAME=VALUE. UserError: all that is wrong with them."""
+    named: dict[str, Any] = {}
+    wrong = []
+    for word in given:
+        name, equals, spelled = word.partition("=")
+        value = _literal(spelled)
+        if not name or not equals:
+            wrong.append(f"{word!r} lacks its name, or its value")
+        elif not spelled:
+            wrong.append(f"{word!r} lacks its value")
+        elif not _are_numbers(value):
+            wrong.append(f"the value in {word!r} is no number")
+        elif name in named:
+            wrong.append(f"{name!r} is given twice")
+        else:
+            named[name] = value
+    if wrong:
+        raise UserError(
+            f"{', '.join(wrong)}. Give values alone, or NAME=VALUE for each, without spaces around =. A value is a "
+            "number (3), a colour (0xFF0000), or several of them with commas between (3,4)."
+        )
+    return named
+
+
+# ---- a script's text: which names it assigns, and the comments behind them
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What the text of a script says about its upper-case names."""
+
+    file_name: str
+    assigned: dict[str, ast.expr | None]  # name -> its expression, where it has a single one
+    others: set[str]  # names that are imported, or that a class or function has
+    comments: dict[str, str]  # name -> the comment behind its assignment
+
+    @classmethod
+    def of(cls, file: str | None) -> "_Source | None":
+        """None: there is no file, as in a notebook's cell, or one that is being edited."""
+        if file is None:
+            return None
+        try:
+            written = Path(file).read_text(encoding="utf-8")
+            tree = ast.parse(written)
+            tokens = list(tokenize.generate_tokens(io.StringIO(written).readline))
+        except (OSError, SyntaxError):
+            return None
+        comments = {
+            token.start[0]: token.string.lstrip("# ").strip() for token in tokens if token.type == tokenize.COMMENT
+        }
+        source = cls(Path(file).name, {}, set(), {})
+        source._collect(tree.body, comments)
+        return source
+
+    def declared(self, name: str, otherwise: Any) -> Any:
+        """The value that the text gives a constant, or `otherwise` where that is an expression to evaluate."""
+        expression = self.assigned.get(name)
+        if expression is None:
+            return otherwise
+        try:
+            return ast.literal_eval(expression)
+        except ValueError:
+            return otherwise
+
+    def _collect(self, statements: Sequence[ast.stmt], comments: dict[int, str], nested: bool = False) -> None:
+        """Adds the names of statements at the top level, and of those inside its if, with, try and for."""
+        for statement in statements:
+            if isinstance(statement, (ast.Import, ast.ImportFrom)):
+                self.others.update(alias.asname or alias.name.partition(".")[0] for alias in statement.names)
+                continue
+            if isinstance(statement, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+                self.others.add(statement.name)
+                continue
+            blocks = [getattr(statement, block, []) for block in ("body", "orelse", "finalbody")]
+            blocks += [handler.body for handler in getattr(statement, "handlers", [])]
+            if any(blocks):
+                for block in blocks:
+                    self._collect(block, comments, nested=True)
+                continue
+            names = [
+                node.id
+                for node in ast.walk(statement)
+                if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+            ]
+            for name in names:
+                expression = getattr(statement, "value", None)
+                if nested or len(names) > 1 or name in self.assigned or isinstance(statement, ast.AugAssign):
+                    expression = None  # one of several
+                self.assigned[name] = expression
+                if statement.end_lineno in comments:
+                    self.comments[name] = comments[statement.end_lineno]
+
+
+# ---- constants
+
+
+@dataclass(frozen=True)
+class _Constant:
+    """A constant of a script: its value, rule and reason (the comment behind it)."""
+
+    value: Any
+    rule: Rule | None  # None: an object, which has no flag
+    reason: str = ""
+
+
+def _constants_of(space: Mapping[str, Any], source: _Source | None, rules: Mapping[str, Rule]) -> dict[str, _Constant]:
+    """{name: constant} of a script whose globals are `space`, in the order of the script."""
+    constants = {}
+    for name, value in space.items():
+        if not name.isupper() or name[0] == "_" or (source and name not in source.assigned):
+            continue
+        value = _plain(value)
+        declared, reason = value, ""
+        if source:  # what a notebook has set must fit what the script says
+            declared, reason = _plain(source.declared(name, value)), source.comments.get(name, "")
+        rule = rules.get(name) or _rule_of(declared)
+        if source or rule:  # without a text to read, an object may well be an imported one
+            constants[name] = _Constant(value, rule, reason)
+    return constants
+
+
+def _shared_constants(
+    space: Mapping[str, Any], shared: Mapping[str, Any], names: Collection[str] | None, own: Collection[str]
+) -> dict[str, _Constant]:
+    """{name: constant} of those that a script takes from the module `shared`, but for its `own` of the same name."""
+    source = _Source.of(shared["__file__"])
+    declared = _constants_of(shared, source, shared["_SHARED"])
+    _refuse_misspelt(shared, source, declared)
+    constants = {}
+    for name in shared["_SHARED"]:
+        if name in own or (names is not None and name not in names):
+            continue
+        constants[name] = declared[name]
+        if name in space:  # set in the script's module: train.CLASSES = "all"
+            constants[name] = replace(declared[name], value=_plain(space[name]))
+    return constants
+
+
+def _plain(value: Any) -> Any:
+    """The value in plain types, which print, pickle and compare alike wherever they come from, where that can be."""
+    if isinstance(value, (list, tuple, range)):
+        return tuple(map(_plain, value))
+    if isinstance(value, dict):
+        return {_plain(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, os.PathLike) or type(value).__name__ == "device":
+        return str(value)
+    if getattr(value, "shape", None) == () and hasattr(value, "item"):  # NumPy's numbers
+        return value.item()
+    return value
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return all(map(_is_plain, value))
+    if isinstance(value, dict):
+        return all(map(_is_plain, [*value.keys(), *value.values()]))
+    return value is None or type(value) in (bool, int, float, str)
+
+
+def _question(name: str, known: Collection[str]) -> str:
+    """ " Is ... meant?", with the known name that is most like this one; nothing if none is."""
+    nearest = difflib.get_close_matches(name, known, n=1)
+    if nearest:
+        return f" Is {nearest[0]} meant?"
+    return ""
+
+
+def _refuse_misspelt(space: Mapping[str, Any], source: _Source | None, known: Collection[str]) -> None:
+    """UserError: somebody has set a name in a module, as `train.LEARNINGRATE = 1`, which is no constant of it."""
+    if source is None or "*" in source.others:
+        return
+    own = {*source.assigned, *source.others, *known}
+    module = Path(source.file_name).stem
+    wrong = []
+    for name in space:
+        if name.isupper() and name[0] != "_" and name not in own:
+            line = f"{name} is no constant of {source.file_name}.{_question(name, known)}"
+            wrong.append(f"{line} (`del {module}.{name}` takes it back.)")
+    if wrong:
+        raise UserError("\n".join(wrong))
+
+
+# ---- the command line
+
+
+class _Parser(argparse.ArgumentParser):
+    """An ArgumentParser that tells errors as a UserError, without the usage of fifty flags."""
+
+    def error(self, message: str) -> Any:
+        raise UserError(f"{self.prog}: {message}.\n`{self.prog} --help` lists all flags.")
+
+
+def _flag(name: str) -> str:
+    return "--" + name.lower().replace("_", "-")
+
+
+def _as_typed(value: Any) -> str:
+    """A constant's value as its flag takes it."""
+    if isinstance(value, dict):
+        return " ".join(f"{key}={_as_typed(item).replace(' ', ',')}" for key, item in value.items())
+    if isinstance(value, tuple):
+        return " ".join(map(str, value))
+    return str(value)
+
+
+def _add_flags(parser: Any, constants: Mapping[str, _Constant]) -> None:
+    """Adds a flag for each constant to a parser, or to a group of one."""
+    for name, constant in constants.items():
+        rule = constant.rule
+        if rule is None:
+            continue
+        words = f"{constant.reason} (default: {_as_typed(constant.value)})".strip().replace("%", "%%")
+        if rule.is_switch:
+            parser.add_argument(_flag(name), dest=name, action=argparse.BooleanOptionalAction, help=words)
+            continue
+        count = "+" if rule.several else 1
+        parser.add_argument(_flag(name), dest=name, nargs=count, metavar=rule.metavar, help=words)
+
+
+def _make_parser(
+    file_name: str, description: str | None, positionals: Sequence[tuple[str, dict[str, Any]]]
+) -> argparse.ArgumentParser:
+    """A script's parser, with its positional arguments and without flags."""
+    parser = _Parser(
+        prog=f"python {file_name}",
+        description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="Every flag is a constant at the top of the script: edit it there to change it for good.",
         argument_default=argparse.SUPPRESS,
@@ -56,203 +473,114 @@ def settings_of(constants, argv=None, presets=None, positionals=()):
     )
     for name, keywords in positionals:
         parser.add_argument(name, **keywords)
-    for name, value in values.items():
-        _add_flag(parser, name, value, kinds[name], reasons.get(name, ""))
-    given = vars(parser.parse_args(argv))
-    flags = {name: _read(name, value, kinds.get(name)) for name, value in given.items()}
-    for switch, preset in (presets or {}).items():
-        if flags.get(switch, values[switch]):
-            values |= preset
-    return SimpleNamespace(**(values | flags))
+    return parser
 
 
-def table(settings):
+def _parse(parser: argparse.ArgumentParser, argv: Sequence[str], constants: Mapping[str, _Constant]) -> dict[str, Any]:
+    """{name: words, or True or False of a switch} of a command line. UserError: an argument that is none."""
+    given, rest = parser.parse_known_args(argv)
+    unknown = [word.partition("=")[0] for word in rest if word.startswith("-")] or rest
+    if unknown:
+        flags = [_flag(name) for name, constant in constants.items() if constant.rule]
+        flags += [
+            _flag(f"no_{name}") for name, constant in constants.items() if constant.rule and constant.rule.is_switch
+        ]
+        line = f"{unknown[0]} is no argument of `{parser.prog}`.{_question(unknown[0].lower(), flags)}"
+        raise UserError(f"{line}\n`{parser.prog} --help` lists all flags.")
+    return vars(given)
+
+
+def _read_flags(given: Mapping[str, Any], constants: Mapping[str, _Constant]) -> dict[str, Any]:
+    """{name: value} of a parsed command line."""
+    read = {}
+    for name, value in given.items():
+        rule = constants[name].rule if name in constants else None  # a positional's is None
+        if rule is not None and not rule.is_switch:
+            try:
+                value = _plain(rule.read(value))
+            except UserError as error:
+                raise UserError(f"{_flag(name)}: {error}") from None
+        read[name] = value
+    return read
+
+
+# ---- settings
+
+
+def settings_of(
+    constants: Mapping[str, Any],
+    argv: Sequence[str] | None = None,
+    *,
+    rules: Mapping[str, Rule] | None = None,
+    shared: Mapping[str, Any] | None = None,
+    shared_names: Collection[str] | None = None,
+    presets: Mapping[str, Mapping[str, Any]] | None = None,
+    positionals: Sequence[tuple[str, dict[str, Any]]] = (),
+) -> SimpleNamespace:
+    """The constants of a script, overridden by the flags of a command line, under the constants' own names.
+
+    constants     the script's `globals()`
+    argv          the command line; None: that of the process, if this script was started, and none where it was
+                  imported or pasted into a notebook
+    rules         {constant: what it may be}, for those whose value alone does not tell
+    shared        `vars()` of a module whose `_SHARED`, {constant: rule}, lists constants that this script has too; one
+                  that is set in the script (`train.CLASSES = "all"`) wins
+    shared_names  of these alone; None: all of them
+    presets       {switch: {constant: value}}: values that replace constants where the switch is on; a flag wins
+    positionals   (name, keywords of add_argument) of arguments without a flag
+
+    UserError: a flag or constant that does not exist, or all that their rules refuse.
+    """
+    source = _Source.of(constants.get("__file__"))
+    own = _constants_of(constants, source, rules or {})
+    common: dict[str, _Constant] = {}
+    if shared is not None:
+        common = _shared_constants(constants, shared, shared_names, own)
+    every = own | common
+    _refuse_misspelt(constants, source, every)
+
+    parser = _make_parser(Path(constants.get("__file__", "script.py")).name, constants["__doc__"], positionals)
+    _add_flags(parser, own)
+    if shared is not None:
+        module = Path(shared["__file__"]).name
+        _add_flags(parser.add_argument_group(f"constants that stand in {module}, for all scripts"), common)
+
+    if argv is None:
+        started = constants["__name__"] == "__main__" and "__file__" in constants  # a notebook's cell has no file
+        argv = sys.argv[1:] if started else []
+    flags = _read_flags(_parse(parser, argv, every), every)
+    result = {name: constant.value for name, constant in every.items()}
+    for name, preset in (presets or {}).items():
+        if flags.get(name, result[name]):
+            result |= preset
+    result |= flags
+    _refuse_wrong(result, every)
+    return SimpleNamespace(**result)
+
+
+def _refuse_wrong(settings: Mapping[str, Any], constants: Mapping[str, _Constant]) -> None:
+    """UserError that lists every constant whose rule refuses its value."""
+    wrong = []
+    for name, constant in constants.items():
+        if constant.rule is not None and not constant.rule.accepts(settings[name]):
+            wrong.append(f"{name} = {settings[name]!r}: {constant.rule.wanted}")
+    if wrong:
+        raise UserError("These constants cannot be used:\n  " + "\n  ".join(wrong))
+
+
+def plain(settings: SimpleNamespace) -> dict[str, Any]:
+    """The settings that can be kept in a file: all but the constants that are objects."""
+    return {name: value for name, value in vars(settings).items() if _is_plain(value)}
+
+
+def table(settings: SimpleNamespace) -> str:
     """The settings as lines to print, one constant each."""
     width = max(map(len, vars(settings)))
+    indent = " " * (width + 5)  # a continued line begins behind the bracket
     lines = []
     for name, value in vars(settings).items():
-        line, indent = f"  {name:<{width}}  {value!r}", " " * (width + 5)  # a continued one begins behind the bracket
-        if isinstance(value, (tuple, dict)):
+        line = f"  {name:<{width}}  {value!r}"
+        if not isinstance(value, str):  # whose spaces count
             line = textwrap.fill(line, 118, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
         lines.append(line)
     return "\n".join(lines)
-
-
-def _plain(value):
-    """A constant's value in plain types, which print, pickle and compare alike wherever they come from."""
-    if value is None or type(value) in (bool, int, float, str):
-        return value
-    if isinstance(value, (list, tuple)):
-        items = tuple(map(_plain, value))
-        return _NOT_PLAIN if _NOT_PLAIN in items else items
-    if isinstance(value, dict):
-        items = {_plain(key): _plain(it) for key, it in value.items()}
-        return _NOT_PLAIN if _NOT_PLAIN in (*items, *items.values()) else items
-    if isinstance(value, os.PathLike) or type(value).__name__ == "device":
-        return str(value)
-    return value.item() if getattr(value, "shape", None) == () else _NOT_PLAIN  # NumPy's numbers
-
-
-def _are_numbers(value):
-    """Whether it is a number, or a tuple of one or more."""
-    several = value if isinstance(value, tuple) else (value,)
-    return bool(several) and all(type(it) in (int, float) for it in several)
-
-
-def _is_named_numbers(value):
-    """Whether it is a dictionary that a flag can give."""
-    return all(type(name) is str and _are_numbers(it) for name, it in value.items())
-
-
-def _assigned(file):
-    """The names that a script assigns at its top level; None where there is no file to read."""
-    try:
-        statements = ast.parse(Path(file).read_text(encoding="utf-8")).body
-    except (TypeError, OSError, SyntaxError):
-        return None
-    targets = [target for node in statements for target in getattr(node, "targets", [getattr(node, "target", None)])]
-    return {target.id for target in targets if isinstance(target, ast.Name)}
-
-
-def _comments(file):
-    """{NAME: the comment behind its assignment at the top level of a script}."""
-    try:
-        source = Path(file).read_text(encoding="utf-8")
-        tokens = list(tokenize.generate_tokens(io.StringIO(source).readline))
-        statements = ast.parse(source).body
-    except (TypeError, OSError, SyntaxError):  # no file, or one that is being edited: help without reasons
-        return {}
-    comments = {token.start[0]: token.string.lstrip("# ").strip() for token in tokens if token.type == tokenize.COMMENT}
-    targets = {
-        node.end_lineno: getattr(node, "target", None) or getattr(node, "targets", [None])[0] for node in statements
-    }
-    return {target.id: comments[line] for line, target in targets.items() if line in comments and hasattr(target, "id")}
-
-
-def _kinds(value, annotation):
-    """The names of the types that a constant may have."""
-    if isinstance(annotation, str):
-        return {type(value).__name__, *annotation.replace("None", "NoneType").split(" | ")}
-    allowed = getattr(annotation, "__args__", (annotation,)) if annotation else ()
-    return {type(value).__name__, *(kind.__name__ for kind in allowed)}
-
-
-def _add_flag(parser, name, value, kinds, reason):
-    flag = "--" + name.lower().replace("_", "-")
-    text = f"{reason} (default: {_as_typed(value)})".strip().replace("%", "%%")
-    if kinds == {"bool"}:
-        parser.add_argument(flag, dest=name, action=argparse.BooleanOptionalAction, help=text)
-        return
-    words = {"dict": "NAME=VALUE", "tuple": "VALUE"}
-    names = sorted(words.get(kind, kind.upper()) for kind in kinds - {"NoneType"})
-    if "int" in kinds and "VALUE" in names:
-        names.remove("VALUE")
-    several = "+" if kinds & {"tuple", "dict"} else None
-    parser.add_argument(flag, dest=name, nargs=several, metavar=" or ".join(names) or "VALUE", help=text)
-
-
-def _as_typed(value):
-    """A constant's value as its flag takes it."""
-    if isinstance(value, dict):
-        given = {name: ",".join(map(str, it)) if isinstance(it, tuple) else it for name, it in value.items()}
-        return " ".join(f"{name}={it}" for name, it in given.items())
-    return " ".join(map(str, value)) if isinstance(value, tuple) else value
-
-
-def _read(name, given, kinds):
-    """A flag's value: 8 is a number, none is None, 8 9 are two where several are taken, the rest is text.
-
-    Where a dictionary is taken, a=8 b=9 are one, and numbers are a tuple, even a single one.
-    Whether a constant may be that number, or None, refuse_wrong decides.
-    """
-    if kinds is None or isinstance(given, bool):  # a positional, a switch
-        return given
-    numbers = kinds & {"int", "float"}
-    only_text = "str" in kinds and not numbers and "tuple" not in kinds
-    given = given if isinstance(given, list) else [given]
-    flag = f"--{name.lower().replace('_', '-')}"
-    if "dict" in kinds and any("=" in text for text in given):
-        return _named(flag, given)
-    items = [_literal(text, only_text) for text in given]
-    alone = kinds - {"NoneType"} == {"tuple"} and items[0] is not None  # one number where only several are taken
-    several = len(items) > 1 or alone or ("dict" in kinds and type(items[0]) in (int, float))
-    value = tuple(items) if several else items[0]
-    kind = type(value).__name__
-    fits = value is None or kind in kinds or (numbers and kind in ("int", "float")) or kinds == {"NoneType"}
-    if several and ("str" not in kinds or "dict" in kinds):  # several words are names that lack their values
-        fits = fits and not any(isinstance(item, str) for item in items)
-    if not fits:
-        words = {"int": "a number", "float": "a number", "NoneType": "none", "str": "text", "tuple": "numbers"}
-        words["dict"] = "NAME=VALUE"
-        expected = " or ".join(dict.fromkeys(words.get(kind, kind) for kind in sorted(kinds)))
-        raise UserError(f"{flag} takes {expected}, got {value!r}.")
-    return value
-
-
-def _named(flag, words):
-    """{name: number, or tuple of numbers} of a flag's `words`, NAME=VALUE."""
-    values, wrong = {}, []
-    for word in words:
-        name, equals, text = word.partition("=")
-        value = _literal(text, False)
-        if not (name and equals and text):
-            wrong.append(f"{word!r} lacks {'its value' if name and equals else 'its name, or its value'}")
-        elif not _are_numbers(value):
-            wrong.append(f"the value in {word!r} is no number")
-        elif name in values:
-            wrong.append(f"{name!r} is given twice")
-        else:
-            values[name] = value
-    if wrong:
-        raise UserError(
-            f"{flag}: {', '.join(wrong)}. Give values alone, or NAME=VALUE for each, without spaces around =. A value "
-            "is a number (3), a colour (0xFF0000), or several of them with commas between (3,4)."
-        )
-    return values
-
-
-def _literal(text, only_text):
-    if text.lower() == "none":
-        return None
-    try:
-        return text if only_text else ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
-
-
-# What a constant must be: (test, words for one that fails it), for refuse_wrong.
-
-
-def whole(least):
-    """A whole number."""
-    return (lambda v: type(v) is int and v >= least), f"a whole number, {least} or more"
-
-
-def number(least=0.0, below=float("inf"), above=float("-inf"), words=None):
-    """A number, `least` <= it < `below` and `above` < it."""
-    limits = f"{above} < it" if above >= least else f"{least} or more"
-    limits += f", below {below}" if below < float("inf") else ""
-    return (lambda v: type(v) in (int, float) and least <= v < below and v > above), words or f"a number, {limits}"
-
-
-def one_of(*choices):
-    """One of some words."""
-    return (lambda v: v in choices), f"one of {', '.join(map(str, choices))}"
-
-
-def sizes(words, count=None):
-    """A tuple of whole numbers above 0; `count` of them, if given."""
-    return (
-        lambda v: isinstance(v, tuple) and len(v) == (count or len(v) or 1) and all(type(n) is int and n > 0 for n in v)
-    ), words
-
-
-def refuse_wrong(settings, **rules):
-    """UserError that lists every constant which its rule, (test, words), does not hold for."""
-    wrong = [
-        f"{name} = {value!r}: {words}"
-        for name, (test, words) in rules.items()
-        if not test(value := getattr(settings, name))
-    ]
-    if wrong:
-        raise UserError("These constants cannot be used:\n  " + "\n  ".join(wrong))

@@ -18,7 +18,7 @@ SCRIPTS = {"train.py": train, "augment.py": augment, "predict.py": predict, "dat
 
 
 def constants(script):
-    return vars(settings_of(vars(script), []))
+    return vars(settings_of(vars(script), [], shared=vars(dataset)))
 
 
 def test_the_constants_that_it_names_are_train_pys():

@@ -31,7 +31,6 @@ from PIL import Image
 
 import train
 from parts.errors import UserError
-from parts.options import settings_of
 from unet import UNet
 
 ARTEFACTS = {"checkpoint.pth", "best.pth", "history.csv", "curves.png", "saved_images"}
@@ -354,11 +353,6 @@ def test_its_text_runs_in_a_notebooks_cell(prepared):
     assert len(history(prepared)) == 1
 
 
-def test_tests_know_every_constant():
-    """So that none of them depends on how somebody has edited one."""
-    assert list(vars(settings_of(vars(train), []))) == list(TRAIN)
-
-
 def test_what_is_tried_once_is_set(prepared, monkeypatch):
     """cuDNN looks for its fastest kernels where a size comes up often; of two steps, the last has one between once."""
     for half_size, tries in ((0, True), (0.5, True), (0.2, False)):
@@ -513,7 +507,7 @@ def test_crops_are_the_same_with_arrays_and_without(prepared, monkeypatch, capsy
 
 @pytest.mark.parametrize("crop, left", [((32, 24), (32, 48)), ((32, 49), None), ((16, 24), (32, 48)), ((32, 48), None)])
 def test_a_crop_as_high_as_its_image_is_a_crop_still(crop, left):
-    s = settings_of(vars(train), helpers.flags(CROP=crop))
+    s = train.settings(helpers.flags(CROP=crop))
     train.settle_crop(s)
     assert left == s.IMAGE_SIZE
 

@@ -9,18 +9,18 @@ import sys
 import tempfile
 import zipfile
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import torch._dynamo.testing
 import torchvision
-from helpers import ROOT, TRAIN, WAIT, draw_pairs
+from helpers import ROOT, WAIT, draw_pairs, flags
 from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+import train
 from parts import pictures, recipe, scores
 from parts.checkpoints import (
     best_of,
@@ -745,7 +745,7 @@ def parts_of_a_run(mask_rule, channels=None):
     model = build_network(**architecture)
     optimizer = recipe.make_optimizer(model, "adamw", 0.01, 0.0)
     schedule = recipe.Schedule(optimizer, "linear", 2, 4)
-    return [model, optimizer, schedule, torch.amp.GradScaler("cpu", enabled=False)], SimpleNamespace(**TRAIN)
+    return [model, optimizer, schedule, torch.amp.GradScaler("cpu", enabled=False)], train.settings(flags())
 
 
 def saved_run(path, mask_rule, scores):

@@ -1,0 +1,73 @@
+"""How a script ends, with real signals, and lists and counts in words."""
+
+import pickle
+import subprocess
+import sys
+
+import pytest
+from helpers import ROOT, WAIT
+
+from parts.errors import UnusableFile, counted, list_files
+
+DROPPED = """
+import os, signal
+from parts import errors
+class Deaf:
+    def __del__(self):  # what a handler raises in here is dropped by Python
+        os.kill(os.getpid(), signal.SIGINT)
+        for _ in range(1000):
+            pass
+def main():
+    Deaf()
+    print("still running", flush=True)
+    errors.stop_if_asked()
+    print("never reached")
+errors.run(main)
+"""
+
+
+def ended(code):
+    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=WAIT)
+
+
+def test_a_signal_that_python_drops_still_ends_the_loop():
+    done = ended(DROPPED)
+    assert done.returncode == 130 and "still running" in done.stdout and "never reached" not in done.stdout
+    assert done.stderr == "\nStopped.\n"
+
+
+@pytest.mark.parametrize(
+    "body, status, message",
+    [
+        ("raise errors.UserError('mend this')", 2, "\nmend this\n"),
+        ("raise errors.UserError('')", 2, ""),
+        ("open('/dev/full', 'w').write('x' * 10**6)", 2, "disk is full"),
+        ("signal.raise_signal(signal.SIGTERM)", 143, "SIGTERM"),
+        ("signal.raise_signal(signal.SIGINT)", 130, "\nStopped.\n"),
+        ("return 1", 1, ""),
+        ("pass", 0, ""),
+    ],
+)
+def test_each_end_has_its_status_and_no_traceback(body, status, message):
+    done = ended(f"import signal\nfrom parts import errors\ndef main():\n    {body}\nerrors.run(main)\nprint('on')")
+    assert done.returncode == status and message in done.stderr and bool(message) == bool(done.stderr)
+    assert "Traceback" not in done.stderr
+    assert ("on" in done.stdout) == (status == 0)  # a notebook's kernel goes on
+
+
+def test_an_unusable_file_names_its_problem_and_cure_and_travels_between_processes():
+    error = UnusableFile("a\n.png", "is empty", "Copy it again")
+    assert str(error) == "a\\n.png: is empty. Copy it again."
+    other = pickle.loads(pickle.dumps(error))
+    assert str(other) == str(error) and (other.path, other.problem, other.cure) == (
+        "a\n.png",
+        "is empty",
+        "Copy it again",
+    )
+    assert str(UnusableFile(str(error))) == str(error)  # as a DataLoader makes it again
+
+
+def test_lists_and_counts_in_words():
+    assert [counted(*count) for count in ((1, "file"), (0, "file"), (2, "class"), (1, "class"), (1234, "copy"))] == [
+        "1 file", "0 files", "2 classes", "1 class", "1,234 copies"]  # fmt: skip
+    assert list_files(["a", "b\t"]) == "a, b\\t" and list_files(list("abcde")) == "a, b, c and 2 more"
