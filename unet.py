@@ -1,9 +1,11 @@
-"""U-Net: images in, logits out, at any size that survives the pooling.
+"""U-Net: images in, logits out, at any size that its poolings leave a pixel of.
 
 Ronneberger, Fischer, Brox: U-Net: Convolutional Networks for Biomedical Image Segmentation, 2015,
 https://arxiv.org/abs/1505.04597, figure 1; with padded convolutions and batch normalisation, so that
 the mask is as large as the image.
 """
+
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -13,9 +15,9 @@ from torch.nn import functional as F
 class DoubleConv(nn.Module):
     """Two 3x3 convolutions, each normalised and rectified: (N, in, H, W) -> (N, out, H, W)."""
 
-    def __init__(self, in_channels, out_channels):
+    def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
-        layers = []
+        layers: list[nn.Module] = []
         for channels in (in_channels, out_channels):
             layers += [
                 nn.Conv2d(channels, out_channels, 3, padding=1, bias=False),  # BatchNorm brings the bias
@@ -24,7 +26,7 @@ class DoubleConv(nn.Module):
             ]
         self.conv = nn.Sequential(*layers)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.conv(x)
 
 
@@ -36,7 +38,9 @@ class UNet(nn.Module):
     The default has 31,037,633 parameters.
     """
 
-    def __init__(self, in_channels=3, out_channels=1, features=(64, 128, 256, 512)):
+    def __init__(
+        self, in_channels: int = 3, out_channels: int = 1, features: Sequence[int] = (64, 128, 256, 512)
+    ) -> None:
         super().__init__()
         features = list(features)
         self.in_channels, self.smallest = in_channels, 2 ** len(features)
@@ -53,7 +57,7 @@ class UNet(nn.Module):
         self.middle = DoubleConv(features[-1], 2 * features[-1])
         self.output_conv = nn.Conv2d(features[0], out_channels, 1)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         check_input(x, self.in_channels, self.smallest)
         skips = []
         for block in self.encoder:
@@ -63,8 +67,8 @@ class UNet(nn.Module):
         return decode(self.decoder, self.output_conv, self.middle(x), skips)
 
 
-def check_input(x, in_channels, smallest):
-    """Refuses in words what the network cannot take: x must be (N, in_channels, H, W), H, W >= smallest."""
+def check_input(x: torch.Tensor, in_channels: int, smallest: int) -> None:
+    """Refuses, with a ValueError, images that the network cannot take: not (N, in_channels, H, W), H, W >= smallest."""
     if x.dim() != 4 or x.shape[1] != in_channels:
         raise ValueError(f"the network takes images of shape (N, {in_channels}, H, W), got {tuple(x.shape)}")
     if min(x.shape[2:]) < smallest:
@@ -74,11 +78,14 @@ def check_input(x, in_channels, smallest):
         )
 
 
-def decode(decoder, output_conv, x, skips):
-    """The way up: `decoder` alternates upsampling and DoubleConv. `skips`, a list from top to bottom, is used up."""
+def decode(decoder: nn.ModuleList, output_conv: nn.Conv2d, x: torch.Tensor, skips: list[torch.Tensor]) -> torch.Tensor:
+    """The way up, from the deepest feature map `x` to the logits.
+
+    `decoder` alternates upsampling and DoubleConv. `skips`, the encoder's feature maps from top to bottom, is emptied.
+    """
     for upsample, block in zip(decoder[::2], decoder[1::2]):
         x, skip = upsample(x), skips.pop()
-        # The pooling drops an odd row or column; an exported network must find that out when it runs.
+        # The pooling drops an odd row or column; an exported network must tell by the sizes at hand.
         if torch.compiler.is_exporting() or x.shape[2:] != skip.shape[2:]:
             x = F.interpolate(x, size=skip.shape[2:], mode="bilinear", antialias=False)
         x = torch.cat([skip, x], dim=1)

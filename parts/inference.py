@@ -405,7 +405,7 @@ class BatchPredictor:
         self.model.eval()
         try:
             # Last batches and images of any size would each be compiled once more
-            with as_written(self.model):
+            with as_written():
                 return self._labels_in_windows(images) if self.in_windows else self._labels(images)
         finally:
             self.model.train(training)

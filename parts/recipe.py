@@ -1,9 +1,14 @@
-"""How the weights are updated: precision, loss, optimizer, schedule, flips and colours."""
+"""How the weights are updated: precision, loss, optimizer, schedule, flips, colours and sizes."""
+
+from __future__ import annotations
 
 import math
 import platform
-from contextlib import nullcontext
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,10 +22,13 @@ PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.floa
 LOSSES = {"bce": False, "bce+dice": True}  # whether Dice is added
 OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 SCHEDULES = ("constant", "linear", "cosine", "plateau")
-FULL_SIZE_FROM = 0.95  # share of the steps after which images that have grown are whole
+FULL_SIZE_FROM = 0.95  # share of the steps after which images that have grown have IMAGE_SIZE
 
 
-def autocast_dtype(device, precision="auto"):
+# ---- precision
+
+
+def autocast_dtype(device: torch.device, precision: str = "auto") -> torch.dtype | None:
     """Autocast's dtype on `device`, or None for float32. UserError: float16 on a CPU, where it would crawl."""
     if precision == "auto":
         return best_dtype(device.type, has_bfloat16(device))
@@ -29,14 +37,16 @@ def autocast_dtype(device, precision="auto"):
     return PRECISIONS[precision]
 
 
-def best_dtype(device_type, bfloat16):
+def best_dtype(device_type: str, bfloat16: bool) -> torch.dtype | None:
     """bfloat16 where the hardware computes it, float16 on CUDA that does not, else float32 (None)."""
     if device_type in ("cuda", "cpu") and bfloat16:
         return torch.bfloat16
-    return torch.float16 if device_type == "cuda" else None
+    if device_type == "cuda":
+        return torch.float16
+    return None
 
 
-def has_bfloat16(device):
+def has_bfloat16(device: torch.device) -> bool:
     """Whether `device` multiplies bfloat16 matrices in hardware; emulated, they are slower than float32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
@@ -46,23 +56,35 @@ def has_bfloat16(device):
     return False
 
 
+def describe_dtype(device: torch.device, dtype: torch.dtype | None) -> str:
+    """The precision of a training step, in words; `dtype` is autocast's."""
+    tf32 = device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 8
+    if dtype is None and tf32 and torch.backends.cudnn.allow_tf32:
+        return "float32 (convolutions in TF32, which has 10 bits of mantissa)"
+    return str(dtype or torch.float32).removeprefix("torch.")
+
+
+# ---- loss
+
+
 class Loss(nn.Module):
     """Cross-entropy, to which "bce+dice" adds the soft Dice loss, in float32: logits (N, C, H, W) -> a scalar.
 
     Targets are {0, 1} in floats (N, 1, H, W) for C = 1, and the cross-entropy is binary; or labels in uint8
     (N, 1, H, W): classes 0 ... C - 1, or {0, 1} for C = 1, and IGNORED, which counts in neither term. The
     cross-entropy is the mean over pixels.
-    Dice as in Milletari, Navab, Ahmadi: V-Net, 2016, section 3, with plain sums in the denominator; of each
-    image, then the mean, as it is scored. Of several classes it is the mean over those that the image holds:
-    one that it does not hold could only be asked for nothing, which the others' Dice asks already. One pixel is
-    added above and below, so that an empty mask predicted empty loses nothing, nor does an image that is ignored.
+    Dice as in Milletari, Navab, Ahmadi: V-Net, 2016, section 3, with plain sums in the denominator; of each image,
+    then the mean, as it is scored. With several classes it is the mean over those that the image holds: for the others
+    the loss could only ask that nothing is predicted, which it asks already through the classes that are there. One
+    pixel is added to numerator and denominator, so that an empty mask that is predicted empty costs nothing, nor does
+    an image that is ignored.
     """
 
-    def __init__(self, name):
+    def __init__(self, name: str) -> None:
         super().__init__()
         self.dice = LOSSES[name]
 
-    def forward(self, logits, targets):
+    def forward(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         if targets.dtype == torch.uint8:
             return self._of_labels(logits.float(), targets)
         logits, targets = logits.float(), targets.float()
@@ -74,40 +96,54 @@ class Loss(nn.Module):
             loss = loss + 1 - ((2 * both + 1) / (areas + 1)).mean()
         return loss
 
-    def _of_labels(self, logits, labels):
+    def _of_labels(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         kept = (labels != IGNORED).float()
         if logits.shape[1] == 1:
             truth = labels * kept
-            lost = F.binary_cross_entropy_with_logits(logits, truth, weight=kept, reduction="sum")
+            cross_entropy = F.binary_cross_entropy_with_logits(logits, truth, weight=kept, reduction="sum")
             probabilities = logits.sigmoid()
         else:
             classes = torch.arange(logits.shape[1], dtype=torch.uint8, device=labels.device)[:, None, None]
-            truth = (labels == classes).float()
+            truth = (labels == classes).float()  # (N, C, H, W), no class where a pixel is ignored
             logs = logits.contiguous().log_softmax(1)  # along strides of 1, every sum below would be slow on a CPU
-            lost = -(logs * truth).sum()
+            cross_entropy = -(logs * truth).sum()
             probabilities = logs.exp()
-        loss = lost / kept.sum().clamp(min=1)
+        loss = cross_entropy / kept.sum().clamp(min=1)
         if self.dice:
-            both, true = (probabilities * truth).sum((2, 3)), truth.sum((2, 3))  # (N, C)
-            dice = (2 * both + 1) / ((probabilities * kept).sum((2, 3)) + true + 1)
-            held = true > 0 if logits.shape[1] > 1 else torch.ones_like(true)
-            loss = loss + (((1 - dice) * held).sum(1) / held.sum(1).clamp(min=1)).mean()
+            loss = loss + self._dice_of_labels(probabilities, truth, kept)
         return loss
 
+    def _dice_of_labels(self, probabilities: torch.Tensor, truth: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+        """The soft Dice loss of probabilities and truth (N, C, H, W), over the pixels that are kept (N, 1, H, W)."""
+        both, true = (probabilities * truth).sum((2, 3)), truth.sum((2, 3))  # (N, C)
+        dice = (2 * both + 1) / ((probabilities * kept).sum((2, 3)) + true + 1)
+        counted = torch.ones_like(true)
+        if truth.shape[1] > 1:
+            counted = true > 0  # the classes that an image holds
+        return (((1 - dice) * counted).sum(1) / counted.sum(1).clamp(min=1)).mean()
 
-def make_optimizer(network, name, learning_rate, weight_decay):
+
+# ---- optimizer and schedule
+
+
+def make_optimizer(
+    network: nn.Module, name: str, learning_rate: float, weight_decay: float
+) -> torch.optim.Adam | torch.optim.AdamW:
     """Adam or AdamW, fused where the device can; biases and normalisation are not decayed."""
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
-    ]
+    weights = [parameter for parameter in parameters if parameter.dim() > 1]
+    others = [parameter for parameter in parameters if parameter.dim() <= 1]
+    groups = [{"params": weights, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
     fused = parameters[0].device.type in ("cpu", "cuda")
     return OPTIMIZERS[name](groups, lr=learning_rate, fused=fused)
 
 
-def learning_rate_factor(step, total, name, warmup):
-    """What the learning rate is multiplied by in `step` (0 ... total - 1), a function of the step alone."""
+def learning_rate_factor(step: int, total: int, name: str, warmup: float) -> float:
+    """The factor of the learning rate in `step` (0 ... total - 1) of the schedule `name`.
+
+    It depends on the step alone, so that a run that is resumed goes on exactly. `warmup`: the share of all steps in
+    which it rises to 1.
+    """
     rising = round(total * warmup)
     if step < rising:
         return (step + 1) / (rising + 1)
@@ -120,73 +156,97 @@ def learning_rate_factor(step, total, name, warmup):
 
 
 class Schedule:
-    """The learning rate: by the step, and for "plateau" by validation Dice as well."""
+    """The learning rate by the step, and for "plateau" by validation Dice as well."""
 
-    def __init__(self, optimizer, name, steps_per_epoch, epochs, warmup=0.0, plateau_patience=3):
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        name: str,
+        steps_per_epoch: int,
+        epochs: int,
+        warmup: float = 0.0,
+        plateau_patience: int = 3,
+    ) -> None:
         self.optimizer, self.name, self.warmup = optimizer, name, warmup
         self.steps_per_epoch, self.total = steps_per_epoch, steps_per_epoch * epochs
-        self.start = self.height = optimizer.param_groups[0]["lr"]
-        self.plateau = None
+        self.start: float = optimizer.param_groups[0]["lr"]  # LEARNING_RATE
+        self.height = self.start  # after the warm-up; the plateau schedule lowers it
+        self.plateau: torch.optim.lr_scheduler.ReduceLROnPlateau | None = None
         if name == "plateau":
             self.plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
                 optimizer, mode="max", factor=0.1, patience=plateau_patience
             )
 
-    def before_step(self, step):
+    def before_step(self, step: int) -> None:
         """Sets the learning rate of `step`, counted from 0 over the whole run."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.height * learning_rate_factor(step, self.total, self.name, self.warmup)
+        self._set(self.height * learning_rate_factor(step, self.total, self.name, self.warmup))
 
-    def after_epoch(self, dice):
-        """Tells the plateau schedule how validation went."""
+    def after_epoch(self, dice: float) -> None:
+        """Tells the plateau schedule the Dice of validation."""
         if self.plateau:
-            for group in self.optimizer.param_groups:
-                group["lr"] = self.height  # the warm-up has changed it
+            self._set(self.height)  # which the warm-up has changed
             self.plateau.step(dice)
             self.height = self.optimizer.param_groups[0]["lr"]
 
-    def state_dict(self):
+    def _set(self, learning_rate: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state for a checkpoint, in plain types."""
         plateau = None
         if self.plateau:
             state = self.plateau.state_dict()
             plateau = {key: state[key] for key in ("best", "num_bad_epochs", "last_epoch", "cooldown_counter")}
         return {"start": self.start, "height": self.height, "plateau": plateau}
 
-    def load_state_dict(self, state):
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from the state of a checkpoint, with the LEARNING_RATE of this run."""
         if self.plateau and state["plateau"]:
             self.plateau.load_state_dict(state["plateau"])
-            self.height = state["height"] * (self.start / state.get("start", self.start))  # LEARNING_RATE of now
+            self.height = state["height"] * (self.start / state.get("start", self.start))
 
 
-def named_generator(*numbers):
+# ---- batches: random variations, and sizes
+
+
+def named_generator(*numbers: int) -> torch.Generator:
     """A CPU generator of its own for (seed, epoch, ...): the same numbers, the same draws."""
     seed = np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(seed >> np.uint64(1)))
 
 
-def vary_batch(images, masks, flip, color_jitter, generator):
-    """Images (N, 3, H, W) in [0, 1] and masks (N, 1, H, W), as the constants FLIP and COLOR_JITTER vary them.
+def vary_batch(
+    images: torch.Tensor, masks: torch.Tensor, flip: bool, color_jitter: float, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images (N, 3, H, W) in [0, 1] and masks (N, 1, H, W), varied as the constants FLIP and COLOR_JITTER say.
 
-    Masks are what Loss takes, and stay it, here and in the functions below.
+    Masks are what Loss takes, and stay so, here and in the functions below.
     """
-    draws = torch.empty(6 * len(images), pin_memory=images.device.type == "cuda")  # one copy, which nobody waits for
-    flips, colors = draws[: len(images)], draws[len(images) :].view(-1, 5)
-    for part in [flips] * bool(flip) + [colors] * bool(color_jitter):
-        torch.rand(part.shape, generator=generator, out=part)
-    draws = draws.to(images.device, non_blocking=True)
-    flips, colors = draws[: len(images)], draws[len(images) :].view(-1, 5)
+    # One number for each image's flip, five for its colours: drawn on the CPU, so that every device gets the same,
+    # and sent in one copy, for which nothing waits.
+    sizes = [len(images), 5 * len(images)]
+    draws = torch.empty(sum(sizes), pin_memory=images.device.type == "cuda")
+    flips, colors = draws.split(sizes)
+    if flip:
+        torch.rand(sizes[0], generator=generator, out=flips)
+    if color_jitter:
+        torch.rand(sizes[1], generator=generator, out=colors)
+    flips, colors = draws.to(images.device, non_blocking=True).split(sizes)
     if flip:
         images, masks = flip_batch(images, masks, flips)
-    return jitter_colors(images, color_jitter, colors) if color_jitter else images, masks
+    if color_jitter:
+        images = jitter_colors(images, color_jitter, colors.view(-1, 5))
+    return images, masks
 
 
-def flip_batch(images, masks, draws):
-    """Mirrors images of (N, C, H, W), and their masks, left-right where the draw (N,) in [0, 1) is below one half."""
+def flip_batch(images: torch.Tensor, masks: torch.Tensor, draws: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mirrors images (N, C, H, W) and their masks left-right where the draw (N,) in [0, 1) is below one half."""
     chosen = (draws < 0.5)[:, None, None, None]
     return torch.where(chosen, images.flip(3), images), torch.where(chosen, masks.flip(3), masks)
 
 
-def jitter_colors(images, strength, draws):
+def jitter_colors(images: torch.Tensor, strength: float, draws: torch.Tensor) -> torch.Tensor:
     """Changes each image's contrast about its mean, its brightness and its channels' balance, by `draws` (N, 5).
 
     Factors go from 1 - strength to 1 + strength as the draws go from 0 to 1, a channel's as the square root of that.
@@ -198,14 +258,16 @@ def jitter_colors(images, strength, draws):
     return ((images - mean) * contrast + mean * brightness) * balance
 
 
-def size_factor(share, half_size):
-    """What IMAGE_SIZE is multiplied by after `share` of the steps: a half up to `half_size`, then evenly more."""
+def size_factor(share: float, half_size: float) -> float:
+    """The factor of IMAGE_SIZE after `share` of the steps: a half up to the share `half_size`, then growing to 1."""
     if not half_size or share >= FULL_SIZE_FROM:
         return 1.0
     return 0.5 + 0.5 * max(0.0, share - half_size) / (FULL_SIZE_FROM - half_size)
 
 
-def shrink_batch(images, masks, factor, multiple):
+def shrink_batch(
+    images: torch.Tensor, masks: torch.Tensor, factor: float, multiple: int
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Images and masks (N, C, H, W) at `factor` of their size, rounded to `multiple` pixels.
 
     A step at half the size costs a quarter, and most of what a network learns first shows there: the
@@ -222,105 +284,119 @@ def shrink_batch(images, masks, factor, multiple):
     return images.contiguous(memory_format=torch.channels_last), masks
 
 
-def _shrink_labels(labels, size):
+def _shrink_labels(labels: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
     """Labels (N, 1, H, W) at a smaller `size`: of each pixel the label that most of five points in it have.
 
-    The points are its centre, which decides where none has most, and those of its quarters. Measured on every fourth of
-    CamVid's class masks at 160x240, shrunk and enlarged again, as mean IoU with what was there: 0.858 at half the size,
-    0.903 at 112x176, 0.963 at 144x224 (the centre alone, nearest: 0.845, 0.900, 0.969; the largest of the classes'
-    areas: 0.852, 0.903, 0.957, and several times the time with 12 classes).
+    The points are its centre, which decides where none has most, and the centres of its quarters. benchmarks/README.md
+    compares it with other rules.
     """
-    places = [(0.5, 0.5), (0.25, 0.25), (0.25, 0.75), (0.75, 0.25), (0.75, 0.75)]
     points = []
-    for place in places:
-        rows, columns = (
-            ((torch.arange(count, device=labels.device) + share) * side / count).long()
-            for share, count, side in zip(place, size, labels.shape[2:])
-        )
+    for down, across in ((0.5, 0.5), (0.25, 0.25), (0.25, 0.75), (0.75, 0.25), (0.75, 0.75)):
+        rows = _places(size[0], labels.shape[2], down, labels.device)
+        columns = _places(size[1], labels.shape[3], across, labels.device)
         points.append(labels.index_select(2, rows).index_select(3, columns))
     shrunk, most = points[0], torch.zeros_like(points[0])
     for point in points:
-        votes = sum((point == other).byte() for other in points)
+        votes = torch.zeros_like(point)
+        for other in points:
+            votes += point == other
         shrunk, most = torch.where(votes > most, point, shrunk), torch.maximum(votes, most)
     return shrunk
 
 
-def compile_or_not(model, shape, dtype, half_size=0.0):
-    """torch.compile, tried on zeros of `shape` (N, C, H, W), and of half its size where training starts there.
+def _places(count: int, side: int, share: float, device: torch.device) -> torch.Tensor:
+    """The pixels that lie at `share` of each of `count` equal pieces of a side."""
+    return ((torch.arange(count, device=device) + share) * side / count).long()
 
-    `model`: a network, or a DistributedDataParallel around it, whose exchange of gradients then overlaps with the
-    compiled backward pass. Compiled in its place, it keeps its keys; a failure, now or at another size later, leaves
-    it as it was. Returns whether it is compiled. That memory runs out is no failure of the compiler, and raised.
+
+# ---- torch.compile
+
+
+def compile_or_not(model: nn.Module, shape: Sequence[int], dtype: torch.dtype | None, half_size: float = 0.0) -> bool:
+    """Compiles a model in its place, if torch.compile can; else prints the reason and leaves it as it is.
+
+    It is tried on zeros of `shape` (N, C, H, W), and of half that size where training starts there (HALF_SIZE); what
+    fails at another size later runs as it is written. `model`: a network, or a DistributedDataParallel around it,
+    whose exchange of gradients then overlaps with the compiled backward pass. Its weights, statistics and keys stay.
+    Returns whether it is compiled. An error of memory that has run out is raised: the compiler has not failed then.
     """
-    network = getattr(model, "module", model)
+    network: Any = getattr(model, "module", model)
     if any(isinstance(module, nn.SyncBatchNorm) for module in network.modules()):
         print("Not compiled: torch.compile would break the graph at each SYNC_BATCHNORM.")
         return False
-    device = next(network.parameters()).device
-    images = torch.zeros(shape, device=device).contiguous(memory_format=torch.channels_last)
-    statistics = [buffer.clone() for buffer in network.buffers()]
-    model.compile(options=_layout())
+    # As an earlier run in this process may have left them otherwise
+    torch.compiler.set_stance("default")
     torch._dynamo.config.suppress_errors = False
+    device = next(network.parameters()).device
+    images = torch.zeros(tuple(shape), device=device).contiguous(memory_format=torch.channels_last)
     try:
-        for factor in {1.0, size_factor(0.0, half_size)}:
-            batch, _ = shrink_batch(images, images, factor, network.smallest)
-            with torch.autocast(device.type, dtype=dtype) if dtype else nullcontext():
-                model(batch).sum().backward()
-        compiled = torch._dynamo.config.suppress_errors = True
-    except Exception as error:  # whatever the compiler trips over: training goes on without it
+        # Convolutions stay channels-last; left alone, inductor decides by the sizes at hand, and so compiles again for
+        # each that HALF_SIZE passes through.
+        model.compile(options={"force_layout_optimization": True})
+        with _unchanged(network):
+            for factor in {1.0, size_factor(0.0, half_size)}:
+                batch, _ = shrink_batch(images, images, factor, network.smallest)
+                with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+                    model(batch).sum().backward()
+    except Exception as error:  # whatever the compiler fails with: training goes on without it
         if ran_out_of_memory(error):
             raise
         line = (str(error).strip().splitlines() or [""])[0][:200]
         print(f"torch.compile failed, training goes on without it ({type(error).__name__}: {line}).")
-        model._compiled_call_impl = None
-        compiled = False
-    network.zero_grad(set_to_none=True)
-    with torch.no_grad():
-        for buffer, before in zip(network.buffers(), statistics):
-            buffer.copy_(before)
-    return compiled
+        torch.compiler.set_stance("force_eager")
+        return False
+    torch._dynamo.config.suppress_errors = True
+    return True
 
 
-def _layout():
-    """Options of torch.compile that keep convolutions channels-last, or None where this version has none.
+@contextmanager
+def _unchanged(network: nn.Module) -> Iterator[None]:
+    """Whatever runs in this context leaves a network's statistics as they were, and no gradients."""
+    before = [buffer.clone() for buffer in network.buffers()]
+    try:
+        yield
+    finally:
+        network.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            for buffer, value in zip(network.buffers(), before):
+                buffer.copy_(value)
 
-    By itself inductor decides by the sizes at hand, and so compiles again for each that HALF_SIZE passes through.
-    """
-    import torch._inductor as inductor  # here, because only compiling needs it
 
-    name = "force_layout_optimization"
-    return {name: True} if name in inductor.list_options() else None
-
-
-def as_written(model):
-    """A context in which a compiled model runs as it is written.
+def as_written() -> AbstractContextManager[None]:
+    """A context in which compiled models run as they are written.
 
     Scoring and pictures have last batches and odd sizes, each of which would be compiled once more.
     """
-    compiled = getattr(model, "_compiled_call_impl", None) is not None
-    return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
+    if "torch._dynamo" not in sys.modules:  # so nothing is compiled; loading it takes seconds
+        return nullcontext()
+    return torch.compiler.set_stance("force_eager")
 
 
-def describe_dtype(device, dtype):
-    """What a training step computes in, in words."""
-    tf32 = device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 8
-    if dtype is None and tf32 and torch.backends.cudnn.allow_tf32:
-        return "float32 (convolutions in TF32, which has 10 bits of mantissa)"
-    return str(dtype or torch.float32).removeprefix("torch.")
+# ---- memory that runs out
 
 
-def out_of_memory_message(error, batch_size, size, accumulate, constant="IMAGE_SIZE"):
-    """What to turn when the device's memory is too small, with numbers; `constant` says the `size` trained on."""
-    half = max(1, batch_size // 2)
+def out_of_memory_message(
+    error: BaseException,
+    batch_size: int,
+    size: Sequence[int],
+    accumulate: int,
+    constant: str = "IMAGE_SIZE",
+) -> str:
+    """The cures for memory that has run out, with numbers; `constant` names the `size` that is trained on."""
+    lines = [f"The device has run out of memory with BATCH_SIZE = {batch_size} at {constant} = {tuple(size)}."]
+    if batch_size > 1:
+        half = batch_size // 2
+        flags = f"--batch-size {half} --accumulate {accumulate * batch_size // half}"
+        lines.append(f"  {flags}: the same step in smaller pieces")
     smaller = " ".join(str(max(32, side * 3 // 4 // 16 * 16)) for side in size)
-    halved = f"--batch-size {half} --accumulate {accumulate * batch_size // half}"
-    return (
-        f"The device has run out of memory with BATCH_SIZE = {batch_size} at {constant} = {tuple(size)}.\n"
-        + (f"  {halved}: the same step in smaller pieces\n" if batch_size > 1 else "")
-        + f"  --{constant.lower().replace('_', '-')} {smaller}: a little over half of the memory\n"
-        "  FEATURES with fewer channels: a smaller network\n"
-        f"({str(error).splitlines()[0][:200]})"
-    )
+    flag = constant.lower().replace("_", "-")
+    lines.append(f"  --{flag} {smaller}: a little over half of the memory")
+    lines.append("  FEATURES with fewer channels: a smaller network")
+    lines.append(f"({str(error).splitlines()[0][:200]})")
+    return "\n".join(lines)
+
+
+# ---- masks of a batch
 
 
 def targets_of(masks: torch.Tensor, device: torch.device, labels: bool = False) -> torch.Tensor:
