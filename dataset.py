@@ -8,20 +8,23 @@ writes a sheet of masks on their images. Exit status 2 where training would be s
 
 import hashlib
 import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import torch
 from torch.utils.data import Dataset, get_worker_info
 
-from parts.arrays import make_arrays, points_of, read_pair
+from parts.arrays import Arrays, Files, Size, make_arrays
 from parts.audit import audit
 from parts.errors import UserError, run
-from parts.files import parallel_map, stamp
-from parts.images import image_size
+from parts.files import stamp
 from parts.mask_rules import find_mask_rule, refuse_united_classes
-from parts.masks import IGNORED
-from parts.names import pair_files
+from parts.masks import IGNORED, MaskRule
+from parts.names import Pair, pair_files
 from parts.options import any_text, any_value, file_path, named_numbers, optional, settings_of, sizes, switch
 from parts.spec import CARVANA_GROUP, DataSpec
 
@@ -50,190 +53,275 @@ _RULES = _SHARED | dict(SHEET=optional(file_path()), IMAGE_SIZE=optional(sizes(2
 
 
 class Batch(list):
-    """The items of a batch, as any DataLoader collates them; `tensors`: (images, masks), collated already."""
+    """The samples of a batch, as any DataLoader collates them; `tensors` has them collated already: (images, masks)."""
+
+    def __init__(self, images: torch.Tensor, masks: torch.Tensor) -> None:
+        super().__init__(zip(images, masks))
+        self.tensors = images, masks
 
 
-_ADDED = ("ignored", "classes", "names", "colours")  # fields of a MaskRule
+class PairDataset(Dataset):
+    """What the datasets below have in common: pairs of images and masks, their reading, and the epoch.
 
-
-class ImageDataset(Dataset):
-    """Images and masks of two folders, which are listed only where `pairs`, reading.Pairs, are not given.
-
-    `ds[i]` is uint8, an image in RGB and its mask of {0, 1} or class indices, masks.IGNORED (255) where a pixel is
-    ignored. Which image and in what shape, by what is given:
-
-    nothing: pair i at its own size, (H, W, 3) and (H, W)
-    transform: what `transform(image=..., mask=...)`, as of albumentations, makes of that. One with a
-        `set_random_seed` is seeded for each item from (seed, epoch, i), whatever worker it runs in.
-    image_size: pair i at this (height, width), (3, H, W) and (H, W). A batch is fetched at once: (n, 3, H, W) in
-        channels_last strides and (n, H, W).
-    crop: a part of this (height, width) of a pair at `image_size` or its own; of each as many as would cover it, drawn
-        anew for each epoch, from (seed, epoch, i). A `crop_foreground` part of them is drawn so that it holds
-        foreground, or a class that the image holds. Smaller images are padded by reflection, the padding is ignored.
-    whole: pair i at `image_size` or its own, (3, H, W) and (H, W), for batches of one
-
-    The last three come out of arrays on disk (`keep_arrays`), decoded once, or are decoded when they are asked for: the
-    same, bit for bit. `mask_rule` (masks.MaskRule) says how masks are read; by default all of them are asked, with
-    `foreground`, `ignore` and `classes` as in MASK_FOREGROUND, MASK_IGNORE and CLASSES. `value_range` = (low, high): what of
-    images of more than 8 bits becomes 0 ... 255 (reading.read_image). UserError: what is wrong with the files.
+    A sample is an image and its mask, both uint8: the image in RGB; the mask of {0, 1} or class indices, and IGNORED
+    (255) where a pixel is neither trained on nor scored. `files` (parts.arrays.Files) says which pairs there are and
+    how they are read. Random draws come from (seed, epoch, index), whatever worker process they are made in.
+    UserError: what is wrong with the files.
     """
 
-    def __init__(
-        self,
-        img_dir,
-        mask_dir,
-        transform=None,
-        *,
-        image_size=None,
-        pairs=None,
-        mask_rule=None,
-        foreground=None,
-        seed=0,
-        ignore=None,
-        classes=None,
-        value_range=None,
-        crop=None,
-        crop_foreground=0.33,
-        whole=False,
-    ):
-        self.pairs = pair_files(img_dir, mask_dir) if pairs is None else list(pairs)
-        if mask_rule is None:
-            masks = [file for pair in self.pairs for file in pair.sources[1:]]
-            mask_rule = find_mask_rule(masks, DataSpec(foreground=foreground, ignore=ignore, classes=classes))
-        self.mask_rule, self.value_range = mask_rule, None if value_range is None else tuple(map(float, value_range))
-        if mask_rule.classes:
-            refuse_united_classes(self.pairs)
-        if transform and (crop or whole):
-            raise UserError("A transform makes items itself: crop in it, or give none.")
-        self.transform, self.seed = transform, seed
-        self.image_size = None if transform or not image_size else tuple(image_size)
-        self.crop, self.crop_foreground = crop and tuple(crop), crop_foreground
-        self.sizes, self._ends = None, None  # of the images, where these differ; how many crops end with each
-        if (crop or whole) and not self.image_size:
-            self.sizes = list(parallel_map(_size_of, self.pairs))
-        if crop:
-            sizes = np.array(self.sizes or [self.image_size] * len(self.pairs))
-            self._ends = np.cumsum(np.prod(-(-sizes // self.crop), axis=1))
-        self.whole = whole
-        self.arrays = None
-        self.returns_faults = False  # instead of raising them: a DataLoader's worker changes what is raised there
-        # In shared memory, because workers that persist have copies of everything else
+    whole = False  # whether samples are whole images that a network predicts in windows
+    arrays: Arrays | None = None  # where samples are read instead of their files, if they are
+
+    def __init__(self, files: Files, seed: int = 0) -> None:
+        if files.mask_rule.has_classes:
+            refuse_united_classes(files.pairs)
+        self.files = files
+        self.seed = seed
+        # A DataLoader's worker changes the exceptions that it passes on, so there UserErrors are returned.
+        self.returns_faults = False
+        # In shared memory, because workers that persist have copies of everything else.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
-    def set_epoch(self, epoch):
-        """The random draws of crops, and of the transform, are those of this epoch from now on."""
+    @property
+    def pairs(self) -> list[Pair]:
+        return self.files.pairs
+
+    @property
+    def mask_rule(self) -> MaskRule:
+        return self.files.mask_rule
+
+    @property
+    def image_size(self) -> Size | None:
+        """(height, width) that all images are resized to; None: each has its own."""
+        return self.files.image_size
+
+    @property
+    def epoch(self) -> int:
+        return int(self._epoch)
+
+    def set_epoch(self, epoch: int) -> None:
+        """From now on random draws are those of this epoch."""
         self._epoch.fill_(epoch)
 
-    def keep_arrays(self, folder, num_workers=None, progress=True):
-        """Batches come out of arrays in `folder` from now on, made if need be; False where they cannot be kept."""
-        how = dict(value_range=self.value_range, sizes=self.sizes, points=bool(self.crop))
-        self.arrays = make_arrays(self.pairs, self.mask_rule, self.image_size, folder, num_workers, progress, **how)
-        return self.arrays is not None
+    def pair_of(self, index: int) -> Pair:
+        """The Pair that sample `index` is made of."""
+        return self.pairs[index]
 
-    def identity(self):
-        """A word that is another one for other files, another size or another reading of the masks."""
-        files = [(pair.name, *file) for pair in self.pairs for file in pair.sources]
-        names = [[name, *(stamp(path) or [0])[:1], *[page] * (page > 0)] for name, path, page in files]
-        # What was added later counts where it is used alone, so that checkpoints from before still fit.
-        mask_rule = {name: value for name, value in self.mask_rule.to_dict().items() if value or name not in _ADDED}
-        what = [names, self.image_size, mask_rule, *([self.value_range] if self.value_range else [])]
-        return hashlib.sha256(json.dumps(what).encode()).hexdigest()
+    def __len__(self) -> int:
+        return len(self.pairs)
 
-    def __len__(self):
-        return int(self._ends[-1]) if self.crop else len(self.pairs)
-
-    def pair_of(self, index):
-        """The Pair that item `index` is of."""
-        return self.pairs[self._pair_number(index)]
-
-    def _pair_number(self, index):
-        return int(np.searchsorted(self._ends, index, side="right")) if self.crop else index
-
-    def __getitem__(self, index):
-        if self.image_size or self.sizes:
-            images, masks = self._batch([index])
-            return images[0], masks[0]
-        return self._item(index)
-
-    def __getitems__(self, indices):
-        """The items: a Batch, or a plain list where they are numpy arrays, or a transform's."""
+    def __getitems__(self, indices: Sequence[int]) -> list | UserError:
+        """The samples of a batch, as a DataLoader asks for them."""
         if get_worker_info() is not None:
             cv2.setNumThreads(0)  # the other cores have workers of their own; 1 would hang after a fork
         try:
-            if not (self.image_size or self.sizes):
-                return [self._item(index) for index in indices]
-            images, masks = self._batch(indices)
+            return self._batch(indices)
         except UserError as fault:
             if not self.returns_faults:
                 raise
             return UserError(str(fault))
-        batch = Batch(zip(images, masks))
-        batch.tensors = images, masks
-        return batch
 
-    def _batch(self, indices):
-        if self.crop:
-            images, masks = map(np.stack, zip(*map(self._crop_of, indices)))
-        elif self.sizes:
-            images, masks = (array[None] for array in map(np.array, self._decoded(*indices)[:2]))
-        elif self.arrays:
-            images, masks = self.arrays.rows(indices)
-        else:
-            pairs = [self.pairs[index] for index in indices]
-            images, masks = map(
-                np.stack, zip(*(read_pair(pair, self.mask_rule, self.image_size, self.value_range) for pair in pairs))
-            )
-        return torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(masks)
+    def _batch(self, indices: Sequence[int]) -> list:
+        return [self[index] for index in indices]
 
-    def _decoded(self, number):
-        """(image (H, W, 3), mask (H, W), points (C, POINTS)) of a pair; with arrays memory-mapped views."""
-        if self.arrays:
-            return self.arrays.one(number)
-        image, mask = read_pair(self.pairs[number], self.mask_rule, self.image_size, self.value_range)
-        return image, mask, points_of(mask, self.mask_rule) if self.crop else None
+    def identity(self) -> str:
+        """A digest of the files' names and lengths, their size in memory and the reading of the masks.
 
-    def _crop_of(self, index):
-        """(image (h, w, 3), mask (h, w)) of crop `index` in this epoch."""
-        image, mask, points = self._decoded(self._pair_number(index))
-        draw = np.random.default_rng([self.seed, int(self._epoch), index])
-        corner = draw.integers(0, 1 + np.maximum(0, np.subtract(mask.shape, self.crop)))
-        held = np.flatnonzero(points[:, 0] >= 0)
-        if draw.random() < self.crop_foreground and len(held):
-            places = points[draw.choice(held)]
-            place = np.array(divmod(draw.choice(places[places >= 0]), mask.shape[1]))
-            last = np.minimum(place, np.subtract(mask.shape, self.crop).clip(0))
-            corner = draw.integers(np.maximum(0, place - self.crop + 1).clip(None, last), last + 1)
-        top, left = corner
-        part = np.s_[top : top + self.crop[0], left : left + self.crop[1]]
-        image, mask = image[part], mask[part]
-        below, beside = np.subtract(self.crop, mask.shape).tolist()
-        if below or beside:
-            image = cv2.copyMakeBorder(image, 0, below, 0, beside, cv2.BORDER_REFLECT_101)
-            mask = cv2.copyMakeBorder(mask, 0, below, 0, beside, cv2.BORDER_CONSTANT, value=IGNORED)
-        return image, mask
+        A checkpoint keeps that of the validation set: scores of two epochs can be compared if it is the same.
+        """
+        names: list[list] = []
+        for pair in self.pairs:
+            for path, page in pair.sources:
+                num_bytes = (stamp(path) or [0])[0]
+                entry = [pair.name, num_bytes]
+                if page:
+                    entry.append(page)
+                names.append(entry)
+        # Fields that a MaskRule has not always had count only where they are set, so that old checkpoints still fit.
+        rule = {name: value for name, value in self.mask_rule.to_dict().items() if value or name not in _ADDED_TO_RULE}
+        identified: list[Any] = [names, self.image_size, rule]
+        if self.files.value_range is not None:
+            identified.append(self.files.value_range)
+        return hashlib.sha256(json.dumps(identified).encode()).hexdigest()
 
-    def _item(self, index):
-        pair = self.pairs[index]
-        image, mask = read_pair(pair, self.mask_rule, None, self.value_range)
-        image = np.array(image)  # Pillow's own is read-only
+
+_ADDED_TO_RULE = ("ignored", "classes", "names", "colours")
+
+
+class ImageDataset(PairDataset):
+    """The article's dataset: each image and mask at its own size, or what a transform makes of the two.
+
+    `ds[i]` is an array (H, W, 3) and an array (H, W), or the "image" and the "mask" that
+    `transform(image=..., mask=...)` returns, as albumentations does. A transform that has a `set_random_seed` is
+    seeded for each sample.
+
+    The two folders are listed unless `pairs` are given. Masks are read by `mask_rule`; without one, all masks are
+    looked at to find it, as `spec` says. `value_range` = (low, high) is what becomes 0 and 255 of images of more than
+    8 bits; without one it is that of `spec`.
+    """
+
+    def __init__(
+        self,
+        img_dir: str | Path | None,
+        mask_dir: str | Path | None,
+        transform: Callable[..., dict[str, Any]] | None = None,
+        *,
+        pairs: Sequence[Pair] | None = None,
+        mask_rule: MaskRule | None = None,
+        spec: DataSpec = DataSpec(),
+        value_range: tuple[float, float] | None = None,
+        seed: int = 0,
+    ) -> None:
+        if pairs is None:
+            if img_dir is None or mask_dir is None:
+                raise UserError("ImageDataset: give img_dir and mask_dir, or pairs.")
+            pairs = pair_files(img_dir, mask_dir, spec)
+        if mask_rule is None:
+            mask_rule = find_mask_rule(masks_of(pairs), spec)
+        if value_range is None:
+            value_range = value_range_of(spec)
+        super().__init__(Files(list(pairs), mask_rule, value_range), seed)
+        self.transform = transform
+
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
+        sample = self.files.sample(index)
+        image = np.array(sample.image)  # a copy: what Pillow decodes is read-only
         if self.transform is None:
-            return image, mask
+            return image, sample.mask
         if hasattr(self.transform, "set_random_seed"):
-            draw = np.random.SeedSequence([self.seed, int(self._epoch), index % len(self)])
-            self.transform.set_random_seed(int(draw.generate_state(1)[0]))
-        made = self.transform(image=image, mask=mask)
+            draws = np.random.SeedSequence([self.seed, self.epoch, index % len(self)])
+            self.transform.set_random_seed(int(draws.generate_state(1)[0]))
+        made = self.transform(image=image, mask=sample.mask)
         return made["image"], made["mask"]
 
 
 image_dataset = ImageDataset  # the article's spelling
 
 
-def _size_of(pair):
-    return image_size(pair.image, pair.image_page)
+def masks_of(pairs: Sequence[Pair]) -> list[tuple[Path, int]]:
+    """(file, page) of every mask of these pairs."""
+    return [source for pair in pairs for source in pair.sources[1:]]
+
+
+def value_range_of(spec: DataSpec) -> tuple[float, float] | None:
+    """What becomes 0 and 255, as IMAGE_RANGE says. UserError: only an audit of the images can tell ("auto")."""
+    if isinstance(spec.image_range, str):
+        raise UserError(
+            f'IMAGE_RANGE = "{spec.image_range}" is decided by an audit of the training images: give its value_range, '
+            "its report, or two numbers."
+        )
+    return spec.image_range
+
+
+class ArrayDataset(PairDataset):
+    """Pairs at one size, `files.image_size`: `ds[i]` is a tensor (3, H, W) and a tensor (H, W).
+
+    A batch is fetched at once: (n, 3, H, W) in channels_last strides, and (n, H, W). Samples are decoded afresh each
+    time, or read from arrays on disk (`keep_arrays`): the same, bit for bit.
+    """
+
+    def keep_arrays(self, folder: str | Path, num_workers: int | None = None, progress: bool = True) -> bool:
+        """Makes arrays in `folder` unless they are there, and reads from them; False where they cannot be kept."""
+        self.arrays = make_arrays(self.files, folder, num_workers, progress)
+        return self.arrays is not None
+
+    @property
+    def pixels(self) -> Files | Arrays:
+        """Where samples are read."""
+        if self.arrays is not None:
+            return self.arrays
+        return self.files
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        images, masks = self._batch([index]).tensors
+        return images[0], masks[0]
+
+    def _batch(self, indices: Sequence[int]) -> Batch:
+        images, masks = self._read(indices)
+        return Batch(torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(masks))
+
+    def _read(self, indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """Images (n, H, W, 3) and masks (n, H, W)."""
+        return self.pixels.batch(indices)
+
+
+class WholeDataset(ArrayDataset):
+    """Whole images at `files.image_size` or, without one, at their own sizes, then for batches of one."""
+
+    whole = True
+
+    def _read(self, indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        if self.image_size is not None:
+            return super()._read(indices)
+        (index,) = indices
+        sample = self.pixels.sample(index)
+        return np.array(sample.image)[None], np.array(sample.mask)[None]
+
+
+class CropDataset(ArrayDataset):
+    """Crops of size `crop` = (height, width) of images at `files.image_size` or, without one, at their own sizes.
+
+    Of each image there are as many crops as would cover it, drawn anew for each epoch. A share of `crop_foreground` of
+    them is drawn so that it holds foreground, or one of the classes that the image holds. Smaller images are padded by
+    reflection, and the padding is ignored.
+    """
+
+    def __init__(self, files: Files, crop: Size, crop_foreground: float = 0.33, seed: int = 0) -> None:
+        super().__init__(replace(files, with_points=True), seed)
+        self.crop = tuple(crop)
+        self.crop_foreground = crop_foreground
+        per_image = np.prod(-(-np.array(self.files.sizes) // self.crop), axis=1)  # rounded up
+        self._ends = np.cumsum(per_image)  # how many crops there are of an image and all before it
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def pair_of(self, index: int) -> Pair:
+        """The Pair that sample `index` is made of."""
+        return self.pairs[self._number_of(index)]
+
+    def padding(self) -> float:
+        """The share of all pixels of crops that is padding, as images are smaller than `crop`; every image alike."""
+        inside = np.minimum(self.files.sizes, self.crop).prod(axis=1)
+        return float(1 - inside.mean() / np.prod(self.crop))
+
+    def _number_of(self, index: int) -> int:
+        return int(np.searchsorted(self._ends, index, side="right"))
+
+    def _read(self, indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        crops = [self._draw_crop(index) for index in indices]
+        return np.stack([image for image, _ in crops]), np.stack([mask for _, mask in crops])
+
+    def _draw_crop(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Crop `index` of this epoch: an image (h, w, 3) and a mask (h, w)."""
+        sample = self.pixels.sample(self._number_of(index))
+        top, left = self._draw_corner(sample.mask.shape, sample.points, index)
+        part = np.s_[top : top + self.crop[0], left : left + self.crop[1]]
+        image, mask = sample.image[part], sample.mask[part]
+        below, beside = np.subtract(self.crop, mask.shape).tolist()
+        if below or beside:
+            image = cv2.copyMakeBorder(image, 0, below, 0, beside, cv2.BORDER_REFLECT_101)
+            mask = cv2.copyMakeBorder(mask, 0, below, 0, beside, cv2.BORDER_CONSTANT, value=IGNORED)
+        return image, mask
+
+    def _draw_corner(self, size: Sequence[int], points: np.ndarray, index: int) -> np.ndarray:
+        """(top, left) of crop `index` in an image of this (height, width), which holds its labels at `points`."""
+        draw = np.random.default_rng([self.seed, self.epoch, index])
+        last = np.subtract(size, self.crop).clip(0)  # the corner that leads to the lower right end of the image
+        corner = draw.integers(0, 1 + last)
+        held = np.flatnonzero(points[:, 0] >= 0)  # the labels that the image holds
+        if draw.random() >= self.crop_foreground or not len(held):
+            return corner
+        positions = points[draw.choice(held)]
+        position = np.array(divmod(draw.choice(positions[positions >= 0]), size[1]))
+        # Any corner whose crop holds the position, so that it does not always come to lie in the middle.
+        last = np.minimum(position, last)
+        first = np.maximum(0, position - self.crop + 1).clip(None, last)
+        return draw.integers(first, last + 1)
 
 
 def main(argv=None):
-    folders = [(name, {}) for name in ("img_dir", "mask_dir")]
+    folders: list[tuple[str, dict]] = [(name, {}) for name in ("img_dir", "mask_dir")]
     folders += [(name, {"nargs": "?", "default": None}) for name in ("val_img_dir", "val_mask_dir")]
     s = settings_of(globals(), argv, rules=_RULES, positionals=folders)
     if s.val_img_dir and not s.val_mask_dir:

@@ -33,7 +33,6 @@ from parts.recipe import targets_of
 from parts.scores import class_columns, symptom
 from parts.spec import DataSpec
 from utils import (
-    Loader,
     arrays_folder,
     check_accuracy,
     get_loaders,
@@ -41,6 +40,7 @@ from utils import (
     save_checkpoint,
     save_examples,
     save_predictions,
+    worker_was_killed,
 )
 
 TRAIN_IMG_DIR = "./dataset/augmented_train_images"  # as augment.py leaves them, or any folder of images
@@ -400,7 +400,7 @@ def ending_in_words(s, argv):
         if ran_out_of_memory(error):
             size = (s.CROP, s.ACCUMULATE, "CROP") if s.CROP else (s.IMAGE_SIZE, s.ACCUMULATE)
             raise UserError(recipe.out_of_memory_message(error, s.BATCH_SIZE, *size)) from error
-        if not Loader.worker_killed:
+        if not worker_was_killed(error):
             raise
         raise UserError(
             "A worker that fetches batches was killed, perhaps because memory ran out. Go on with --load-model, and "

@@ -1,12 +1,13 @@
 """The article's utilities: loaders, accuracy, predictions to look at, checkpoints."""
 
 import math
-import multiprocessing
 import os
 import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
-from multiprocessing.connection import wait
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -14,14 +15,24 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Sampler, default_collate, get_worker_info
 
-from dataset import Batch, ImageDataset
+from dataset import (
+    ArrayDataset,
+    Batch,
+    CropDataset,
+    ImageDataset,
+    PairDataset,
+    WholeDataset,
+    masks_of,
+    value_range_of,
+)
 from parts import pictures, processes
+from parts.arrays import Files, Size
+from parts.audit import Report
 from parts.errors import UserError
 from parts.files import copy_whole, parallel_map, write_whole
-from parts.images import image_size as size_of
 from parts.inference import BatchPredictor, pixels_in_windows
 from parts.mask_rules import find_mask_rule
-from parts.masks import MaskRule, read_mask, resize_mask
+from parts.masks import MaskRule, resize_mask
 from parts.names import pair_files
 from parts.pictures import Example, Palette
 from parts.recipe import true_labels
@@ -30,207 +41,264 @@ from parts.spec import DataSpec
 
 # ---- loaders
 
+Folder = str | Path
+
 
 def get_loaders(
-    train_dir,
-    train_mask_dir,
-    val_dir,
-    val_mask_dir,
-    batch_size,
-    num_workers=4,
-    pin_memory=True,
-    transform=None,
+    train_dir: Folder,
+    train_mask_dir: Folder,
+    val_dir: Folder,
+    val_mask_dir: Folder,
+    batch_size: int,
+    num_workers: int = 4,
+    pin_memory: bool = True,
+    transform: Callable[..., dict[str, Any]] | None = None,
     *,
-    image_size=(320, 480),
-    report=None,
-    foreground=None,
-    seed=0,
-    arrays=True,
-    output_dir=".",
-    ignore=None,
-    classes=None,
-    value_range=None,
-    crop=None,
-    crop_foreground=0.33,
-):
-    """Loaders of (images, masks) batches for training (shuffled) and validation (in order, each once).
+    image_size: Size | None = (320, 480),
+    crop: Size | None = None,
+    crop_foreground: float = 0.33,
+    report: Report | None = None,
+    spec: DataSpec = DataSpec(),
+    seed: int = 0,
+    arrays: bool = True,
+    output_dir: Folder = ".",
+) -> tuple["Loader", "Loader"]:
+    """Makes the loaders of (images, masks) batches for training (shuffled) and for validation (in order).
 
-    With a `transform`, as in the article, items are decoded in workers and are what it makes of them.
-    Without one, everything is decoded once, resized to `image_size` (height, width) and kept on disk
-    as uint8 arrays (dataset.py): images (N, 3, H, W), masks (N, H, W) of {0, 1}, or of the indices of classes, and
-    IGNORED where pixels are. `arrays=False`, or a disk without room, decodes the same batches afresh in every
-    epoch. Arrays lie beside the images' folder, or in `output_dir` where nothing can be written there.
-    `report` is what audit.audit has found of these folders, so that nothing is looked at twice; without it they are
-    listed, and all the masks are asked what they mean, with `foreground`, `ignore` and `classes` as in
-    MASK_FOREGROUND, MASK_IGNORE and CLASSES, and images are read with `value_range`, (low, high) as in IMAGE_RANGE.
-    With `crop` = (height, width), training gets crops (ImageDataset), out of images at `image_size` or, where that is
-    None, at their own; validation gets whole images, in batches of one where sizes differ, as many of them as
-    `affordable` says. A last training batch that is not full is left out: every epoch leaves out other images.
-    UserError tells what is wrong with the files.
+    Batches are uint8: images (N, 3, H, W), masks (N, H, W) of {0, 1} or class indices, and IGNORED where a pixel is
+    ignored. Which dataset they come from (dataset.py) follows from what is given:
+
+    transform   ImageDataset: what the transform makes of each pair, in `num_workers` processes, as in the article
+    image_size  ArrayDataset: all images resized to this (height, width)
+    crop        CropDataset for training, crops of this (height, width) of images at `image_size` or, with None, at
+                their own sizes; WholeDataset for validation, in batches of one where sizes differ. Of a large
+                validation set a part is scored, see `affordable`.
+
+    Without a transform all pairs are decoded once and kept on disk as arrays, in .arrays/ beside the images' folder,
+    or in `output_dir` if nothing can be written there. With `arrays=False`, or no room on the disk, the same batches
+    are decoded in every epoch.
+
+    `report`, the audit's of these folders, tells the pairs and how they are read. Without one the folders are listed,
+    and all masks are looked at, as `spec` says. The last training batch is left out where it is not full; which
+    images that concerns differs by epoch. UserError: what is wrong with the files.
     """
-    folders = ((train_dir, train_mask_dir), (val_dir, val_mask_dir))
-    sides = [report.train, report.val] if report else [pair_files(*side) for side in folders]
-    if report:
-        mask_rule, value_range = report.mask_rule, report.value_range
-    else:
-        masks = [source for side in sides for pair in side for source in pair.sources[1:]]
-        mask_rule = find_mask_rule(masks, DataSpec(foreground=foreground, ignore=ignore, classes=classes))
-    options = dict(image_size=image_size, mask_rule=mask_rule, value_range=value_range, seed=seed)
-    loaders = []
-    for (image_dir, mask_dir), pairs, shuffle in zip(folders, sides, (True, False)):
-        if crop:
-            options |= dict(crop=crop, crop_foreground=crop_foreground) if shuffle else dict(crop=None, whole=True)
-            pairs = pairs if shuffle else affordable(pairs, loaders[0].dataset, image_size, mask_rule)
-        data = ImageDataset(image_dir, mask_dir, transform, pairs=pairs, **options)
-        if data.crop and data.sizes and processes.rank() == 0:
-            padding = 1 - np.minimum(data.sizes, crop).prod(1).mean() / math.prod(crop)
-            if padding > 0.1:
-                print(f"Images are smaller than CROP: {padding:.0%} of what is trained on is padding, and ignored.")
-        if arrays and transform is None:
-            _keep_arrays(data, Path(image_dir), Path(output_dir))
-        loader = Loader(
-            data,
-            batch_size=1 if data.sizes and not data.crop else batch_size,
-            sampler=EpochSampler(data, shuffle, seed),
-            num_workers=0 if data.arrays else num_workers,  # a slice is read sooner than passed on
-            pin_memory=pin_memory and torch.cuda.is_available(),
-            drop_last=shuffle and len(data) >= batch_size * processes.world_size(),
-        )
-        loaders.append(loader)
-    return tuple(loaders)
-
-
-def affordable(pairs, training, image_size, mask_rule):
-    """Those validation pairs that an epoch of crops leaves time for: all, or a few that are drawn once and for all.
-
-    Scoring and drawing them may take about a fifth of the time that training takes, or four images, by which an epoch
-    can just be told from another; a pixel that is scored costs a third of one that is trained on. It goes by pixels,
-    not by a clock, so that a run that is resumed scores the same images. Among them is one with foreground, or one of
-    each class, if there are any; and this is said.
-    """
-    sizes = [image_size] * len(pairs) if image_size else [size_of(pair.image, pair.image_page) for pair in pairs]
-    order = np.random.default_rng(0).permutation(len(pairs))
-    costs = np.array([pixels_in_windows(size) for size in sizes])[order].cumsum()
-    counts = np.arange(1, len(pairs) + 1)
-    again = np.minimum(counts, 4) + np.minimum(counts, 12)  # images that saved_images/ shows are predicted once more
-    few = np.count_nonzero(costs * (1 + again / counts) / 3 <= len(training) * math.prod(training.crop) / 5)
-    if max(few, 4) >= len(pairs):
-        return pairs
-    holds = np.array(
-        list(parallel_map(partial(_holds, mask_rule=mask_rule, size=image_size), [pairs[index] for index in order]))
+    if transform is not None and crop is not None:
+        raise UserError("A transform makes items itself: crop in it, or give none.")
+    if report is None:
+        report = _list_pairs((train_dir, train_mask_dir), (val_dir, val_mask_dir), spec)
+    assert report.mask_rule is not None, "a report with problems; see Report.stop_if_spoiled"
+    training, validation = (
+        Files(pairs, report.mask_rule, report.value_range, image_size) for pairs in (report.train, report.val)
     )
-    needed = list({int(places.argmax()): None for places in holds.T if places.any()})
-    chosen = [*needed, *(place for place in range(len(pairs)) if place not in needed)][: max(few, 4, len(needed))]
+    datasets: tuple[PairDataset, PairDataset]
+    if crop is not None:
+        crops = CropDataset(training, crop, crop_foreground, seed)
+        _tell_padding(crops)
+        datasets = crops, WholeDataset(affordable(validation, crops), seed)
+    elif transform is None and image_size is not None:
+        datasets = ArrayDataset(training, seed), ArrayDataset(validation, seed)
+    else:
+        datasets = _image_dataset(training, transform, seed), _image_dataset(validation, transform, seed)
+    train_data, val_data = datasets
+    if arrays:
+        _keep_arrays(train_data, Path(train_dir), Path(output_dir))
+        _keep_arrays(val_data, Path(val_dir), Path(output_dir))
+    val_batch_size = batch_size
+    if crop is not None and image_size is None:
+        val_batch_size = 1  # because sizes differ
+    train_loader = _make_loader(train_data, batch_size, num_workers, pin_memory, shuffle=True)
+    return train_loader, _make_loader(val_data, val_batch_size, num_workers, pin_memory, shuffle=False)
+
+
+def _make_loader(data: PairDataset, batch_size: int, num_workers: int, pin_memory: bool, shuffle: bool) -> "Loader":
+    if data.arrays is not None:
+        num_workers = 0  # a slice is read sooner than another process could hand it over
+    return Loader(
+        data,
+        batch_size=batch_size,
+        sampler=EpochSampler(data, shuffle, data.seed),
+        num_workers=num_workers,
+        pin_memory=pin_memory and torch.cuda.is_available(),
+        drop_last=shuffle and len(data) >= batch_size * processes.world_size(),
+    )
+
+
+def _list_pairs(train_folders: tuple[Folder, Folder], val_folders: tuple[Folder, Folder], spec: DataSpec) -> Report:
+    """A Report of the pairs and their reading alone, where no audit was made."""
+    train, val = pair_files(*train_folders, spec), pair_files(*val_folders, spec)
+    return Report(train, val, find_mask_rule(masks_of([*train, *val]), spec), value_range_of(spec))
+
+
+def _image_dataset(files: Files, transform: Callable[..., dict[str, Any]] | None, seed: int) -> ImageDataset:
+    rule, value_range = files.mask_rule, files.value_range
+    return ImageDataset(None, None, transform, pairs=files.pairs, mask_rule=rule, value_range=value_range, seed=seed)
+
+
+def _tell_padding(crops: CropDataset) -> None:
+    padding = crops.padding()
+    if padding > 0.1 and processes.rank() == 0:
+        print(f"Images are smaller than CROP: {padding:.0%} of what is trained on is padding, and ignored.")
+
+
+def affordable(files: Files, crops: CropDataset) -> Files:
+    """Leaves of the validation pairs as many as an epoch of training on crops leaves time for, and says so.
+
+    Scoring and drawing them may take about a fifth of the time of training, or four images, the least by which two
+    epochs can be told apart. A pixel that is scored is taken to cost a third of one that is trained on. The number
+    goes by pixels, not by a clock, so that a resumed run scores the same images. Those kept are drawn once and for
+    all; among them is one with foreground, or one of each class, if there are any.
+    """
+    count = len(files.pairs)
+    order = np.random.default_rng(0).permutation(count)
+    costs = np.array([pixels_in_windows(size) for size in files.sizes])[order].cumsum()
+    counts = np.arange(1, count + 1)
+    # Images shown in saved_images/ are predicted once more: 4 in batches, and 12 in examples.png and worst.png.
+    drawn = np.minimum(counts, 4) + np.minimum(counts, 12)
+    affordable_pixels = len(crops) * math.prod(crops.crop) / 5
+    most = max(4, int(np.count_nonzero(costs * (1 + drawn / counts) / 3 <= affordable_pixels)))
+    if most >= count:
+        return files
+    holds = np.array(list(parallel_map(partial(_labels_held, files), order.tolist())))  # (images, labels)
+    # The first image with each label, once where it is the first with several.
+    needed = list(dict.fromkeys(int(held.argmax()) for held in holds.T if held.any()))
+    others = [place for place in range(count) if place not in needed]
+    chosen = [*needed, *others][: max(most, len(needed))]
     if processes.rank() == 0:
         print(
-            f"To score all {len(pairs)} validation images would take longer than a fifth of an epoch: {len(chosen)} of "
+            f"To score all {count} validation images would take longer than a fifth of an epoch: {len(chosen)} of "
             "them are scored, the same ones each time. predict.py --masks scores all."
         )
-    return [pairs[index] for index in sorted(order[chosen])]
+    return replace(files, pairs=[files.pairs[number] for number in sorted(order[chosen])])
 
 
-def _holds(pair, mask_rule, size):
-    """Of each class, or of the foreground alone, whether a pair's mask has it."""
-    mask = read_mask(pair.masks, mask_rule, size, pair.mask_page)
-    return [bool((mask == label).any()) for label in (range(mask_rule.channels) if mask_rule.classes else (1,))]
+def _labels_held(files: Files, number: int) -> list[bool]:
+    """Whether a pair's mask holds each class, or the foreground."""
+    mask = files.mask(number)
+    labels: Sequence[int] = (1,)
+    if files.mask_rule.has_classes:
+        labels = range(files.mask_rule.num_labels)
+    return [bool((mask == label).any()) for label in labels]
 
 
-def _keep_arrays(data, image_dir, output_dir):
-    """Process 0 makes the arrays, then all open them."""
+def _keep_arrays(data: PairDataset, image_dir: Path, output_dir: Path) -> None:
+    """Process 0 makes the arrays of a dataset that can have some, then all open them."""
+    if not isinstance(data, ArrayDataset):
+        return
     beside = arrays_folder(image_dir, output_dir)
-    size = "{}x{}".format(*data.image_size) if data.image_size else "own"
-    # In OUTPUT_DIR, train/images and val/images would both be images
-    name = image_dir.name if beside.parent == image_dir.parent else "-".join(image_dir.absolute().parts[-2:])
-    folder = beside / f"{name}-{size}{'-crops' * bool(data.crop)}"
+    name = image_dir.name
+    if beside.parent != image_dir.parent:  # in OUTPUT_DIR, train/images and val/images would both be images
+        name = "-".join(image_dir.absolute().parts[-2:])
+    size = "own"
+    if data.image_size is not None:
+        size = "{}x{}".format(*data.image_size)
+    folder = beside / f"{name}-{size}"
+    if isinstance(data, CropDataset):
+        folder = beside / f"{name}-{size}-crops"
     if processes.first(lambda: data.keep_arrays(folder)) and processes.rank():
         data.keep_arrays(folder, progress=False)  # on another machine, which makes its own
 
 
-def arrays_folder(image_dir, output_dir):
+def arrays_folder(image_dir: Folder, output_dir: Folder) -> Path:
     """Where arrays of the images in `image_dir` lie: beside it, or in `output_dir` for a dataset that is read-only."""
     beside = Path(image_dir).parent / ".arrays"
-    own = os.access in os.supports_effective_ids
-    writable = os.access(beside if os.path.exists(beside) else beside.parent, os.W_OK, effective_ids=own)
-    return beside if writable else Path(output_dir) / ".arrays"
+    existing = beside
+    if not os.path.exists(beside):
+        existing = beside.parent
+    if os.access(existing, os.W_OK, effective_ids=os.access in os.supports_effective_ids):
+        return beside
+    return Path(output_dir) / ".arrays"
 
 
 class Loader(DataLoader):
-    """A DataLoader of an ImageDataset; what is wrong with a file comes through its workers as the UserError it is."""
+    """A DataLoader of a PairDataset, whose workers pass a UserError on as it is.
 
-    worker_killed = False  # in the last pass through any of them
+    RuntimeError, told by `worker_was_killed`: one of the workers was killed.
+    """
 
-    def __init__(self, data, **keywords):
+    def __init__(self, data: Any, **keywords: Any) -> None:
         own_draws = torch.Generator()  # leaves the global generator alone
-        super().__init__(data, collate_fn=_collate, worker_init_fn=_return_faults, generator=own_draws, **keywords)
+        super().__init__(data, collate_fn=_collate, worker_init_fn=_begin_worker, generator=own_draws, **keywords)
 
-    def __iter__(self):
-        Loader.worker_killed, batches = False, None
+    def __iter__(self) -> Any:
         try:
-            batches = super().__iter__()
-            for batch in batches:
+            for batch in super().__iter__():
                 if isinstance(batch, UserError):
                     raise batch
                 yield batch
-        except (ConnectionError, EOFError):  # a worker's pipe breaks a moment before its end can be seen
-            wait([worker.sentinel for worker in batches._workers], timeout=5)
-            raise
-        finally:
-            # Where a worker is killed, PyTorch raises a plain RuntimeError at whatever the main process is doing, or
-            # the pipe to it breaks. Here, before the others are ended, their exit statuses tell.
-            workers = {*getattr(batches, "_workers", ()), *multiprocessing.process._children}
-            Loader.worker_killed = any(worker.exitcode for worker in workers)
+        except (ConnectionError, EOFError) as error:
+            # The pipe to a killed worker may break a moment before PyTorch can see that the worker is dead.
+            raise RuntimeError(f"{_KILLED}s unknown) was killed: {error}") from error
 
 
-def _collate(batch):
+_KILLED = "DataLoader worker (pid"
+
+
+def worker_was_killed(error: BaseException) -> bool:
+    """Whether an exception says that a worker of a DataLoader was killed.
+
+    PyTorch has no type of its own for that. It raises a RuntimeError, out of a signal handler at whatever the main
+    process is doing, or where the next batch is waited for (torch/utils/data/dataloader.py, torch/csrc/DataLoader.cpp).
+    """
+    return isinstance(error, RuntimeError) and _KILLED in str(error)
+
+
+def _collate(batch: Any) -> Any:
     if isinstance(batch, UserError):
         return batch
     return batch.tensors if isinstance(batch, Batch) else default_collate(batch)
 
 
-def _return_faults(worker):
-    get_worker_info().dataset.returns_faults = True
-    sys.excepthook = _hang_up
+def _begin_worker(number: int) -> None:
+    """What a Loader's worker process does first."""
+    worker = get_worker_info()
+    assert worker is not None  # DataLoader calls this in its workers alone
+    dataset: Any = worker.dataset
+    dataset.returns_faults = True
+    sys.excepthook = _tell_unless_hung_up
 
 
-def _hang_up(kind, value, trace):
-    """A run that is stopped may be taking a batch at that moment; the thread that hands it over need not tell."""
+def _tell_unless_hung_up(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Keeps silent where the main process is stopped while it takes a batch: the thread that hands it over fails."""
     if not issubclass(kind, (ConnectionError, EOFError)):
-        sys.__excepthook__(kind, value, trace)
+        sys.__excepthook__(kind, error, trace)
 
 
 class EpochSampler(Sampler):
-    """Indices of one epoch: a permutation drawn from (seed, epoch), the share of this process of it.
+    """The indices of one epoch: this process's share of a permutation drawn from (seed, epoch).
 
-    Shuffled, every process gets equally many (the first few come twice where they do not divide);
-    unshuffled, every index occurs once over all processes. Without `set_epoch` the epoch counts up
-    by itself, whenever the sampler is run through.
+    Shuffled, every process gets equally many (the first few come twice where they do not divide); unshuffled, every
+    index occurs once over all processes. Without `set_epoch` the epoch counts up by itself, each time that the
+    sampler is run through.
     """
 
-    def __init__(self, dataset, shuffle, seed=0):
+    def __init__(self, dataset: Any, shuffle: bool, seed: int = 0) -> None:
         self.dataset, self.shuffle, self.seed = dataset, shuffle, seed
         self.epoch = 0
 
-    def set_epoch(self, epoch):
+    def set_epoch(self, epoch: int) -> None:
+        """The next pass is that of this epoch."""
         self.epoch = epoch
 
-    def order(self, epoch):
-        """The indices that this process sees in `epoch`."""
+    def order(self, epoch: int) -> np.ndarray:
+        """The indices that this process gets in `epoch`."""
         count, world, rank = len(self.dataset), processes.world_size(), processes.rank()
         if not self.shuffle:
             return np.arange(rank, count, world)
         order = np.random.default_rng([self.seed, epoch]).permutation(count)
         return np.resize(order, -(-count // world) * world)[rank::world]
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[int]:
         if hasattr(self.dataset, "set_epoch"):
-            self.dataset.set_epoch(self.epoch)  # for the random draws of a user's transform
+            self.dataset.set_epoch(self.epoch)  # for the random draws of crops and of a user's transform
         order = self.order(self.epoch)
         self.epoch += 1
         return iter(order.tolist())
 
-    def __len__(self):
+    def __len__(self) -> int:
         count, world = len(self.dataset), processes.world_size()
-        return -(-count // world) if self.shuffle else len(range(processes.rank(), count, world))
+        if self.shuffle:
+            return -(-count // world)  # rounded up
+        return len(range(processes.rank(), count, world))
 
 
 def refuse_infinite(losses, loader, epoch, first):

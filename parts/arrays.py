@@ -1,321 +1,468 @@
-"""Pairs of images and masks decoded once, and kept on disk as arrays."""
+"""The pixels of pairs of images and masks: decoded from their files, or kept on disk as arrays.
+
+`Files` and `Arrays` give the same bytes by the same two methods, `sample` and `batch`; `make_arrays` makes the second
+of the first.
+
+A folder of arrays holds images.npy and masks.npy, for crops also points.npy, and key.json, the Provenance of the
+arrays. Images of one size are (N, H, W, 3) and masks (N, H, W). Of images at their own sizes the pixels follow each
+other, (P, 3) and (P,). The arrays are made in a folder beside their place, which is then renamed: arrays that have
+their name are complete.
+"""
 
 import errno
 import hashlib
 import json
+import math
 import os
 import re
 import secrets
 import shutil
 import time
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from parts.errors import UnusableFile, UserError, printable
-from parts.files import one_at_a_time, parallel_map, stamp, write_text
-from parts.images import read_image
+from parts.files import Provenance, one_at_a_time, parallel_map, stamp, write_text
+from parts.images import image_size, read_image
 from parts.masks import MaskRule, read_mask
+from parts.names import Pair
+
+Size = tuple[int, int]  # height, width
+
+POINTS = 256  # positions of each label that are kept of each mask, for crops
+_LAYOUT = 4  # raise it when the arrays, or their key, are laid out in another way
+_RESIZE_RULE = 1  # raise it when read_image or read_mask begin to give other pixels
+_NAMES = ("images.npy", "masks.npy", "points.npy")
+_KEY = "key.json"
+_SPARE = 2**30  # bytes of disk that are left free for checkpoints and pictures
 
 
-def read_pair(pair, mask_rule, size, value_range):
-    """The image and the mask of a reading.Pair."""
-    image = read_image(pair.image, size, pair.image_page, value_range)
-    mask = read_mask(pair.masks, mask_rule, size, pair.mask_page)
-    if mask.shape != image.shape[:2]:
-        sizes = "is {}x{}, and its image {}x{}".format(*mask.shape, *image.shape[:2])
-        raise UnusableFile(pair.mask, sizes, "Give each image a mask of its size")
-    return image, mask
+@dataclass(frozen=True)
+class Sample:
+    """One image and its mask, in memory."""
+
+    image: np.ndarray  # uint8 (H, W, 3), RGB
+    mask: np.ndarray  # uint8 (H, W), labels or masks.IGNORED
+    points: np.ndarray  # int32 (C, POINTS), see `points_of`; NO_POINTS where no crops are drawn
 
 
-def points_of(mask, mask_rule):
-    """int32 (C, POINTS): for each class of a mask, or for its foreground (C = 1), pixels that have it.
+NO_POINTS = np.empty((0, POINTS), np.int32)
 
-    Numbered row by row, spread evenly over all that there are; -1 where there are fewer.
+
+# ---- decoded from files
+
+
+@dataclass(frozen=True)
+class Files:
+    """Pairs of images and masks that are decoded each time they are asked for. UserError: a file is unusable."""
+
+    pairs: list[Pair]
+    mask_rule: MaskRule
+    value_range: tuple[float, float] | None = None  # of images of more than 8 bits: what becomes 0 and 255
+    image_size: Size | None = None  # (height, width) that all are resized to; None: each has its own
+    with_points: bool = False  # whether samples have `points`
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "pairs", list(self.pairs))
+        if self.value_range is not None:
+            low, high = self.value_range
+            object.__setattr__(self, "value_range", (float(low), float(high)))
+        if self.image_size is not None:
+            height, width = self.image_size
+            object.__setattr__(self, "image_size", (int(height), int(width)))
+
+    @cached_property
+    def sizes(self) -> list[Size]:
+        """(height, width) of each sample; of images at their own size, as the heads of their files tell it."""
+        if self.image_size is not None:
+            return [self.image_size] * len(self.pairs)
+        return list(parallel_map(_size_of, self.pairs))
+
+    def mask(self, number: int) -> np.ndarray:
+        """The mask of one pair, uint8 (H, W)."""
+        pair = self.pairs[number]
+        return read_mask(pair.masks, self.mask_rule, self.image_size, pair.mask_page)
+
+    def sample(self, number: int) -> Sample:
+        """The image and the mask of one pair."""
+        pair = self.pairs[number]
+        image = read_image(pair.image, self.image_size, pair.image_page, self.value_range)
+        mask = self.mask(number)
+        if mask.shape != image.shape[:2]:
+            sizes = "is {}x{}, and its image {}x{}".format(*mask.shape, *image.shape[:2])
+            raise UnusableFile(pair.mask, sizes, "Give each image a mask of its size")
+        points = NO_POINTS
+        if self.with_points:
+            points = points_of(mask, self.mask_rule)
+        return Sample(image, mask, points)
+
+    def batch(self, numbers: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """The images (n, H, W, 3) and the masks (n, H, W) of pairs of one size."""
+        samples = [self.sample(number) for number in numbers]
+        return np.stack([sample.image for sample in samples]), np.stack([sample.mask for sample in samples])
+
+
+def _size_of(pair: Pair) -> Size:
+    height, width = image_size(pair.image, pair.image_page)
+    return height, width
+
+
+def points_of(mask: np.ndarray, mask_rule: MaskRule) -> np.ndarray:
+    """Positions in a mask (H, W) of each class, or of the foreground (C = 1): int32 (C, POINTS).
+
+    A position is row * W + column. Of a label with more pixels than POINTS they are spread evenly over all of its
+    pixels; a label with fewer has -1 in the rest of its row.
     """
-    labels = range(mask_rule.channels) if mask_rule.classes else (1,)
+    labels: Sequence[int] = (1,)
+    if mask_rule.has_classes:
+        labels = range(mask_rule.num_labels)
     points = np.full((len(labels), POINTS), -1, np.int32)
-    for place, label in zip(points, labels):
-        ends = np.cumsum([np.count_nonzero(row == label) for row in mask])  # flatnonzero would take 10 bytes a pixel
+    for positions, label in zip(points, labels):
+        # Row by row, because np.flatnonzero of the whole mask would take 10 bytes a pixel.
+        ends = np.cumsum([np.count_nonzero(row == label) for row in mask])
         chosen = np.linspace(0, ends[-1] - 1, min(ends[-1], POINTS)).astype(int)
-        for at, (number, row) in enumerate(zip(chosen, np.searchsorted(ends, chosen, side="right"))):
-            found = np.flatnonzero(mask[row] == label)
-            place[at] = row * mask.shape[1] + found[number - ends[row]]  # counted from the row's end
+        rows = np.searchsorted(ends, chosen, side="right")
+        for index, (number, row) in enumerate(zip(chosen, rows)):
+            columns = np.flatnonzero(mask[row] == label)
+            # `number - ends[row]` counts back from the last pixel of its row, so it is negative.
+            positions[index] = row * mask.shape[1] + columns[number - ends[row]]
     return points
 
 
-#
-# A folder of arrays holds images.npy (N, H, W, 3), masks.npy (N, H, W) as read_mask gives them, and key.json, which
-# says from exactly which files they were made, and how. Of images of their own sizes the pixels follow each other,
-# (P, 3) and (P,); where crops are drawn there is points.npy (N, C, POINTS) besides. They are made in a folder beside
-# their place and moved into it by one rename: arrays that can be found are whole.
-
-POINTS = 256  # places of each class in each image that crops are drawn by
-_FILES = ("images.npy", "masks.npy", "points.npy")
-_KEY = "key.json"
-_LAYOUT = 3  # raise it when the arrays, or their key, are laid out in another way
-_RESIZE_RULE = 1  # raise it when read_image or read_mask begin to give other pixels
-_SPARE = 2**30  # bytes of disk that the arrays leave to checkpoints and pictures
+# ---- kept on disk
 
 
 class Arrays:
-    """A folder of arrays whose key is `key`. Memory stays flat: only what is asked for is copied.
+    """Samples that were decoded once, in the folder that `make_arrays` made. Memory stays flat: pages of the files.
 
-    Pickled it holds no arrays; they are opened again where it is unpickled, and a UserError says if they have
-    been replaced since.
+    Pickled it holds no pixels: the copy opens the files again. UserError: they have been replaced since.
     """
 
-    def __init__(self, folder, key, sizes=None):
-        self.folder, self._key = Path(folder), hashlib.sha256(key.encode()).hexdigest()
-        self.sizes, self._starts = sizes, _starts(sizes) if sizes else None
-        self._opened = None
-        self.open()  # at once: they stay readable even if another run replaces them
+    def __init__(self, folder: Path, files: Files, key: str) -> None:
+        self.folder = folder
+        self._digest = hashlib.sha256(key.encode()).hexdigest()
+        self._own_sizes: list[Size] | None = None
+        self._starts: list[int] = []  # the first pixel of each image, where each has its own size
+        if files.image_size is None:
+            self._own_sizes, self._starts = files.sizes, _first_pixels(files.sizes)
+        self._opened: list[np.ndarray] | None = None
+        self.open()  # at once: open files stay readable even if another run replaces them
 
-    def open(self):
-        """(images, masks), and points where there are any: read-only np.memmaps, as this part's head says."""
+    def open(self) -> list[np.ndarray]:
+        """The images, the masks, and for crops the points: read-only np.memmaps, as the head of this module says."""
         if self._opened is None:
             try:
-                arrays = _load(self.folder)
-                # The key is read last: they are renamed together, so that if it is ours, all are.
-                ours = hashlib.sha256((self.folder / _KEY).read_bytes()).hexdigest() == self._key
+                opened = _load(self.folder)
+                # The key is read last. All files are renamed together, so if the key is the same, all are.
+                key = (self.folder / _KEY).read_bytes()
+                is_same = hashlib.sha256(key).hexdigest() == self._digest
             except (OSError, ValueError):
-                ours = False
-            if not ours:
+                is_same = False
+            if not is_same:
                 raise UserError(
-                    f"{self.folder}: these arrays were removed or replaced while a run used them. Start it "
+                    f"{printable(self.folder)}: these arrays were removed or replaced while a run used them. Start it "
                     "again; runs with other settings at the same time need a copy of the dataset's folder."
                 )
-            self._opened = arrays
+            self._opened = opened
         return self._opened
 
-    def rows(self, indices):
+    def sample(self, number: int) -> Sample:
+        """One pair, as views of the files: pixels that nobody looks at are not read."""
+        images, masks, *rest = self.open()
+        points = NO_POINTS
+        if rest:
+            points = rest[0][number]
+        if self._own_sizes is None:
+            return Sample(images[number], masks[number], points)
+        height, width = self._own_sizes[number]
+        pixels = slice(self._starts[number], self._starts[number + 1])
+        return Sample(images[pixels].reshape(height, width, 3), masks[pixels].reshape(height, width), points)
+
+    def batch(self, numbers: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """The images (n, H, W, 3) and the masks (n, H, W) of pairs of one size, as copies."""
         images, masks = self.open()[:2]
-        return images[indices], masks[indices]
+        return images[numbers], masks[numbers]
 
-    def one(self, number):
-        """(image, mask, points or None) of one pair, as views: what is not looked at is not read."""
-        images, masks, *points = self.open()
-        points = points[0][number] if points else None
-        if self.sizes is None:
-            return images[number], masks[number], points
-        size, part = self.sizes[number], slice(*self._starts[number : number + 2])
-        return images[part].reshape(*size, 3), masks[part].reshape(size), points
-
-    def __getstate__(self):
+    def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_opened": None}
 
 
-def _starts(sizes):
-    """Where the pixels of each image of these (height, width) begin, and where the last one's end."""
-    return [0, *np.cumsum([height * width for height, width in sizes]).tolist()]
+def _first_pixels(sizes: Sequence[Size]) -> list[int]:
+    """Where the pixels of each image begin if they all follow each other; one more for where the last ones end."""
+    return list(accumulate((height * width for height, width in sizes), initial=0))
+
+
+def _load(folder: Path) -> list[np.ndarray]:
+    return [np.load(folder / name, mmap_mode="r") for name in _NAMES if name != _NAMES[2] or (folder / name).exists()]
+
+
+# ---- made once
 
 
 def make_arrays(
-    pairs, mask_rule, image_size, folder, num_workers=None, progress=True, *, value_range=None, sizes=None, points=False
-):
-    """The Arrays of `pairs` at `image_size` = (height, width), kept in `folder`, made if need be.
+    files: Files, folder: str | Path, num_workers: int | None = None, progress: bool = True
+) -> Arrays | None:
+    """The Arrays of these Files in `folder`, decoded now unless they are there already.
 
-    With `sizes` instead, a (height, width) for each pair, images keep their own; `points`: whether places of the
-    classes are kept, for crops. Arrays of other files (parts.files.stamp), another mask rule, image size, resize rule
-    or `value_range` (as ImageDataset takes it) are made again, and the reason is printed. Any number of processes may call
-    it at once. `num_workers` processes decode (None: one a core). Returns None, having said why, where the disk has
-    no room or the folder cannot be written. UserError names all files that cannot be decoded, are gone, or change
-    meanwhile.
+    If the arrays there were made from other files, or in another way, they are made again, and the reason is printed.
+    Any number of processes may call this at once: one of them decodes, in `num_workers` processes (None: one a core).
+    None, with the reason printed: the disk has no room, or the folder cannot be written. UserError: names all files
+    that cannot be decoded, are gone, or change meanwhile.
     """
-    folder, size = Path(folder), image_size and tuple(int(side) for side in image_size)
-    stamps = [[stamp(path) for path, _ in pair.sources] for pair in pairs]
-    gone = [path for pair, its in zip(pairs, stamps) for (path, _), it in zip(pair.sources, its) if it is None]
-    if gone:
-        raise UserError("\n".join(f"{path}: has just gone. Put it back, or start again." for path in gone))
-    key = json.dumps(
-        {
-            "layout": [_LAYOUT, _RESIZE_RULE],
-            "image_size": size,
-            "mask_rule": mask_rule.to_dict(),
-            "image_range": value_range and list(map(float, value_range)),
-            "sizes": sizes,
-            "points": POINTS * points,
-            "pairs": _named(pairs, stamps, folder),
-        }
-    )
+    folder = Path(folder)
+    plan = _Plan.of(files, folder)
     try:
-        if _mismatch(folder, key) is not None:
+        if plan.mismatch() is not None:
             folder.parent.mkdir(parents=True, exist_ok=True)
             lock = folder.parent / f".{folder.name}.lock"
             with one_at_a_time(lock, f"{printable(folder)}: waiting for another process that makes them."):
-                reason = _mismatch(folder, key)  # whoever was waited for may have made them
+                reason = plan.mismatch()  # whoever was waited for may have made them
+                if reason:
+                    print(f"{printable(folder)}: made again, because {reason}.")
                 if reason is not None:
-                    if reason:
-                        print(f"{printable(folder)}: made again, because {reason}.")
-                    how = mask_rule, size, value_range, points
-                    _make(list(zip(pairs, stamps)), how, sizes, folder, key, num_workers, progress)
+                    _make(plan, num_workers, progress)
     except OSError as error:
-        why = error.strerror or error
-        slow = "Every crop decodes its whole image, which is far slower" if points else "Every epoch decodes the files"
-        print(f"{printable(folder)}: no arrays can be kept here ({why}). {slow}.")
+        cost = "Every epoch decodes the files"
+        if files.with_points:
+            cost = "Every crop decodes its whole image, which is far slower"
+        print(f"{printable(folder)}: no arrays can be kept here ({error.strerror or error}). {cost}.")
         return None
-    return Arrays(folder, key, sizes)
+    return Arrays(folder, files, plan.key)
 
 
-def _named(pairs, stamps, folder):
-    """[name seen from `folder`, page, *stamp] of each file of each pair, the image's first: a dataset may be moved
-    together with its arrays.
-    """
-    folders = {}
+@dataclass(frozen=True)
+class _ArrayFile:
+    """One .npy file of a folder of arrays."""
 
-    def named(path, page, its_stamp):
-        parent, name = os.path.split(path)
-        if parent not in folders:
-            try:
-                folders[parent] = Path(os.path.relpath(parent or ".", folder)).as_posix()
-            except ValueError:  # Windows: on another drive
-                folders[parent] = Path(parent).absolute().as_posix()
-        return [f"{folders[parent]}/{name}", page, *its_stamp]
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
 
-    return [[named(*file, it) for file, it in zip(pair.sources, its)] for pair, its in zip(pairs, stamps)]
+    @property
+    def num_bytes(self) -> int:
+        return np.dtype(self.dtype).itemsize * math.prod(self.shape)
+
+    def reserve(self, folder: Path) -> int:
+        """Makes the file, full of zeros; returns the byte at which its data begin.
+
+        The data are written later, never mapped: so a full disk is an OSError, and not a signal that kills.
+        """
+        with open(folder / self.name, "wb") as file:
+            header = {"descr": self.dtype, "fortran_order": False, "shape": self.shape}
+            np.lib.format.write_array_header_1_0(file, header)
+            start = file.tell()
+            file.truncate(start + self.num_bytes)
+        return start
 
 
-def _load(folder):
-    names = _FILES if (folder / _FILES[2]).exists() else _FILES[:2]
-    return [np.load(folder / name, mmap_mode="r") for name in names]
+@dataclass(frozen=True)
+class _Plan:
+    """What the arrays of some Files are to be."""
+
+    files: Files
+    folder: Path
+    stamps: list[list[list[int]]]  # of the files of each pair
+    provenance: Provenance
+    key: str  # the content of key.json
+
+    @classmethod
+    def of(cls, files: Files, folder: Path) -> "_Plan":
+        """Looks at the files' stamps. UserError names all files that are gone."""
+        stamps = _stamps_of(files.pairs)
+        provenance = _provenance_of(files, stamps, folder)
+        return cls(files, folder, stamps, provenance, json.dumps(provenance.to_dict()))
+
+    @cached_property
+    def array_files(self) -> list[_ArrayFile]:
+        count, size = len(self.files.pairs), self.files.image_size
+        shape: tuple[int, ...] = (_first_pixels(self.files.sizes)[-1],)
+        if size is not None:
+            shape = (count, *size)
+        array_files = [_ArrayFile(_NAMES[0], "|u1", (*shape, 3)), _ArrayFile(_NAMES[1], "|u1", shape)]
+        if self.files.with_points:
+            array_files.append(_ArrayFile(_NAMES[2], "<i4", (count, self.files.mask_rule.channels, POINTS)))
+        return array_files
+
+    def mismatch(self) -> str | None:
+        """Why the arrays in the folder are not these, in words; "" where there are none, None where they are these."""
+        try:
+            stored = (self.folder / _KEY).read_text()
+        except OSError:
+            return ""
+        try:
+            if stored != self.key:
+                difference = self.provenance.difference(Provenance.from_dict(json.loads(stored)), _describe)
+                return difference or "the files come in another order, or belong together in another way"
+            shapes = [array.shape for array in _load(self.folder)]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return "the arrays there are damaged"
+        if shapes != [array_file.shape for array_file in self.array_files]:
+            return "the arrays there are damaged"
+        return None
 
 
-def _mismatch(folder, key):
-    """None if the arrays in `folder` have that key, "" if there are none, else why they are others."""
+def _stamps_of(pairs: Sequence[Pair]) -> list[list[list[int]]]:
+    """The stamp of each file of each pair. UserError names all that are gone."""
+    stamps, gone = [], []
+    for pair in pairs:
+        of_pair = []
+        for path, _ in pair.sources:
+            file_stamp = stamp(path)
+            if file_stamp is None:
+                gone.append(f"{printable(path)}: has just gone. Put it back, or start again.")
+            else:
+                of_pair.append(file_stamp)
+        stamps.append(of_pair)
+    if gone:
+        raise UserError("\n".join(gone))
+    return stamps
+
+
+def _provenance_of(files: Files, stamps: list[list[list[int]]], folder: Path) -> Provenance:
+    """The Provenance of arrays in `folder`; names are relative to it, so that a dataset may move with its arrays."""
+    prefixes: dict[str, str] = {}  # of each folder of images or masks
+    sources: dict[str, dict[str, list]] = {"images": {}, "masks": {}}
+    order = hashlib.sha256()
+    for pair, of_pair in zip(files.pairs, stamps):
+        kind = "images"
+        for (path, page), file_stamp in zip(pair.sources, of_pair):
+            parent, name = os.path.split(path)
+            if parent not in prefixes:
+                prefixes[parent] = _relative(parent, folder)
+            name = f"{prefixes[parent]}/{name}"
+            sources[kind][name] = file_stamp
+            order.update(json.dumps([kind, name, page]).encode())
+            kind = "masks"  # all but the first file of a pair
+    settings = {
+        "IMAGE_SIZE": files.image_size,
+        "CROP": files.with_points,
+        "the mask rule": files.mask_rule.to_dict(),
+        "IMAGE_RANGE": files.value_range,
+        _ORDER: order.hexdigest(),
+    }
+    return Provenance([_LAYOUT, _RESIZE_RULE, POINTS], settings, sources)
+
+
+def _relative(parent: str, folder: Path) -> str:
     try:
-        found = (folder / _KEY).read_text()
-    except OSError:
+        return Path(os.path.relpath(parent or ".", folder)).as_posix()
+    except ValueError:  # Windows: on another drive
+        return Path(parent).absolute().as_posix()
+
+
+_ORDER = "order"  # a digest of all names in the order of the rows; told only where nothing else differs
+
+
+def _describe(name: str, old: Any, new: Any) -> str:
+    """A setting of the key that differs, in words."""
+    if name == _ORDER:
         return ""
-    try:
-        if found != key:
-            return _difference(json.loads(found), json.loads(key))
-        _load(folder)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return "the arrays there are damaged"
-    return None
+    if name == "the mask rule":
+        return f"{name} was: {MaskRule.from_dict(old).describe()}"
+    text = "None"
+    if old and name == "IMAGE_SIZE":
+        text = "{}x{}".format(*old)
+    elif old and name == "IMAGE_RANGE":
+        text = "({:g}, {:g})".format(*old)
+    elif old:  # CROP
+        text = "set"
+    return f"{name} was {text}"
 
 
-def _difference(old, new):
-    """In words, what has changed from one key to another."""
-    if old.get("layout") != new["layout"]:
-        return "another version of this program made them"
-    reasons = []
-    if old["image_size"] != new["image_size"]:
-        reasons.append("IMAGE_SIZE was " + ("{}x{}".format(*old["image_size"]) if old["image_size"] else "None"))
-    if old["points"] != new["points"]:
-        reasons.append("CROP was " + ("set" if old["points"] else "None"))
-    if old["mask_rule"] != new["mask_rule"]:
-        reasons.append(f"the mask rule was: {MaskRule.from_dict(old['mask_rule']).describe()}")
-    if old["image_range"] != new["image_range"]:
-        was = old["image_range"]
-        reasons.append("IMAGE_RANGE was " + ("None" if was is None else "({:g}, {:g})".format(*was)))
-    for kind, which in (("images", slice(1)), ("masks", slice(1, None))):
-        before, after = ({name: it for files in key["pairs"] for name, _, *it in files[which]} for key in (old, new))
-        changes = {
-            "changed": [name for name in after if name in before and after[name] != before[name]],
-            "new": [name for name in after if name not in before],
-            "gone": [name for name in before if name not in after],
-        }
-        for change, names in changes.items():
-            if names:
-                files = "1 file" if len(names) == 1 else f"{len(names)} files"
-                reasons.append(f"{kind}: {files} {change}, e.g. {printable(os.path.basename(names[0]))}")
-    return "; ".join(reasons) or "the files come in another order, or belong together in another way"
+def _make(plan: _Plan, num_workers: int | None, progress: bool) -> None:
+    """Decodes all pairs into arrays, and puts them in the place of older ones. The folder's lock is held.
 
-
-def _make(stamped, how, sizes, folder, key, num_workers, progress):
-    """Makes arrays in `folder`, whose lock is held; `stamped`: each pair, and the stamps of its files.
-
-    `how`: the mask rule, (height, width) or None, the span of images of more than 8 bits, and whether points are kept.
+    OSError: the disk has no room. UserError names all files that cannot be used.
     """
     started = time.perf_counter()
-    ours = re.compile(re.escape(f".{folder.name}.") + r"[0-9a-f]{12}\.part")
-    for part in folder.parent.iterdir():
-        if ours.fullmatch(part.name):  # what a killed run has left
-            shutil.rmtree(part, ignore_errors=True)
-    mask_rule, size, _, points = how
-    count, starts = len(stamped), _starts(sizes or [size] * len(stamped))
-    shape = (count, *size) if size else (starts[-1],)
-    arrays = [("|u1", (*shape, 3)), ("|u1", shape)] + [("<i4", (count, mask_rule.channels, POINTS))] * points
-    need = sum(np.dtype(kind).itemsize * int(np.prod(shape)) for kind, shape in arrays)
-    _make_room(folder, need + len(key))
-    if progress and sizes:
+    folder, count = plan.folder, len(plan.files.pairs)
+    _remove_unfinished(folder)
+    need = sum(array_file.num_bytes for array_file in plan.array_files)
+    free = shutil.disk_usage(folder.parent).free - _SPARE
+    if free < need + len(plan.key):
+        raise OSError(errno.ENOSPC, f"they need {need / 1e9:.1f} GB of disk, and {max(free, 0) / 1e9:.1f} are free")
+    if progress and plan.files.image_size is None:
         print(f"{printable(folder)}: {need / 1e9:.2f} GB of disk, for {count:,} images at their own size.")
-    part, old = (folder.with_name(f".{folder.name}.{secrets.token_hex(6)}.part") for _ in range(2))
+    unfinished, replaced = (folder.with_name(f".{folder.name}.{secrets.token_hex(6)}.part") for _ in range(2))
     try:
-        part.mkdir()
-        begin = {part / name: _reserve(part / name, *array) for name, array in zip(_FILES, arrays)}
-        items = list(zip(range(count), starts, sizes or [size] * count, stamped))
-        work = parallel_map(partial(_write_rows, begin, how), items, num_workers)
-        work = tqdm(work, "decoding", count, unit=" images", disable=None if progress else True)
-        problems = [problem for problem in work if problem]
+        unfinished.mkdir()
+        targets = {unfinished / array_file.name: array_file.reserve(unfinished) for array_file in plan.array_files}
+        work = parallel_map(_Writer(plan.files, plan.stamps, targets), range(count), num_workers)
+        # disable=None shows the bar on a terminal only
+        bar = tqdm(work, "decoding", count, unit=" images", disable=None if progress else True)
+        problems = [problem for problem in bar if problem]
         if problems:
             raise UserError("\n".join(problems))
-        for path in begin:  # whole after a power cut too, before it gets its name
+        for path in targets:  # the data must be on disk before they get their name
             with open(path, "r+b") as file:
                 os.fsync(file.fileno())
-        write_text(part / _KEY, key)
+        write_text(unfinished / _KEY, plan.key)
         if folder.exists():
-            os.rename(folder, old)
-        os.rename(part, folder)
+            os.rename(folder, replaced)
+        os.rename(unfinished, folder)
     finally:
-        shutil.rmtree(part, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+        shutil.rmtree(unfinished, ignore_errors=True)
+        shutil.rmtree(replaced, ignore_errors=True)
     if progress:
         rate = count / (time.perf_counter() - started)
         print(f"{printable(folder)}: {count:,} pairs decoded once, {rate:.0f} a second, {need / 1e9:.2f} GB.")
 
 
-def _make_room(folder, need):
-    """OSError where the disk has no room; arrays that are to be replaced go first if they must."""
-    free = shutil.disk_usage(folder.parent).free - _SPARE
-    if free < need and folder.is_dir():
-        old = sum(file.stat().st_size for file in folder.iterdir())
-        if free + old >= need:
-            shutil.rmtree(folder)
-            return
-    if free < need:
-        raise OSError(errno.ENOSPC, f"they need {need / 1e9:.1f} GB of disk, and {max(free, 0) / 1e9:.1f} are free")
+def _remove_unfinished(folder: Path) -> None:
+    """Removes what killed runs left of these arrays, and of no others."""
+    pattern = re.compile(re.escape(f".{folder.name}.") + r"[0-9a-f]{12}\.part")
+    for path in folder.parent.iterdir():
+        if pattern.fullmatch(path.name):
+            shutil.rmtree(path, ignore_errors=True)
 
 
-def _reserve(path, kind, shape):
-    """Makes an .npy file of zeros; returns where its rows begin.
+class _Writer:
+    """Decodes pairs and writes their pixels to their places in the files of arrays, from any process."""
 
-    They are written, never mapped: a full disk is an OSError then, no SIGBUS.
-    """
-    with open(path, "wb") as file:
-        np.lib.format.write_array_header_1_0(file, {"descr": kind, "fortran_order": False, "shape": shape})
-        start = file.tell()
-        file.truncate(start + np.dtype(kind).itemsize * int(np.prod(shape)))
-    return start
+    def __init__(self, files: Files, stamps: list[list[list[int]]], targets: dict[Path, int]) -> None:
+        self.files = files
+        self.stamps = stamps
+        self.targets = targets  # images, masks, points: the byte of each file at which its data begin
+        self.first_pixels = _first_pixels(files.sizes)
 
+    def __call__(self, number: int) -> str | None:
+        """Writes one pair; returns what is wrong with it, in words."""
+        pair = self.files.pairs[number]
+        problem = None
+        try:
+            sample = self.files.sample(number)
+            self._check_size(pair, sample, self.files.sizes[number])
+        except UserError as error:
+            problem = str(error)
+        except OSError as error:
+            problem = f"{printable(pair.image)} or its mask: {error}"
+        for (path, _), before in zip(pair.sources, self.stamps[number]):
+            if stamp(path) != before:
+                name = printable(path)
+                return f"{name}: changed, or went, while it was decoded. Start again once its folder is at rest."
+        if problem is None:
+            self._write(number, sample)
+        return problem
 
-def _write_rows(starts, how, item):
-    """Decodes the pair of an `item`, (index, first pixel, size, (pair, stamps)), and writes its rows.
+    @staticmethod
+    def _check_size(pair: Pair, sample: Sample, size: Size) -> None:
+        height, width = sample.mask.shape
+        if (height, width) != size:
+            problem = f"is {size[0]}x{size[1]} by its head, and {height}x{width} when it is decoded"
+            raise UnusableFile(pair.image, problem, "Save it again")
 
-    starts: {file: where its rows begin}. Returns what is wrong, in words.
-    """
-    index, first, size, (pair, stamps) = item
-    mask_rule, given, value_range, points = how
-    problem = None
-    try:
-        rows = read_pair(pair, mask_rule, given, value_range)
-        if rows[0].shape[:2] != tuple(size):
-            height, width = rows[0].shape[:2]
-            what = f"is {size[0]}x{size[1]} by its head, and {height}x{width} when it is decoded"
-            raise UnusableFile(pair.image, what, "Save it again")
-        rows = [*rows, points_of(rows[1], mask_rule)] if points else rows
-    except (UserError, OSError) as error:
-        problem = str(error) if isinstance(error, UserError) else f"{pair.image} or its mask: {error}"
-    for (path, _), before in zip(pair.sources, stamps):
-        if stamp(path) != before:
-            return f"{path}: changed, or went, while it was decoded. Start again once its folder is at rest."
-    if problem is None:
-        places = 3 * first, first, index * rows[-1].nbytes
-        for (path, start), row, place in zip(starts.items(), rows, places):
+    def _write(self, number: int, sample: Sample) -> None:
+        first = self.first_pixels[number]
+        # Each array, and the byte of its data at which this pair's begin; there is no file for NO_POINTS.
+        rows = [(sample.image, 3 * first), (sample.mask, first), (sample.points, number * sample.points.nbytes)]
+        for (path, start), (row, place) in zip(self.targets.items(), rows):
             with open(path, "r+b") as file:
                 file.seek(start + place)
-                file.write(np.ascontiguousarray(row))
-    return problem
+                file.write(np.ascontiguousarray(row).data)

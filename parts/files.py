@@ -9,31 +9,35 @@ import shutil
 import signal
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import parent_process
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, TypeVar
 
 import cv2
 from filelock import FileLock, Timeout
 
 from parts.errors import UserError, counted, printable
 
-_SUFFIX = ".part"  # what an interrupted write leaves behind ends in this
+Place = str | Path
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+_SUFFIX = ".part"  # ends the names of files that are not finished
 
 
 # ---- whole files
 
 
-def write_whole(path, write, sync=True):
-    """Calls `write(file)` with a binary file that becomes `path` once it is complete.
+def write_whole(path: Place, write: Callable[[BinaryIO], Any], sync: bool = True) -> None:
+    """Writes a file that is never seen half: `write(file)` fills a file beside it, which is then renamed to `path`.
 
-    A reader sees the old file or the new one, at every instant and after every kind of death.
-    `sync=False` spares the flush to disk for files that are cheap to make again.
+    A reader finds the old file or the new one at every moment, even if this process is killed or the power fails.
+    `sync=False` leaves out the flush to disk, for files that are cheap to make again.
     """
     path = Path(path)
     part = _beside(path)
@@ -54,22 +58,22 @@ def write_whole(path, write, sync=True):
         _sync_folder(path.parent)
 
 
-def write_text(path, text):
-    """The UTF-8 text `text` at `path`, whole."""
+def write_text(path: Place, text: str) -> None:
+    """Writes a text as UTF-8, by `write_whole`."""
     write_whole(path, lambda file: file.write(text.encode()))
 
 
-def write_csv(path, columns, rows):
-    """A CSV file, whole: the names of the `columns`, then `rows`."""
+def write_csv(path: Place, columns: Sequence[str], rows: Iterable[Sequence]) -> None:
+    """Writes a CSV file, by `write_whole`: the names of the `columns`, then the `rows`."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([columns, *rows])
     write_text(path, text.getvalue())
 
 
-def copy_whole(source, target):
-    """`target` becomes the same file as `source`: a second name where the system can, else a copy.
+def copy_whole(source: Place, target: Place) -> None:
+    """Gives the file `source` a second name, `target`; where the file system cannot, makes a copy.
 
-    Sharing is safe because no file is ever changed in its place, only replaced.
+    Two names of one file are safe because files are never changed in their place, only replaced.
     """
     part = _beside(Path(target))
     try:
@@ -82,19 +86,19 @@ def copy_whole(source, target):
             write_whole(target, lambda file: shutil.copyfileobj(original, file))
 
 
-def _beside(path):
-    """A name beside `path` that nobody has; shorter than the longest of names."""
+def _beside(path: Path) -> Path:
+    """An unused name in the folder of `path`, short enough for any file system."""
     return path.with_name(f".{path.name[:40]}.{secrets.token_hex(6)}{_SUFFIX}")
 
 
-def remove_leftovers(folder):
-    """Clears away what killed writers left in `folder`; only call it where nobody else writes."""
+def remove_leftovers(folder: Place) -> None:
+    """Removes unfinished files that killed processes left in `folder`. Call it only where nobody else writes."""
     for part in Path(folder).glob(f".*{_SUFFIX}"):
         part.unlink(missing_ok=True)
 
 
-def _sync_folder(folder):
-    """The new name itself must survive a power cut; not every system can do it."""
+def _sync_folder(folder: Path) -> None:
+    """Flushes a folder to disk, so that a new name in it survives a power cut; not every system can."""
     with suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -103,7 +107,7 @@ def _sync_folder(folder):
             os.close(handle)
 
 
-def stamp(path: str | Path) -> list[int] | None:
+def stamp(path: Place) -> list[int] | None:
     """A file's [bytes, time of modification, time of change], times in ns; None where there is no file.
 
     A file whose stamp is equal has not changed. The time of change differs also where a copy keeps the time of
@@ -157,11 +161,16 @@ class Provenance:
 
     @classmethod
     def from_dict(cls, stored: Any) -> "Provenance":
-        """The Provenance that `to_dict` wrote. ValueError: `stored` is something else."""
+        """The Provenance that `to_dict` wrote. ValueError: `stored` is something else.
+
+        What older code wrote in another way, a dictionary without a version, is one of another version.
+        """
+        if isinstance(stored, dict) and "version" not in stored:
+            return cls(None, {}, {})
         try:
-            settings, sources = dict(stored["settings"]), dict(stored["sources"])
-            return cls(stored["version"], settings, {kind: dict(files) for kind, files in sources.items()})
-        except (KeyError, TypeError) as error:
+            sources = {kind: dict(files) for kind, files in stored["sources"].items()}
+            return cls(stored["version"], dict(stored["settings"]), sources)
+        except (AttributeError, KeyError, TypeError) as error:
             raise ValueError(f"no provenance: {error}") from error
 
     def changes(self, old: "Provenance", kind: str) -> Changes:
@@ -197,10 +206,10 @@ class Provenance:
 
 
 @contextmanager
-def one_at_a_time(path, message):
-    """Only one process at a time gets past here with the same lock file `path`.
+def one_at_a_time(path: Place, message: str) -> Iterator[None]:
+    """Lets one process at a time into the block, by the lock file `path`; the others print `message` and wait.
 
-    The others wait, having printed `message`. A lock ends with its process. OSError: the file system has none.
+    The lock of a process ends with it, however it ends. OSError: the file system has no locks.
     """
     lock = FileLock(path)
     try:
@@ -218,8 +227,8 @@ def one_at_a_time(path, message):
 
 
 @contextmanager
-def sole_writer(folder):
-    """Holds `folder` against a second run; UserError where another one writes there."""
+def sole_writer(folder: Place) -> Iterator[None]:
+    """Locks `folder`, which is made if need be, during the block. UserError: another run holds it."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / ".lock"
@@ -245,25 +254,32 @@ def sole_writer(folder):
 # ---- all cores
 
 
-def cores():
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def cores() -> int:
+    """The number of cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
-def parallel_map(function, items, num_workers=None):
-    """Yields function(item) for every item, in their order.
+def parallel_map(
+    function: Callable[[Item], Result], items: Sequence[Item], num_workers: int | None = None
+) -> Iterator[Result]:
+    """Yields function(item) for every item, in their order, computed by several processes.
 
-    `num_workers` processes do it (None: one a core), or this one alone for fewer than 8 items each.
-    `function` and `items` must be picklable; each process has its own copy of `function`, and may keep things
-    in it between calls. What `function` raises is raised here. UserError: a process was killed.
+    There are `num_workers` of them (None: one a core), but none for fewer than 8 items each: then this process
+    computes. `function` and `items` must be picklable. Each process has its own copy of `function`, which may keep
+    state between calls. An exception of `function` is raised here. UserError: a process was killed.
     """
-    workers = min(cores() if num_workers is None else num_workers, len(items) // 8)
+    if num_workers is None:
+        num_workers = cores()
+    workers = min(num_workers, len(items) // 8)
     if workers <= 1:
         yield from map(function, items)
         return
     pool = ProcessPoolExecutor(workers, initializer=_begin, initargs=(function,))
     try:
-        with _signals_held():  # new processes inherit it: signals reach them once they have said what to do about them
+        # New processes inherit that signals are held, until they have said how they handle them.
+        with _signals_held():
             outcomes = pool.map(_call, items, chunksize=4)
         yield from outcomes
     except BrokenProcessPool:
@@ -275,10 +291,11 @@ def parallel_map(function, items, num_workers=None):
         pool.shutdown(cancel_futures=True)
 
 
-_function = None  # what this worker process does
+_function: Callable[[Any], Any]  # what this worker process computes
 
 
-def _begin(function):
+def _begin(function: Callable[[Any], Any]) -> None:
+    """What a worker process does first."""
     global _function
     _function = function
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the first process ends the others
@@ -289,18 +306,21 @@ def _begin(function):
     cv2.setNumThreads(0)  # 1 would wait, after a fork, for threads that only the parent has
 
 
-def _call(item):
+def _call(item: Any) -> Any:
     return _function(item)
 
 
-def _end_with_parent():
-    """Also when the parent is killed, and this process waits for it in vain."""
-    parent_process().join()
+def _end_with_parent() -> None:
+    """Ends this process when its parent has ended, even if that was killed and could not tell."""
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
     os._exit(1)
 
 
 @contextmanager
-def _signals_held():
+def _signals_held() -> Iterator[None]:
+    """SIGINT and SIGTERM wait until the end of the block, where the system can do that."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
