@@ -18,7 +18,6 @@ import tempfile
 import time
 from contextlib import redirect_stdout
 from pathlib import Path
-from types import SimpleNamespace
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -31,7 +30,9 @@ from albumentations.pytorch import ToTensorV2
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from dataset import ImageDataset
+from dataset import ArrayDataset
+from parts.arrays import Files
+from parts.audit import Report
 from parts.files import cores, parallel_map
 from parts.mask_rules import find_mask_rule
 from parts.names import pair_files
@@ -146,7 +147,7 @@ def ours(folder, mask_rule, num_workers):
     """The training loader; its pairs also serve for validation, whose arrays are then in place."""
     folders = (folder / "images", folder / "masks") * 2
     pairs = pair_files(*folders[:2])
-    found = SimpleNamespace(train=pairs, val=pairs, mask_rule=mask_rule)
+    found = Report(pairs, pairs, mask_rule)
     with redirect_stdout(sys.stderr):
         return get_loaders(*folders, BATCH, num_workers, image_size=SIZE, report=found)[0]
 
@@ -182,14 +183,14 @@ def compare(folder, options):
 
 
 def with_arrays(pairs, mask_rule, size, folder):
-    """The ImageDataset of these pairs, its arrays kept in `folder`."""
-    data = ImageDataset(None, None, image_size=size, pairs=pairs, mask_rule=mask_rule)
+    """The ArrayDataset of these pairs, its arrays kept in `folder`."""
+    data = ArrayDataset(Files(pairs, mask_rule, image_size=size))
     data.keep_arrays(folder, progress=False)
     return data
 
 
 def whole(batch):
-    return batch.whole
+    return batch.tensors
 
 
 def as_it_is(batch):
@@ -209,7 +210,7 @@ class Watched(Dataset):
         return len(self.dataset)
 
     def __getitems__(self, indices):
-        return self.dataset.__getitems__(indices).whole, private_bytes()
+        return self.dataset.__getitems__(indices).tensors, private_bytes()
 
 
 def private_bytes():

@@ -26,7 +26,8 @@ from PIL import Image
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from dataset import ImageDataset  # noqa: E402
+from dataset import ArrayDataset, ImageDataset  # noqa: E402
+from parts.arrays import Files  # noqa: E402
 from parts.audit import audit  # noqa: E402
 from parts.errors import UserError, printable  # noqa: E402
 from parts.spec import DataSpec  # noqa: E402
@@ -1093,7 +1094,7 @@ def run_program(meant, work, sheet):
     for at, pairs in enumerate([report.train, report.val][: len(meant.samples)]):
         keywords = dict(pairs=pairs, mask_rule=report.mask_rule, value_range=report.value_range)
         full = ImageDataset(*meant.folders[2 * at : 2 * at + 2], **keywords)
-        small = ImageDataset(*meant.folders[2 * at : 2 * at + 2], image_size=size, **keywords)
+        small = ArrayDataset(Files(pairs, report.mask_rule, report.value_range, size))
         if not small.keep_arrays(work / f"arrays{at}", num_workers=1, progress=False):
             raise AssertionError("no arrays were made")
         [full[index] for index in range(len(full))]

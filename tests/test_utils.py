@@ -48,6 +48,7 @@ from parts.scores import (
     selection_dice,
     symptom,
 )
+from parts.spec import DataSpec
 from unet import UNet
 from utils import (
     EpochSampler,
@@ -329,8 +330,9 @@ def test_a_users_transform_works_with_classes_and_ignored_pixels(class_folders, 
     meaning = dict(classes=dict(zip(classes, (0, 100, 200)))) if classes else dict(foreground=200)
     torch.manual_seed(0)
     model, targets, scores = nn.Conv2d(3, channels, 1, bias=False), [], []
+    spec = DataSpec(ignore=50, **meaning)
     for transform in (None, lambda image, mask: dict(image=image.transpose(2, 0, 1), mask=mask.astype(np.int64))):
-        _, val = get_loaders(*class_folders, 4, 0, transform=transform, image_size=(40, 60), ignore=50, **meaning)
+        _, val = get_loaders(*class_folders, 4, 0, transform=transform, image_size=(40, 60), spec=spec)
         mask_rule = val.dataset.mask_rule
         assert (mask_rule.channels, mask_rule.labels) == (channels, True)
         targets.append(torch.cat([targets_of(masks, torch.device("cpu"), mask_rule.labels) for _, masks in val]))
@@ -424,7 +426,7 @@ list(torch.utils.data.DataLoader(Data(), num_workers=1, worker_init_fn=eval(sys.
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="handles are passed through a socket on Linux")
-@pytest.mark.parametrize("begins, told", [("utils._return_faults", False), ("None", True)])
+@pytest.mark.parametrize("begins, told", [("utils._begin_worker", False), ("None", True)])
 def test_a_worker_does_not_tell_that_its_run_was_stopped_in_the_middle(tmp_path, begins, told):
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", HUNG_UP, begins]
@@ -557,7 +559,8 @@ def red_network():
 
 
 def test_classes_are_drawn_in_their_colours_and_kept_as_their_indices(class_folders, tmp_path):
-    _, val = get_loaders(*class_folders, 4, 0, image_size=(40, 60), ignore=50, classes=dict(sky=0, road=100, car=200))
+    spec = DataSpec(ignore=50, classes=dict(sky=0, road=100, car=200))
+    _, val = get_loaders(*class_folders, 4, 0, image_size=(40, 60), spec=spec)
     out, model, drawn = tmp_path / "saved_images", red_network(), []
     save_predictions(val, model, out)
     truth = next(iter(val))[1][0].numpy()
@@ -581,7 +584,7 @@ def test_classes_are_drawn_in_their_colours_and_kept_as_their_indices(class_fold
 
 
 def test_ignored_pixels_of_one_foreground_are_drawn(class_folders, tmp_path):
-    _, val = get_loaders(*class_folders, 4, 0, image_size=(40, 60), ignore=50, foreground=200)
+    _, val = get_loaders(*class_folders, 4, 0, image_size=(40, 60), spec=DataSpec(ignore=50, foreground=200))
     model = Threshold()
     save_predictions(val, model, tmp_path)
     truth = np.array(Image.open(tmp_path / "0.png").convert("L"))[2:42, 2:62]
@@ -927,7 +930,7 @@ def test_validation_that_would_take_long_is_thinned_and_still_holds_something(tm
     mask = np.zeros((64, 64), np.uint8)
     mask[10:20] = 100
     Image.fromarray(mask).save(folders[3] / "img_020.png")
-    _, few = get_loaders(*folders, 4, 0, image_size=None, crop=(32, 48), classes=(0, 100, 255))
+    _, few = get_loaders(*folders, 4, 0, image_size=None, crop=(32, 48), spec=DataSpec(classes=(0, 100, 255)))
     assert {"img_020", "img_039"} <= {pair.name for pair in few.dataset.pairs} and len(few.dataset) == 4
     Image.new("L", (64, 64)).save(folders[3] / "img_020.png")
     draw_pairs(*folders[:2], 3, size=(600, 900), first=100)
@@ -960,7 +963,7 @@ def test_whole_images_are_scored_and_drawn_at_their_own_size(tmp_path, classes):
             Image.fromarray(mask).save(path)
     torch.manual_seed(0)
     network = UNet(3, 3 if classes else 1, (4, 8))
-    _, loader = get_loaders(*folders, 2, 0, image_size=None, crop=(32, 32), classes=classes)
+    _, loader = get_loaders(*folders, 2, 0, image_size=None, crop=(32, 32), spec=DataSpec(classes=classes))
     scores = check_accuracy(loader, network, dtype=None)
     network.eval()
     expected = []
