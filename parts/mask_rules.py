@@ -141,11 +141,15 @@ class Census:
     @cached_property
     def soft_edges(self) -> "SoftEdges | None":
         """The two ends of grey masks with soft edges, or None where more than half of the masks are no such masks."""
-        ends = _find_ends(self) if self.kind == NUMBERS and self.inexact else None
-        if ends is None:
+        if self.kind != NUMBERS or not self.inexact:
+            return None
+        ends = _find_ends(self)
+        if ends is None or not _are_soft_edges(self.inexact, ends):
             return None
         odd = [observation for observation in self.observations if not _fits(observation, ends)]
-        return SoftEdges(ends, odd) if len(odd) <= len(self.observations) / 2 else None
+        if len(odd) > len(self.observations) / 2:
+            return None
+        return SoftEdges(ends, odd)
 
     @cached_property
     def kept(self) -> "Census":
@@ -273,28 +277,40 @@ class SoftEdges:
 
 
 def _find_ends(census: Census) -> Ends | None:
-    """The two values that nearly all pixels are near, or None."""
-    thick = list(_pool(observation.thick for observation in census.observations)) or [0]
-    scale = 257 if max(thick) > 255 else 1  # of 16 bits
-    far = [value for value in thick if abs(value - thick[0]) >= FAR * scale]
-    if not far:
+    """The two most frequent values of areas that are far apart, or None where there is only one."""
+    thick = list(_pool(observation.thick for observation in census.observations))  # the most frequent first
+    if not thick:
         return None
-    ends = Ends(*sorted((thick[0], far[0])))
-    pixels = _pool(observation.counts for observation in census.inexact)
+    distance = FAR * _scale(max(thick))
+    for value in thick[1:]:
+        if abs(value - thick[0]) >= distance:
+            return Ends(min(value, thick[0]), max(value, thick[0]))
+    return None
+
+
+def _scale(highest: int) -> int:
+    """What a step of 8 bits is among values up to `highest`: 257 in 16 bits."""
+    if highest > 255:
+        return 257
+    return 1
+
+
+def _are_soft_edges(inexact: list[Observation], ends: Ends) -> bool:
+    """Whether nearly all pixels of these masks are near the two ends, and the rest are soft edges between them."""
+    pixels = _pool(observation.counts for observation in inexact)
     between = [pixels[value] for value in pixels if ends.place(value) == _BETWEEN]
     if sum(between) > sum(pixels.values()) / 10:
-        return None
-    if any(observation.lossy for observation in census.inexact):
-        return ends
+        return False
+    if any(observation.lossy for observation in inexact):
+        return True
     if between:
         # Soft edges pass through many greys. Where there are few, each of them means something.
-        are_edges = len(between) >= 3 and max(between) <= sum(between) / 2
-    else:
-        # Good JPEG that was saved as PNG has several values at each end; or white is not quite white.
-        places = Counter(ends.place(value) for value in pixels)
-        strays = ends.low == 0 and all(value == 0 or value >= 250 * scale for value in pixels)
-        are_edges = strays or min(places[_LOW], places[_HIGH]) >= 3
-    return ends if are_edges else None
+        return len(between) >= 3 and max(between) <= sum(between) / 2
+    if ends.low == 0 and all(value == 0 or value >= 250 * _scale(ends.high) for value in pixels):
+        return True  # white that is not quite white
+    # Good JPEG that was saved as PNG has several values at each end.
+    places = Counter(ends.place(value) for value in pixels)
+    return min(places[_LOW], places[_HIGH]) >= 3
 
 
 def _fits(observation: Observation, ends: Ends) -> bool:
@@ -371,7 +387,9 @@ def _class_faults(census: Census, values: list[int]) -> list[str]:
     if len(values) > MOST_CLASSES:
         faults.append(f"these are {len(values):,} classes, and {MOST_CLASSES} is the most")
     if len(values) < 2:
-        constant = f"MASK_FOREGROUND = {name_value(values[0], census.kind)}" if values else "MASK_FOREGROUND"
+        constant = "MASK_FOREGROUND"
+        if values:
+            constant += f" = {name_value(values[0], census.kind)}"
         faults.append(f"two classes are the least; {constant} tells one from all the rest")
     return faults
 
@@ -504,12 +522,13 @@ READINGS = (  # tried in order
 
 def refuse_united_classes(pairs: Iterable["Pair"]) -> None:
     """UserError where an image has several masks: which of two classes wins where they overlap is not known."""
-    several = [pair for pair in pairs if pair.more]
-    if several:
-        raise UserError(
-            f"CLASSES with several masks of one image, e.g. {list_files([*several[0].masks])}: they are united, and "
-            "only one foreground can be. Save the classes of an image in one mask, or set CLASSES = None."
-        )
+    for pair in pairs:
+        if pair.more:
+            raise UserError(
+                f"CLASSES with several masks of one image, e.g. {list_files([pair.mask, *pair.more])}: they are "
+                "united, and only one foreground can be. Save the classes of an image in one mask, or set CLASSES = "
+                "None."
+            )
 
 
 def _refuse_blurred(census: Census, constant: str) -> None:
@@ -642,9 +661,10 @@ def _likely_void(census: Census) -> int | None:
     """The value that may stand for pixels without a label: 255 beside small numbers, or VOC's colour; None: none."""
     values = set(census.counts)
     if census.kind == COLOURS:
-        return VOID if VOID in values else None
-    is_void = max(values) == 255 and max(values - {255}) < 64
-    return 255 if is_void else None
+        void, is_void = VOID, VOID in values
+    else:
+        void, is_void = 255, max(values) == 255 and max(values - {255}) < 64
+    return void if is_void else None
 
 
 def _refuse_mixture(census: Census) -> NoReturn:

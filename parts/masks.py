@@ -419,8 +419,9 @@ class MaskRule:
     def _describe_classes(self) -> str:
         listed = []
         for value, name in zip(self.classes[:12], self.names):
-            value_text = name_value(value, self.kind)
-            listed.append(value_text if value_text == name else f"{value_text} {name}")
+            listed.append(name_value(value, self.kind))
+            if name != listed[-1]:
+                listed[-1] += f" {name}"
         text = f"there are {len(self.classes)} classes: {', '.join(listed)}"
         if len(self.classes) > 12:
             text += f" and {len(self.classes) - 12} more"
@@ -453,7 +454,9 @@ def read_mask(
         mask = _read_united(path, mask_rule, page)
     else:
         mask = _read_one(path, mask_rule, page)
-    return mask if size is None else resize_mask(mask, size)
+    if size is None:
+        return mask
+    return resize_mask(mask, size)
 
 
 def _read_one(path: PathLike, mask_rule: MaskRule, page: int) -> np.ndarray:
@@ -536,9 +539,10 @@ def _labels_of_values(values: np.ndarray, mask_rule: MaskRule) -> np.ndarray:
         return _class_indices(values, mask_rule)
     if mask_rule.soft:
         (low,), (high,) = mask_rule.background, mask_rule.foreground
-        twice, sum_of_ends = 2 * values.astype(np.int32), low + high  # without fractions
-        is_foreground = twice > sum_of_ends if high > low else twice < sum_of_ends
-        return is_foreground.astype(np.uint8)
+        twice = 2 * values.astype(np.int32)  # against the sum of the ends, without fractions
+        if high > low:
+            return (twice > low + high).astype(np.uint8)
+        return (twice < low + high).astype(np.uint8)
     if not mask_rule.foreground:
         labels = (~np.isin(values, mask_rule.background)).astype(np.uint8)
     else:

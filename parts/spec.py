@@ -106,9 +106,7 @@ class DataSpec:
             return ()
         listed: list[ListedClass | None] = []
         if isinstance(self.classes, Mapping):
-            for name, value in self.classes.items():
-                usable = isinstance(name, str) and name.strip()
-                listed.append(_listed_class(name.strip(), value) if usable else None)
+            listed = [_named_class(name, value) for name, value in self.classes.items()]
         elif isinstance(self.classes, (tuple, list, range)):
             listed = [_listed_class(None, value) for value in self.classes]
         classes = tuple(entry for entry in listed if entry is not None)
@@ -136,14 +134,26 @@ def _whole_numbers(constant: str, given: Any, other_words: str = "") -> tuple[in
     return tuple(values)
 
 
-def _listed_class(name: str | None, given: Any) -> ListedClass | None:
+def _named_class(name: Any, value: Any) -> ListedClass | None:
+    """The class of a name and its value; None: one of them cannot be meant."""
+    if not isinstance(name, str) or not name.strip():
+        return None
+    return _listed_class(name.strip(), value)
+
+
+def _listed_class(name: str | None, value: Any) -> ListedClass | None:
     """The class of a value, or of a colour given as red, green and blue; None: it is neither."""
-    value = given.item() if isinstance(given, np.generic) else given
-    if isinstance(value, (tuple, list)):
-        is_color = len(value) == 3 and all(type(channel) is int and 0 <= channel <= 255 for channel in value)
-        return ListedClass(name, pack_color(value), is_color=True) if is_color else None
-    is_value = type(value) is int and value >= 0
-    return ListedClass(name, value, is_color=False) if is_value else None
+    if isinstance(value, np.generic):
+        value = value.item()
+    if type(value) is int and value >= 0:
+        return ListedClass(name, value, is_color=False)
+    if isinstance(value, (tuple, list)) and len(value) == 3 and all(map(_is_byte, value)):
+        return ListedClass(name, pack_color(value), is_color=True)
+    return None
+
+
+def _is_byte(channel: Any) -> bool:
+    return type(channel) is int and 0 <= channel <= 255
 
 
 def _check_image_range(given: Any) -> None:
