@@ -12,32 +12,50 @@ indices of a palette or colours. A picture that cannot be read is reported, the 
 status is 1 then; 2 where nothing can be done.
 """
 
-import math
 import os
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import cv2
-import numpy as np
 import torch
 from tqdm import tqdm
 
 import dataset
-from parts import pictures
 from parts.checkpoints import load_network
 from parts.errors import UserError, list_files, printable, ran_out_of_memory, run
 from parts.export import export
 from parts.files import cores
-from parts.images import image_size
-from parts.inference import MIRRORS, make_runner, predict_pictures
+from parts.inference import MIRRORS, Runner, make_runner
 from parts.mask_rules import find_mask_rule
 from parts.masks import MaskRule
-from parts.names import find_masks, find_pictures, folded_path
+from parts.names import Pair, Picture, find_masks, find_pictures, folded_path
 from parts.options import any_value, either, file_path, number, one_of, optional, settings_of, sizes, whole
-from parts.outputs import Finish, choose_threshold, tell_scores, write_submission
+from parts.outputs import (
+    Failures,
+    Masks,
+    Overlays,
+    PictureScores,
+    Probabilities,
+    Submission,
+    ThresholdChoice,
+    Truths,
+    UniformMasks,
+    WorstSheet,
+)
+from parts.predictions import (
+    ClassDecision,
+    Decision,
+    ForegroundDecision,
+    Output,
+    PictureReader,
+    Size,
+    predict_pictures,
+)
 from parts.recipe import PRECISIONS
 from parts.spec import DataSpec
 
@@ -81,46 +99,7 @@ _INPUTS = [("inputs", dict(nargs="*", default=[], metavar="INPUT", help="image f
 _ARTICLE_SIZE = (320, 480)  # of the checkpoints that do not tell their size, such as the article's
 
 
-def find_truths(s, wanted, checkpoint, classes=None):
-    """({picture: Pair of it and its mask}, the rule that reads them); ({}, None) where no scores are asked for.
-
-    They may be of another encoding than those of training, so they are asked what their values mean,
-    unless training was told a MASK_FOREGROUND: that holds here too. So does the network's rule of `classes`.
-    """
-    if not s.MASKS:
-        return {}, None
-    truths = find_masks(wanted, s.MASKS, DataSpec(mask_name=s.MASK_NAME))
-    lacking = [picture for picture in wanted if picture not in truths]
-    if lacking:
-        print(f"Without a mask in {s.MASKS} (of as many pages), so not scored: {list_files(lacking)}")
-    several = [picture for picture, pair in truths.items() if pair.more]
-    if classes and several:
-        raise UserError(
-            f"{s.MASKS}: several masks fit {list_files(several)}, and such are united to one foreground. A network of "
-            "classes is scored by one mask a picture: take the * out of MASK_NAME."
-        )
-    told = {name.upper(): value for name, value in checkpoint["settings"].items()}  # older ones are in lower case
-    foreground = told.get("MASK_FOREGROUND") if s.MASK_FOREGROUND is None else s.MASK_FOREGROUND
-    ignore = told.get("MASK_IGNORE") if s.MASK_IGNORE is None else s.MASK_IGNORE
-    as_in_training = s.MASK_FOREGROUND is None and s.MASK_IGNORE is None and "mask_rule" in checkpoint
-    if classes and s.MASK_IGNORE is None:
-        mask_rule = classes
-    elif as_in_training and foreground is not None:
-        mask_rule = MaskRule.from_dict(checkpoint["mask_rule"])
-    else:
-        files = [source for pair in truths.values() for source in pair.sources[1:]]
-        named = dict(zip(classes.names, classes.classes)) if classes else None
-        mask_rule = find_mask_rule(
-            files,
-            DataSpec(foreground=foreground, ignore=ignore, classes=named),
-            num_workers=s.NUM_WORKERS or None,
-            strict=False,
-        )
-    print(f"In the masks {mask_rule.describe()}.")
-    return truths, mask_rule
-
-
-# ---- the run
+# ---- what can be refused before anything runs
 
 
 def check(s: SimpleNamespace) -> None:
@@ -137,165 +116,237 @@ def check(s: SimpleNamespace) -> None:
             raise UserError(words)
 
 
-def refuse_for_classes(s, classes):
-    """UserError that lists the constants which are for one foreground alone."""
-    plain = dict(THRESHOLD=0.5, SUBMISSION=None, MASK_FOREGROUND=None)
-    if wrong := [f"{name} = {getattr(s, name)!r}" for name, value in plain.items() if getattr(s, name) != value]:
+def refuse_for_classes(s: SimpleNamespace, names: Sequence[str]) -> None:
+    """UserError that lists the constants which are for one foreground alone; `names` are those of the classes."""
+    defaults: dict[str, Any] = dict(THRESHOLD=0.5, SUBMISSION=None, MASK_FOREGROUND=None)
+    wrong = [f"{name} = {getattr(s, name)!r}" for name, value in defaults.items() if getattr(s, name) != value]
+    if wrong:
+        listed = ", ".join([*names[:12], "..."] if len(names) > 12 else names)
         raise UserError(
-            f"{s.CHECKPOINT}: its network tells {len(classes.names)} classes ({', '.join(classes.names[:12])}"
-            f"{', ...' if len(classes.names) > 12 else ''}), and these are for one foreground: {', '.join(wrong)}. "
-            f"Leave them at {', '.join(f'{name} = {value!r}' for name, value in plain.items())}."
+            f"{s.CHECKPOINT}: its network tells {len(names)} classes ({listed}), and these are for one foreground: "
+            f"{', '.join(wrong)}. Leave them at {', '.join(f'{name} = {value!r}' for name, value in defaults.items())}."
         )
 
 
-def refuse_lost(s, finish, wanted):
-    """UserError where an output would be lost in another one, or an input in an output."""
-    outputs = [(path, str(it)) for kind in finish.folders for it in wanted for path in finish.paths(kind, it)]
-    outputs += [(Path(s.OUTPUT_DIR, name), "the scores") for name in ("scores.csv", "worst.png") if s.MASKS]
-    outputs += [(Path(s.SUBMISSION), "all images")] if s.SUBMISSION else []
-    outputs += [(finish.legend, "the classes")] if finish.legend else []
-    masks = [file for pair in finish.truths.values() for file, _ in pair.sources[1:]]
-    originals = {os.path.realpath(path) for path in [*(picture.path for picture in wanted), *masks]}
-    sources, wrong = {}, []
-    for path, source in outputs:
-        sources.setdefault(folded_path(os.path.realpath(path)), []).append(f"{printable(path)} of {source}")
-        if os.path.realpath(path) in originals or os.path.isdir(path):
-            wrong.append(f"{printable(path)}: is one of the inputs, or a folder")
-    wrong += [f"one file would be {' and '.join(same)}" for same in sources.values() if len(same) > 1]
-    if wrong:
+def refuse_overwriting(
+    s: SimpleNamespace, outputs: Sequence[Output], wanted: Sequence[Picture], truths: Truths
+) -> None:
+    """UserError where an output would overwrite an input or another output."""
+    written: list[tuple[Path, str]] = []  # file, what it is of
+    for output in outputs:
+        written += [(path, str(picture)) for picture in wanted for path in output.paths(picture)]
+    for output in outputs:
+        written += output.summaries().items()
+    inputs = [picture.path for picture in wanted]
+    for pair in truths.pairs.values():
+        inputs += [mask for mask, _ in pair.sources[1:]]
+    originals = {os.path.realpath(path) for path in inputs}
+
+    problems = []
+    by_place = defaultdict(list)  # upper and lower case are one name to some file systems
+    for path, source in written:
+        place = os.path.realpath(path)
+        by_place[folded_path(place)].append(f"{printable(path)} of {source}")
+        if place in originals or os.path.isdir(path):
+            problems.append(f"{printable(path)}: is one of the inputs, or a folder")
+    problems += [f"one file would be {' and '.join(same)}" for same in by_place.values() if len(same) > 1]
+    if problems:
         cures = "Give another OUTPUT_DIR, or rename one of two pictures"
-        raise UserError(f"These outputs would overwrite something. {cures}:\n  " + "\n  ".join(wrong))
+        raise UserError(f"These outputs would overwrite something. {cures}:\n  " + "\n  ".join(problems))
+
     names = Counter(picture.name.name + picture.path.suffix for picture in wanted)
-    doubled = ", ".join([name for name, number in names.items() if number > 1][:10])
+    doubled = ", ".join([name for name, count in names.items() if count > 1][:10])
     if s.SUBMISSION and doubled:
         raise UserError(f"SUBMISSION names images by their file name, and these come more than once: {doubled}.")
 
 
-def put_through(s, runner, wanted, finish, label="predict"):
-    """Puts the pictures `wanted` through the network, under a bar, and yields their Outcomes."""
-    own = s.IMAGE_SIZE == "own"
-    with tqdm(total=len(wanted), desc=label, unit="image", disable=None) as bar:
-        outcomes = predict_pictures(
-            wanted,
-            runner,
-            size_of=lambda picture: image_size(picture.path, picture.page),
-            read=lambda picture: finish.read(picture, None if own else s.IMAGE_SIZE),
-            finish=finish,
-            batch_size=s.BATCH_SIZE,
-            threads=s.NUM_WORKERS,
-            bounded=own,
-            say=lambda window, windows: bar.set_postfix_str(f"window {window}/{windows}"),
-            in_bands=finish.bands if own and finish.classes else None,
+# ---- the true masks
+
+
+def find_truths(
+    s: SimpleNamespace, wanted: Sequence[Picture], checkpoint: dict[str, Any], network_rule: MaskRule
+) -> Truths:
+    """The true masks in the folder MASKS; none where it is not given. UserError: they cannot be told apart."""
+    if not s.MASKS:
+        return Truths()
+    pairs = find_masks(wanted, s.MASKS, DataSpec(mask_name=s.MASK_NAME))
+    lacking = [picture for picture in wanted if picture not in pairs]
+    if lacking:
+        print(f"Without a mask in {s.MASKS} (of as many pages), so not scored: {list_files(lacking)}")
+    several = [picture for picture, pair in pairs.items() if pair.more]
+    if network_rule.has_classes and several:
+        raise UserError(
+            f"{s.MASKS}: several masks fit {list_files(several)}, and such are united to one foreground. A network of "
+            "classes is scored by one mask a picture: take the * out of MASK_NAME."
         )
+    mask_rule = choose_rule_of_truths(s, pairs, checkpoint, network_rule)
+    print(f"In the masks {mask_rule.describe()}.")
+    return Truths(pairs, mask_rule)
+
+
+def choose_rule_of_truths(
+    s: SimpleNamespace, pairs: dict[Picture, Pair], checkpoint: dict[str, Any], network_rule: MaskRule
+) -> MaskRule:
+    """The rule by which the true masks are read.
+
+    MASK_FOREGROUND and MASK_IGNORE say it; where they do not, what training was told holds, and so do the network's
+    classes. Otherwise the masks are asked, as they may be of another encoding than those of training.
+    """
+    told = {name.upper(): value for name, value in checkpoint["settings"].items()}  # older ones are in lower case
+    foreground, ignore = s.MASK_FOREGROUND, s.MASK_IGNORE
+    as_in_training = foreground is None and ignore is None
+    if foreground is None:
+        foreground = told.get("MASK_FOREGROUND")
+    if ignore is None:
+        ignore = told.get("MASK_IGNORE")
+    if network_rule.has_classes and s.MASK_IGNORE is None:
+        return network_rule
+    if as_in_training and foreground is not None and "mask_rule" in checkpoint:
+        return MaskRule.from_dict(checkpoint["mask_rule"])
+    classes = dict(zip(network_rule.names, network_rule.classes)) if network_rule.has_classes else None
+    spec = DataSpec(foreground=foreground, ignore=ignore, classes=classes)
+    masks = [source for pair in pairs.values() for source in pair.sources[1:]]
+    return find_mask_rule(masks, spec, num_workers=s.NUM_WORKERS or None, strict=False)
+
+
+# ---- the run
+
+
+def choose_outputs(
+    s: SimpleNamespace, mask_rule: MaskRule, scores: PictureScores, missing: Sequence[str]
+) -> list[Output]:
+    """What the constants ask for, in the order in which it is reported. `missing`: inputs that are no pictures."""
+    folder = Path(s.OUTPUT_DIR)
+    outputs: list[Output] = []
+    if s.SAVE_MASKS:
+        outputs.append(Masks(folder, mask_rule))
+    if s.OVERLAYS:
+        outputs.append(Overlays(folder / "overlays", mask_rule))
+    if s.PROBABILITIES:
+        outputs.append(Probabilities(folder / "probabilities", mask_rule, s.PROBABILITIES))
+    outputs += [UniformMasks(mask_rule), scores]
+    if s.SUBMISSION:
+        outputs.append(Submission(s.SUBMISSION, missing))
+    return outputs
+
+
+def network_size(asked: Size | str | None, checkpoint: dict[str, Any]) -> Size | None:
+    """The size at which the network takes pictures, by IMAGE_SIZE and the checkpoint; None: each at its own."""
+    if asked is None:
+        trained_at = checkpoint.get("image_size", _ARTICLE_SIZE)
+        return tuple(trained_at) if trained_at else None  # None: on crops out of images at their own size
+    return None if asked == "own" else asked
+
+
+def run_network(
+    s: SimpleNamespace,
+    runner: Runner,
+    reader: PictureReader,
+    decision: Decision,
+    wanted: Sequence[Picture],
+    outputs: Sequence[Output],
+    label: str = "predict",
+) -> None:
+    """Puts pictures through the network, under a bar with a `label`, and gives each result to every output."""
+    with tqdm(total=len(wanted), desc=label, unit="image", disable=None) as bar:
+
+        def say(window: int, windows: int) -> None:
+            bar.set_postfix_str(f"window {window}/{windows}")
+
         try:
-            for outcome in outcomes:
+            for result in predict_pictures(wanted, runner, reader, decision, outputs, threads=s.NUM_WORKERS, say=say):
+                for output in outputs:
+                    output.take(result)
                 bar.update()
-                yield outcome
         except RuntimeError as error:
             if not ran_out_of_memory(error):
                 raise
-            smaller = f"Lower BATCH_SIZE ({s.BATCH_SIZE}) or WINDOW ({s.WINDOW})."
+            smaller = f"Lower BATCH_SIZE ({runner.batch_size}) or WINDOW ({s.WINDOW})."
             raise UserError(f"The device has run out of memory. {smaller}") from error
+    for output in outputs:
+        output.finish()
 
 
-def followed(outcomes, scored, confusion, failures, alone):
-    """Says what failed, fills `scored` ({picture: counts}), `failures` ({picture: whether it has a row all the same})
-    and `alone` ({picture: the one class that is predicted}), adds to `confusion`, and yields the submission's rows."""
-    for outcome in outcomes:
-        if outcome.error:
-            tqdm.write(outcome.error, file=sys.stderr)
-            failures[outcome.picture] = outcome.runs is not None
-        if outcome.only is not None:
-            alone[outcome.picture] = outcome.only
-        if outcome.counts:
-            scored[outcome.picture] = outcome.counts
-        if outcome.confusion is not None:
-            confusion += outcome.confusion
-        if outcome.runs is not None:
-            yield outcome.picture.name.name + outcome.picture.path.suffix, outcome.runs  # a page's: a_1.tif
+def choose_decision(
+    s: SimpleNamespace, mask_rule: MaskRule, truths: Truths, through_network: Callable[..., None]
+) -> Decision:
+    """How the network's logits are decided: by class, or by THRESHOLD, which "auto" finds in a run of its own."""
+    if mask_rule.has_classes:
+        return ClassDecision(mask_rule.num_labels)
+    if s.THRESHOLD != "auto":
+        return ForegroundDecision(s.THRESHOLD)
+    choice = ThresholdChoice(truths)
+    through_network(ForegroundDecision(), list(truths.pairs), [choice], "threshold")
+    return ForegroundDecision(choice.best())
 
 
-def tell_alone(alone, done, classes):
-    """Says where nothing is predicted, or one and the same class in all of the `done` pictures."""
-    cure = "are picture and IMAGE_SIZE as in training?"
-    if not classes and (empty := [picture for picture, value in alone.items() if value == 0]):
+def report_dark(pictures: Sequence[Picture]) -> None:
+    """Says which pictures have lost nearly all of their detail, as 8 bits are all that the network sees."""
+    if pictures:
         print(
-            f"Nothing is predicted in {len(empty)} of them: {list_files(empty)}. Where something should be: {cure} "
-            "Else lower THRESHOLD."
+            f"{len(pictures)} of them have 16 bits and use only the lowest 12 or fewer, of which the 8 that this network "
+            f"sees keep hardly any: {list_files(pictures, 10)}. Train with IMAGE_RANGE, or stretch their values over 0 "
+            "to 65535 as those of training are."
         )
-    if classes and len(alone) == done and len(set(alone.values())) == 1:
-        name = classes.names[next(iter(alone.values()))]
-        print(f"Every pixel of them is predicted as {name}. Where something else should be: {cure}")
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the script with the constants above and the command line; returns its exit status."""
     s = settings_of(
         globals(), argv, rules=_RULES, shared=vars(dataset), shared_names=["MASK_NAME"], positionals=_INPUTS
     )
     check(s)
     network, checkpoint = load_network(s.CHECKPOINT)
-    classes = MaskRule.from_dict(checkpoint["mask_rule"]) if network.output_conv.out_channels > 1 else None
+    mask_rule = MaskRule()  # of one foreground, whatever the masks of training were
+    if network.output_conv.out_channels > 1:
+        mask_rule = MaskRule.from_dict(checkpoint["mask_rule"])
     if s.EXPORT:
-        print(export(network, s.EXPORT, classes.names if classes else ()))
+        print(export(network, s.EXPORT, mask_rule.names))
         return 0
-    if classes:
-        refuse_for_classes(s, classes)
+    if mask_rule.has_classes:
+        refuse_for_classes(s, mask_rule.names)
 
+    # What there is to do, and what is made of it
     wanted, missing = find_pictures(s.inputs, s.OUTPUT_DIR, s.MASKS)
-    for text in missing:
-        print(text, file=sys.stderr)
+    for problem in missing:
+        print(problem, file=sys.stderr)
     if not wanted:
         raise UserError(f"There is no image in {', '.join(s.inputs)}.")
-    truths, mask_rule = find_truths(s, wanted, checkpoint, classes)
-    folder = Path(s.OUTPUT_DIR)
-    kinds = dict(masks=s.SAVE_MASKS, overlays=s.OVERLAYS, probabilities=s.PROBABILITIES)
-    folders = {kind: folder if kind == "masks" else folder / kind for kind, on in kinds.items() if on}
-    finish = Finish(folders=folders, bits=s.PROBABILITIES, truths=truths, mask_rule=mask_rule, runs=bool(s.SUBMISSION))
-    finish.classes, finish.value_range = classes, checkpoint.get("image_range")
-    refuse_lost(s, finish, wanted)
+    truths = find_truths(s, wanted, checkpoint, mask_rule)
+    scores = PictureScores.of(Path(s.OUTPUT_DIR), truths, mask_rule)
+    failures = Failures(missing)
+    outputs = [*choose_outputs(s, mask_rule, scores, missing), failures]
+    refuse_overwriting(s, outputs, wanted, truths)
 
-    runner = make_runner(network, s.DEVICE, s.PRECISION, mirrors=s.FLIPS, window=s.WINDOW, overlap=s.OVERLAP)
-    trained_at = checkpoint.get("image_size", _ARTICLE_SIZE)  # None: on crops out of images at their own size
-    s.IMAGE_SIZE = s.IMAGE_SIZE or ("own" if trained_at is None else tuple(trained_at))
-    s.BATCH_SIZE = s.BATCH_SIZE or (1 if runner.device.type == "cpu" else 16)
+    # The network, on its device
+    runner = make_runner(
+        network, s.DEVICE, s.PRECISION, s.BATCH_SIZE, mirrors=s.FLIPS, window=s.WINDOW, overlap=s.OVERLAP
+    )
+    reader = PictureReader(network_size(s.IMAGE_SIZE, checkpoint), checkpoint.get("image_range"))
     s.NUM_WORKERS = s.NUM_WORKERS or cores()
     cv2.setNumThreads(1)  # there is a picture for each thread already
-    seen = "their own size" if s.IMAGE_SIZE == "own" else f"{s.IMAGE_SIZE[0]}x{s.IMAGE_SIZE[1]}"
+    size = f"{reader.size[0]}x{reader.size[1]}" if reader.size else "their own size"
     print(
         f"{s.CHECKPOINT}: epoch {checkpoint.get('epoch', 'unknown')}. {len(wanted)} images, which the network sees "
-        f"at {seen}, on {runner.device} in {str(runner.dtype or torch.float32).removeprefix('torch.')}."
+        f"at {size}, on {runner.device} in {str(runner.dtype or torch.float32).removeprefix('torch.')}."
     )
-    through = partial(put_through, s, runner)
-    threshold = choose_threshold(through, finish) if s.THRESHOLD == "auto" else s.THRESHOLD
-    finish.cut = math.log(threshold / (1 - threshold))
 
-    scored, failures, alone = {}, dict.fromkeys(missing, False), {}
-    confusion = np.zeros((runner.channels, runner.channels), np.int64)
-    rows = followed(through(wanted, finish), scored, confusion, failures, alone)
+    # The pictures: for a threshold first, if one is to be chosen; then for the outputs; then the worst for a sheet
+    through_network = partial(run_network, s, runner, reader)
+    decision = choose_decision(s, mask_rule, truths, through_network)
+    through_network(decision, wanted, outputs)
+    places = [s.OUTPUT_DIR] if s.SAVE_MASKS or s.OVERLAYS or s.PROBABILITIES else []
     if s.SUBMISSION:
-        write_submission(s.SUBMISSION, rows)
-    for _ in rows:  # all of them, where no submission has taken them
-        pass
-    if finish.legend and finish.legend.parent.is_dir():
-        pictures.save_image(finish.legend, pictures.sheet([], title="Classes", legend=finish.palette.entries))
-    places = [s.OUTPUT_DIR] * bool(folders) + [s.SUBMISSION] * bool(s.SUBMISSION)
-    done = len(wanted) + len(missing) - len(failures)
+        places.append(s.SUBMISSION)
+    done = len(wanted) + len(missing) - failures.count
     print(f"{done} images done; see {' and '.join(places) or 'below'}.")
-    if dark := [picture for picture in wanted if picture in finish.dark]:
-        print(
-            f"{len(dark)} of them have 16 bits and use only the lowest 12 or fewer, of which the 8 that this network "
-            f"sees keep hardly any: {list_files(dark, 10)}. Train with IMAGE_RANGE, or stretch their values over 0 to "
-            "65535 as those of training are."
-        )
-    tell_alone(alone, done, classes)
-    if scored:
-        tell_scores(folder, scored, confusion, through, finish)
-    lacking = [str(it).partition(": ")[0] for it, has_row in failures.items() if not has_row]
-    if s.SUBMISSION and lacking:
-        print(f"{s.SUBMISSION}: lacks the rows of {len(lacking)} inputs: {list_files(lacking, 10)}.", file=sys.stderr)
-    if failures:
-        print(f"{len(failures)} of the inputs failed; see above.", file=sys.stderr)
-    return 1 if failures else 0
+    report_dark([picture for picture in wanted if picture in reader.dark])
+    if scores.counts:
+        sheet = WorstSheet(scores.worst_path, truths, mask_rule, scores.worst())
+        through_network(decision, list(sheet.captions), [sheet], "worst")
+    for output in outputs:
+        output.report()
+    return 1 if failures.count else 0
 
 
 if __name__ == "__main__":

@@ -27,10 +27,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import predict
 from parts.checkpoints import load_network
 from parts.files import cores
-from parts.images import image_size
-from parts.inference import Runner, make_runner, predict_pictures
+from parts.inference import Runner, make_runner
+from parts.masks import MaskRule
 from parts.names import find_pictures
-from parts.outputs import Finish
+from parts.outputs import Masks
+from parts.predictions import ForegroundDecision, PictureReader, predict_pictures
 from unet import UNet
 from utils import save_checkpoint
 
@@ -62,9 +63,9 @@ def make_checkpoint(path, features, image_size):
         save_checkpoint(state, path)
 
 
-def runner_of(checkpoint, precision, device, plain=False):
+def runner_of(checkpoint, precision, device, plain=False, batch_size=None):
     """The network as predict.py runs it, or as it is (`plain`)."""
-    runner = make_runner(load_network(checkpoint)[0], device, precision)
+    runner = make_runner(load_network(checkpoint)[0], device, precision, batch_size)
     if plain:
         network = load_network(checkpoint)[0].to(runner.device, memory_format=torch.channels_last)
         runner = Runner(network, runner.device, runner.dtype)
@@ -108,26 +109,17 @@ def speed(options, folder):
     draw(folder / "images", options.images, tuple(options.photo_size))
     paths = sorted((folder / "images").iterdir())
     wanted, _ = find_pictures([str(folder / "images")])
-    ours = runner_of(checkpoint, options.precision, options.device)
+    ours = runner_of(checkpoint, options.precision, options.device, batch_size=options.batch_size)
     plain = runner_of(checkpoint, options.precision, options.device, plain=True)
-    batch_size = options.batch_size or (1 if ours.device.type == "cpu" else 16)
-    finish = Finish(folders={"masks": folder / "ours"})
+    outputs, reader = [Masks(folder / "ours", MaskRule())], PictureReader(size)
 
     def ours_all():
-        for outcome in predict_pictures(
-            wanted,
-            ours,
-            size_of=lambda picture: image_size(picture.path),
-            read=lambda picture: finish.read(picture, size),
-            finish=finish,
-            batch_size=batch_size,
-            threads=cores(),
-        ):
-            assert outcome.error is None
+        for result in predict_pictures(wanted, ours, reader, ForegroundDecision(), outputs, threads=cores()):
+            assert not result.problems
 
     contenders = {
         "predict.py": ours_all,
-        "its network alone": lambda: network_alone(len(paths), ours, size, batch_size),
+        "its network alone": lambda: network_alone(len(paths), ours, size, ours.batch_size),
         "the network as it is, alone": lambda: network_alone(len(paths), plain, size, 1),
         "plain loop": lambda: plain_loop(paths, plain, size, folder / "plain"),
     }

@@ -1,22 +1,34 @@
-"""What predict.py makes of a picture's logits: masks, overlays, probabilities, scores, a submission."""
+"""What predict.py makes of every picture: masks, overlays, probabilities, a submission, scores. Each is an Output.
+
+A further one is a class here, and a line in predict.py's choose_outputs.
+"""
+
+from __future__ import annotations
 
 import csv
 import gzip
-import io
-from dataclasses import dataclass, field, replace
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
+from typing import IO, BinaryIO
 
 import numpy as np
 import torch
+from PIL import Image
+from tqdm import tqdm
 
 from parts import pictures
-from parts.audit import DARK
-from parts.errors import UserError, printable
+from parts.errors import UserError, list_files, printable
 from parts.files import write_csv, write_whole
-from parts.images import decode, depth_of, may_be_deep, read_image, resize_image
-from parts.masks import IGNORED, MaskRule, encode_mask, read_mask, resize_mask
-from parts.names import Picture
+from parts.images import resize_image
+from parts.masks import IGNORED, MaskRule, encode_mask, read_mask
+from parts.names import Pair, Picture
 from parts.pictures import Example, Palette
+from parts.predictions import ForegroundPrediction, Output, Prediction, Result
 from parts.scores import (
     class_columns,
     class_scores,
@@ -33,323 +45,155 @@ _WORST = 10  # images that worst.png shows
 _BINS = 256  # of probability: thresholds are multiples of 1/256
 
 
-@dataclass
-class Outcome:
-    """What became of a picture: `error` in words, or what was asked for."""
-
-    picture: Picture
-    error: str | None = None
-    only: int | None = None  # the class that all of its pixels are predicted to be
-    counts: list | None = None  # of pixels: in both, predicted, true; of each class, where there are several
-    confusion: np.ndarray | None = None  # of several classes, (C, C): rows true, columns predicted
-    runs: str | None = None
-    histogram: np.ndarray | None = None
-    shown: Example | None = None
+# ---- files of every picture
 
 
-class Bands:
-    """What of a picture that goes in windows at its own size is kept of its bands, as Runner.bands gives them.
+class Masks(Output):
+    """folder/name.png: the mask at the picture's own size.
 
-    Logits of all classes would be C large planes. `mask`: uint8 (H, W); `maps`: the probabilities, C such planes of
-    `bits`, where these are asked for; `broken`: whether some logits are not numbers.
+    Of one foreground 0 and 255; of classes in the encoding of the masks that the network was trained on.
     """
 
-    def __init__(self, size, channels, bits=None):
-        self.mask, self.broken = np.empty(size, np.uint8), False
-        self.maps = [np.empty(size, _kind_of(bits)) for _ in range(channels if bits else 0)]
-        self.bits = bits
+    def __init__(self, folder: Path, mask_rule: MaskRule) -> None:
+        self.folder = folder
+        self.mask_rule = mask_rule
 
-    def __call__(self, top, logits):
-        rows, size = slice(top, top + logits.shape[1]), logits.shape[1:]
-        self.broken = self.broken or bool(np.isnan(logits).any())
-        self.mask[rows], best = classify(logits, size)
-        if self.maps:
-            for whole, part in zip(self.maps, class_probabilities(logits, best, self.bits)):
-                whole[rows] = part
+    def paths(self, picture: Picture) -> list[Path]:
+        """One file."""
+        return [_file_of(picture, self.folder, ".png")]
+
+    def make(self, prediction: Prediction) -> None:
+        """Writes it."""
+        _save(self.paths(prediction.picture)[0], encode_mask(prediction.mask, self.mask_rule))
 
 
-@dataclass
-class Finish:
-    """Turns the logits of a picture into what was asked for. Runs in threads."""
+class Overlays(Output):
+    """folder/name.jpg: the picture with its mask laid over it; of classes also folder/legend.png."""
 
-    cut: float = 0.0  # logits above it are foreground
-    folders: dict = field(default_factory=dict)  # of "masks", "overlays", "probabilities", where they are wanted
-    bits: int = 8  # of probabilities
-    truths: dict = field(default_factory=dict)  # {picture: Pair of it and its true mask}
-    mask_rule: MaskRule | None = None  # which reads them
-    classes: MaskRule | None = None  # the network's, where it has several
-    runs: bool = False
-    histogram: bool = False
-    show: bool = False
-    value_range: tuple | None = None  # of training's images of more than 8 bits: see IMAGE_RANGE
-    dark: dict = field(default_factory=dict)  # {picture: True} of those which lose nearly everything without
+    def __init__(self, folder: Path, mask_rule: MaskRule) -> None:
+        self.folder = folder
+        self.palette = Palette.of(mask_rule)
+        self.legend = folder / "legend.png" if mask_rule.has_classes else None
 
-    def paths(self, kind, picture):
-        """The files of that kind; with_suffix would cut names such as a.b."""
-        base, ending = self.folders[kind] / picture.name, ".jpg" if kind == "overlays" else ".png"
-        if self.classes is None or kind != "probabilities":
-            return [base.with_name(base.name + ending)]
-        names = ["".join(c if c.isalnum() or c in "+-._" else "_" for c in name) for name in self.classes.names]
-        return [base.with_name(f"{base.name}_{name}{ending}") for name in names]
+    def paths(self, picture: Picture) -> list[Path]:
+        """One file."""
+        return [_file_of(picture, self.folder, ".jpg")]
 
-    @property
-    def legend(self):
-        """Where the colours of the overlays' classes are explained, or None."""
-        return self.folders["overlays"] / "legend.png" if self.classes and "overlays" in self.folders else None
+    def summaries(self) -> dict[Path, str]:
+        """The legend."""
+        return {self.legend: "the classes"} if self.legend else {}
 
-    @property
-    def palette(self):
-        """How the network's labels are drawn."""
-        return Palette.of(self.classes)
-
-    def bands(self, item):
-        """What takes the bands of an Item."""
-        return Bands(item.size, self.classes.channels, self.bits if "probabilities" in self.folders else None)
-
-    def read(self, picture, size):
-        """The picture at the network's `size` (None: its own), and as it is where that is needed."""
-        image = read_image(picture.path, size, picture.page, self.value_range)
-        if self.value_range is None and _is_dark(picture):
-            self.dark[picture] = True
-        if not self.show and "overlays" not in self.folders:
-            return image, None
-        # decoded once more, so that the network sees the same with and without
-        return image, read_image(picture.path, None, picture.page, self.value_range) if size else image
-
-    def __call__(self, item, fetch):
-        """The Outcome of an Item; fetch() gives its logits at the network's size, or its Bands."""
-        outcome = Outcome(item.picture, item.error)
-        if item.error:
-            return outcome
-        logits = fetch()
-        if logits.broken if isinstance(logits, Bands) else np.isnan(logits).any():
-            cure = 'Try PRECISION = "float32", or another checkpoint.'
-            outcome.error = f"{item.picture}: the network's output is not a number. {cure}"
-            return outcome
-        mask, at_own = self._decided(logits, item.size)
-        low, high = int(mask.min()), int(mask.max())
-        outcome.only = low if low == high else None
-        self._save("masks", item.picture, lambda: [encode_mask(mask, self.classes) if self.classes else mask * 255])
-        self._save("probabilities", item.picture, lambda: self._maps(logits, at_own))
-        if max(item.size) <= _LONGEST_JPEG:
-            self._save("overlays", item.picture, lambda: [pictures.overlay(item.extra, mask, self.palette)])
-        elif "overlays" in self.folders:
+    def make(self, prediction: Prediction) -> None:
+        """Writes it. UserError: it is longer than a JPEG may be."""
+        if max(prediction.size) > _LONGEST_JPEG:
             limit = f"a JPEG of at most {_LONGEST_JPEG} pixels"
-            outcome.error = f"{item.picture}: too long for an overlay, {limit}."
-        if self.runs:
-            outcome.runs = run_lengths(mask)
-        if item.picture in self.truths:
-            try:
-                self._score(item, logits, mask, at_own, outcome)
-            except UserError as mistake:
-                outcome.error = str(mistake)
-        return outcome
+            raise UserError(f"{prediction.picture}: too long for an overlay, {limit}.")
+        drawn = pictures.overlay(prediction.loaded.own_image(), prediction.mask, self.palette)
+        _save(self.paths(prediction.picture)[0], drawn)
 
-    def _decided(self, logits, size):
-        """The mask at `size`, uint8, and what its probabilities come from: see _maps."""
-        if isinstance(logits, Bands):
-            return (logits.mask if size == logits.mask.shape else resize_mask(logits.mask, size)), None
-        if self.classes:
-            return classify(logits, size)
-        at_size = resize_image(logits, size)
-        return (at_size > self.cut).astype(np.uint8), at_size
+    def finish(self) -> None:
+        """Writes the legend beside the overlays, if there are any."""
+        if self.legend and self.folder.is_dir():
+            pictures.save_image(self.legend, pictures.sheet([], title="Classes", legend=self.palette.entries))
 
-    def _maps(self, logits, at_own):
-        if isinstance(logits, Bands):
-            return logits.maps
-        return class_probabilities(logits, at_own, self.bits) if self.classes else [probability_map(at_own, self.bits)]
 
-    def _save(self, kind, picture, draw):
-        if kind in self.folders:
-            for path, drawn in zip(self.paths(kind, picture), draw()):
-                path.parent.mkdir(parents=True, exist_ok=True)
-                pictures.save_image(path, drawn)
+class Probabilities(Output):
+    """folder/name.png: the probability of foreground, of 8 or 16 bits; of classes a name_CLASS.png of each."""
 
-    def _score(self, item, logits, mask, at_own, outcome):
-        """Compares with the true mask, at its size."""
-        pair_of_files = self.truths[item.picture]
-        truth = read_mask(pair_of_files.masks, self.mask_rule, page=pair_of_files.mask_page)
-        if _turned(truth.shape, item.size):
-            sizes = [f"{height}x{width} (height x width)" for height, width in (item.size, truth.shape)]
-            pair = f"{item.picture} is {sizes[0]}, {printable(pair_of_files.mask)} is {sizes[1]}"
-            raise UserError(f"{pair}: one is turned, so it is not scored.")
-        if truth.shape != tuple(item.size):
-            mask, at_own = self._decided(logits, truth.shape)
-        pair = [torch.from_numpy(np.ascontiguousarray(labels))[None] for labels in (mask, truth)]
-        counts = count_confusion(*pair, self.mask_rule.num_labels)
-        if self.classes:
-            outcome.counts, outcome.confusion = overlap_of(counts)[0].tolist(), counts[0].numpy()
+    def __init__(self, folder: Path, mask_rule: MaskRule, bits: int) -> None:
+        self.folder = folder
+        self.bits = self.map_bits = bits
+        self.endings = [".png"]
+        if mask_rule.has_classes:
+            self.endings = [f"_{_as_file_name(name)}.png" for name in mask_rule.names]
+
+    def paths(self, picture: Picture) -> list[Path]:
+        """One file, or one of each class."""
+        return [_file_of(picture, self.folder, ending) for ending in self.endings]
+
+    def make(self, prediction: Prediction) -> None:
+        """Writes them, of which one at a time is in memory where possible."""
+        for path, drawn in zip(self.paths(prediction.picture), prediction.probabilities(self.bits)):
+            _save(path, drawn)
+
+
+def _file_of(picture: Picture, folder: Path, ending: str) -> Path:
+    """A picture's file in `folder`, in the tree of names; with_suffix would cut names such as a.b."""
+    base = folder / picture.name
+    return base.with_name(base.name + ending)
+
+
+def _as_file_name(name: str) -> str:
+    """The name of a class without what file systems or shells take for something else."""
+    return "".join(letter if letter.isalnum() or letter in "+-._" else "_" for letter in name)
+
+
+def _save(path: Path, drawn: np.ndarray | Image.Image) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pictures.save_image(path, drawn)
+
+
+# ---- a submission
+
+
+class Submission(Output):
+    """A .csv or .csv.gz file of rows (image file name, runs of its mask), as Kaggle's competition asks for it.
+
+    Rows go to an unnamed file as they come, so memory does not grow with them; `path` appears when all are there.
+    `missing`: what was asked for and is no picture, in words that begin with its name.
+    """
+
+    def __init__(self, path: str | Path, missing: Iterable[str] = ()) -> None:
+        self.path = Path(path)
+        self.lacking = [text.partition(": ")[0] for text in missing]
+
+    def summaries(self) -> dict[Path, str]:
+        """The file."""
+        return {self.path: "all images"}
+
+    def make(self, prediction: Prediction) -> str:
+        """The runs."""
+        return run_lengths(prediction.mask)
+
+    def take(self, result: Result) -> None:
+        """Writes the row. A page's name is that of its mask, with the suffix of its file: a_1.tif."""
+        if self in result.made:
+            name = result.picture.name.name + result.picture.path.suffix
+            csv.writer(self._rows, lineterminator="\n").writerow((name, result.made[self]))
         else:
-            outcome.counts = overlap_of(counts)[0, :, 1].tolist()
-            if self.histogram:
-                known = truth != IGNORED if self.mask_rule.ignored else ...  # all of it
-                outcome.histogram = histogram(at_own[known], truth[known])
-        if self.show:
-            outcome.shown = Example(resize_image(item.extra, truth.shape), truth, mask).shrunk()
+            self.lacking.append(str(result.picture))
+
+    def finish(self) -> None:
+        """Writes the file."""
+        self._rows.seek(0)
+        write_whole(self.path, self._copy_rows)
+        self._rows.close()
+
+    def report(self) -> None:
+        """Says which inputs have no row."""
+        if self.lacking:
+            names = list_files(self.lacking, 10)
+            print(f"{self.path}: lacks the rows of {len(self.lacking)} inputs: {names}.", file=sys.stderr)
+
+    @cached_property
+    def _rows(self) -> IO[str]:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        # A name that is no Unicode keeps its bytes.
+        options = dict(encoding="utf-8", errors="surrogateescape", newline="")
+        rows = tempfile.TemporaryFile("w+", dir=self.path.parent, **options)  # type: ignore[call-overload]  # noqa: SIM115
+        rows.write("img,rle_mask\n")
+        return rows
+
+    def _copy_rows(self, file: BinaryIO) -> None:
+        rows = self._rows.buffer  # type: ignore[attr-defined]
+        if self.path.suffix != ".gz":
+            shutil.copyfileobj(rows, file)
+            return
+        with gzip.GzipFile(filename="", fileobj=file, mode="wb", mtime=0) as packed:  # equal rows give equal bytes
+            shutil.copyfileobj(rows, packed)
 
 
-def _is_dark(picture):
-    """Whether a picture that is read without a span has more than 8 bits, and hardly any of the upper 8."""
-    try:
-        if not may_be_deep(picture.path, picture.page):
-            return False
-        depth = depth_of(decode(picture.path, page=picture.page), picture.path)
-        return bool(depth) and depth["highest"] < DARK
-    except UserError:  # some layouts can be read in 8 bits alone
-        return False
-
-
-def _turned(one, other):
-    """Whether size `one` (H, W) is a scaled copy of `other` turned by 90 degrees, and not of it as it is."""
-
-    def alike(height, width):  # but for rounding
-        return abs(height * other[1] - width * other[0]) <= max(height, width, *other)
-
-    return alike(*one[::-1]) and not alike(*one)
-
-
-def _kind_of(bits):
-    return np.uint8 if bits == 8 else np.uint16
-
-
-def probability_map(logits, bits):
-    """The probabilities of logits as uint8 or uint16, 1 being the type's largest value."""
-    kind = _kind_of(bits)
-    return (np.iinfo(kind).max / (1 + np.exp(-logits.clip(-30, 30)))).round().astype(kind)
-
-
-def classify(logits, size):
-    """(the class of the highest logit, uint8; how far that lies above the first class's, float32), both of `size`.
-
-    logits: float32 (C, h, w), of which one plane at a time is enlarged. What is compared is how far each lies above
-    the first, so that two classes give what one foreground does of the difference of the two; of equal ones the
-    first wins.
-    """
-    mask, best = np.zeros(size, np.uint8), np.zeros(size, np.float32)
-    for index in range(1, len(logits)):
-        plane = resize_image(logits[index] - logits[0], size)
-        np.copyto(mask, index, where=plane > best)
-        np.maximum(best, plane, out=best)
-    return mask, best
-
-
-def class_probabilities(logits, best, bits):
-    """Yields the map of each class, as of probability_map: softmax. `best`: as classify gives it for `logits`."""
-    kind = _kind_of(bits)
-
-    def power(index):
-        plane = resize_image(logits[index] - logits[0], best.shape) if index else np.zeros_like(best)
-        return np.exp(plane - best)
-
-    total = sum(map(power, range(len(logits))))
-    for index in range(len(logits)):
-        yield (power(index) * (np.iinfo(kind).max / total)).round().astype(kind)
-
-
-def histogram(logits, truth):
-    """How many pixels of (background, foreground) have a probability in each bin: int64 (2, _BINS).
-
-    Bin k holds k/_BINS < p <= (k+1)/_BINS, so that p > k/_BINS is bin k and all above it.
-    logits: float32 (H, W); truth: (H, W) of {0, 1}
-    """
-    scaled = np.exp(-np.clip(logits, -30, 30))
-    scaled += 1
-    np.divide(_BINS, scaled, out=scaled)
-    bins = np.clip(np.ceil(scaled) - 1, 0, _BINS - 1).astype(np.uint16)
-    bins += _BINS * truth.astype(np.uint16)
-    return np.bincount(bins.ravel(), minlength=2 * _BINS).reshape(2, _BINS)
-
-
-def best_threshold(histograms):
-    """(threshold, its mean Dice, mean Dice at 0.5) over images, from their histograms (N, 2, _BINS).
-
-    Of the thresholds k/_BINS with 0 < k < _BINS the one with the highest mean, which is selection_dice; of equal
-    ones the one nearest to 0.5.
-    """
-    above = np.cumsum(np.asarray(histograms)[..., ::-1], axis=2)[..., ::-1]  # pixels in bin k and all above
-    foreground, predicted = above[:, 1], above.sum(axis=1)
-    dice = [selection_dice(foreground[:, k], predicted[:, k], foreground[:, 0]) for k in range(_BINS)]
-    best = max(range(1, _BINS), key=lambda k: (dice[k], -abs(k - _BINS // 2)))
-    return best / _BINS, dice[best], dice[_BINS // 2]
-
-
-def choose_threshold(put_through, finish):
-    """The threshold that gives the pictures with masks the highest mean Dice."""
-    outcomes = put_through(list(finish.truths), replace(finish, folders={}, runs=False, histogram=True), "threshold")
-    histograms = [outcome.histogram for outcome in outcomes if outcome.histogram is not None]
-    if not histograms:
-        raise UserError("None of the pictures with masks can be read, so no threshold can be chosen.")
-    threshold, dice, dice_at_half = best_threshold(histograms)
-    print(
-        f"Threshold {threshold:.4f}: Dice {dice:.4f} over those of {len(histograms)} images that hold something or are "
-        f"predicted to, {dice_at_half:.4f} at 0.5. Chosen on these images, it flatters their scores a little."
-    )
-    return threshold
-
-
-def write_scores(path, names, counts):
-    """A CSV file with one line an image, and the means at the bottom. Returns Dice and IoU of each, float (N,)."""
-    both, predicted, true = np.array(counts, np.int64).T
-    dice, iou = dice_from_counts(both, predicted, true), iou_from_counts(both, predicted, true)
-    rows = [[name, f"{d:.6f}", f"{i:.6f}", *row] for name, d, i, row in zip(names, dice, iou, counts)]
-    rows.append(["mean", f"{dice.mean():.6f}", f"{iou.mean():.6f}", "", "", ""])
-    write_csv(path, ["image", "dice", "iou", "pixels_in_both", "predicted_pixels", "true_pixels"], rows)
-    return dice, iou
-
-
-def write_class_scores(path, names, counts, scores):
-    """A CSV file with one line an image: its Dice, and that of each class that it holds or was given.
-
-    The means are at the bottom. counts: int64 (N, 3, C), as of overlap_of; scores: their Scores.
-    """
-    columns = class_columns(scores)
-    dice, held = dice_from_counts(*np.moveaxis(counts, 1, 0)), counts[:, 1:].any(axis=1)
-    rows = [[name, mean, *row] for name, mean, row in zip(names, scores.per_image, np.where(held, dice, None))]
-    rows.append(["mean", scores.dice, *columns.values()])
-    rows = [[name, *("" if value is None else f"{value:.6f}" for value in values)] for name, *values in rows]
-    write_csv(path, ["image", "dice", *columns], rows)
-
-
-def tell_scores(folder, scored, confusion, put_through, finish):
-    """Leaves scores.csv and worst.png in `folder`, and prints the means and the lowest Dice.
-
-    scored: {picture: counts}; confusion: the sum of all, of several classes. The lowest are put through the network
-    again, now for the sheet.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    wanted, names, counts = list(scored), [str(picture) for picture in scored], np.array(list(scored.values()))
-    if finish.classes:
-        scores = class_scores(counts, confusion, finish.classes.names)
-        write_class_scores(folder / "scores.csv", names, counts, scores)
-        dice = np.array(scores.per_image)
-        captions = [f"{name}  Dice {d:.4f}" for name, d in zip(names, dice)]
-    else:
-        dice, iou = write_scores(folder / "scores.csv", names, counts)
-        captions = [f"{name}  Dice {d:.4f}, IoU {i:.4f}" for name, d, i in zip(names, dice, iou)]
-    worst = np.argsort(dice, kind="stable")[:_WORST].tolist()
-    captions = {wanted[i]: captions[i] for i in worst}
-    again = put_through(list(captions), replace(finish, folders={}, runs=False, show=True), "worst")
-    if outcomes := [outcome for outcome in again if outcome.shown]:
-        examples = [replace(outcome.shown, caption=captions[outcome.picture]) for outcome in outcomes]
-        sheet = pictures.examples_sheet(examples, "The lowest Dice", finish.palette)
-        pictures.save_image(folder / "worst.png", sheet)
-    if finish.classes:
-        print(class_table(scores))
-        print(
-            f"Dice {scores.dice:.4f}, IoU {scores.iou:.4f}: means over the classes, of {len(dice)} images at their "
-            f"masks' size; accuracy {100 * scores.accuracy:.2f} %"
-        )
-    else:
-        if not counts[:, 2].any():
-            print("No pixel of these masks reads as foreground. If they are not empty, MASK_FOREGROUND says what is.")
-        print(f"Dice {dice.mean():.4f}, IoU {iou.mean():.4f}: means over {len(dice)} images at their masks' size")
-        if (choice := selection_dice(*counts.T)) != dice.mean():
-            print(f"Dice {choice:.4f} without those that are empty and predicted to be, each of which counts 1 there")
-    print("The lowest Dice:", *(f"  {dice[i]:.4f}  {names[i]}" for i in worst), sep="\n")
-    print(f"All of them: {folder / 'scores.csv'}. The lowest: {folder / 'worst.png'}.")
-
-
-def run_lengths(mask):
+def run_lengths(mask: np.ndarray) -> str:
     """The runs of foreground in a mask (H, W), row by row, as "start length start length ...", the first pixel being 1.
 
     The competition's page says that "the pixels are one-indexed and numbered from top to bottom, then left
@@ -363,23 +207,335 @@ def run_lengths(mask):
     return " ".join(map(str, edges.tolist()))
 
 
-def write_submission(path, rows):
-    """Writes `rows` of (image file name, runs) as they come, to a file that appears when it is complete.
+# ---- comparison with true masks
 
-    A `path` that ends in .gz is compressed. Memory does not grow with the rows.
+
+@dataclass(frozen=True)
+class Truths:
+    """The true masks of pictures, and the rule that reads them."""
+
+    pairs: dict[Picture, Pair] = field(default_factory=dict)
+    mask_rule: MaskRule = MaskRule()
+
+    def read(self, prediction: Prediction) -> np.ndarray | None:
+        """The true mask of a picture, uint8 (H, W) of labels and IGNORED, at the mask's own size; None: it has none.
+
+        UserError: it cannot be read, or it or the picture is turned by 90 degrees.
+        """
+        pair = self.pairs.get(prediction.picture)
+        if pair is None:
+            return None
+        truth = read_mask(pair.masks, self.mask_rule, page=pair.mask_page)
+        if _is_turned(truth.shape, prediction.size):
+            size, size_of_mask = (
+                f"{height}x{width} (height x width)" for height, width in (prediction.size, truth.shape)
+            )
+            raise UserError(
+                f"{prediction.picture} is {size}, {printable(pair.mask)} is {size_of_mask}: one is turned, so it is not "
+                "scored."
+            )
+        return truth
+
+
+def _is_turned(size: Sequence[int], other: Sequence[int]) -> bool:
+    """Whether `size` (H, W) is a scaled copy of `other` turned by 90 degrees, and not of it as it is."""
+
+    def is_scaled(height: int, width: int) -> bool:  # but for rounding
+        return abs(height * other[1] - width * other[0]) <= max(height, width, *other)
+
+    height, width = size
+    return is_scaled(width, height) and not is_scaled(height, width)
+
+
+class PictureScores(Output):
+    """folder/scores.csv: Dice of every picture that has a true mask, at that mask's size; and means in words.
+
+    Ignored pixels of a true mask count nowhere. PictureScores.of makes the one that fits a network's labels.
     """
 
-    def write(file):
-        packed = gzip.GzipFile(filename="", fileobj=file, mode="wb", mtime=0) if str(path).endswith(".gz") else file
-        # a name that is no Unicode keeps its bytes
-        text = io.TextIOWrapper(packed, encoding="utf-8", errors="surrogateescape", newline="")
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(("img", "rle_mask"))
-        writer.writerows(rows)
-        text.flush()
-        text.detach()
-        if packed is not file:
-            packed.close()
+    def __init__(self, folder: Path, truths: Truths, mask_rule: MaskRule) -> None:
+        self.path = folder / "scores.csv"
+        self.worst_path = folder / "worst.png"
+        self.truths = truths
+        self.mask_rule = mask_rule
+        # Of L labels and each picture, int64 (3, L): pixels in both, predicted and true
+        self.counts: dict[Picture, np.ndarray] = {}
+        self.confusion = np.zeros((mask_rule.num_labels, mask_rule.num_labels), np.int64)  # of all pictures
+        self.dice = np.zeros(0)  # of each picture, by `finish`
+        self.captions: list[str] = []  # likewise
 
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, write)
+    @staticmethod
+    def of(folder: Path, truths: Truths, mask_rule: MaskRule) -> PictureScores:
+        """Of one foreground or of several classes."""
+        kind = ClassScores if mask_rule.has_classes else ForegroundScores
+        return kind(folder, truths, mask_rule)
+
+    def summaries(self) -> dict[Path, str]:
+        """scores.csv, and worst.png, which main makes by another pass."""
+        return {self.path: "the scores", self.worst_path: "the scores"} if self.truths.pairs else {}
+
+    def make(self, prediction: Prediction) -> np.ndarray | None:
+        """Counts of pixels int64 (L, L), rows true, columns predicted; None where there is no true mask."""
+        truth = self.truths.read(prediction)
+        if truth is None:
+            return None
+        mask = prediction.mask_at(truth.shape)
+        labels, truths = (torch.from_numpy(np.ascontiguousarray(array))[None] for array in (mask, truth))
+        return count_confusion(labels, truths, self.mask_rule.num_labels)[0].numpy()
+
+    def take(self, result: Result) -> None:
+        """Keeps three counts of each label: tables of many classes and many pictures would fill memory."""
+        confusion = result.made.get(self)
+        if confusion is not None:
+            self.counts[result.picture] = overlap_of(torch.from_numpy(confusion)[None])[0].numpy()
+            self.confusion += confusion
+
+    def finish(self) -> None:
+        """Writes scores.csv."""
+        if self.counts:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._score(list(map(str, self.counts)), np.stack(list(self.counts.values())))
+
+    def worst(self) -> dict[Picture, str]:
+        """The pictures with the lowest Dice, lowest first, and a caption of each."""
+        scored = list(self.counts)
+        return {scored[index]: self.captions[index] for index in self._lowest()}
+
+    def report(self) -> None:
+        """Prints the means and the lowest Dice."""
+        if not self.counts:
+            return
+        self._report_means()
+        print("The lowest Dice:")
+        scored = list(self.counts)
+        for index in self._lowest():
+            print(f"  {self.dice[index]:.4f}  {scored[index]}")
+        print(f"All of them: {self.path}. The lowest: {self.worst_path}.")
+
+    def _lowest(self) -> list[int]:
+        return np.argsort(self.dice, kind="stable")[:_WORST].tolist()
+
+    def _score(self, names: list[str], counts: np.ndarray) -> None:
+        """Writes scores.csv, sets `dice` and `captions`; of the pictures' names and counts (N, 3, L)."""
+        raise NotImplementedError
+
+    def _report_means(self) -> None:
+        raise NotImplementedError
+
+
+class ForegroundScores(PictureScores):
+    """Of one foreground: Dice, IoU and counts of pixels."""
+
+    def _score(self, names: list[str], counts: np.ndarray) -> None:
+        self._foreground = counts[..., 1]
+        both, predicted, true = self._foreground.T
+        self.dice, self.iou = dice_from_counts(both, predicted, true), iou_from_counts(both, predicted, true)
+        rows: list[list] = []
+        for name, dice, iou, numbers in zip(names, self.dice, self.iou, self._foreground.tolist()):
+            rows.append([name, f"{dice:.6f}", f"{iou:.6f}", *numbers])
+            self.captions.append(f"{name}  Dice {dice:.4f}, IoU {iou:.4f}")
+        rows.append(["mean", f"{self.dice.mean():.6f}", f"{self.iou.mean():.6f}", "", "", ""])
+        write_csv(self.path, ["image", "dice", "iou", "pixels_in_both", "predicted_pixels", "true_pixels"], rows)
+
+    def _report_means(self) -> None:
+        both, predicted, true = self._foreground.T
+        if not true.any():
+            print("No pixel of these masks reads as foreground. If they are not empty, MASK_FOREGROUND says what is.")
+        mean = self.dice.mean()
+        print(f"Dice {mean:.4f}, IoU {self.iou.mean():.4f}: means over {len(self.dice)} images at their masks' size")
+        nonempty = selection_dice(both, predicted, true)
+        if nonempty != mean:
+            print(f"Dice {nonempty:.4f} without those that are empty and predicted to be, each of which counts 1 there")
+
+
+class ClassScores(PictureScores):
+    """Of several classes: each picture's Dice, and that of each class which it holds or in which it is predicted."""
+
+    def _score(self, names: list[str], counts: np.ndarray) -> None:
+        self.scores = class_scores(counts, self.confusion, self.mask_rule.names)
+        self.dice = np.array(self.scores.per_image)
+        self.captions = [f"{name}  Dice {dice:.4f}" for name, dice in zip(names, self.dice)]
+        both, predicted, true = np.moveaxis(counts, 1, 0)
+        by_class = np.where(predicted + true > 0, dice_from_counts(both, predicted, true), None)  # None: has no Dice
+        columns = class_columns(self.scores)
+        rows = [[name, *_cells([mean, *row])] for name, mean, row in zip(names, self.scores.per_image, by_class)]
+        rows.append(["mean", *_cells([self.scores.dice, *columns.values()])])
+        write_csv(self.path, ["image", "dice", *columns], rows)
+
+    def _report_means(self) -> None:
+        scores = self.scores
+        print(class_table(scores))
+        print(
+            f"Dice {scores.dice:.4f}, IoU {scores.iou:.4f}: means over the classes, of {len(self.dice)} images at their "
+            f"masks' size; accuracy {100 * scores.accuracy:.2f} %"
+        )
+
+
+def _cells(values: Iterable[float | None]) -> list[str]:
+    """Numbers of a CSV row; empty for None."""
+    return ["" if value is None else f"{value:.6f}" for value in values]
+
+
+class WorstSheet(Output):
+    """A picture of pictures: each with its true mask, its predicted one and their difference, under its caption."""
+
+    def __init__(self, path: Path, truths: Truths, mask_rule: MaskRule, captions: dict[Picture, str]) -> None:
+        self.path = path
+        self.truths = truths
+        self.palette = Palette.of(mask_rule)
+        self.captions = captions
+        self.examples: list[Example] = []
+
+    def make(self, prediction: Prediction) -> Example | None:
+        """A row of the sheet, no larger than that needs."""
+        truth = self.truths.read(prediction)
+        if truth is None:
+            return None
+        image = resize_image(prediction.loaded.own_image(), truth.shape)
+        caption = self.captions[prediction.picture]
+        return Example(image, truth, prediction.mask_at(truth.shape), caption).shrunk()
+
+    def take(self, result: Result) -> None:
+        """Keeps the row; nothing of a picture that has failed before, and was told then."""
+        example = result.made.get(self)
+        if example:
+            self.examples.append(example)
+
+    def finish(self) -> None:
+        """Writes the sheet."""
+        if self.examples:
+            pictures.save_image(self.path, pictures.examples_sheet(self.examples, "The lowest Dice", self.palette))
+
+
+# ---- the threshold
+
+
+class ThresholdChoice(Output):
+    """Finds the threshold at which one foreground has the highest mean Dice, over the pictures with true masks."""
+
+    def __init__(self, truths: Truths) -> None:
+        self.truths = truths
+        self.histograms: list[np.ndarray] = []
+
+    def make(self, prediction: Prediction) -> np.ndarray | None:
+        """The histogram of a picture's probabilities, without ignored pixels."""
+        truth = self.truths.read(prediction)
+        if truth is None or not isinstance(prediction, ForegroundPrediction):
+            return None
+        logits = prediction.logits_at(truth.shape)
+        if self.truths.mask_rule.ignored:
+            known = truth != IGNORED
+            logits, truth = logits[known], truth[known]
+        return histogram(logits, truth)
+
+    def take(self, result: Result) -> None:
+        """Keeps the histogram; what has failed is told when the picture is predicted."""
+        counts = result.made.get(self)
+        if counts is not None:
+            self.histograms.append(counts)
+
+    def best(self) -> float:
+        """The threshold, which is printed. UserError: nothing could be compared."""
+        if not self.histograms:
+            raise UserError("None of the pictures with masks can be read, so no threshold can be chosen.")
+        chosen = best_threshold(self.histograms)
+        print(
+            f"Threshold {chosen.value:.4f}: Dice {chosen.dice:.4f} over those of {len(self.histograms)} images that hold "
+            f"something or are predicted to, {chosen.dice_at_half:.4f} at 0.5. Chosen on these images, it flatters their "
+            "scores a little."
+        )
+        return chosen.value
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """A chosen threshold of probability."""
+
+    value: float
+    dice: float  # of the images with it
+    dice_at_half: float  # with 0.5
+
+
+def histogram(logits: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """How many pixels of (background, foreground) have a probability in each bin: int64 (2, _BINS).
+
+    Bin k holds k/_BINS < p <= (k+1)/_BINS, so that p > k/_BINS is bin k and all above it.
+    logits: float32 of any shape; truth: of that shape, {0, 1}
+    """
+    scaled = np.exp(-np.clip(logits, -30, 30))
+    scaled += 1
+    np.divide(_BINS, scaled, out=scaled)
+    bins = np.clip(np.ceil(scaled) - 1, 0, _BINS - 1).astype(np.uint16)
+    bins += _BINS * truth.astype(np.uint16)
+    return np.bincount(bins.ravel(), minlength=2 * _BINS).reshape(2, _BINS)
+
+
+def best_threshold(histograms: Sequence[np.ndarray]) -> Threshold:
+    """The threshold k/_BINS, 0 < k < _BINS, with the highest selection_dice over images; their histograms (N, 2, _BINS).
+
+    Of equally good ones it is the one nearest to 0.5.
+    """
+    above = np.cumsum(np.asarray(histograms)[..., ::-1], axis=2)[..., ::-1]  # pixels in bin k and all above
+    foreground, predicted = above[:, 1], above.sum(axis=1)
+    dice = [selection_dice(foreground[:, k], predicted[:, k], foreground[:, 0]) for k in range(_BINS)]
+    best = max(range(1, _BINS), key=lambda k: (dice[k], -abs(k - _BINS // 2)))
+    return Threshold(best / _BINS, dice[best], dice[_BINS // 2])
+
+
+# ---- what a user should know
+
+
+class UniformMasks(Output):
+    """Tells where nothing is predicted, or one and the same class everywhere, which is rarely what is meant."""
+
+    def __init__(self, mask_rule: MaskRule) -> None:
+        self.mask_rule = mask_rule
+        self.labels: dict[Picture, int | None] = {}  # the one that all pixels have; None: there are several
+
+    def make(self, prediction: Prediction) -> int | None:
+        """The label of all pixels, if there is one."""
+        low, high = int(prediction.mask.min()), int(prediction.mask.max())
+        return low if low == high else None
+
+    def take(self, result: Result) -> None:
+        """Keeps the label."""
+        if self in result.made:
+            self.labels[result.picture] = result.made[self]
+
+    def report(self) -> None:
+        """Prints it: of one foreground by picture, of classes where all pictures are of the same one."""
+        cure = "are picture and IMAGE_SIZE as in training?"
+        if self.mask_rule.has_classes:
+            labels = set(self.labels.values())
+            if len(labels) == 1 and (label := labels.pop()) is not None:
+                name = self.mask_rule.names[label]
+                print(f"Every pixel of them is predicted as {name}. Where something else should be: {cure}")
+            return
+        empty = [picture for picture, label in self.labels.items() if label == 0]
+        if empty:
+            print(
+                f"Nothing is predicted in {len(empty)} of them: {list_files(empty)}. Where something should be: {cure} "
+                "Else lower THRESHOLD."
+            )
+
+
+class Failures(Output):
+    """Prints what is wrong with a picture as soon as it is known, and counts the inputs that have failed.
+
+    `missing`: in words, what was asked for and is no picture; it has been printed already.
+    """
+
+    def __init__(self, missing: Iterable[str] = ()) -> None:
+        self.count = len(list(missing))
+
+    def take(self, result: Result) -> None:
+        """Prints all problems of a picture."""
+        for problem in result.problems:
+            tqdm.write(problem, file=sys.stderr)
+        if result.problems:
+            self.count += 1
+
+    def report(self) -> None:
+        """Prints how many have failed."""
+        if self.count:
+            print(f"{self.count} of the inputs failed; see above.", file=sys.stderr)

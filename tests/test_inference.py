@@ -1,7 +1,5 @@
-"""A network over pictures: windows, mirrored copies, folding, and the order in which pictures come out."""
+"""A network over pictures: windows, mirrored copies, folding."""
 
-import threading
-import time
 from copy import deepcopy
 
 import cv2
@@ -9,9 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from parts import inference
 from parts.errors import UserError
-from parts.inference import Item, Runner, fold_batchnorm, make_runner, predict_pictures, reach_of
+from parts.inference import Runner, fold_batchnorm, make_runner, reach_of
 from unet import UNet
 
 CPU = torch.device("cpu")
@@ -72,7 +69,7 @@ def alone(network, image):
 def test_windows_give_the_whole_pictures_mask(network, size):
     image = picture(*size)
     runner = Runner(network, CPU, window=128)
-    assert runner.overlap >= 2 * runner.reach and not runner.fits(size)
+    assert runner.shared >= 2 * runner.reach and not runner.fits(size)
     told = []
     whole = runner.logits(image[None])(0)
     windows = runner.logits_in_windows(image, lambda number, total: told.append((number, total)))
@@ -94,9 +91,9 @@ def test_weights_of_all_windows_sum_to_one(network):
     for window, overlap, length in ((128, None, 1000), (128, 16, 1000), (100, 40, 101), (64, 0, 333), (128, None, 90)):
         runner = Runner(network, CPU, window=window, overlap=overlap)
         total = np.zeros(2000)
-        for start, weights in runner.windows_along(length):
-            assert start % runner.stride == 0
-            total[start : start + len(weights)] += weights
+        for span in runner.windows_along(length):
+            assert span.start % runner.stride == 0
+            total[span.pixels] += span.weights
         assert np.allclose(total[:length], 1, atol=1e-6)
 
 
@@ -177,158 +174,3 @@ def test_mirrored_runs_make_the_mask_blind_to_mirroring(network, mirrors, axes):
     first, second = runner.logits(image[None])(0), np.flip(runner.logits(turned[None])(0), axes)
     assert np.allclose(first, second, atol=1e-4)
     assert not np.allclose(plain.logits(image[None])(0), first, atol=1e-2)
-
-
-# ---- many pictures
-
-SIZES = [(40, 60), (40, 60), (41, 60), "lost", (40, 60), "cut", (150, 130), (40, 60), (40, 60), (40, 60), (1, 3)]
-
-
-def size_of(index):
-    if SIZES[index] == "lost":
-        raise UserError("there is no such picture")
-    return (40, 60) if SIZES[index] == "cut" else SIZES[index]
-
-
-def read(index):
-    if SIZES[index] == "cut":
-        raise UserError("this picture is cut short")
-    return picture(*SIZES[index], seed=index), f"beside {index}"
-
-
-def finish(item, fetch):
-    assert isinstance(item, Item)
-    if item.error:
-        assert fetch is None
-        return item.picture, item.error
-    assert item.extra == f"beside {item.picture}" and item.size == SIZES[item.picture]
-    return item.picture, fetch()
-
-
-@pytest.mark.parametrize("room", [1, 1e9])
-@pytest.mark.parametrize("batch_size, threads, bounded", [(1, 1, False), (4, 2, False), (4, 3, True)])
-def test_order_and_results_do_not_depend_on_batches_threads_and_room(
-    network, monkeypatch, room, batch_size, threads, bounded
-):
-    monkeypatch.setattr(inference, "PENDING_BYTES", room)
-    told = []
-    outcomes = list(
-        predict_pictures(
-            range(len(SIZES)),
-            Runner(network, CPU, window=100),
-            size_of,
-            read,
-            finish,
-            batch_size,
-            threads,
-            bounded,
-            lambda window, windows: told.append(window),
-        )
-    )
-    assert [index for index, _ in outcomes] == list(range(len(SIZES)))
-    assert outcomes[3][1] == "there is no such picture" and outcomes[5][1] == "this picture is cut short"
-    whole = Runner(network, CPU)
-    for index, logits in outcomes:
-        if not isinstance(logits, str):
-            assert np.allclose(logits, whole.logits(read(index)[0][None])(0), atol=1e-3), index
-    assert told == list(range(1, len(told) + 1)) and len(told) > 1, "one of them went in windows"
-
-
-def test_pictures_in_windows_are_handed_out_in_bands_where_that_is_asked(classes):
-    pictures = [picture(40, 60), picture(150, 130)]
-
-    class Tops(list):
-        def __call__(self, top, logits):
-            self.append((top, logits.shape))
-
-    def in_bands(item):
-        assert item.picture == 1 and item.image.shape == (150, 130, 3)
-        return Tops()
-
-    runner = Runner(classes, CPU, window=100)
-    outcomes = predict_pictures(
-        range(2), runner, lambda index: pictures[index].shape[:2], lambda index: (pictures[index], None),
-        lambda item, fetch: fetch(), 1, 1, in_bands=in_bands,
-    )  # fmt: skip
-    small, large = outcomes
-    assert small.shape == (3, 40, 60)
-    assert isinstance(large, Tops) and len(large) > 1 and sum(shape[1] for _, shape in large) == 150
-
-
-def test_batches_hold_what_they_may(network, monkeypatch):
-    shapes = []
-    plain = Runner.logits
-
-    def logits(self, images):
-        shapes.append(images.shape[:3])
-        return plain(self, images)
-
-    monkeypatch.setattr(Runner, "logits", logits)
-    runner = Runner(network, CPU, window=64)
-    for batch_size, bounded, sizes in ((4, False, [4, 3]), (4, True, [2, 2, 2, 1]), (1, False, [1] * 7)):
-        shapes.clear()
-        small = lambda index: (np.zeros((32, 64, 3), np.uint8), None)  # noqa: E731
-        list(predict_pictures(range(7), runner, lambda index: (32, 64), small, lambda *_: 0, batch_size, 2, bounded))
-        assert [shape[0] for shape in shapes] == sizes
-
-
-@pytest.mark.parametrize("room, most", [(8 * 40 * 60 * 3, 3), (1, 1)])
-def test_no_more_pictures_wait_than_have_room(network, monkeypatch, room, most):
-    """Seen from the network, which has one more in hand: those read and not yet there, those there and not yet out."""
-    monkeypatch.setattr(inference, "PENDING_BYTES", room)
-    begun, ended, waiting = [], [], []
-
-    def begin(index):
-        begun.append(index)
-        return picture(40, 60, seed=index), None
-
-    def end(item, fetch):
-        fetch()
-        return item.picture
-
-    class Watched(Runner):
-        def logits(self, images):
-            waiting.append(len(begun) - len(ended))
-            return super().logits(images)
-
-    for index in predict_pictures(range(30), Watched(network, CPU), lambda _: (40, 60), begin, end, 1, 4):
-        ended.append(index)
-    assert ended == list(range(30)) and max(waiting) <= 2 * most + 1
-
-
-def test_waiting_classes_take_room_too(classes, monkeypatch):
-    """Of 3 channels each: 8 bytes a pixel for the first one, 4 for each of the others."""
-    room = inference._Queue(100)
-    seen = []
-    monkeypatch.setattr(inference._Queue, "overfull", lambda self: seen.append(sum(self.bytes)) or len(self.bytes) > 1)
-    small = lambda index: (picture(20, 30), None)  # noqa: E731
-    list(predict_pictures(range(3), Runner(classes, CPU), lambda _: (40, 60), small, lambda *_: 0, 1, 1))
-    assert max(seen) % (8 * 40 * 60 + 2 * 4 * 20 * 30) == 0 and not room.bytes
-
-
-def test_what_finish_raises_is_raised_and_what_has_not_begun_is_not_done(network):
-    """Also where the reader of the outcomes turns away."""
-    finished = []
-
-    def outcomes(first_fails):
-        def full(item, fetch):
-            finished.append(item.picture)
-            time.sleep(0.02)  # so that the rest of the batch still waits
-            if first_fails:
-                raise OSError("the disk is full")
-            return item.picture
-
-        finished.clear()
-        return predict_pictures(range(30), Runner(network, CPU), lambda _: (32, 32), begin, full, 30, 1)
-
-    def begin(index):
-        return picture(32, 32, seed=index), None
-
-    before = threading.active_count()
-    with pytest.raises(OSError, match="the disk is full"):
-        list(outcomes(first_fails=True))
-    assert len(finished) < 20 and threading.active_count() == before
-    some = outcomes(first_fails=False)
-    assert next(some) == 0
-    some.close()
-    assert len(finished) < 20 and threading.active_count() == before

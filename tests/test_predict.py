@@ -24,16 +24,16 @@ from parts.mask_rules import find_mask_rule
 from parts.masks import IGNORED, MaskRule, encode_mask, read_mask
 from parts.names import Picture, find_masks, find_pictures, walk
 from parts.outputs import (
-    Bands,
+    ForegroundScores,
+    Submission,
+    Threshold,
+    Truths,
+    UniformMasks,
     best_threshold,
-    class_probabilities,
-    classify,
     histogram,
-    probability_map,
     run_lengths,
-    write_scores,
-    write_submission,
 )
+from parts.predictions import BandedPrediction, Loaded, Result, class_probabilities, classify, probability_map
 from parts.scores import count_confusion, dice_from_counts, overlap_of
 from parts.spec import DataSpec
 from unet import UNet
@@ -585,9 +585,13 @@ def test_pages_are_scored_by_those_of_their_mask(call, tmp_path, capsys):
 
 
 def test_scores_worked_out_by_hand(photos, call, tmp_path, capsys):
-    counts = [(8, 8, 8), (2, 4, 8), (0, 0, 8), (0, 0, 0)]
-    dice, iou = write_scores(tmp_path / "scores.csv", ["perfect", "half", "missed", "empty"], counts)
-    assert dice.tolist() == [1, 2 * 2 / 12, 0, 1] and iou.tolist() == [1, 2 / 10, 0, 1]
+    scores = ForegroundScores(tmp_path, Truths(), MaskRule())
+    for name, counts in dict(perfect=(8, 8, 8), half=(2, 4, 8), missed=(0, 0, 8), empty=(0, 0, 0)).items():
+        both, given, true = counts
+        confusion = np.array([[20 - given - true + both, given - both], [true - both, both]])
+        scores.take(Result(Picture(Path(name), Path(name)), made={scores: confusion}))
+    scores.finish()
+    assert scores.dice.tolist() == [1, 2 * 2 / 12, 0, 1] and scores.iou.tolist() == [1, 2 / 10, 0, 1]
     rows = list(csv.DictReader((tmp_path / "scores.csv").open()))
     assert rows[1] == dict(
         image="half", dice="0.333333", iou="0.200000", pixels_in_both="2", predicted_pixels="4", true_pixels="8"
@@ -781,7 +785,8 @@ def test_the_chosen_threshold_is_the_best_of_all():
     for shift in (-1.0, -1.5, 0.0):
         truth = (rng.random((40, 50)) < 0.3).astype(np.uint8)
         images.append((((truth * 3 - 1.5) + rng.normal(0, 1, truth.shape) + shift).astype(np.float32), truth))
-    chosen, dice, at_half = best_threshold([histogram(*image) for image in images])
+    best = best_threshold([histogram(*image) for image in images])
+    chosen, dice, at_half = best.value, best.dice, best.dice_at_half
 
     def mean_dice(threshold):
         logits, truths = (np.stack(arrays) for arrays in zip(*images))
@@ -797,7 +802,7 @@ def test_the_chosen_threshold_is_the_best_of_all():
 
 def test_equally_good_thresholds_give_the_one_in_the_middle():
     truth = np.array([[0, 1]], np.uint8)
-    assert best_threshold([histogram(np.array([[-9, 9]], np.float32), truth)]) == (0.5, 1, 1)
+    assert best_threshold([histogram(np.array([[-9, 9]], np.float32), truth)]) == Threshold(0.5, 1, 1)
 
 
 def test_threshold_auto_raises_the_score(photos, call, tmp_path, capsys):
@@ -821,9 +826,9 @@ def test_empty_images_do_not_make_a_threshold_best_at_which_nothing_is_predicted
     empty = np.full((20, 20), -4, np.float32)
     empty[0, 0] = -0.7
     images = [holding] * 2 + [(empty, 0 * truth)] * 10
-    chosen, dice, at_half = best_threshold([histogram(*image) for image in images])
-    assert 0.02 < chosen < 0.34 and dice == pytest.approx(2 / 12) and at_half == 0
-    assert best_threshold([histogram(empty, 0 * truth)]) == (0.5, 1, 1), "where all are empty, nothing is best"
+    best = best_threshold([histogram(*image) for image in images])
+    assert 0.02 < best.value < 0.34 and best.dice == pytest.approx(2 / 12) and best.dice_at_half == 0
+    assert best_threshold([histogram(empty, 0 * truth)]) == Threshold(0.5, 1, 1), "where all are empty, nothing is best"
 
 
 def test_empty_images_are_told_apart_from_the_mean(photos, call, tmp_path, capsys):
@@ -924,13 +929,14 @@ def test_classes_are_written_as_the_masks_of_training_have_them(
 def test_two_classes_give_what_one_foreground_gives(photos, call, changed, network, tmp_path):
     """The class of 255 has the logits of the foreground, that of 0 has none; or both have something more."""
     rng = np.random.default_rng(0)
-    assert not classify(np.ones((2, 4, 6), np.float32), (4, 6))[0].any(), "of equal ones the first"
+    assert not classify(np.ones((2, 4, 6), np.float32), (4, 6)).mask.any(), "of equal ones the first"
     logits = rng.normal(0, 3, (2, 40, 60)).astype(np.float32)
     for size in ((40, 60), (123, 77), (20, 200)):
-        mask, best = classify(logits, size)
+        decided = classify(logits, size)
+        mask = decided.mask
         lies_above = resize_image(logits[1] - logits[0], size)
         assert (mask == (lies_above > 0)).all() and mask.any() and not mask.all()
-        (_, foreground), alone = class_probabilities(logits, best, 8), probability_map(lies_above, 8)
+        (_, foreground), alone = class_probabilities(logits, decided.lead, 8), probability_map(lies_above, 8)
         assert np.abs(foreground.astype(int) - alone).max() <= 1
     weights = network.state_dict()
     two = {key: torch.cat([0 * weights[key], weights[key]]) for key in ("output_conv.weight", "output_conv.bias")}
@@ -950,14 +956,14 @@ def test_two_classes_give_what_one_foreground_gives(photos, call, changed, netwo
 def test_probabilities_of_classes_are_softmax():
     logits = np.random.default_rng(0).normal(0, 40, (5, 30, 40)).astype(np.float32)
     for bits, size in ((8, (30, 40)), (16, (77, 91)), (16, (13, 50))):
-        mask, best = classify(logits, size)
+        decided = classify(logits, size)
         planes = torch.from_numpy(np.stack([resize_image(plane, size) for plane in logits])).double()
         expected = planes.softmax(0).numpy()
-        maps = np.stack(list(class_probabilities(logits, best, bits)))
+        maps = np.stack(list(class_probabilities(logits, decided.lead, bits)))
         most = 2**bits - 1
         assert maps.dtype == (np.uint8 if bits == 8 else np.uint16) and maps.max() == most
         assert np.abs(maps - expected * most).max() < 0.5 + 1e-4 * most
-        assert (mask == planes.argmax(0).numpy()).mean() > 0.999
+        assert (decided.mask == planes.argmax(0).numpy()).mean() > 0.999
 
 
 def test_a_map_of_each_class_and_overlays_with_one_legend(photos, call, classes_network, classes_checkpoint):
@@ -1012,15 +1018,15 @@ def test_windows_of_classes_need_a_strip_of_memory():
         runner.network.output_conv.bias -= torch.from_numpy(np.median(runner.logits(image[None, :100])(0), axis=(1, 2)))
     tracemalloc.start()
     try:
-        bands = Bands(image.shape[:2], runner.channels)
+        prediction = BandedPrediction(Loaded(None, image.shape[:2], image), runner.channels)
         for top, logits in runner.bands(image):
             assert logits.untyped_storage().nbytes() < 1e6  # which tracemalloc does not see
-            bands(top, logits.numpy())
+            prediction.put(top, logits.numpy())
         most = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert most < 3e6 and len(np.unique(bands.mask)) > 1
-    assert (bands.mask == runner.logits_in_windows(image).argmax(0)).mean() > 0.9999
+    assert most < 3e6 and len(np.unique(prediction.mask)) > 1
+    assert (prediction.mask == runner.logits_in_windows(image).argmax(0)).mean() > 0.9999
 
 
 def test_scores_of_classes(photos, call, classes_checkpoint, tmp_path, capsys):
@@ -1103,8 +1109,11 @@ def test_a_network_that_tells_one_class_alone_everywhere_is_told(
     torch.save(torch.load(path, weights_only=True) | {"state_dict": weights}, path)
     call(photos, "--checkpoint", path)
     assert "Every pixel of them is predicted as a/b" in capsys.readouterr().out
-    for alone in ({"a": 2}, {"a": 2, "b": 1}):  # not everywhere, or not the same one
-        predict.tell_alone(alone, 2, RULES["numbers"])
+    for labels in ((2, None), (2, 1)):  # not everywhere, or not the same one
+        uniform = UniformMasks(RULES["numbers"])
+        for name, label in zip("ab", labels):
+            uniform.take(Result(Picture(Path(name), Path(name)), made={uniform: label}))
+        uniform.report()
     assert not capsys.readouterr().out
 
 
@@ -1211,22 +1220,19 @@ def test_the_submission_decodes_to_the_masks(photos, call, tmp_path):
 
 def test_rows_are_written_as_they_come_and_appear_when_complete(tmp_path):
     path = tmp_path / "rows.csv"
-
-    def rows():
-        for index in range(1000):
-            assert not path.exists()
-            yield f"{index}.jpg", "1 1"
-
-    write_submission(path, rows())
-    assert len(path.read_text().splitlines()) == 1001
-
-    def broken():
-        yield "a.jpg", "1 1"
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        write_submission(path, broken())
-    assert len(path.read_text().splitlines()) == 1001 and len(list(tmp_path.iterdir())) == 1
+    submission = Submission(path, ["b.png: there is no such file."])
+    for index in range(1000):
+        picture = Picture(Path(f"{index}.jpg"), Path(str(index)))
+        submission.take(Result(picture, made={submission: "1 1"} if index != 7 else {}))
+        assert not any(tmp_path.iterdir())
+    submission.finish()
+    lines = path.read_text().splitlines()
+    assert lines[:2] == ["img,rle_mask", "0.jpg,1 1"] and len(lines) == 1000 and len(list(tmp_path.iterdir())) == 1
+    assert submission.lacking == ["b.png", "7.jpg"]
+    broken = Submission(path)
+    broken.take(Result(picture, made={broken: "1 1"}))
+    del broken
+    assert len(path.read_text().splitlines()) == 1000 and len(list(tmp_path.iterdir())) == 1
 
 
 # ---- elsewhere

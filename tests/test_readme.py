@@ -52,8 +52,9 @@ FLOORS = [  # each imports from those above it alone
     {"parts.masks", "parts.names", "parts.cars"},
     {"parts.mask_rules", "parts.pictures", "parts.arrays", "parts.recipe", "parts.checkpoints"},
     {"parts.audit", "parts.inference"},
-    {"dataset", "parts.export", "parts.outputs"},
-    {"utils", "augment", "predict"},
+    {"dataset", "parts.export", "parts.predictions"},
+    {"utils", "augment", "parts.outputs"},
+    {"predict"},
     {"train"},
 ]
 

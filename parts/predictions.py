@@ -1,0 +1,514 @@
+"""From pictures to predictions: read ahead of the network, predicted, and handed to outputs behind it, in threads.
+
+A picture is read (PictureReader), runs through the network (inference.Runner), and its logits become a Prediction by
+a Decision. Each Output then makes of it what it is for, such as a file or a score. While the network has one batch,
+threads read the pictures of the next ones and let the outputs work on those before.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from itertools import groupby, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from parts.audit import DARK
+from parts.errors import UserError
+from parts.images import decode, depth_of, image_size, may_be_deep, read_image, resize_image
+from parts.inference import OnWindow, Runner, say_nothing
+from parts.masks import resize_mask
+from parts.names import Picture
+
+Size = tuple[int, int]  # height, width
+
+
+# ---- pictures
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A picture that has been read."""
+
+    picture: Picture
+    size: Size  # its own
+    image: np.ndarray  # as the network takes it, uint8 (h, w, 3)
+    value_range: tuple[float, float] | None = None
+
+    @property
+    def network_size(self) -> Size:
+        """The size at which the network takes it."""
+        return self.image.shape[0], self.image.shape[1]
+
+    @property
+    def is_at_own_size(self) -> bool:
+        """Whether that is the picture's own size."""
+        return self.network_size == self.size
+
+    def own_image(self) -> np.ndarray:
+        """The picture at its own size, uint8 (H, W, 3). UnusableFile.
+
+        Read once more where the network takes it at another size: of a JPEG that is shrunk, only a part was decoded.
+        """
+        if self.is_at_own_size:
+            return self.image
+        return read_image(self.picture.path, None, self.picture.page, self.value_range)
+
+
+class PictureReader:
+    """Reads pictures at the size at which a network takes them.
+
+    size: (height, width), or None for each picture's own size
+    value_range: what of images of more than 8 bits becomes 0 ... 255, as in training; see IMAGE_RANGE
+    dark: the pictures that `read` has found to lose nearly all detail because there is no `value_range`
+    """
+
+    def __init__(self, size: Size | None, value_range: Sequence[float] | None = None) -> None:
+        self.size = size
+        self.value_range = (value_range[0], value_range[1]) if value_range else None
+        self.dark: set[Picture] = set()
+
+    @property
+    def any_size(self) -> bool:
+        """Whether pictures may differ in size, and be as large as they come."""
+        return self.size is None
+
+    def size_of(self, picture: Picture) -> Size:
+        """The size at which the network takes a picture, without decoding it. UnusableFile."""
+        return self.size or image_size(picture.path, picture.page)
+
+    def read(self, picture: Picture) -> Loaded:
+        """The picture, decoded and resized; called in threads. UnusableFile."""
+        image = read_image(picture.path, self.size, picture.page, self.value_range)
+        if self.value_range is None and _is_dark(picture):
+            self.dark.add(picture)
+        height, width = image.shape[:2] if self.size is None else image_size(picture.path, picture.page)
+        return Loaded(picture, (height, width), image, self.value_range)
+
+
+def _is_dark(picture: Picture) -> bool:
+    """Whether a picture has more than 8 bits, and hardly any values that reach the upper 8, which are all that is kept."""
+    try:
+        if not may_be_deep(picture.path, picture.page):
+            return False
+        depth = depth_of(decode(picture.path, page=picture.page), picture.path)
+        return depth is not None and depth["highest"] < DARK
+    except UserError:  # some layouts can be read in 8 bits alone
+        return False
+
+
+# ---- predictions
+
+
+class Prediction:
+    """What a network says of one picture. Its labels are {0, 1} of one foreground, or the indices of classes."""
+
+    has_nan: bool  # whether some logits are not numbers
+
+    def __init__(self, loaded: Loaded) -> None:
+        self.loaded = loaded
+        self.picture = loaded.picture
+        self.size = loaded.size
+
+    @cached_property
+    def mask(self) -> np.ndarray:
+        """The labels at the picture's own size, uint8 (H, W)."""
+        return self._mask_at(self.size)
+
+    def mask_at(self, size: Size) -> np.ndarray:
+        """The labels at another size, such as that of the true mask: uint8 of (height, width)."""
+        return self.mask if size == self.size else self._mask_at(size)
+
+    def probabilities(self, bits: int) -> Iterable[np.ndarray]:
+        """A map at the picture's own size of the foreground, or of each class: uint8 or uint16, 1 is the largest."""
+        raise NotImplementedError
+
+    def _mask_at(self, size: Size) -> np.ndarray:
+        raise NotImplementedError
+
+
+class ForegroundPrediction(Prediction):
+    """Of a network for one foreground.
+
+    logits: float32 (h, w), at the size at which the network took the picture; those above `cut` are foreground.
+    """
+
+    def __init__(self, loaded: Loaded, logits: np.ndarray, cut: float = 0.0) -> None:
+        super().__init__(loaded)
+        self.has_nan = bool(np.isnan(logits).any())
+        self.logits = logits
+        self.cut = cut
+
+    @cached_property
+    def _own_logits(self) -> np.ndarray:
+        return resize_image(self.logits, self.size)
+
+    def logits_at(self, size: Size) -> np.ndarray:
+        """The logits at `size` = (height, width), float32."""
+        return self._own_logits if size == self.size else resize_image(self.logits, size)
+
+    def probabilities(self, bits: int) -> Iterable[np.ndarray]:
+        """One map."""
+        return [probability_map(self._own_logits, bits)]
+
+    def _mask_at(self, size: Size) -> np.ndarray:
+        return (self.logits_at(size) > self.cut).astype(np.uint8)
+
+
+class ClassPrediction(Prediction):
+    """Of a network for C classes: logits float32 (C, h, w), at the size at which the network took the picture."""
+
+    def __init__(self, loaded: Loaded, logits: np.ndarray) -> None:
+        super().__init__(loaded)
+        self.has_nan = bool(np.isnan(logits).any())
+        self.logits = logits
+
+    @cached_property
+    def _own(self) -> Classified:
+        return classify(self.logits, self.size)
+
+    def probabilities(self, bits: int) -> Iterable[np.ndarray]:
+        """C maps, one after another."""
+        return class_probabilities(self.logits, self._own.lead, bits)
+
+    def _mask_at(self, size: Size) -> np.ndarray:
+        return self._own.mask if size == self.size else classify(self.logits, size).mask
+
+
+class BandedPrediction(Prediction):
+    """Of a network for C classes and a picture that runs in windows at its own size: decided band by band.
+
+    So that C planes of logits, each as large as the picture, are never in memory together. The maps of probabilities
+    are made along the way where `bits` says that they are wanted: C planes of 8 or 16 bits.
+    """
+
+    def __init__(self, loaded: Loaded, num_classes: int, bits: int | None = None) -> None:
+        super().__init__(loaded)
+        self._mask = np.empty(self.size, np.uint8)
+        self._maps = [np.empty(self.size, _type_of(bits)) for _ in range(num_classes)] if bits else []
+        self._bits = bits
+        self.has_nan = False
+
+    def put(self, top: int, logits: np.ndarray) -> None:
+        """Takes the band of logits float32 (C, h, W) that begins at row `top`."""
+        rows = slice(top, top + logits.shape[1])
+        classified = classify(logits, (logits.shape[1], logits.shape[2]))
+        self.has_nan = self.has_nan or bool(np.isnan(logits).any())
+        self._mask[rows] = classified.mask
+        if self._bits:
+            for whole, band in zip(self._maps, class_probabilities(logits, classified.lead, self._bits)):
+                whole[rows] = band
+
+    def probabilities(self, bits: int) -> Iterable[np.ndarray]:
+        """The C maps that were made along the way."""
+        return self._maps
+
+    def _mask_at(self, size: Size) -> np.ndarray:
+        return self._mask if size == self.size else resize_mask(self._mask, size)
+
+
+@dataclass(frozen=True)
+class Classified:
+    """The class of each pixel, and how sure that is."""
+
+    mask: np.ndarray  # uint8 (H, W), indices of classes
+    lead: np.ndarray  # float32 (H, W): how far the highest logit lies above that of class 0
+
+
+def classify(logits: np.ndarray, size: Size) -> Classified:
+    """The class with the highest logit in each pixel, at `size`.
+
+    logits: float32 (C, h, w), of which one plane at a time is enlarged. Each is compared by how far it lies above that
+    of class 0, so that two classes give the mask that one foreground gives with the difference of their logits. Of
+    equal ones the first wins.
+    """
+    mask, lead = np.zeros(size, np.uint8), np.zeros(size, np.float32)
+    for label in range(1, len(logits)):
+        plane = resize_image(logits[label] - logits[0], size)
+        np.copyto(mask, label, where=plane > lead)
+        np.maximum(lead, plane, out=lead)
+    return Classified(mask, lead)
+
+
+def probability_map(logits: np.ndarray, bits: int) -> np.ndarray:
+    """The probabilities of logits (sigmoid) as uint8 or uint16, 1 being the type's largest value."""
+    kind = _type_of(bits)
+    return (np.iinfo(kind).max / (1 + np.exp(-logits.clip(-30, 30)))).round().astype(kind)
+
+
+def class_probabilities(logits: np.ndarray, lead: np.ndarray, bits: int) -> Iterator[np.ndarray]:
+    """The map of each class, as of probability_map: softmax. `lead`: as classify gives it for `logits`."""
+    kind = _type_of(bits)
+
+    def power(label: int) -> np.ndarray:
+        """e to the power of how far below the highest logit that of a class lies."""
+        plane = resize_image(logits[label] - logits[0], lead.shape) if label else np.zeros_like(lead)
+        return np.exp(plane - lead)
+
+    total = sum(power(label) for label in range(len(logits)))
+    for label in range(len(logits)):
+        yield (power(label) * (np.iinfo(kind).max / total)).round().astype(kind)
+
+
+def _type_of(bits: int) -> type[np.uint8] | type[np.uint16]:
+    return np.uint8 if bits == 8 else np.uint16
+
+
+# ---- how logits are decided
+
+
+@dataclass(frozen=True)
+class ForegroundDecision:
+    """One foreground: the pixels whose probability is above `threshold`."""
+
+    threshold: float = 0.5
+
+    def predict(self, loaded: Loaded, logits: np.ndarray) -> ForegroundPrediction:
+        """Of a picture's logits (h, w)."""
+        return ForegroundPrediction(loaded, logits, math.log(self.threshold / (1 - self.threshold)))
+
+    def predict_in_windows(
+        self, loaded: Loaded, runner: Runner, say: OnWindow, bits: int | None = None
+    ) -> ForegroundPrediction:
+        """Of a picture that does not fit into one piece. All of its logits are kept, as they are one plane."""
+        return self.predict(loaded, runner.logits_in_windows(loaded.image, say))
+
+
+@dataclass(frozen=True)
+class ClassDecision:
+    """Several classes: in each pixel the one with the highest logit."""
+
+    num_classes: int
+
+    def predict(self, loaded: Loaded, logits: np.ndarray) -> ClassPrediction:
+        """Of a picture's logits (C, h, w)."""
+        return ClassPrediction(loaded, logits)
+
+    def predict_in_windows(
+        self, loaded: Loaded, runner: Runner, say: OnWindow, bits: int | None = None
+    ) -> ClassPrediction | BandedPrediction:
+        """Of a picture that does not fit into one piece; `bits` of the maps that will be asked for, if any will.
+
+        At the picture's own size it is decided band by band. Otherwise all logits are needed, to be resized.
+        """
+        if not loaded.is_at_own_size:
+            return self.predict(loaded, runner.logits_in_windows(loaded.image, say))
+        prediction = BandedPrediction(loaded, self.num_classes, bits)
+        for top, logits in runner.bands(loaded.image, say):
+            prediction.put(top, logits.cpu().numpy())
+        return prediction
+
+
+Decision = ForegroundDecision | ClassDecision
+
+
+# ---- what is made of predictions
+
+
+@dataclass
+class Result:
+    """What the outputs have made of one picture."""
+
+    picture: Picture
+    problems: list[str] = field(default_factory=list)  # in words: what of it could not be read, or not be made
+    made: dict[Output, Any] = field(default_factory=dict)  # what each `make` has returned, where it did not fail
+
+
+class Output:
+    """Something that is made of every picture's prediction; subclasses define those of these methods that they need.
+
+    While the pictures run, `make` is called in threads, of several pictures at once: slow work belongs there. `take`
+    is called in the main thread, of one picture after another in their order. `finish` and `report` follow at the end.
+    """
+
+    map_bits: int | None = None  # of the maps that `make` takes of Prediction.probabilities, if it takes any
+
+    def paths(self, picture: Picture) -> list[Path]:
+        """The files that `make` writes for a picture, so that nothing is overwritten."""
+        return []
+
+    def summaries(self) -> dict[Path, str]:
+        """{file: in words, what it is of} of the files that `finish` writes for all pictures."""
+        return {}
+
+    def make(self, prediction: Prediction) -> Any:
+        """Does the slow work for one picture; what it returns is in Result.made. UserError: it cannot be done."""
+
+    def take(self, result: Result) -> None:
+        """Takes the result of one picture, also of one that could not be read."""
+
+    def finish(self) -> None:
+        """Writes the files that are about all pictures."""
+
+    def report(self) -> None:
+        """Prints what a user should know."""
+
+
+def predict_pictures(
+    pictures: Iterable[Picture],
+    runner: Runner,
+    reader: PictureReader,
+    decision: Decision,
+    outputs: Sequence[Output],
+    *,
+    threads: int,
+    say: OnWindow = say_nothing,
+) -> Iterator[Result]:
+    """Puts pictures through a network, lets each output make what it is for, and yields the Results in their order.
+
+    Threads read ahead of the network and call Output.make behind it. On either side a batch and two pictures a thread
+    wait at most; or one single picture, if that runs in windows, so that memory is bounded however large pictures are.
+    `say(window, windows)` is called while a picture runs in windows.
+    """
+    pool = ThreadPoolExecutor(threads)
+    capacity = runner.batch_size + 2 * threads
+    ahead, behind = _Queue(capacity), _Queue(capacity)
+    bits = max((output.map_bits or 0 for output in outputs), default=0) or None
+    try:
+        items = _read_ahead(pictures, runner, reader, pool, ahead)
+        for batch in _batches(items, runner, reader.any_size):
+            if runner.device.type == "cpu":
+                # The network has a thread for each core: one that is held up by decoding makes the others wait.
+                wait([*ahead.futures, *behind.futures])
+            for item, predict in zip(batch, _run_network(batch, runner, decision, say, bits)):
+                behind.put(pool.submit(_make, item, predict, outputs), item.fills_queue)
+            while behind.futures and (behind.is_overfull or behind.futures[0].done()):
+                yield behind.get()
+        while behind.futures:
+            yield behind.get()
+    finally:
+        pool.shutdown(cancel_futures=True)  # whatever the reason, what has not begun is not done
+
+
+@dataclass
+class _Item:
+    """A picture on its way to the network: `loaded`, or the `problem` that kept it from being read."""
+
+    picture: Picture
+    fills_queue: bool  # it runs in windows, so no other picture waits beside it
+    loaded: Loaded | None = None
+    problem: str | None = None
+
+    @property
+    def network_size(self) -> Size | None:
+        """The size at which the network takes it; None where it could not be read."""
+        return self.loaded.network_size if self.loaded else None
+
+
+class _Queue:
+    """Futures in order, of at most `capacity` pictures; a picture that runs in windows counts as that many."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.futures: deque[Future] = deque()
+        self._counts: deque[int] = deque()
+
+    def has_room(self, fills_queue: bool) -> bool:
+        """Whether another picture may be put in; an empty queue takes any."""
+        return not self.futures or sum(self._counts) + self._count(fills_queue) <= self.capacity
+
+    @property
+    def is_overfull(self) -> bool:
+        return len(self.futures) > 1 and sum(self._counts) > self.capacity
+
+    def put(self, future: Future, fills_queue: bool) -> None:
+        self.futures.append(future)
+        self._counts.append(self._count(fills_queue))
+
+    def get(self) -> Any:
+        """The result of the first one, once it is there."""
+        self._counts.popleft()
+        return self.futures.popleft().result()
+
+    def _count(self, fills_queue: bool) -> int:
+        return self.capacity if fills_queue else 1
+
+
+def _read_ahead(
+    pictures: Iterable[Picture], runner: Runner, reader: PictureReader, pool: ThreadPoolExecutor, ahead: _Queue
+) -> Iterator[_Item]:
+    """The items of `pictures`, read by the pool while the ones before are in the network."""
+    for picture in pictures:
+        item = _Item(picture, _runs_in_windows(picture, runner, reader))
+        ready = []
+        while not ahead.has_room(item.fills_queue):
+            ready.append(ahead.get())
+        ahead.put(pool.submit(_read, item, reader), item.fills_queue)  # before the network gets the ones that are ready
+        yield from ready
+    while ahead.futures:
+        yield ahead.get()
+
+
+def _runs_in_windows(picture: Picture, runner: Runner, reader: PictureReader) -> bool:
+    try:
+        return not runner.fits(reader.size_of(picture))
+    except UserError:  # reading it will say so
+        return False
+
+
+def _read(item: _Item, reader: PictureReader) -> _Item:
+    try:
+        item.loaded = reader.read(item.picture)
+    except UserError as mistake:
+        item.problem = str(mistake)
+    return item
+
+
+def _batches(items: Iterator[_Item], runner: Runner, any_size: bool) -> Iterator[list[_Item]]:
+    """Lists of neighbours of one shape, for one call of the network.
+
+    A picture that could not be read, or runs in windows, is alone. Where pictures are of any size a batch has no more
+    pixels than a window.
+    """
+    for size, neighbours in groupby(items, lambda item: item.network_size):
+        most = runner.batch_size
+        if size is None or not runner.fits(size):
+            most = 1
+        elif any_size:
+            most = max(1, min(most, runner.window**2 // (size[0] * size[1])))
+        while batch := list(islice(neighbours, most)):
+            yield batch
+
+
+def _run_network(
+    batch: list[_Item], runner: Runner, decision: Decision, say: OnWindow, bits: int | None
+) -> list[Callable[[], Prediction] | None]:
+    """For each item of a batch a function that gives its Prediction, having waited for a GPU; None: it was not read."""
+    pictures = [item.loaded for item in batch if item.loaded]
+    if not pictures:
+        return [None]
+    first = pictures[0]
+    if not runner.fits(first.network_size):
+        prediction = decision.predict_in_windows(first, runner, say, bits)
+        return [lambda: prediction]
+    fetch = runner.logits(np.stack([loaded.image for loaded in pictures]))
+
+    def predict(index: int) -> Prediction:
+        return decision.predict(pictures[index], fetch(index))
+
+    return [partial(predict, index) for index in range(len(pictures))]
+
+
+def _make(item: _Item, predict: Callable[[], Prediction] | None, outputs: Sequence[Output]) -> Result:
+    """What the outputs make of one picture; a problem of one of them does not keep the others from it."""
+    result = Result(item.picture)
+    if predict is None:
+        result.problems.append(item.problem or "")
+        return result
+    prediction = predict()
+    if prediction.has_nan:
+        cure = 'Try PRECISION = "float32", or another checkpoint.'
+        result.problems.append(f"{item.picture}: the network's output is not a number. {cure}")
+        return result
+    for output in outputs:
+        try:
+            result.made[output] = output.make(prediction)
+        except UserError as mistake:
+            result.problems.append(str(mistake))
+    return result
