@@ -1,4 +1,4 @@
-"""U-Net: images in, logits out, at any size that its poolings leave a pixel of.
+"""U-Net: images in, logits out, at any size that survives the pooling.
 
 Ronneberger, Fischer, Brox: U-Net: Convolutional Networks for Biomedical Image Segmentation, 2015,
 https://arxiv.org/abs/1505.04597, figure 1; with padded convolutions and batch normalisation, so that
@@ -85,7 +85,7 @@ def decode(decoder: nn.ModuleList, output_conv: nn.Conv2d, x: torch.Tensor, skip
     """
     for upsample, block in zip(decoder[::2], decoder[1::2]):
         x, skip = upsample(x), skips.pop()
-        # The pooling drops an odd row or column; an exported network must tell by the sizes at hand.
+        # The pooling drops an odd row or column. Exporting takes this way in any case, so that odd sizes work as well.
         if torch.compiler.is_exporting() or x.shape[2:] != skip.shape[2:]:
             x = F.interpolate(x, size=skip.shape[2:], mode="bilinear", antialias=False)
         x = torch.cat([skip, x], dim=1)

@@ -56,6 +56,9 @@ class EncoderUNet(nn.Module):
     features at full size: a DoubleConv on the image stands in, so that edges stay sharp.
     """
 
+    mean: torch.Tensor
+    std: torch.Tensor
+
     def __init__(self, name: str, out_channels: int = 1) -> None:
         super().__init__()
         if name not in NODES:
