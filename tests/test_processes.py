@@ -125,7 +125,7 @@ with processes.together("cpu"):
 
 @pytest.mark.slow
 def test_scores_of_classes_and_with_ignored_pixels_are_those_of_one_process(tmp_path):
-    """Exactly; those of one are held against torchmetrics' by test_utils.py."""
+    """Exactly; those of one are compared with torchmetrics by test_scores.py."""
     (tmp_path / "scores.py").write_text(CLASS_SCORES)
     code, out, err = together(tmp_path / "scores.py", tmp_path / "two.json", cwd=tmp_path)
     assert code == 0, err

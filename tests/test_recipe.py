@@ -6,8 +6,9 @@ import torch
 import torch._dynamo
 from torch import nn
 
-from parts import masks, recipe
+from parts import recipe
 from parts.errors import UserError, ran_out_of_memory
+from parts.masks import IGNORED, MaskRule
 from unet import UNet
 
 CPU = torch.device("cpu")
@@ -139,7 +140,7 @@ def test_a_class_that_no_image_holds_does_no_harm():
 
 
 def test_the_label_that_is_ignored_is_the_masks():
-    assert recipe.IGNORED == masks.IGNORED
+    assert recipe.IGNORED == IGNORED
 
 
 @pytest.mark.parametrize("name", ["adam", "adamw"])
@@ -380,3 +381,36 @@ def test_memory_that_runs_out_in_the_trial_is_no_failure_of_the_compiler(compile
     with pytest.raises(torch.OutOfMemoryError, match="20.00 GiB"):
         recipe.compile_or_not(TooLarge(features=(2,)), (1, 3, 8, 8), None)
     assert "torch.compile failed" not in capsys.readouterr().out
+
+
+# ---- masks of a batch
+
+
+@pytest.mark.parametrize("kind", [torch.uint8, torch.int32, torch.int64, torch.float32])
+@pytest.mark.parametrize("shape", [(2, 3, 4), (2, 1, 3, 4)])
+def test_labels_arrive_whole_whatever_a_transform_made_of_them(kind, shape):
+    masks = torch.tensor([0, 1, 11, 255]).repeat(6).reshape(shape)
+    targets = recipe.targets_of(masks.to(kind), torch.device("cpu"), labels=True)
+    assert targets.dtype == torch.uint8 and targets.shape == (2, 1, 3, 4)
+    assert torch.equal(targets.long().reshape(shape), masks)
+
+
+def test_labels_that_a_transform_has_spoiled_are_refused():
+    for masks in (torch.tensor([[[0, 1, -100]]]), torch.tensor([[[0, 0.5]]]), torch.tensor([[[0, 3 / 255]]])):
+        with pytest.raises(UserError, match="The transform has changed the values"):
+            recipe.targets_of(masks, torch.device("cpu"), labels=True)
+
+
+@pytest.mark.parametrize(
+    "mask_rule, masks, expected",
+    [
+        (MaskRule(), [[0, 1], [1, 0]], [[0, 1], [1, 0]]),
+        (MaskRule(), [[0.0, 1.0], [0.6, 0.5]], [[0, 1], [1, 0]]),  # of the article's transform, blurred
+        (MaskRule(ignored=(7,)), [[0, 1], [1, 255]], [[0, 1], [1, 255]]),
+        (MaskRule(classes=(0, 5, 9), names=("a", "b", "c")), [[0, 1], [2, 255]], [[0, 1], [2, 255]]),
+    ],
+)
+@pytest.mark.parametrize("shape", [(1, 2, 2), (1, 1, 2, 2)])
+def test_what_is_scored_are_labels(mask_rule, masks, expected, shape):
+    labels = recipe.true_labels(torch.tensor(masks).reshape(shape), CPU, mask_rule)
+    assert labels.dtype == torch.uint8 and labels.tolist() == [[expected]]

@@ -15,13 +15,14 @@ import pytest
 import torch
 import torch._dynamo.testing
 import torchvision
+from fakes import LEFT, TOP, Nearest, Threshold, class_loader, classes_rule, loader_of
 from helpers import ROOT, WAIT, draw_pairs, flags
 from PIL import Image
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader
 
 import train
-from parts import pictures, recipe, scores
+from parts import pictures, recipe
 from parts.checkpoints import (
     best_of,
     load_checkpoint,
@@ -40,13 +41,9 @@ from parts.networks import build_network
 from parts.recipe import targets_of
 from parts.scores import (
     class_columns,
-    class_table,
     count_confusion,
     dice_from_counts,
-    iou_from_counts,
     overlap_of,
-    selection_dice,
-    symptom,
 )
 from parts.spec import DataSpec
 from unet import UNet
@@ -60,268 +57,6 @@ from utils import (
     save_examples,
     save_predictions,
 )
-
-
-class Threshold(nn.Module):
-    """Predicts foreground where the first channel is above a half."""
-
-    def __init__(self):
-        super().__init__()
-        self.bias = nn.Parameter(torch.tensor(0.5))
-
-    def forward(self, images):
-        return images[:, :1] - self.bias
-
-
-def loader_of(predictions, truths, batch_size=2):
-    """A loader whose images make Threshold predict `predictions`."""
-    images = torch.tensor(predictions, dtype=torch.uint8).unsqueeze(1).repeat(1, 3, 1, 1) * 255
-    return DataLoader(TensorDataset(images, torch.tensor(truths, dtype=torch.uint8)), batch_size=batch_size)
-
-
-FULL, EMPTY, LEFT, TOP = [[1, 1], [1, 1]], [[0, 0], [0, 0]], [[1, 0], [1, 0]], [[1, 1], [0, 0]]
-
-
-@pytest.mark.parametrize(
-    "prediction, truth, dice, iou, accuracy",
-    [
-        (LEFT, LEFT, 1, 1, 1),
-        (LEFT, TOP, 0.5, 1 / 3, 0.5),
-        (FULL, LEFT, 2 / 3, 0.5, 0.5),
-        (EMPTY, EMPTY, 1, 1, 1),
-        (EMPTY, FULL, 0, 0, 0),
-        (FULL, EMPTY, 0, 0, 0),
-    ],
-)
-def test_scores_worked_out_by_hand(prediction, truth, dice, iou, accuracy):
-    scores = check_accuracy(loader_of([prediction], [truth]), Threshold())
-    assert scores.dice == pytest.approx(dice) and scores.iou == pytest.approx(iou)
-    assert scores.accuracy == pytest.approx(accuracy)
-
-
-def test_dice_is_the_mean_over_images_whatever_the_batches():
-    predictions, truths = [LEFT, FULL, EMPTY, TOP, TOP], [LEFT, LEFT, EMPTY, LEFT, TOP]
-    expected = [1, 2 / 3, 1, 0.5, 1]
-    for batch_size in (1, 2, 3, 5):
-        scores = check_accuracy(loader_of(predictions, truths, batch_size), Threshold())
-        assert scores.per_image == pytest.approx(expected) and scores.dice == pytest.approx(np.mean(expected))
-    assert scores.predicted_share == 10 / 20 and scores.true_share == 8 / 20
-
-
-def test_a_broken_count_would_be_seen():
-    """The check fails when predictions are shifted by one image, or the masks are inverted."""
-    predictions = [LEFT, TOP, FULL]
-    right = check_accuracy(loader_of(predictions, predictions), Threshold()).dice
-    shifted = check_accuracy(loader_of(predictions, predictions[1:] + predictions[:1]), Threshold()).dice
-    inverted = check_accuracy(loader_of(predictions, (1 - np.array(predictions)).tolist()), Threshold()).dice
-    assert right == 1 and shifted < 0.7 and inverted == 0
-
-
-def test_counts_and_what_follows_from_them():
-    both, predicted, true = overlap_of(count_confusion(torch.tensor([LEFT]), torch.tensor([TOP]), 2))[0, :, 1].tolist()
-    assert (both, predicted, true) == (1, 2, 2)
-    assert dice_from_counts(np.array([1, 0]), np.array([2, 0]), np.array([2, 0])).tolist() == [0.5, 1]
-    assert iou_from_counts(np.array([1, 0]), np.array([2, 0]), np.array([2, 0])).tolist() == pytest.approx([1 / 3, 1])
-
-
-def test_the_model_comes_back_in_the_mode_it_was_in():
-    model = UNet(features=(2, 2)).train()
-    loader = DataLoader(TensorDataset(torch.zeros(2, 3, 8, 8), torch.zeros(2, 8, 8)), batch_size=1)
-    before = model.state_dict()["encoder.0.conv.1.running_mean"].clone()
-    check_accuracy(loader, model)
-    assert model.training and torch.equal(before, model.state_dict()["encoder.0.conv.1.running_mean"])
-    check_accuracy(loader, model.eval())
-    assert not model.training
-
-
-def test_symptoms_are_told():
-    nothing = check_accuracy(loader_of([EMPTY], [LEFT]), Threshold())
-    everything = check_accuracy(loader_of([FULL], [LEFT]), Threshold())
-    fine = check_accuracy(loader_of([LEFT], [LEFT]), Threshold())
-    assert "predicted as background, though" in symptom(nothing) and "50.0 %" in symptom(nothing)
-    assert "predicted as foreground, though" in symptom(everything) and symptom(fine) is None
-
-
-# ---- several classes, and pixels that are ignored
-
-
-class Nearest(nn.Module):
-    """Predicts the class whose number is nearest to the first channel of the images."""
-
-    def __init__(self, classes):
-        super().__init__()
-        self.numbers = nn.Parameter(torch.arange(classes).reshape(1, classes, 1, 1).float())
-
-    def forward(self, images):
-        return -((images[:, :1] * 255 - self.numbers) ** 2)
-
-
-class Given(TensorDataset):
-    """Images and masks as they are given, with a rule that says what the masks hold."""
-
-    def __init__(self, predictions, truths, mask_rule):
-        images = torch.as_tensor(predictions, dtype=torch.uint8).unsqueeze(1).repeat(1, 3, 1, 1)
-        super().__init__(images, torch.as_tensor(truths))
-        self.mask_rule = mask_rule
-
-
-def classes_rule(*names, **keywords):
-    values = tuple(range(len(names)))
-    return MaskRule(background=(), foreground=(), classes=values, names=names, **keywords)
-
-
-def class_loader(predictions, truths, *names, batch_size=2, **keywords):
-    truths = torch.as_tensor(truths, dtype=torch.uint8)
-    return DataLoader(Given(predictions, truths, classes_rule(*names, **keywords)), batch_size=batch_size)
-
-
-def random_labels(classes, shape=(7, 20, 30), ignored=0.2):
-    """(predictions, truths) that agree in half of the pixels; the last class but one is missing in some images."""
-    draw = np.random.default_rng(classes)
-    truths = draw.integers(0, classes, shape)
-    truths[::2][truths[::2] == classes - 2] = 0
-    predictions = np.where(draw.random(shape) < 0.5, truths, draw.integers(0, classes, shape))
-    predictions[::2][predictions[::2] == classes - 2] = 0
-    return predictions.astype(np.uint8), np.where(draw.random(shape) < ignored, 255, truths).astype(np.uint8)
-
-
-def test_scores_of_classes_worked_out_by_hand(capsys):
-    """Two images of four pixels; the last class is nowhere, void is the last pixel."""
-    predictions = [[[0, 1], [1, 2]], [[0, 0], [0, 1]]]
-    truths = [[[0, 1], [0, 255]], [[0, 0], [0, 0]]]
-    loader = class_loader(predictions, truths, "sky", "road", "car", "pole")
-    for batch_size in (1, 2):
-        scores = check_accuracy(DataLoader(loader.dataset, batch_size), Nearest(4))
-    sky, road = [(2 / 3 + 6 / 7) / 2, 4 / 6], [(2 / 3 + 0) / 2, 1 / 3]  # each Dice by image, IoU of all pixels
-    assert scores.classes["names"] == ["sky", "road", "car", "pole"]
-    assert scores.classes["dice"] == [pytest.approx(sky[0]), pytest.approx(road[0]), None, None]
-    assert scores.classes["iou"] == [pytest.approx(sky[1]), pytest.approx(road[1]), None, None]
-    assert scores.classes["share"] == pytest.approx([6 / 7, 1 / 7, 0, 0])
-    assert scores.classes["confusion"] == [[4, 2, 0, 0], [0, 1, 0, 0], [0] * 4, [0] * 4]
-    assert scores.accuracy == 5 / 7 and scores.per_image == pytest.approx([2 / 3, 3 / 7])
-    assert scores.dice == scores.dice_nonempty == pytest.approx((sky[0] + road[0]) / 2)
-    assert scores.iou == pytest.approx((sky[1] + road[1]) / 2)
-    assert (scores.predicted_share, scores.true_share) == (4 / 7, 6 / 7)
-    lines = capsys.readouterr().out.splitlines()[-6:]
-    assert [line.split()[0] for line in lines] == ["class", "road", "sky", "car", "pole", "Got"], "the worst first"
-    assert "0.3333  0.3333    14.29 %" in lines[1] and lines[3].split()[1:3] == ["-", "-"]
-    assert "Got 5/7 pixels right" in lines[5] and lines[5].endswith(": means over 2 classes")
-
-
-def test_a_confusion_has_true_rows_and_predicted_columns():
-    confusion = count_confusion(torch.tensor([[[0, 1, 1, 2]]]), torch.tensor([[[0, 0, 2, 255]]], dtype=torch.uint8), 3)
-    assert confusion.tolist() == [[[1, 1, 0], [0, 0, 0], [0, 1, 0]]]
-    both, predicted, true = overlap_of(confusion)[0].tolist()
-    assert (both, predicted, true) == ([1, 0, 0], [1, 2, 0], [2, 0, 1])
-
-
-def test_a_large_images_confusion_is_counted_in_parts(monkeypatch):
-    found, true = torch.randint(0, 3, (2, 2, 20, 30), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    whole = count_confusion(found, true, 3)
-    monkeypatch.setattr(scores, "_COUNTED", 70)
-    assert torch.equal(count_confusion(found, true, 3), whole) and whole.sum() == 1200
-
-
-@pytest.mark.parametrize("classes", [2, 3, 12])
-def test_scores_of_classes_are_those_of_torchmetrics(classes):
-    metrics = pytest.importorskip("torchmetrics.classification", reason="torchmetrics is not installed")
-    predictions, truths = random_labels(classes)
-    names = map(str, range(classes))
-    scores = check_accuracy(class_loader(predictions, truths, *names, batch_size=3), Nearest(classes))
-    found, given = torch.tensor(predictions).long(), torch.tensor(truths).long()
-    options = dict(num_classes=classes, ignore_index=255)
-    assert scores.classes["confusion"] == metrics.MulticlassConfusionMatrix(**options)(found, given).tolist()
-    iou = metrics.MulticlassJaccardIndex(**options, average=None)(found, given)
-    assert scores.classes["iou"] == pytest.approx(iou.tolist()) and scores.iou == pytest.approx(float(iou.mean()))
-    options |= dict(average=None, multidim_average="samplewise")
-    dice, other = (metrics.MulticlassF1Score(**options, zero_division=it)(found, given) for it in (0, 1))
-    dice[dice != other] = torch.nan  # F1 is Dice; an image neither holds this class nor is given it
-    assert dice.isnan().any() == (classes > 2)
-    assert scores.classes["dice"] == pytest.approx(dice.nanmean(0).tolist())
-    assert scores.per_image == pytest.approx(dice.nanmean(1).tolist())
-    assert scores.dice == pytest.approx(float(dice.nanmean(0).mean()))
-
-
-def test_ignored_pixels_of_one_foreground_count_nowhere():
-    metrics = pytest.importorskip("torchmetrics.classification", reason="torchmetrics is not installed")
-    predictions, truths = random_labels(2)
-    predictions[0], truths[1][truths[1] < 255], predictions[1] = 0, 0, 0
-    loader = DataLoader(Given(predictions * 255, truths, MaskRule(ignored=(7,))), batch_size=3)
-    scores = check_accuracy(loader, Threshold())
-    found, given = torch.tensor(predictions).long(), torch.tensor(truths).long()
-    assert scores.accuracy == pytest.approx(float(metrics.BinaryAccuracy(ignore_index=255)(found, given)))
-    options = dict(ignore_index=255, multidim_average="samplewise", zero_division=1)
-    assert scores.per_image == pytest.approx(metrics.BinaryF1Score(**options)(found, given).tolist())
-    iou = [metrics.BinaryJaccardIndex(ignore_index=255, zero_division=1)(*pair) for pair in zip(found, given)]
-    assert scores.iou == pytest.approx(float(torch.stack(iou).mean())) and scores.classes is None
-    known = truths < 255
-    assert scores.predicted_share == predictions[known].mean() and scores.true_share == truths[known].mean()
-    assert scores.per_image[1] == 1 and scores.dice_nonempty < scores.dice
-
-
-def test_two_classes_and_one_foreground_tell_the_same_of_the_foreground():
-    predictions, truths = random_labels(2, ignored=0)
-    both = check_accuracy(class_loader(predictions, truths, "0", "255"), Nearest(2))
-    one = check_accuracy(loader_of(predictions, truths), Threshold())
-    assert both.classes["dice"][1] == pytest.approx(one.dice) and both.accuracy == one.accuracy
-
-
-def test_images_that_are_wholly_ignored_change_nothing():
-    predictions, truths = random_labels(3)
-    before = check_accuracy(class_loader(predictions[1:], truths[1:], "a", "b", "c"), Nearest(3))
-    truths[0] = 255
-    after = check_accuracy(class_loader(predictions, truths, "a", "b", "c"), Nearest(3))
-    assert after.classes == before.classes and after.per_image == [1.0, *before.per_image]
-    nothing = check_accuracy(class_loader(predictions[:1], truths[:1], "a", "b", "c"), Nearest(3))
-    assert (nothing.dice, nothing.iou, nothing.accuracy) == (1, 1, 0)
-
-
-def test_a_network_of_other_channels_than_the_masks_is_told():
-    with pytest.raises(UserError, match="has 3 output channels, and these masks need 2"):
-        check_accuracy(class_loader([LEFT], [LEFT], "a", "b"), Nearest(3))
-
-
-def test_a_long_table_is_cut_and_columns_do_not_collide():
-    names = [f"class{index:02d}" for index in range(40)]
-    predictions, truths = random_labels(40, ignored=0)
-    predictions[predictions == 7] = 8
-    scores = check_accuracy(class_loader(predictions, truths, *names), Nearest(40))
-    lines = class_table(scores).splitlines()
-    assert len(lines) == 21 and lines[-1].strip() == "... and 21 more"
-    assert lines[1].split()[:3] == ["class07", "0.0000", "0.0000"], "never predicted"
-    assert len(class_table(scores, 40).splitlines()) == 41
-    columns = class_columns(scores)
-    assert columns["dice_class07"] == 0 and list(columns.values()) == scores.classes["dice"]
-    scores.classes["names"][:3] = ["nonempty", "nonempty_0", "class05"]
-    columns = class_columns(scores)
-    assert len(columns) == 40 and not columns.keys() & vars(scores).keys()
-    assert class_columns(check_accuracy(loader_of([LEFT], [LEFT]), Threshold())) == {}
-
-
-def test_that_one_class_is_given_to_everything_is_told():
-    predictions, truths = random_labels(3)
-    scores = check_accuracy(class_loader(predictions * 0 + 1, truths, "sky", "road", "car"), Nearest(3))
-    share = scores.classes["share"]
-    assert (scores.predicted_share, scores.true_share) == (1, share[1]) and share[1] < share[0]
-    words = symptom(scores)
-    assert "predicted as road" in words and "3 classes" in words and f"{100 * share[1]:.1f} %" in words
-    alone = check_accuracy(class_loader(predictions * 0 + 1, truths * 0 + 1, "sky", "road", "car"), Nearest(3))
-    assert symptom(alone) is None and alone.dice == 1
-
-
-@pytest.mark.parametrize("kind", [torch.uint8, torch.int32, torch.int64, torch.float32])
-@pytest.mark.parametrize("shape", [(2, 3, 4), (2, 1, 3, 4)])
-def test_labels_arrive_whole_whatever_a_transform_made_of_them(kind, shape):
-    masks = torch.tensor([0, 1, 11, 255]).repeat(6).reshape(shape)
-    targets = targets_of(masks.to(kind), torch.device("cpu"), labels=True)
-    assert targets.dtype == torch.uint8 and targets.shape == (2, 1, 3, 4)
-    assert torch.equal(targets.long().reshape(shape), masks)
-
-
-def test_labels_that_a_transform_has_spoiled_are_refused():
-    for masks in (torch.tensor([[[0, 1, -100]]]), torch.tensor([[[0, 0.5]]]), torch.tensor([[[0, 3 / 255]]])):
-        with pytest.raises(UserError, match="The transform has changed the values"):
-            targets_of(masks, torch.device("cpu"), labels=True)
 
 
 @pytest.mark.parametrize("classes, channels", [(("a", "b", "c"), 3), (None, 1)])
@@ -488,12 +223,6 @@ def test_arrays_of_a_read_only_dataset_lie_in_the_output(open_path, monkeypatch,
             os.seteuid(0)
         for folder in (data, data / "train", data / "val"):
             folder.chmod(0o755)
-
-
-def test_what_chooses_goes_by_images_that_hold_something():
-    both, predicted, true = np.array([[0, 0, 0], [5, 5, 5], [0, 3, 0]]).T
-    assert selection_dice(both, predicted, true) == 0.5 and dice_from_counts(both, predicted, true).mean() == 2 / 3
-    assert selection_dice(both * 0, predicted * 0, true * 0) == 1
 
 
 def test_the_best_epoch_is_not_one_that_predicts_nothing():
