@@ -1,24 +1,27 @@
-"""Every file of a dataset looked at before the first epoch, and what is wrong with them in words.
+"""Looks at every file of a dataset before the first epoch, and tells in words what is wrong with it.
 
-What was seen is remembered until a file changes, so that a second audit reads nothing again.
+The audit has three steps. `_look_at_files` decodes each image and each mask once, on all cores, and remembers what it
+saw until a file changes, so that a second audit decodes nothing again. `_survey` decides how the masks are read and
+counts their pixels. Then each of the checks (`_CHECKS`) goes through that survey and yields what it finds.
 """
 
 import hashlib
 import json
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from parts import pictures
 from parts.errors import UnusableFile, UserError, counted, printable
-from parts.files import parallel_map, stamp, write_text
+from parts.files import Provenance, parallel_map, stamp, write_text
 from parts.images import choose_value_range, decode, depth_of, pages_of, pixels_of, read_image
 from parts.mask_rules import decide_mask_rule, refuse_united_classes
 from parts.masks import (
@@ -36,6 +39,8 @@ from parts.masks import (
 from parts.names import (
     LEAVE_OUT,
     NAME_MASKS,
+    Folder,
+    Pair,
     by_pages,
     fits_group,
     group_of,
@@ -45,716 +50,1001 @@ from parts.names import (
 )
 from parts.spec import ALPHA, DataSpec
 
-VERSION = 5  # of the memory; raise it when something else is seen in the same files
-LINES = 20  # files listed of one kind
+VERSION = 6  # of the remembered facts; raise it when other facts are taken from the same files
+LINES = 20  # files that one finding lists
 DARK = 4096  # 16-bit images that stay below have fewer than 16 greys left at 8 bits
 TILES = 16  # overlays on the sheet
 FEW, SOME = 64, 200  # pixels of foreground at IMAGE_SIZE, and masks, that are looked at for what vanishes
-FEW_COLOURS = 8  # of a sample of an image's pixels; photographs have more
+FEW_COLORS = 8  # of a sample of an image's pixels; photographs have more
 RARE = 0.001  # share of all pixels below which a class is told
+
+
+# ---- the report
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that the audit tells: an error spoils training, a warning may.
+
+    `heading` says what is wrong, `lines` name the files, one each, and `cure` says what to do.
+    """
+
+    heading: str
+    lines: Sequence[object] = ()  # paths, UnusableFiles or texts
+    cure: str = ""
+    is_error: bool = True
+
+    def text(self) -> str:
+        """The finding as it is printed, its list of files cut at LINES."""
+        lines = [f"  {printable(line)}" for line in self.lines[:LINES]]
+        if len(self.lines) > LINES:
+            lines.append(f"  ... and {len(self.lines) - LINES:,} more")
+        if self.cure:
+            lines.append(self.cure)
+        return "\n".join([self.heading, *lines])
 
 
 @dataclass
 class Report:
-    """What an audit found: `problems` spoil training, `warnings` need not; both are texts, worst first.
+    """What an audit found out about a dataset.
 
-    `train`, `val`: lists of reading.Pair. `mask_rule`: how the masks are read, None where they have no rule in common,
-    which is a problem then. `value_range`: what of images of more than 8 bits becomes 0 ... 255 (reading.read_image).
-    `facts`: (label, text) in words. `sheet`: the picture of overlays, where one was written.
+    train, val: the pairs of both sides
+    mask_rule: how the masks are read; None where they have no rule in common, which is an error then
+    value_range: what of images of more than 8 bits becomes 0 ... 255 (images.read_image), or None
+    findings: errors and warnings in the order of the checks, which begins with the worst
+    facts: (label, text), what the data is
+    sheet: the picture of overlays, where one was written
     """
 
-    train: list
-    val: list
+    train: list[Pair]
+    val: list[Pair]
     mask_rule: MaskRule | None = None
-    value_range: tuple | None = None
-    problems: list = field(default_factory=list)
-    warnings: list = field(default_factory=list)
-    facts: list = field(default_factory=list)
+    value_range: tuple[float, float] | None = None
+    findings: list[Finding] = field(default_factory=list)
+    facts: list[tuple[str, str]] = field(default_factory=list)
     sheet: Path | None = None
 
-    def text(self):
-        """The facts and the warnings; for the problems see stop_if_spoiled."""
-        lines = [f"  {label:<13}{text}" for label, text in self.facts]
-        warnings = [f"Warning: {warning}" for warning in self.warnings]
-        look = [f"Look at the masks on their images: {printable(self.sheet)}"] if self.sheet else []
-        return "\n".join(["What the data is:", *lines, *warnings, *look])
+    @property
+    def problems(self) -> list[str]:
+        """The text of each error, the worst first."""
+        return [finding.text() for finding in self.findings if finding.is_error]
 
-    def stop_if_spoiled(self):
-        """UserError with all the problems, if there are any."""
-        if self.problems:
-            count = "A problem" if len(self.problems) == 1 else f"{len(self.problems)} problems"
-            raise UserError("\n\n".join([f"{count} that would spoil training:", *self.problems]))
+    @property
+    def warnings(self) -> list[str]:
+        """The text of each warning, the worst first."""
+        return [finding.text() for finding in self.findings if not finding.is_error]
+
+    def text(self) -> str:
+        """The facts and the warnings; the errors are told by stop_if_spoiled."""
+        lines = ["What the data is:"]
+        lines += [f"  {label:<13}{text}" for label, text in self.facts]
+        lines += [f"Warning: {warning}" for warning in self.warnings]
+        if self.sheet:
+            lines.append(f"Look at the masks on their images: {printable(self.sheet)}")
+        return "\n".join(lines)
+
+    def stop_if_spoiled(self) -> None:
+        """Raises a UserError with all the errors, if there are any."""
+        problems = self.problems
+        if problems:
+            count = "A problem" if len(problems) == 1 else f"{len(problems)} problems"
+            raise UserError("\n\n".join([f"{count} that would spoil training:", *problems]))
 
 
 def audit(
-    train_folders: tuple[str | Path, str | Path],
-    val_folders: tuple[str | Path, str | Path] | None = None,
+    train_folders: tuple[Folder, Folder],
+    val_folders: tuple[Folder, Folder] | None = None,
     spec: DataSpec = DataSpec(),
     *,
     image_size: tuple[int, int] | None = None,
-    sheet: str | Path | None = None,
-    cache: str | Path | None = None,
-    apart: Iterable[str | Path] = (),
+    sheet: Folder | None = None,
+    cache: Folder | None = None,
+    apart: Iterable[Folder] = (),
     num_workers: int | None = None,
 ) -> Report:
     """Looks at every file of a dataset and reports what would spoil training on it.
 
     train_folders, val_folders: (images, masks); val_folders None: there is no validation
     spec: what the files mean; its image_range "auto" is decided by the training images
-    image_size: (height, width) of training, to tell what of the masks is left at that; None: that is not told
+    image_size: (height, width) of training, to tell what is left of the masks at that size; None: not told
     sheet: where to write a picture of some masks on their images, or None
-    cache: a JSON file that remembers what was seen, so that only new and changed files are read again
-    apart: folders whose pictures are not the dataset's, wherever they lie
-    num_workers: processes that decode; None: one a core
+    cache: a JSON file that remembers what was seen, so that only new and changed files are decoded again
+    apart: folders whose pictures do not belong to the dataset, wherever they lie
+    num_workers: processes that decode; None: one per core
+    UserError: `sheet` cannot be written there. What is wrong with the dataset stands in the Report.
     """
-    mask_foreground = spec.foreground
-    train_img_dir, train_mask_dir = train_folders
-    val_img_dir, val_mask_dir = val_folders or (None, None)
-    group, image_range, progress = spec.group, spec.image_range, True
+    named = [("training", train_folders)]
+    if val_folders is not None:
+        named.append(("validation", val_folders))
+    folders = [folder for _, both in named for folder in both]
+    # Where folders lie below one another, each keeps its own pictures; the sheet is a picture of none of them.
+    others = [*folders, *apart]
     if sheet:
-        _check_sheet(Path(sheet), train_img_dir, train_mask_dir, val_img_dir, val_mask_dir)
-    # Of folders that lie below one another, each keeps its own pictures, and none takes the sheet's for its own.
-    others = [train_img_dir, train_mask_dir, val_img_dir, val_mask_dir, sheet and Path(sheet).parent, *apart]
-    naming = spec, [folder for folder in others if folder is not None]
-    sides = [_Side("training", train_img_dir, train_mask_dir, *naming)]
-    if val_img_dir is not None:
-        sides.append(_Side("validation", val_img_dir, val_mask_dir, *naming))
-    _look(sides, cache, num_workers, progress)
-    for side in sides:
-        side.masks = [
-            [it if _is_fault(it) else alpha_fault(it, mask_foreground) or it for it in masks] for masks in side.masks
-        ]
-    report = Report(sides[0].pairs, sides[1].pairs if len(sides) > 1 else [])
-    report.problems += [side.problem for side in sides if side.problem]
-    _tell_unusable(report, sides)
-    _tell_unpaired(report, sides)
-    _decide_rule(report, sides, spec)
-    _tell_misfits(report, sides)
-    if len(sides) > 1 and os.path.realpath(train_img_dir) == os.path.realpath(val_img_dir):
-        report.warnings.append(
-            f"{printable(val_img_dir)}: is given for training and for validation, so the scores will tell how well its "
-            "images are learnt by heart, and nothing about others."
-        )
-    elif len(sides) > 1:
-        _compare_sides(report, *sides, group)
-    _describe(report, sides)
-    _tell_twins(report, sides)
-    _choose_span(report, sides, image_range)
-    if report.mask_rule:
-        _count_classes(report, sides)
-        (_look_at_classes if report.mask_rule.classes else _look_at_foreground)(report, sides)
-    if image_size and report.mask_rule:
-        _tell_what_vanishes(report, sides, tuple(image_size), num_workers)
-    if sheet and report.mask_rule:
+        _check_sheet_path(Path(sheet), folders)
+        others.append(Path(sheet).parent)
+    sides = [_Side.of(name, both, spec, others) for name, both in named]
+    _look_at_files(sides, spec, _Looker(cache, num_workers))
+
+    survey = _survey(sides, spec, image_size, num_workers)
+    report = Report(sides[0].pairs, [], survey.mask_rule, survey.value_range)
+    if len(sides) > 1:
+        report.val = sides[1].pairs
+    report.findings = [finding for check in _CHECKS for finding in check(survey)]
+    report.facts = [fact for facts in _FACTS for fact in facts(survey)]
+    if sheet and survey.mask_rule:
         try:
-            _draw_sheet(report, sides, Path(sheet))
-        except OSError as error:  # what was found is worth more than its picture
-            report.warnings.append(f"{printable(sheet)} could not be written ({error.strerror}).")
+            report.sheet = _draw_sheet(survey, survey.mask_rule, Path(sheet))
+        except OSError as error:  # what was found out is worth more than its picture
+            text = f"{printable(sheet)} could not be written ({error.strerror})."
+            report.findings.append(Finding(text, is_error=False))
     return report
 
 
-def _check_sheet(sheet, *folders):
+def _check_sheet_path(sheet: Path, folders: list[Folder]) -> None:
     if sheet.suffix.lower() not in (".png", ".jpg", ".jpeg"):
         raise UserError(f"{printable(sheet)}: the sheet of overlays is a .png or a .jpg file.")
-    if sheet.resolve().parent in [Path(folder).resolve() for folder in folders if folder is not None]:
+    if sheet.resolve().parent in [Path(folder).resolve() for folder in folders]:
         raise UserError(
             f"{printable(sheet)}: there the sheet would be taken for one of the images. Give another folder."
         )
 
 
+# ---- what is known of training, of validation, and of both
+
+
+@dataclass(frozen=True)
+class ImageFacts:
+    """What was seen in one image. Plain values only, so that it pickles and goes into JSON."""
+
+    size: list[int]  # height, width
+    format: str  # Pillow's name of it
+    mode: str  # of Pillow
+    frames: bool  # whether more frames or pages follow the first one
+    orientation: int  # EXIF's, 1 to 8; 1 is upright
+    depth: dict | None  # of images of more than 8 bits: images.depth_of
+    has_alpha: bool  # a channel of transparency, or a fourth one, that is not the same all over
+    has_few_colors: bool
+    is_blank: bool  # one value all over
+    digest: str  # equal for equal pixels
+
+
+@dataclass
+class _Example:
+    """An image and its masks, all of which can be decoded, and what was seen in them."""
+
+    side: str  # "training" or "validation"
+    pair: Pair
+    image: ImageFacts
+    masks: list[Observation]
+    # Pixels of each label in its masks, ignored ones last: int64 (labels + 1,). Filled in when the mask rule is known.
+    counts: np.ndarray = field(default_factory=lambda: np.zeros(3, np.int64))
+
+    @property
+    def foreground(self) -> float:
+        """The share of foreground, or of all classes but the first, in the pixels that are not ignored."""
+        return _foreground(self.counts)
+
+
+def _foreground(counts: np.ndarray) -> float:
+    return float(1 - counts[0] / max(counts[:-1].sum(), 1))
+
+
+@dataclass
 class _Side:
-    """The files of training, or of validation, and what was seen in them."""
+    """Training or validation: its files, which of them belong together, and what was seen in them."""
 
-    def __init__(self, name, img_dir, mask_dir, spec, apart):
-        self.name, self.problem, self.folders = name, None, (img_dir, mask_dir)
-        self.pairs, self.faults, self.notes, self.left_out = [], [], [], []
-        self.page_faults = []  # files whose pages are not as many as their partner's
-        # In the order of the pairs: facts of the image, and the Observations of its masks; or UnusableFiles
-        self.images, self.masks = [], []
-        self.counts = np.zeros((0, 3), np.int64)  # pixels of each class in each usable mask, ignored ones last
-        self.shares = []  # foreground of each usable mask, 0 to 1, of what is not ignored
+    name: str
+    folders: tuple[Folder, Folder]  # of the images, of the masks
+    problem: str = ""  # why there is no pair at all
+    pairs: list[Pair] = field(default_factory=list)
+    unpaired: list[UnusableFile] = field(default_factory=list)
+    unequal_pages: list[UnusableFile] = field(default_factory=list)  # images whose masks have other pages
+    notes: list[tuple[str, str]] = field(default_factory=list)  # facts about the names
+    left_out: list[Path] = field(default_factory=list)
+    unusable: list[UnusableFile] = field(default_factory=list)
+    images: list[ImageFacts] = field(default_factory=list)  # all that can be decoded
+    masks: list[Observation] = field(default_factory=list)  # all that can be decoded
+    examples: list[_Example] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, name: str, folders: tuple[Folder, Folder], spec: DataSpec, apart: list[Folder]) -> "_Side":
+        """The side with the pairs of two folders; nothing is decoded yet."""
+        side = cls(name, folders)
         try:
-            images, masks = list_both(img_dir, mask_dir, spec, apart)
+            images, masks = list_both(*folders, spec, apart)
         except UserError as error:
-            self.problem = str(error)
-            return
-        self.left_out = images.left_out + masks.left_out
-        found = match(images, masks, spec)
-        self.pairs, self.faults, self.notes = found.pairs, found.faults, found.notes
-        if not self.pairs:
-            self.problem = (
-                f"{printable(img_dir)}, {printable(mask_dir)}: no image there has a mask. Names must agree, like "
-                f"a.jpg and a.png, a_mask.gif or a.mask.png. {NAME_MASKS}."
+            side.problem = str(error)
+            return side
+        matches = match(images, masks, spec)
+        side.left_out = images.left_out + masks.left_out
+        side.pairs, side.unpaired, side.notes = matches.pairs, matches.faults, matches.notes
+        if not side.pairs:
+            img_dir, mask_dir = map(printable, folders)
+            side.problem = (
+                f"{img_dir}, {mask_dir}: no image there has a mask. Names must agree, like a.jpg and a.png, "
+                f"a_mask.gif or a.mask.png. {NAME_MASKS}."
             )
+        return side
 
-    def usable(self):
-        """(pair, facts of its image, Observations of its masks) where all the files can be decoded."""
-        every = zip(self.pairs, self.images, self.masks)
-        return [it for it in every if not any(map(_is_fault, [it[1], *it[2]]))]
+    def add(self, pair: Pair, image: ImageFacts | UnusableFile, masks: list[Observation | UnusableFile]) -> None:
+        """Takes what was seen in the files of a pair, or why they cannot be used."""
+        usable = [mask for mask in masks if isinstance(mask, Observation)]
+        self.masks += usable
+        self.unusable += [fault for fault in (image, *masks) if isinstance(fault, UnusableFile)]
+        if isinstance(image, ImageFacts):
+            self.images.append(image)
+            if len(usable) == len(masks):
+                self.examples.append(_Example(self.name, pair, image, usable))
+
+    @property
+    def pixels(self) -> np.ndarray:
+        """The pixels of each label in all examples, ignored ones last, int64 (labels + 1,)."""
+        return np.sum([example.counts for example in self.examples], axis=0)
 
 
-def _is_fault(facts):
-    return isinstance(facts, UnusableFile)
+@dataclass(frozen=True)
+class _Survey:
+    """What all checks look at."""
+
+    sides: list[_Side]
+    spec: DataSpec
+    image_size: tuple[int, int] | None
+    num_workers: int | None
+    mask_rule: MaskRule | None
+    mask_rule_problem: str  # why there is no rule; "" also where there is no mask to find one from
+    value_range: tuple[float, float] | None
+
+    @property
+    def examples(self) -> list[_Example]:
+        """The examples of all sides."""
+        return [example for side in self.sides for example in side.examples]
+
+    @property
+    def deep(self) -> list[_Example]:
+        """The examples whose image has more than 8 bits."""
+        return [example for example in self.examples if example.image.depth]
+
+    @property
+    def is_one_folder(self) -> bool:
+        """Whether training and validation are the same images."""
+        folders = [os.path.realpath(side.folders[0]) for side in self.sides]
+        return len(folders) > 1 and folders[0] == folders[1]
+
+    @property
+    def opposed(self) -> list[tuple[_Side, _Side]]:
+        """(training, validation), where they should have nothing in common; otherwise nothing."""
+        if len(self.sides) < 2 or self.is_one_folder:
+            return []
+        return [(self.sides[0], self.sides[1])]
 
 
-# ---- looking, and remembering it
-
-
-def _look(sides, cache, num_workers, progress):
-    """Fills in the `images` and `masks` of each side, and its pages, decoding what `cache` does not remember."""
-    # At an eighth of their size JPEGs decode in half the time, and are compared all the same. Among
-    # other formats they must be decoded wholly, to be told from or equalled to those.
-    eighths = all(pair.image.suffix.lower() in (".jpg", ".jpeg") for side in sides for pair in side.pairs)
-    memory, faults = _Memory(cache, eighths), {}
-
-    def pages(path):
-        facts = memory.get(("image", path, 0)) or memory.get(("mask", path, 0)) or {}
-        return facts.get("pages") or [0]
-
-    try:
-        _see_all(sides, memory, faults, eighths, num_workers, progress)
+def _survey(sides: list[_Side], spec: DataSpec, image_size: tuple[int, int] | None, num_workers: int | None) -> _Survey:
+    """Decides how masks and images of more than 8 bits are read, and counts the pixels of each label."""
+    mask_rule, problem = None, ""
+    masks = [mask for side in sides for mask in side.masks]
+    if masks and spec.foreground != ALPHA:
+        problem = _photographs(sides, masks)
+    if masks and not problem:
+        try:
+            if spec.classes is not None:
+                refuse_united_classes(pair for side in sides for pair in side.pairs)
+            mask_rule = decide_mask_rule(masks, spec)
+        except UserError as error:
+            problem = str(error)
+    if mask_rule is not None:
         for side in sides:
-            side.pairs, side.page_faults = by_pages(side.pairs, pages)
-        files = _see_all(sides, memory, faults, eighths, num_workers, progress)  # the pages after the first
-        images = {file: memory.get(file) for file in files if file[0] == "image"}
-        memory.changed |= _compare_wholly({file: facts for file, facts in images.items() if facts}, num_workers)
-    finally:
-        memory.save()  # also where it was stopped: what has been seen need not be seen again
-    for side in sides:
-        for pair in side.pairs:
-            image, *masks = _files_of(pair)
-            side.images.append(faults.get(image) or images[image])
-            side.masks.append([faults.get(mask) or _observation(mask, memory.get(mask)) for mask in masks])
+            for example in side.examples:
+                example.counts = _count_united(example.masks, mask_rule)
+    return _Survey(sides, spec, image_size, num_workers, mask_rule, problem, _decide_value_range(sides, spec))
 
 
-def _files_of(pair):
-    """(what it is, path, page) of the image and of each mask of a pair."""
-    image, *masks = pair.sources
-    return [("image", *image), *(("mask", *mask) for mask in masks)]
-
-
-def _see_all(sides, memory, faults, eighths, num_workers, progress):
-    """The files of all pairs; those that neither `memory` nor `faults` know are looked at first."""
-    files = dict.fromkeys(file for side in sides for pair in side.pairs for file in _files_of(pair))
-    unseen = [file for file in files if file not in faults and memory.get(file) is None]
-    hidden = None if progress and unseen else True  # None: shown on a terminal
-    with closing(parallel_map(partial(_see, eighths), unseen, num_workers)) as work:
-        for seen, file in zip(tqdm(work, "looking at", len(unseen), unit=" files", disable=hidden), unseen):
-            if _is_fault(seen):
-                faults[file] = seen
-            else:
-                memory.put(file, seen)
-    return files
-
-
-def _observation(file, facts):
-    _, path, page = file
-    known = {name: value for name, value in facts.items() if name != "pages"}
-    return Observation(f"{path}[{page}]" if page else str(path), **known)
-
-
-def _see(eighths, file):
-    """Plain facts of one file, as _files_of gives it; or the UnusableFile that it is."""
-    kind, path, page = file
-    try:
-        facts = _image_facts(path, page, eighths) if kind == "image" else dict(vars(observe_mask(path, page)))
-    except UnusableFile as fault:
-        return fault
-    facts.pop("path", None)
-    if facts["frames"] and not page:
-        facts["pages"] = pages_of(path)
-    return facts
-
-
-def _image_facts(path, page, eighths):
-    """Plain facts of an image. `digest` is equal for equal pixels, and nearly always another for others."""
-    decoded = decode(path, (1, 1) if eighths else None, page)
-    picture = decoded.picture
-    pixels = pixels_of(decoded, path)
-    step = 1 if eighths else 8
-    sample = pixels[:: max(1, len(pixels) // 32), :: max(1, pixels.shape[1] // 32)]
-    alpha = alpha_of(picture) if picture.mode in ("LA", "PA", "RGBA") else None
-    return {
-        "size": list(decoded.size),
-        "format": decoded.format,
-        "mode": picture.mode,
-        "frames": decoded.frames,
-        "turned": decoded.turned,
-        "depth": depth_of(decoded, path),
-        "fourth": alpha is not None and bool(alpha.min() < alpha.max()),
-        "few": len(np.unique(sample.astype(np.float64) @ (65536, 256, 1))) <= FEW_COLOURS,
-        "blank": bool((pixels[::8] == pixels[0, 0]).all() and (pixels == pixels[0, 0]).all()),
-        "digest": _digest(decoded.size, pixels[::step]),
-    }
-
-
-def _digest(size, pixels):
-    summary = hashlib.blake2b(repr(size).encode(), digest_size=12)
-    summary.update(np.ascontiguousarray(pixels))
-    return summary.hexdigest()
-
-
-def _compare_wholly(images, num_workers):
-    """Gives an `exact` digest to those of {file: facts} whose digests are equal. Whether there were new ones."""
-    alike = defaultdict(list)
-    for file, facts in images.items():
-        alike[facts["digest"]].append(file)
-    files = [file for twins in alike.values() if len(twins) > 1 for file in twins if "exact" not in images[file]]
-    for file, exact in zip(files, parallel_map(_exact_digest, files, num_workers)):
-        images[file]["exact"] = exact
-    return bool(files)
-
-
-def _exact_digest(file):
-    """The digest of all pixels, or None for a file that has gone bad meanwhile."""
-    _, path, page = file
-    try:
-        decoded = decode(path, page=page)
-        return _digest(decoded.size, pixels_of(decoded, path))
-    except UserError:
-        return None
-
-
-class _Memory:
-    """Facts of files, kept in the JSON file `place` (or nowhere: None) as long as the files keep their stamps."""
-
-    def __init__(self, place, eighths):
-        self.place, self.head = place and Path(place), [VERSION, eighths]
-        self.old, self.known, self.stamps, self.changed = {}, {}, {}, False
-        with suppress(OSError, ValueError, KeyError, TypeError):  # none yet, or not ours: look again
-            found = json.loads(self.place.read_text()) if place else {"head": None}
-            self.old = found["files"] if found["head"] == self.head else {}
-
-    def get(self, file):
-        """The facts of a file, as _files_of gives it, or None where it must be looked at."""
-        key = self._key(file)
-        if key not in self.stamps:  # taken before the file is read
-            self.stamps[key] = stamp(file[1])
-            if key in self.old and self.old[key][0] == self.stamps[key]:
-                self.known[key] = self.old[key]
-        return self.known[key][1] if key in self.known else None
-
-    def put(self, file, facts):
-        key = self._key(file)
-        self.known[key] = [self.stamps[key], facts]
-        self.changed = True
-
-    def _key(self, file):
-        kind, path, page = file
-        return f"{kind} {os.path.abspath(path)}" + f"[{page}]" * bool(page)
-
-    def save(self):
-        """Remembers what this audit needed and forgets other files; nothing where nothing can be written."""
-        if not self.place or not (self.changed or len(self.known) != len(self.old)):
-            return
-        with suppress(OSError):
-            self.place.parent.mkdir(parents=True, exist_ok=True)
-            write_text(self.place, json.dumps({"head": self.head, "files": self.known}, separators=(",", ":")))
-
-
-# ---- what spoils training
-
-
-def _tell_unusable(report, sides):
-    seen = [it for side in sides for image, masks in zip(side.images, side.masks) for it in (image, *masks)]
-    faults = list({it.path: it for it in seen if _is_fault(it)}.values())
-    if faults:
-        report.problems.append(_listed(f"{counted(len(faults), 'file')} cannot be used:", faults))
-
-
-def _tell_unpaired(report, sides):
-    for side in sides:
-        if side.faults:
-            heading = f"{counted(len(side.faults), 'file')} for {side.name} without one partner of the same name:"
-            report.problems.append(_listed(heading, side.faults, f"{NAME_MASKS}; {LEAVE_OUT}."))
-        if side.page_faults:
-            heading = f"{counted(len(side.page_faults), 'file')} for {side.name} with pages that have no partner:"
-            report.problems.append(_listed(heading, side.page_faults))
-
-
-def _decide_rule(report, sides, spec):
-    seen = [it for side in sides for masks in side.masks for it in masks if not _is_fault(it)]
-    if not seen:
-        return
-    if spec.foreground != ALPHA and (words := _photographs(sides, seen)):
-        report.problems.append(words)
-        return
-    try:
-        if spec.classes is not None:
-            refuse_united_classes(pair for side in sides for pair in side.pairs)
-        report.mask_rule = decide_mask_rule(seen, spec)
-    except UserError as error:
-        report.problems.append(str(error))
-        return
-    if report.mask_rule.soft and report.mask_rule.kind == NUMBERS:
-        soft = [mask.path for mask in seen if len(mask.counts) > 2]
-        if soft:
-            report.warnings.append(
-                f"{counted(len(soft), 'mask')} with soft or JPEG edges, e.g. {printable(soft[0])}, cut at the middle: "
-                f"{report.mask_rule.describe()}."
-            )
-
-
-def _photographs(sides, seen):
-    """Words where most of the masks are photographs rather than masks, else None."""
-    pixels = [it.size[0] * it.size[1] for it in seen]
-    masks = [it.path for it, n in zip(seen, pixels) if len(it.counts) > 100 and 5 * sum(dict(it.thick).values()) < n]
-    if 2 * len(masks) <= len(seen):
-        return None
-    cut_outs = [it.path for it in seen if it.alpha and len(it.alpha) > 1]
-    cure = ' If they are cut-outs, set MASK_FOREGROUND = "alpha" (--mask-foreground alpha).' if cut_outs else ""
-    images = [facts for side in sides for facts in side.images if not _is_fault(facts)]
-    if 2 * sum(facts["few"] for facts in images) > len(images):
+def _photographs(sides: list[_Side], masks: list[Observation]) -> str:
+    """What to say where most of the masks are photographs rather than masks, otherwise ""."""
+    photographs = [mask for mask in masks if _is_photograph(mask)]
+    if 2 * len(photographs) <= len(masks):
+        return ""
+    example, cure = printable(photographs[0].path), ""
+    if any(mask.alpha and len(mask.alpha) > 1 for mask in masks):
+        cure = ' If they are cut-outs, set MASK_FOREGROUND = "alpha" (--mask-foreground alpha).'
+    images = [image for side in sides for image in side.images]
+    if 2 * sum(image.has_few_colors for image in images) > len(images):
         folders = " and ".join(" with ".join(map(printable, side.folders)) for side in sides)
         return (
-            f"The masks are photographs, e.g. {printable(masks[0])}, and the images hold hardly any colours, as masks do: "
-            f"the folders seem to be swapped. Swap {folders} (--train-img-dir, --train-mask-dir and so on).{cure}"
+            f"The masks are photographs, e.g. {example}, and the images hold hardly any colours, as masks do: the "
+            f"folders seem to be swapped. Swap {folders} (--train-img-dir, --train-mask-dir and so on).{cure}"
         )
-    if all(it.kind == NUMBERS or len(it.counts) < MOST_COLOURS for it in seen):
-        return None  # greys may be soft masks, which has its own words
+    if all(mask.kind == NUMBERS or len(mask.counts) < MOST_COLOURS for mask in masks):
+        return ""  # greys may be soft masks, of which decide_mask_rule tells
     return (
-        f"The masks seem to be photographs, e.g. {printable(masks[0])}: they hold hundreds of colours and hardly any areas "
-        f"of one. Check the folder of the masks.{cure}"
+        f"The masks seem to be photographs, e.g. {example}: they hold hundreds of colours and hardly any areas of one. "
+        f"Check the folder of the masks.{cure}"
     )
 
 
-def _tell_misfits(report, sides):
-    lines = []
+def _is_photograph(mask: Observation) -> bool:
+    """Whether it has many values, and hardly a pixel that is equal to its neighbours."""
+    return len(mask.counts) > 100 and 5 * sum(dict(mask.thick).values()) < mask.size[0] * mask.size[1]
+
+
+def _count_united(masks: list[Observation], mask_rule: MaskRule) -> np.ndarray:
+    """Pixels of each label in the masks of one image, ignored ones last; masks of objects hardly overlap."""
+    united, *others = [count_classes(mask, mask_rule) for mask in masks]
+    for counts in others:
+        united[1] = min(united[1] + counts[1], united[:2].sum())
+        united[0] = max(united[0] - counts[1], 0)
+    return united
+
+
+def _decide_value_range(sides: list[_Side], spec: DataSpec) -> tuple[float, float] | None:
+    """(low, high) that becomes 0 ... 255 in images of more than 8 bits; None: there are none, or no IMAGE_RANGE."""
+    depths = [[example.image.depth for example in side.examples if example.image.depth] for side in sides]
+    if not any(depths):
+        return None
+    if not isinstance(spec.image_range, str):
+        return spec.image_range
+    chosen = depths[0] or depths[1]  # AUTO: by the training images, where these are deep
+    return choose_value_range([depth["quantiles"] for depth in chosen])
+
+
+# ---- looking at files, and remembering what was seen
+
+# As what a file is looked at: an image, an image at an eighth of its size, a mask, or for the numbers of its pages.
+IMAGE, EIGHTH, MASK, PAGES = "image", "eighth", "mask", "pages"
+_JPEG_SUFFIXES = (".jpg", ".jpeg")
+
+
+@dataclass(frozen=True)
+class _File:
+    """A file, or one page of it, and as what it is looked at."""
+
+    kind: str  # IMAGE, EIGHTH, MASK or PAGES
+    path: Path
+    page: int = 0
+
+    @property
+    def key(self) -> str:
+        """Its name in the memory."""
+        name = f"{self.kind} {os.path.abspath(self.path)}"
+        return f"{name}[{self.page}]" if self.page else name
+
+
+def _look_at_files(sides: list[_Side], spec: DataSpec, looker: "_Looker") -> None:
+    """Fills in what was seen in the files of each side.
+
+    JPEGs decode in half the time at an eighth of their size, which is enough to tell nearly all pictures apart; those
+    that it does not tell apart are decoded again at their full size. Among other formats JPEGs are decoded at their
+    full size at once, because only then equal pixels have equal digests.
+    """
+    all_jpeg = all(pair.image.suffix.lower() in _JPEG_SUFFIXES for side in sides for pair in side.pairs)
+    image_kind = EIGHTH if all_jpeg else IMAGE
+    try:
+        looker.look(file for side in sides for file in _files_of(side.pairs, image_kind))
+        looker.look_for_pages()
+        for side in sides:
+            side.pairs, side.unequal_pages = by_pages(side.pairs, looker.pages_of)
+        looker.look(file for side in sides for file in _files_of(side.pairs, image_kind))  # the pages after the first
+        looker.look_wholly()
+    finally:
+        looker.save()  # also where it was stopped: what has been seen need not be decoded again
     for side in sides:
-        for pair, image, masks in side.usable():
-            for mask in masks:
-                size, other = image["size"], mask.size
-                if size == other:
-                    continue
-                line = f"{printable(pair.image)} is {_by(size)}, {printable(mask.path)} is {_by(other)}"
-                if size == other[::-1]:
-                    line += ": height and width are swapped, so one of them is rotated"
-                    if image["turned"] >= 5:
-                        line += " (the image by its EXIF tag: rotate the mask, or remove the tag)"
-                lines.append(line)
-    if lines:
-        heading = f"{counted(len(lines), 'pair')} of an image and a mask that differ in size (height x width):"
-        cure = "Export both from the same picture, or remove them."
-        report.problems.append(_listed(heading, lines, cure))
-
-
-def _compare_sides(report, train, val, group):
-    """The same picture, or the same thing, in training and in validation."""
-    here, there = (_by_pixels(side) for side in (train, val))
-    same = sorted(here.keys() & there.keys())
-    if same:
-        lines = [f"{printable(val_path)} is {printable(here[key][0])}" for key in same for val_path in there[key]]
-        cure = "Remove them from one of the two, or scores will be too good."
-        heading = f"{counted(len(lines), 'image')} for validation with the pixels of one for training:"
-        report.problems.append(_listed(heading, lines, cure))
-    groups = [defaultdict(list), defaultdict(list)]
-    stems = [{}, {}]
-    for side, by_group, by_stem in zip((train, val), groups, stems):
         for pair in side.pairs:
-            if fits_group(pair.name, group):
-                by_group[group_of(pair.name, group)].append(pair.image)
+            image, *masks = _files_of([pair], image_kind)
+            side.add(pair, looker.image_facts(image), [looker.observation(mask, spec) for mask in masks])
+
+
+def _files_of(pairs: Iterable[Pair], image_kind: str) -> Iterator[_File]:
+    """The image of each pair, and then its masks."""
+    for pair in pairs:
+        image, *masks = pair.sources
+        yield _File(image_kind, *image)
+        for mask in masks:
+            yield _File(MASK, *mask)
+
+
+class _Looker:
+    """Looks at files on all cores, and remembers what was seen in a JSON file as long as they keep their stamps."""
+
+    def __init__(self, cache: Folder | None, num_workers: int | None) -> None:
+        self.cache, self.num_workers = cache, num_workers
+        self.facts: dict[_File, dict[str, Any]] = {}
+        self.faults: dict[_File, UnusableFile] = {}
+        self.whole: dict[_File, _File] = {}  # of EIGHTHs that were also looked at as IMAGEs
+        self.stamps: dict[str, Any] = {}  # of each file that has facts, by its key
+        self.old_stamps, self.old_facts = {}, {}  # of an earlier audit, by the files' keys
+        with suppress(OSError, ValueError, KeyError, TypeError):  # there is none yet, or it is damaged: look again
+            stored: Any = json.loads(Path(cache).read_text()) if cache else None
+            provenance, facts = Provenance.from_dict(stored["provenance"]), dict(stored["facts"])
+            stamps = provenance.sources["files"]
+            if provenance.version == VERSION and stamps.keys() == facts.keys():
+                self.old_stamps, self.old_facts = stamps, facts
+
+    def look(self, files: Iterable[_File]) -> None:
+        """Looks at those files that were not looked at before, neither now nor by an earlier audit."""
+        unknown, stamps = [], {}
+        for file in dict.fromkeys(files):
+            if file in self.facts or file in self.faults:
+                continue
+            key = file.key
+            stamps[file] = stamp(file.path)  # before it is decoded
+            if key in self.old_facts and self.old_stamps[key] == stamps[file]:
+                self._keep(file, stamps[file], self.old_facts[key])
             else:
-                by_stem.setdefault(source_stem(pair.name), pair.image)
-    shared = sorted(groups[0].keys() & groups[1].keys())
-    if shared:
-        lines = [
-            f"{printable(name)}: {printable(groups[0][name][0])} and {len(groups[0][name]) - 1:,} more in training, "
-            f"{printable(groups[1][name][0])} and {len(groups[1][name]) - 1:,} more in validation"
-            for name in shared
-        ]
+                unknown.append(file)
+        hidden = None if unknown else True  # None: shown on a terminal
+        with closing(parallel_map(_look_at, unknown, self.num_workers)) as results:
+            progress = tqdm(results, "looking at", len(unknown), unit=" files", disable=hidden)
+            for facts, file in zip(progress, unknown):
+                if isinstance(facts, UnusableFile):
+                    self.faults[file] = facts
+                else:
+                    self._keep(file, stamps[file], facts)
+
+    def _keep(self, file: _File, its_stamp: Any, facts: dict[str, Any]) -> None:
+        self.facts[file], self.stamps[file.key] = facts, its_stamp
+
+    def look_for_pages(self) -> None:
+        """Finds the pages of those files that have several."""
+        self.look([_File(PAGES, file.path) for file, facts in self.facts.items() if facts["frames"]])
+
+    def look_wholly(self) -> None:
+        """Looks at the full size of those images that an eighth of it does not tell apart."""
+        digests = {file: facts["digest"] for file, facts in self.facts.items() if file.kind == EIGHTH}
+        same = Counter(digests.values())
+        self.whole = {file: replace(file, kind=IMAGE) for file, digest in digests.items() if same[digest] > 1}
+        self.look(self.whole.values())
+
+    def pages_of(self, path: Path) -> list[int]:
+        """The numbers of a file's pages."""
+        return self.facts.get(_File(PAGES, path), {"pages": [0]})["pages"]
+
+    def image_facts(self, file: _File) -> ImageFacts | UnusableFile:
+        """What was seen in an image, or why it cannot be used."""
+        file = self.whole.get(file, file)
+        if file in self.faults:
+            return self.faults[file]
+        return ImageFacts(**self.facts[file])
+
+    def observation(self, file: _File, spec: DataSpec) -> Observation | UnusableFile:
+        """What was seen in a mask, or why it cannot be used."""
+        if file in self.faults:
+            return self.faults[file]
+        path = f"{file.path}[{file.page}]" if file.page else str(file.path)
+        observation = Observation(path, **self.facts[file])
+        return alpha_fault(observation, spec.foreground) or observation
+
+    def save(self) -> None:
+        """Remembers what this audit needed, and forgets other files; nothing where nothing can be written."""
+        if not self.cache or self.stamps == self.old_stamps:
+            return
+        provenance = Provenance(VERSION, {}, {"files": self.stamps})
+        facts = {file.key: facts for file, facts in self.facts.items()}
+        stored = {"provenance": provenance.to_dict(), "facts": facts}
+        with suppress(OSError):
+            Path(self.cache).parent.mkdir(parents=True, exist_ok=True)
+            write_text(self.cache, json.dumps(stored, separators=(",", ":")))
+
+
+def _look_at(file: _File) -> dict[str, Any] | UnusableFile:
+    """Plain facts of one file; or why it cannot be used."""
+    try:
+        if file.kind == PAGES:
+            return {"pages": pages_of(file.path) or [0]}
+        facts = dict(vars(observe_mask(file.path, file.page) if file.kind == MASK else _see_image(file)))
+        facts.pop("path", None)  # a memory that names it could not be moved
+        return facts
+    except UnusableFile as fault:
+        return fault
+
+
+def _see_image(file: _File) -> ImageFacts:
+    """What is seen in an image. UnusableFile."""
+    smallest = (1, 1) if file.kind == EIGHTH else None  # of which a JPEG decodes an eighth at most
+    decoded = decode(file.path, smallest, file.page)
+    pixels = pixels_of(decoded, file.path)
+    sample = pixels[:: max(1, len(pixels) // 32), :: max(1, pixels.shape[1] // 32)]
+    has_alpha = False
+    if decoded.picture.mode in ("LA", "PA", "RGBA"):
+        alpha = alpha_of(decoded.picture)
+        has_alpha = bool(alpha.min() < alpha.max())
+    # Processors have instructions for SHA-1, which makes it the fastest digest that is long enough here.
+    digest = hashlib.sha1(repr(decoded.size).encode(), usedforsecurity=False)
+    digest.update(np.ascontiguousarray(pixels).data)
+    return ImageFacts(
+        size=list(decoded.size),
+        format=decoded.format,
+        mode=decoded.picture.mode,
+        frames=decoded.frames,
+        orientation=decoded.turned,
+        depth=depth_of(decoded, file.path),
+        has_alpha=has_alpha,
+        has_few_colors=len(np.unique(sample.astype(np.float64) @ (65536, 256, 1))) <= FEW_COLORS,
+        # A few rows first, which is enough for nearly all images.
+        is_blank=bool((pixels[::8] == pixels[0, 0]).all() and (pixels == pixels[0, 0]).all()),
+        digest=digest.hexdigest(),
+    )
+
+
+# ---- checks of files and names
+
+
+def _listed(lines: Sequence[object], noun: str, rest: str, cure: str = "", is_error: bool = True) -> Iterator[Finding]:
+    """A finding on these files, if there are any, whose heading begins with their number."""
+    if lines:
+        yield Finding(f"{counted(len(lines), noun)} {rest}", lines, cure, is_error)
+
+
+def _check_files(survey: _Survey) -> Iterator[Finding]:
+    """Folders without any pair; files that cannot be decoded, or lack the alpha channel that is the mask."""
+    for side in survey.sides:
+        if side.problem:
+            yield Finding(side.problem)
+    faults = {fault.path: fault for side in survey.sides for fault in side.unusable}
+    yield from _listed(list(faults.values()), "file", "cannot be used:")
+
+
+def _check_partners(survey: _Survey) -> Iterator[Finding]:
+    """Images and masks that have no partner, or more than one; pages that have none."""
+    for side in survey.sides:
+        heading = f"for {side.name} without one partner of the same name:"
+        yield from _listed(side.unpaired, "file", heading, f"{NAME_MASKS}; {LEAVE_OUT}.")
+        yield from _listed(side.unequal_pages, "file", f"for {side.name} with pages that have no partner:")
+
+
+def _check_mask_rule(survey: _Survey) -> Iterator[Finding]:
+    """Masks that have no rule in common, or soft edges."""
+    if survey.mask_rule_problem:
+        yield Finding(survey.mask_rule_problem)
+    mask_rule = survey.mask_rule
+    if mask_rule and mask_rule.soft and mask_rule.kind == NUMBERS:
+        soft = [mask.path for side in survey.sides for mask in side.masks if len(mask.counts) > 2]
+        if soft:
+            heading = f"{counted(len(soft), 'mask')} with soft or JPEG edges, e.g. {printable(soft[0])}, cut at the "
+            yield Finding(f"{heading}middle: {mask_rule.describe()}.", is_error=False)
+
+
+def _check_sizes(survey: _Survey) -> Iterator[Finding]:
+    """Masks of another size than their image."""
+    lines = []
+    for example in survey.examples:
+        size = example.image.size
+        for mask in example.masks:
+            line = f"{printable(example.pair.image)} is {_by(size)}, {printable(mask.path)} is {_by(mask.size)}"
+            if size == mask.size[::-1]:
+                line += ": height and width are swapped, so one of them is rotated"
+                if example.image.orientation >= 5:
+                    line += " (the image by its EXIF tag: rotate the mask, or remove the tag)"
+            if size != mask.size:
+                lines.append(line)
+    heading = "of an image and a mask that differ in size (height x width):"
+    yield from _listed(lines, "pair", heading, "Export both from the same picture, or remove them.")
+
+
+# ---- checks of training against validation
+
+
+def _check_one_folder(survey: _Survey) -> Iterator[Finding]:
+    """Training and validation on the same images."""
+    if survey.is_one_folder:
+        heading = (
+            f"{printable(survey.sides[1].folders[0])}: is given for training and for validation, so the scores will "
+            "tell how well its images are learnt by heart, and nothing about others."
+        )
+        yield Finding(heading, is_error=False)
+
+
+def _check_leaks(survey: _Survey) -> Iterator[Finding]:
+    """Images for validation with the pixels of an image for training."""
+    for train, val in survey.opposed:
+        here, there = _images_by_digest(train), _images_by_digest(val)
+        lines = []
+        for digest in sorted(here.keys() & there.keys()):
+            lines += [f"{printable(path)} is {printable(here[digest][0])}" for path in there[digest]]
+        cure = "Remove them from one of the two, or scores will be too good."
+        yield from _listed(lines, "image", "for validation with the pixels of one for training:", cure)
+
+
+def _images_by_digest(side: _Side) -> dict[str, list[Path]]:
+    """The images with equal pixels; without those of one value all over, such as empty tiles, which tell nothing."""
+    images = defaultdict(list)
+    for example in side.examples:
+        if not example.image.is_blank:
+            images[example.image.digest].append(example.pair.image)
+    return images
+
+
+def _check_groups(survey: _Survey) -> Iterator[Finding]:
+    """Groups of images, by GROUP, that stand on both sides."""
+    group = survey.spec.group
+    for sides in survey.opposed:
+        here, there = [_images_by_group(side, group) for side in sides]
+        lines = []
+        for name in sorted(here.keys() & there.keys()):
+            lines.append(
+                f"{printable(name)}: {printable(here[name][0])} and {len(here[name]) - 1:,} more in training, "
+                f"{printable(there[name][0])} and {len(there[name]) - 1:,} more in validation"
+            )
         cure = f"Keep each on one side (augment.py does), or change GROUP = {group!r}, which tells them by their names."
-        report.problems.append(_listed(f"{counted(len(shared), 'group')} of images on both sides:", lines, cure))
-    pixels = {path for key in same for path in there[key]}
-    alike = [path for name, path in sorted(stems[1].items()) if name in stems[0] and path not in pixels]
-    if alike:
-        heading = f"{counted(len(alike), 'name')} in both training and validation, with other pixels. Are these "
-        heading += "numbered alike, or copies of one picture?"
-        report.warnings.append(_listed(heading, map(printable, alike)))
+        yield from _listed(lines, "group", "of images on both sides:", cure)
 
 
-def _by_pixels(side):
-    """{what is equal for equal pixels: images}; those of one value all over, such as empty tiles, tell nothing."""
-    found = defaultdict(list)
-    for pair, facts, _ in side.usable():
-        if facts["blank"]:
-            continue
-        found[facts.get("exact") or facts["digest"]].append(pair.image)
-    return found
+def _images_by_group(side: _Side, group: str) -> dict[str, list[Path]]:
+    """The images of each group, of those whose names fit the pattern GROUP."""
+    images = defaultdict(list)
+    for pair in side.pairs:
+        if fits_group(pair.name, group):
+            images[group_of(pair.name, group)].append(pair.image)
+    return images
 
 
-# ---- what the data is, and what is odd in it
+def _check_names(survey: _Survey) -> Iterator[Finding]:
+    """Images of one name on both sides whose pixels differ and whose names are of no group."""
+    for train, val in survey.opposed:
+        digests = _images_by_digest(train).keys()
+        leaks = {path for digest, paths in _images_by_digest(val).items() if digest in digests for path in paths}
+        here, there = [_images_by_stem(side, survey.spec.group) for side in (train, val)]
+        alike = [there[stem] for stem in sorted(here.keys() & there.keys()) if there[stem] not in leaks]
+        heading = "in both training and validation, with other pixels. Are these numbered alike, or copies of one "
+        yield from _listed(alike, "name", f"{heading}picture?", is_error=False)
 
 
-def _describe(report, sides):
-    """Counts of pairs, sizes, kinds; and what of it is odd, as warnings."""
-    usable = [it for side in sides for it in side.usable()]
-    counts = [f"{len(side.pairs):,} for {side.name}" for side in sides]
-    report.facts.append(("pairs", ", ".join(counts)))
-    report.facts += [(label, f"for {side.name} {text}") for side in sides for label, text in side.notes]
-    if not usable:
-        return
-    sizes = Counter(_by(image["size"]) for _, image, _ in usable)
-    report.facts.append(("sizes", _counted(sizes)))
-    report.facts.append(("images", _counted(Counter(f"{it['format']} {it['mode']}" for _, it, _ in usable))))
-    report.facts.append(("masks", _counted(Counter(f"mode {mask.mode}" for _, _, masks in usable for mask in masks))))
-    turned = sum(image["turned"] > 1 for _, image, _ in usable)
-    if turned:
-        report.facts.append(("EXIF", f"{counted(turned, 'image')} set upright"))
-    paged = {pair.image for pair, _, _ in usable if pair.image_page or pair.mask_page}
-    if paged:
-        report.facts.append(("pages", f"each of {counted(len(paged), 'file')} is an image with a mask of its own"))
-    several = [len(pair.more) + 1 for pair, _, _ in usable if pair.more]
-    if several:
-        count = f"{counted(len(several), 'image')} with 2 to {max(several)} masks"
-        report.facts.append(("united", f"{count}, by MASK_NAME, whose foregrounds are united"))
-    if fourth := [pair.image for pair, image, _ in usable if image["fourth"]]:
-        heading = f"{counted(len(fourth), 'image')} with a channel of transparency, or a fourth one, that says "
-        heading += "something: it is dropped, and the network sees red, green and blue."
-        report.warnings.append(_listed(heading, map(printable, fourth)))
-    left_out = [path for side in sides for path in side.left_out]
-    if left_out:
-        names = ", ".join(printable(path.name) for path in left_out[:5]) + (", ..." if len(left_out) > 5 else "")
-        report.facts.append(("left out", f"{len(left_out):,} that are no pictures by their names: {names}"))
+def _images_by_stem(side: _Side, group: str) -> dict[str, Path]:
+    """The first image of each name, copies by augment.py counted as their originals; of names without a group."""
+    images: dict[str, Path] = {}
+    for pair in side.pairs:
+        if not fits_group(pair.name, group):
+            images.setdefault(source_stem(pair.name), pair.image)
+    return images
 
 
-def _counted(counter):
-    parts = [f"{name} ({count:,})" for name, count in counter.most_common(6)]
-    more = [f"{len(counter) - 6} others"] if len(counter) > 6 else []
-    return ", ".join(parts + more) if len(counter) > 1 else f"all {next(iter(counter))}"
+# ---- checks of images
 
 
-def _tell_twins(report, sides):
-    for side in sides:
-        twins = sorted(paths for paths in _by_pixels(side).values() if len(paths) > 1)
+def _check_alpha(survey: _Survey) -> Iterator[Finding]:
+    """Images whose fourth channel is not the same all over."""
+    images = [example.pair.image for example in survey.examples if example.image.has_alpha]
+    heading = "with a channel of transparency, or a fourth one, that says something: it is dropped, and the network "
+    yield from _listed(images, "image", f"{heading}sees red, green and blue.", is_error=False)
+
+
+def _check_duplicates(survey: _Survey) -> Iterator[Finding]:
+    """Images of one side with equal pixels."""
+    for side in survey.sides:
+        twins = sorted(paths for paths in _images_by_digest(side).values() if len(paths) > 1)
         if twins:
             heading = f"{counted(sum(map(len, twins)), 'image')} for {side.name} with the same pixels as another:"
-            report.warnings.append(_listed(heading, [" = ".join(map(printable, paths)) for paths in twins]))
+            yield Finding(heading, [" = ".join(map(printable, paths)) for paths in twins], is_error=False)
 
 
-def _choose_span(report, sides, image_range):
-    """Sets report.span, by IMAGE_RANGE, and tells what becomes of images of more than 8 bits."""
-    deep = [(side, pair.image, image["depth"]) for side in sides for pair, image, _ in side.usable() if image["depth"]]
-    if not deep:
-        return
-    report.value_range = image_range
-    if image_range == "auto":
-        ours = [depth["quantiles"] for side, _, depth in deep if side is sides[0]]
-        report.value_range = choose_value_range(ours or [depth["quantiles"] for _, _, depth in deep])
-    if report.value_range:
-        low, high = report.value_range
-        words = f"{low:g} ... {high:g} of {counted(len(deep), 'image')} of more than 8 bits becomes 0 ... 255"
-        report.facts.append(("range", words + " (IMAGE_RANGE)"))
-        beyond = [printable(path) for _, path, depth in deep if depth["highest"] <= low or depth["lowest"] >= high]
-        if beyond:
-            heading = f"{counted(len(beyond), 'image')} with all values outside of that range, so that nothing is seen:"
-            text = _listed(heading, beyond, 'Widen IMAGE_RANGE, or set it to "auto".')
-            (report.problems if len(beyond) == len(deep) else report.warnings).append(text)
+def _check_value_range(survey: _Survey) -> Iterator[Finding]:
+    """Images of more than 8 bits of which little or nothing would be left at 8 bits."""
+    deep = [(example.pair.image, example.image.depth or {}) for example in survey.deep]
+    if survey.value_range:
+        low, high = survey.value_range
+        beyond = [path for path, depth in deep if depth["highest"] <= low or depth["lowest"] >= high]
+        cure = 'Widen IMAGE_RANGE, or set it to "auto".'
+        heading = "with all values outside of that range, so that nothing is seen:"
+        yield from _listed(beyond, "image", heading, cure, is_error=len(beyond) == len(deep))
         return
     cure = 'Set IMAGE_RANGE = "auto" (--image-range auto), or the lowest and the highest value that mean something.'
-    if unread := [printable(path) for _, path, depth in deep if depth["bits"] != 16]:
-        heading = f"{counted(len(unread), 'image')} of 32 bits or with fractions, whose range must be known:"
-        report.problems.append(_listed(heading, unread, cure))
-    dark = [printable(path) for _, path, depth in deep if depth["bits"] == 16 and depth["highest"] < DARK]
-    if dark:
-        heading = (
-            f"{counted(len(dark), 'image')} of 16 bits that use only the lowest 12 or fewer. Of 8 bits, which the "
-        )
-        heading += "network sees, hardly any are left:"
-        (report.problems if len(dark) == len(deep) else report.warnings).append(_listed(heading, dark, cure))
+    unread = [path for path, depth in deep if depth["bits"] != 16]
+    yield from _listed(unread, "image", "of 32 bits or with fractions, whose range must be known:", cure)
+    dark = [path for path, depth in deep if depth["bits"] == 16 and depth["highest"] < DARK]
+    heading = "of 16 bits that use only the lowest 12 or fewer. Of 8 bits, which the network sees, hardly any are left:"
+    yield from _listed(dark, "image", heading, cure, is_error=len(dark) == len(deep))
 
 
-def _count_classes(report, sides):
-    """Fills in `counts` and `shares` of each side."""
-    for side in sides:
-        counts = []
-        for _, _, masks in side.usable():
-            first, *more = [count_classes(mask, report.mask_rule) for mask in masks]
-            for other in more:  # of objects, which hardly overlap
-                first[1] = min(first[1] + other[1], first[:2].sum())
-                first[0] = max(first[0] - other[1], 0)
-            counts.append(first)
-        side.counts = np.array(counts, np.int64).reshape(-1, max(2, report.mask_rule.channels) + 1)
-        known = side.counts[:, :-1].sum(axis=1)
-        side.shares = (1 - side.counts[:, 0] / np.maximum(known, 1)).tolist()
+# ---- checks of what the masks hold
 
 
-def _tell_ignored(report, sides):
-    """Problems and facts of MASK_IGNORE."""
-    if not report.mask_rule.ignored:
+def _check_ignored(survey: _Survey) -> Iterator[Finding]:
+    """MASK_IGNORE that ignores nothing, or everything."""
+    if not survey.mask_rule or not survey.mask_rule.ignored or not survey.examples:
         return
-    ignored, pixels = (sum(int(part.sum()) for part in parts) for parts in
-                       ([side.counts[:, -1] for side in sides], [side.counts for side in sides]))  # fmt: skip
-    report.facts.append(("ignored", f"{ignored / max(pixels, 1):.2%} of all pixels are neither trained on nor scored"))
-    if not ignored:
-        report.warnings.append("MASK_IGNORE: no mask holds that.")
-    for side in sides:
-        if len(side.counts) and not side.counts[:, :-1].sum():
-            report.problems.append(f"Every pixel of the masks for {side.name} is ignored. Check MASK_IGNORE.")
+    if not any(example.counts[-1] for example in survey.examples):
+        yield Finding("MASK_IGNORE: no mask holds that.", is_error=False)
+    for side in survey.sides:
+        if side.examples and not side.pixels[:-1].any():
+            yield Finding(f"Every pixel of the masks for {side.name} is ignored. Check MASK_IGNORE.")
 
 
-def _look_at_foreground(report, sides):
-    shares = np.array([share for side in sides for share in side.shares])
-    if not len(shares):
+def _check_foreground(survey: _Survey) -> Iterator[Finding]:
+    """A side whose masks are all empty, or all foreground; foreground that seems to be the background."""
+    mask_rule = survey.mask_rule
+    if not mask_rule or mask_rule.has_classes or not survey.examples:
         return
-    least, median, most = (float(np.quantile(shares, at)) for at in (0, 0.5, 1))
-    empty, full = int((shares == 0).sum()), int((shares == 1).sum())
-    report.facts.append(("mask values", report.mask_rule.describe()))
-    words = f"least {least:.2%}, median {median:.2%}, most {most:.2%} of a mask"
-    report.facts.append(("foreground", words + f"; {empty:,} masks empty, {full:,} all foreground"))
-    _tell_ignored(report, sides)
-    for side in sides:
-        if side.shares and (max(side.shares) == 0 or min(side.shares) == 1):
-            what = "is empty" if max(side.shares) == 0 else "is foreground all over"
-            report.problems.append(
-                f"Every mask for {side.name} {what}, e.g. {printable(side.pairs[0].mask)}, so there is nothing to learn "
-                "or to score. Check the masks, and MASK_FOREGROUND."
+    for side in survey.sides:
+        for share, state in ((0, "is empty"), (1, "is foreground all over")):
+            if side.examples and all(example.foreground == share for example in side.examples):
+                yield Finding(
+                    f"Every mask for {side.name} {state}, e.g. {printable(side.pairs[0].mask)}, so there is nothing to "
+                    "learn or to score. Check the masks, and MASK_FOREGROUND."
+                )
+    if 0.9 < np.median([example.foreground for example in survey.examples]) < 1:
+        value = mask_rule.background[0] if mask_rule.background else "see above"
+        heading = "Nearly everything is foreground. If it should be the other way round, set MASK_FOREGROUND to the "
+        yield Finding(f"{heading}value of what you mean ({value}).", is_error=False)
+
+
+def _check_classes(survey: _Survey) -> Iterator[Finding]:
+    """Classes that one side lacks, and those that hardly any pixel has."""
+    mask_rule = survey.mask_rule
+    if not mask_rule or not mask_rule.has_classes:
+        return
+    for side in survey.sides:
+        if not side.examples:
+            continue
+        pixels = dict(zip(mask_rule.names, side.pixels.tolist()))
+        present = [name for name in pixels if pixels[name]]
+        if len(present) == 1:
+            yield Finding(
+                f"The masks for {side.name} hold one of the classes alone, {present[0]}, so there is nothing to learn "
+                "or to score. Check the masks, and CLASSES."
             )
-    if 0.9 < median < 1:
-        report.warnings.append(
-            "Nearly everything is foreground. If it should be the other way round, set MASK_FOREGROUND to the value "
-            f"of what you mean ({report.mask_rule.background[0] if report.mask_rule.background else 'see above'})."
-        )
-
-
-def _look_at_classes(report, sides):
-    """What share of the pixels each class has; and what is missing on one side, or hardly there."""
-    report.facts.append(("mask values", report.mask_rule.describe()))
-    counts = [side.counts[:, :-1].sum(axis=0) for side in sides if len(side.counts)]
-    if not counts:
-        return
-    shares = [count / max(count.sum(), 1) for count in counts]
-    parts = [" / ".join([name, *(f"{100 * side[index]:.2g} %" for side in shares)]) for index, name in
-             enumerate(report.mask_rule.names)]  # fmt: skip
-    told = " / ".join(["class", *(side.name for side in sides if len(side.counts))])
-    more = f" and {len(parts) - 40} more" if len(parts) > 40 else ""
-    report.facts.append(("classes", f"{told}: {', '.join(parts[:40])}{more}"))
-    _tell_ignored(report, sides)
-    for side, count in zip([side for side in sides if len(side.counts)], counts):
-        if (count > 0).sum() == 1:
-            report.problems.append(
-                f"The masks for {side.name} hold one of the classes alone, {report.mask_rule.names[int(count.argmax())]}, "
-                "so there is nothing to learn or to score. Check the masks, and CLASSES."
-            )
-        absent = [name for name, pixels in zip(report.mask_rule.names, count) if not pixels]
+        absent = [name for name in pixels if not pixels[name]]
         if absent:
-            end = "cannot be learnt" if side is sides[0] else "are not scored"
-            report.warnings.append(
-                f"Classes that no mask for {side.name} holds, so that they {end}: {', '.join(absent)}."
-            )
-    rare = [
-        f"{name} ({100 * share:.2g} %)" for name, share in zip(report.mask_rule.names, shares[0]) if 0 < share < RARE
-    ]
-    if rare:
-        report.warnings.append(f"Classes that hardly any pixel for training has: {', '.join(rare)}.")
+            end = "cannot be learnt" if side is survey.sides[0] else "are not scored"
+            heading = f"Classes that no mask for {side.name} holds, so that they {end}: {', '.join(absent)}."
+            yield Finding(heading, is_error=False)
 
 
-def _tell_what_vanishes(report, sides, size, num_workers):
-    """Foreground, or classes, lost where masks are shrunk to `size`: what is small or thin beside its picture."""
-    places = [(side, share, counts, pair) for side in sides
-              for share, counts, (pair, _, masks) in zip(side.shares, side.counts, side.usable())
-              if (share or report.mask_rule.classes) and any(a > b for a, b in zip(masks[0].size, size))]  # fmt: skip
-    # To look at all of them would be to decode them twice. All are looked at where one of these loses anything:
-    # those whose foreground would fill a few pixels, and some of the others, which may be thin.
-    few = [at for at, (_, share, _, _) in enumerate(places) if share * size[0] * size[1] < FEW]
-    some = np.linspace(0, len(places) - 1, min(len(places), SOME)).round().astype(int).tolist()
-    read = partial(_counts_at, mask_rule=report.mask_rule, size=size)
-    at = f"IMAGE_SIZE {_by(size)}"
-    cure = "Raise IMAGE_SIZE, or train on crops of images at their own size: --image-size none --crop 320 480."
-    if report.mask_rule.classes:
-        if places:
-            _tell_what_classes_lose(report, [places[index] for index in some], read, num_workers, at, cure)
+def _check_rare_classes(survey: _Survey) -> Iterator[Finding]:
+    """Classes that hardly any pixel has."""
+    mask_rule = survey.mask_rule
+    if not mask_rule or not mask_rule.has_classes:
         return
-    for chosen in (sorted({*few, *some}), range(len(places))):
-        found = [
-            _share_of(counts) for counts in parallel_map(read, [places[index][3] for index in chosen], num_workers)
-        ]
-        lost = [(places[index], left) for index, left in zip(chosen, found) if left < places[index][1] / 2]
-        if not lost:
+    for shares in _class_shares(survey)[:1]:
+        rare = [f"{name} ({100 * share:.2g} %)" for name, share in zip(mask_rule.names, shares) if 0 < share < RARE]
+        if rare:
+            heading = f"Classes that hardly any pixel for training has: {', '.join(rare)}."
+            yield Finding(heading, is_error=False)
+
+
+def _class_shares(survey: _Survey) -> list[np.ndarray]:
+    """The share that each class has in the pixels of each side with examples, ignored ones aside, float (classes,)."""
+    counts = [side.pixels[:-1] for side in survey.sides if side.examples]
+    return [pixels / max(pixels.sum(), 1) for pixels in counts]
+
+
+# ---- checks of what is left of the masks at IMAGE_SIZE
+
+_RAISE_IMAGE_SIZE = "Raise IMAGE_SIZE, or train on crops of images at their own size: --image-size none --crop 320 480."
+
+
+def _check_what_vanishes(survey: _Survey) -> Iterator[Finding]:
+    """Foreground, or classes, that are lost where masks are shrunk to IMAGE_SIZE, because they are small or thin."""
+    mask_rule, size = survey.mask_rule, survey.image_size
+    if not size or not mask_rule:
+        return
+    shrunk = [one for one in survey.examples if any(old > new for old, new in zip(one.masks[0].size, size))]
+    if mask_rule.has_classes and shrunk:
+        yield from _vanishing_classes(survey, mask_rule, size, shrunk)
+    if not mask_rule.has_classes:
+        yield from _vanishing_foreground(survey, mask_rule, size, [one for one in shrunk if one.foreground])
+
+
+def _vanishing_foreground(
+    survey: _Survey, mask_rule: MaskRule, size: tuple[int, int], shrunk: list[_Example]
+) -> Iterator[Finding]:
+    before = np.array([example.foreground for example in shrunk])
+    # To decode all masks again would double the time of the audit. So only those are decoded whose foreground would
+    # fill a few pixels, and a sample of the others, which may be thin; and all, if one of these loses half of it.
+    chosen = np.union1d(np.flatnonzero(before * size[0] * size[1] < FEW), _sample_of(shrunk))
+    for numbers in (chosen, np.arange(len(shrunk))):
+        counts = _counts_at(size, [shrunk[number] for number in numbers], mask_rule, survey.num_workers)
+        after = counts[:, 1] / np.maximum(counts[:, :-1].sum(axis=1), 1)
+        lost = after < before[numbers] / 2
+        if not lost.any():
             return
-    emptied = [place for place, left in lost if not left]
-    before, after = np.mean([place[1] for place in places]), np.mean(found)
-    text = _listed(
-        f"{counted(len(emptied), 'mask')} {'is' if len(emptied) == 1 else 'are'} emptied at {at}, and "
-        f"{counted(len(lost) - len(emptied), 'other')} lose more than half of their foreground, because it is small "
-        f"or thin beside its picture; foreground is {before:.3%} of the masks in their files, and {after:.3%} then:",
-        [f"{printable(pair.mask)}: {share:.3%} -> {left:.3%}" for (_, share, _, pair), left in lost],
-        cure,
+    emptied = lost & (after == 0)
+    verb = "is" if emptied.sum() == 1 else "are"
+    heading = (
+        f"{counted(emptied.sum(), 'mask')} {verb} emptied at IMAGE_SIZE {_by(size)}, and "
+        f"{counted((lost & ~emptied).sum(), 'other')} lose more than half of their foreground, because it is small or "
+        f"thin beside its picture; foreground is {before.mean():.3%} of the masks in their files, and "
+        f"{after.mean():.3%} then:"
     )
-    for side in sides:
-        mine = [place for place in places if place[0] is side]
-        if mine and len(mine) == sum(place[0] is side for place in emptied):
-            report.problems.append(f"No mask for {side.name} has any foreground left at {at}.\n{text}")
-            return
-    report.warnings.append(text)
+    lines = []
+    for number in np.flatnonzero(lost):
+        lines.append(f"{printable(shrunk[number].pair.mask)}: {before[number]:.3%} -> {after[number]:.3%}")
+    # Nothing can be learnt, or scored, where every mask of a side is emptied.
+    sides = np.array([example.side for example in shrunk])
+    spoiled = [side.name for side in survey.sides if side.name in sides and emptied[sides == side.name].all()]
+    if spoiled:
+        heading = f"No mask for {spoiled[0]} has any foreground left at IMAGE_SIZE {_by(size)}.\n{heading}"
+    yield Finding(heading, lines, _RAISE_IMAGE_SIZE, is_error=bool(spoiled))
 
 
-def _tell_what_classes_lose(report, places, read, num_workers, at, cure):
-    found = np.array(list(parallel_map(read, [pair for _, _, _, pair in places], num_workers)))
-    both = np.array([counts for _, _, counts, _ in places]), found
-    shares = [(counts / counts.sum(axis=1, keepdims=True)).mean(axis=0) for counts in both]
-    lost = [
-        f"{name}: {before:.3%} -> {after:.3%} of the pixels"
-        for name, before, after in zip(report.mask_rule.names, *shares)
-        if after < before / 2
-    ]
-    if lost:
-        verb = "loses" if len(lost) == 1 else "lose"
-        heading = f"{counted(len(lost), 'class')} {verb} more than half of the pixels at {at}, being small or thin:"
-        report.warnings.append(_listed(heading, lost, cure))
+def _vanishing_classes(
+    survey: _Survey, mask_rule: MaskRule, size: tuple[int, int], shrunk: list[_Example]
+) -> Iterator[Finding]:
+    sample = [shrunk[number] for number in _sample_of(shrunk)]
+    before = np.array([example.counts for example in sample])
+    after = _counts_at(size, sample, mask_rule, survey.num_workers)
+    # The mean over masks of each class's share of the mask
+    shares = [(counts / counts.sum(axis=1, keepdims=True)).mean(axis=0) for counts in (before, after)]
+    lines = []
+    for name, share, left in zip(mask_rule.names, *shares):
+        if left < share / 2:
+            lines.append(f"{name}: {share:.3%} -> {left:.3%} of the pixels")
+    verb = "loses" if len(lines) == 1 else "lose"
+    heading = f"{verb} more than half of the pixels at IMAGE_SIZE {_by(size)}, being small or thin:"
+    yield from _listed(lines, "class", heading, _RAISE_IMAGE_SIZE, is_error=False)
 
 
-def _counts_at(pair, mask_rule, size):
-    """Pixels of each class of a pair's mask once it is shrunk, ignored ones last."""
+def _sample_of(examples: list[_Example]) -> np.ndarray:
+    """The numbers of at most SOME of these, spread over all."""
+    return np.linspace(0, len(examples) - 1, min(len(examples), SOME)).round().astype(int)
+
+
+def _counts_at(
+    size: tuple[int, int], examples: list[_Example], mask_rule: MaskRule, num_workers: int | None
+) -> np.ndarray:
+    """Pixels of each label of the masks at that size, int64 (examples, labels + 1), ignored ones last."""
+    count = partial(_count_at, mask_rule=mask_rule, size=size)
+    counts = list(parallel_map(count, [example.pair for example in examples], num_workers))
+    return np.array(counts, np.int64).reshape(-1, mask_rule.num_labels + 1)
+
+
+def _count_at(pair: Pair, mask_rule: MaskRule, size: tuple[int, int]) -> np.ndarray:
     counts = np.bincount(read_mask(pair.masks, mask_rule, size, pair.mask_page).ravel(), minlength=256)
-    return np.append(counts[: max(2, mask_rule.channels)], counts[IGNORED])
+    return np.append(counts[: mask_rule.num_labels], counts[IGNORED])
 
 
-def _share_of(counts):
-    return float(counts[1] / max(counts[:-1].sum(), 1))
+# In the order in which the findings are told, the worst first.
+_CHECKS: tuple[Callable[[_Survey], Iterable[Finding]], ...] = (
+    _check_files,
+    _check_partners,
+    _check_mask_rule,
+    _check_sizes,
+    _check_one_folder,
+    _check_leaks,
+    _check_groups,
+    _check_names,
+    _check_alpha,
+    _check_duplicates,
+    _check_value_range,
+    _check_ignored,
+    _check_foreground,
+    _check_classes,
+    _check_rare_classes,
+    _check_what_vanishes,
+)
 
 
-def _draw_sheet(report, sides, path):
-    """Overlays of pairs spread over the dataset; those with the least and the most foreground, or most of a class."""
-    usable = [(*it[:2], *it[2]) for side in sides for it in zip(side.shares, side.counts, side.usable())]
-    usable = [it for it in usable if all(it[3]["size"] == mask.size for mask in it[4]) and _can_be_shown(report, it[3])]
-    if not usable:
+# ---- facts: what the data is
+
+
+def _facts_of_files(survey: _Survey) -> Iterator[tuple[str, str]]:
+    """Counts of pairs, and the sizes and kinds of their files."""
+    yield "pairs", ", ".join(f"{len(side.pairs):,} for {side.name}" for side in survey.sides)
+    for side in survey.sides:
+        for label, text in side.notes:
+            yield label, f"for {side.name} {text}"
+    if survey.examples:
+        images = [example.image for example in survey.examples]
+        yield "sizes", _most_common(_by(image.size) for image in images)
+        yield "images", _most_common(f"{image.format} {image.mode}" for image in images)
+        yield "masks", _most_common(f"mode {mask.mode}" for example in survey.examples for mask in example.masks)
+
+
+def _facts_of_odd_files(survey: _Survey) -> Iterator[tuple[str, str]]:
+    """Images that are turned upright, are pages, or have several masks."""
+    turned = sum(example.image.orientation > 1 for example in survey.examples)
+    if turned:
+        yield "EXIF", f"{counted(turned, 'image')} set upright"
+    pairs = [example.pair for example in survey.examples]
+    paged = {pair.image for pair in pairs if pair.image_page or pair.mask_page}
+    if paged:
+        yield "pages", f"each of {counted(len(paged), 'file')} is an image with a mask of its own"
+    several = [len(pair.more) + 1 for pair in pairs if pair.more]
+    if several:
+        count = f"{counted(len(several), 'image')} with 2 to {max(several)} masks"
+        yield "united", f"{count}, by MASK_NAME, whose foregrounds are united"
+
+
+def _facts_left_out(survey: _Survey) -> Iterator[tuple[str, str]]:
+    """Files that are no pictures."""
+    left_out = [printable(path.name) for side in survey.sides for path in side.left_out]
+    if left_out and survey.examples:
+        more = ", ..." if len(left_out) > 5 else ""
+        yield "left out", f"{len(left_out):,} that are no pictures by their names: {', '.join(left_out[:5])}{more}"
+
+
+def _facts_of_values(survey: _Survey) -> Iterator[tuple[str, str]]:
+    """How the values of images and masks are read, and what share of the pixels they have."""
+    if survey.value_range:
+        low, high = survey.value_range
+        deep = counted(len(survey.deep), "image")
+        yield "range", f"{low:g} ... {high:g} of {deep} of more than 8 bits becomes 0 ... 255 (IMAGE_RANGE)"
+    mask_rule = survey.mask_rule
+    if not mask_rule or not survey.examples:
         return
-    ranked = sorted(range(len(usable)), key=lambda index: usable[index][0])
-    most = [ranked[0], ranked[-1]]
-    if report.mask_rule.classes:
-        most = np.argmax([counts[:-1] / counts.sum() for _, counts, *_ in usable], axis=0).tolist()
-    most = list(dict.fromkeys(most))[:TILES]
-    spread = np.linspace(0, len(usable) - 1, max(TILES - len(most), 1)).round().astype(int).tolist()
-    chosen = sorted(list(dict.fromkeys([*most, *spread]))[:TILES])
+    yield "mask values", mask_rule.describe()
+    if mask_rule.has_classes:
+        yield "classes", _shares_in_words(survey, mask_rule)
+    else:
+        shares = np.array([example.foreground for example in survey.examples])
+        yield (
+            "foreground",
+            (
+                f"least {shares.min():.2%}, median {np.median(shares):.2%}, most {shares.max():.2%} of a mask; "
+                f"{np.count_nonzero(shares == 0):,} masks empty, {np.count_nonzero(shares == 1):,} all foreground"
+            ),
+        )
+    if mask_rule.ignored:
+        pixels = np.sum([example.counts for example in survey.examples], axis=0)
+        yield "ignored", f"{pixels[-1] / pixels.sum():.2%} of all pixels are neither trained on nor scored"
+
+
+def _shares_in_words(survey: _Survey, mask_rule: MaskRule) -> str:
+    """The share of each class in the pixels of each side."""
+    columns = ["class", *(side.name for side in survey.sides if side.examples)]
+    rows = [" / ".join(columns) + ": "]
+    for name, *shares in zip(mask_rule.names, *_class_shares(survey)):
+        rows.append(" / ".join([name, *(f"{100 * share:.2g} %" for share in shares)]))
+    more = f" and {len(rows) - 41} more" if len(rows) > 41 else ""
+    return f"{rows[0]}{', '.join(rows[1:41])}{more}"
+
+
+_FACTS = (_facts_of_files, _facts_of_odd_files, _facts_left_out, _facts_of_values)
+
+
+def _most_common(texts: Iterable[str]) -> str:
+    """The most frequent texts, and how often each occurs."""
+    counter = Counter(texts)
+    if len(counter) == 1:
+        return f"all {next(iter(counter))}"
+    kinds = [f"{text} ({count:,})" for text, count in counter.most_common(6)]
+    if len(counter) > 6:
+        kinds.append(f"{len(counter) - 6} others")
+    return ", ".join(kinds)
+
+
+def _by(size: Iterable[int]) -> str:
+    """A size in words: height x width."""
+    return "x".join(map(str, size))
+
+
+# ---- the sheet of overlays
+
+
+def _draw_sheet(survey: _Survey, mask_rule: MaskRule, path: Path) -> Path | None:
+    """Draws the masks of some examples on their images; None where no example can be drawn."""
+
+    def can_be_drawn(example: _Example) -> bool:
+        image = example.image
+        # Images of 32 bits and floats have no pixels without a range.
+        has_pixels = survey.value_range or image.depth is None or image.depth["bits"] == 16
+        return bool(has_pixels) and all(image.size == mask.size for mask in example.masks)
+
+    examples = [example for example in survey.examples if can_be_drawn(example)]
+    if not examples:
+        return None
     images, masks, captions = [], [], []
-    for index in chosen:
-        share, _, pair, facts, _ = usable[index]
-        scale = min(1, 480 / max(facts["size"]))
-        size = [max(1, round(side * scale)) for side in facts["size"]]
-        images.append(read_image(pair.image, size, pair.image_page, report.value_range))
-        masks.append(read_mask(pair.masks, report.mask_rule, size, pair.mask_page))
-        captions.append(pair.name if report.mask_rule.classes else f"{pair.name}  {share:.1%}")
+    for example in _choose_tiles(examples, mask_rule):
+        pair, size = example.pair, example.image.size
+        scale = min(1, 480 / max(size))
+        size = [max(1, round(side * scale)) for side in size]
+        images.append(read_image(pair.image, size, pair.image_page, survey.value_range))
+        masks.append(read_mask(pair.masks, mask_rule, size, pair.mask_page))
+        captions.append(pair.name if mask_rule.has_classes else f"{pair.name}  {example.foreground:.1%}")
+    title = f"{len(examples):,} pairs; foreground is tinted, its share stands below"
+    if mask_rule.has_classes:
+        title = f"{len(examples):,} pairs; each class has its colour"
     path.parent.mkdir(parents=True, exist_ok=True)
-    what = "each class has its colour" if report.mask_rule.classes else "foreground is tinted, its share stands below"
-    title, palette = f"{len(usable):,} pairs; {what}", pictures.Palette.of(report.mask_rule)
-    pictures.save_image(path, pictures.overlay_sheet(images, masks, captions, title, palette))
-    report.sheet = path
+    sheet = pictures.overlay_sheet(images, masks, captions, title, pictures.Palette.of(mask_rule))
+    pictures.save_image(path, sheet)
+    return path
 
 
-def _can_be_shown(report, facts):
-    return bool(report.value_range) or facts["depth"] is None or facts["depth"]["bits"] == 16
-
-
-# ---- words
-
-
-def _listed(heading, lines, cure=None):
-    """A text of one problem or warning: all that it is about, cut at LINES."""
-    lines = [f"  {line}" for line in lines]
-    if len(lines) > LINES:
-        lines = [*lines[:LINES], f"  ... and {len(lines) - LINES:,} more"]
-    return "\n".join([heading, *lines, *([cure] if cure else [])])
-
-
-def _by(size):
-    return f"{size[0]}x{size[1]}"
+def _choose_tiles(examples: list[_Example], mask_rule: MaskRule) -> list[_Example]:
+    """At most TILES examples: with the least and the most foreground, or the most of each class; others in between."""
+    if mask_rule.has_classes:
+        shares = [example.counts[:-1] / example.counts.sum() for example in examples]
+        extremes = np.argmax(shares, axis=0).tolist()
+    else:
+        ranked = sorted(range(len(examples)), key=lambda number: examples[number].foreground)
+        extremes = [ranked[0], ranked[-1]]
+    extremes = list(dict.fromkeys(extremes))[:TILES]
+    spread = np.linspace(0, len(examples) - 1, max(TILES - len(extremes), 1)).round().astype(int).tolist()
+    return [examples[number] for number in sorted(list(dict.fromkeys([*extremes, *spread]))[:TILES])]

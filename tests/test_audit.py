@@ -351,12 +351,12 @@ def test_a_stopped_audit_remembers_what_it_has_seen(tmp_path):
             signal.pause()
     finally:
         signal.signal(signal.SIGALRM, before)
-    seen = json.loads(cache.read_text())["files"]
+    seen = json.loads(cache.read_text())["facts"]
     assert 0 < len(seen) < 40
     cache.write_text(cache.read_text().replace('"mode":"RGB"', '"mode":"remembered"'))
     report = audit(folders, cache=cache, num_workers=0)
     assert report.problems == [] and "PNG remembered" in report.text()
-    assert len(json.loads(cache.read_text())["files"]) == 40
+    assert len(json.loads(cache.read_text())["facts"]) == 40
 
 
 def test_a_sheet_that_cannot_be_written_costs_only_itself(data):
@@ -379,7 +379,7 @@ def test_a_damaged_memory_is_not_believed(data, content):
     cache = data / "audit.json"
     cache.write_text(content)
     assert looked_at(data, cache=cache).problems == []
-    assert len(json.loads(cache.read_text())["files"]) == 32
+    assert len(json.loads(cache.read_text())["facts"]) == 32
 
 
 def test_memory_that_cannot_be_kept_stops_nothing(data):
