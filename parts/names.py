@@ -57,7 +57,7 @@ def mask_stems(path: Path, mask_name: str | None = None) -> list[str]:
     MASK_NAME) nothing else counts: there is one stem or none; with a * in it, all that fit, the longest first.
     """
     stem = _composed(path.stem)
-    if mask_name is not None:
+    if mask_name is not None:  # which may be written with the suffix or without
         return _fillings(stem, mask_name) or _fillings(_composed(path.name), mask_name)
     stems = [stem]
     order = [SUFFIXES, MASK_ENDINGS]  # as in a_mask.jpg.png
@@ -74,11 +74,11 @@ def _fillings(text: str, mask_name: str) -> list[str]:
     """What {} may stand for where `text` is a name by `mask_name`, the longest first."""
     pattern = re.escape(mask_name).replace(r"\*", ".*")
     longest = len(text) - len(mask_name.replace("{}", "").replace("*", ""))
-    shortest = longest  # without a * the length is known
-    if "*" in mask_name:
-        shortest = 1
+    lengths = range(longest, 0, -1)
+    if not _takes_several(mask_name):
+        lengths = lengths[:1]  # all of the text but what stands around {}
     fillings = []
-    for length in range(longest, max(shortest, 1) - 1, -1):
+    for length in lengths:
         match = re.fullmatch(pattern.replace(r"\{\}", f"(.{{{length}}})"), text, re.IGNORECASE)
         if match:
             fillings.append(match[1])
@@ -105,7 +105,10 @@ class ImageNames:
         self._by_lower_case: dict[str, str | None] = {}  # None: several names differ in case alone
         for name in self._names:
             lower = name.casefold()
-            self._by_lower_case[lower] = None if lower in self._by_lower_case else name
+            if lower in self._by_lower_case:
+                self._by_lower_case[lower] = None
+            else:
+                self._by_lower_case[lower] = name
 
     def owner(self, stems: Sequence[str]) -> str | None:
         """The name of the image that a mask of these stems belongs to, or None.
@@ -216,16 +219,17 @@ def walk(folder: Folder, apart: Iterable[Folder] = ()) -> Listing:
     Links to folders are followed, and each folder is listed once. Raises nothing: see Listing.errors.
     """
     listing = Listing(Path(folder), [], [])
-    not_entered = {os.path.realpath(other) for other in apart} - {os.path.realpath(folder)}
-    listed = set()  # real paths: a link may lead back
+    # Folders are compared by their real paths, because links may lead to them, or back to where they came from.
+    kept_apart = {os.path.realpath(other) for other in apart} - {os.path.realpath(folder)}
+    listed = set()
     waiting = [listing.folder]
     while waiting:
         place = waiting.pop()
         real = os.path.realpath(place)
-        if real in not_entered:
+        if real in kept_apart:
             listing.left_out.append(place)
             continue
-        if real in listed:
+        if real in listed:  # its pictures are listed, by another path
             continue
         listed.add(real)
         try:
@@ -294,6 +298,7 @@ def list_both(
     """
     if not os.path.isdir(mask_dir) or not os.path.isdir(img_dir) or not os.path.samefile(img_dir, mask_dir):
         return list_pictures(img_dir, [mask_dir, *apart]), list_pictures(mask_dir, [img_dir, *apart])
+    # One folder for both: it is listed once, and divided by the names of the files.
     both = list_pictures(img_dir, apart)
     files = {*both.pictures, *both.left_out}
     masks = set(filter(_mask_test(both, spec.mask_name), files))
@@ -440,7 +445,7 @@ def match(images: Listing, masks: Listing, spec: DataSpec = DataSpec()) -> Match
     MASK_NAME has a *.
     """
     notes = _notes_on_other_kinds(images.left_out + masks.left_out)
-    matching = _Matching(images, masks, spec.mask_name)
+    matching = _Matching(images, masks, spec.mask_name)  # by equal names
     note = matching.pair_by_scheme()
     if note:
         notes.append(note)
@@ -448,12 +453,10 @@ def match(images: Listing, masks: Listing, spec: DataSpec = DataSpec()) -> Match
     if not spec.skip_unpaired:
         faults += lonely + strays
     elif lonely or strays:
-        counts = (
-            f"{counted(len(lonely), 'image')} without a mask and {counted(len(strays), 'mask')} without an image"
-            f" are left out: {_first_names([Path(fault.path) for fault in lonely + strays])}"
-        )
-        notes.append(Note("unpaired", counts))
-    order = {path: number for number, path in enumerate(images.pictures)}
+        counts = f"{counted(len(lonely), 'image')} without a mask and {counted(len(strays), 'mask')} without an image"
+        files = _first_names([Path(fault.path) for fault in lonely + strays])
+        notes.append(Note("unpaired", f"{counts} are left out: {files}"))
+    order: dict[str | Path, int] = {path: number for number, path in enumerate(images.pictures)}
     faults.sort(key=lambda fault: order.get(fault.path, len(order)))  # by the images; then masks of no image
     return Matches(matching.pairs(), faults, notes)
 
@@ -480,6 +483,7 @@ class _Matching:
     def pair_by_scheme(self) -> Note | None:
         """Pairs the images and masks that remain, if one rule for their names pairs every one, and says by which."""
         lonely = [name for name in self.images_of if name not in self.masks_of]
+        # MASK_NAME leaves nothing to guess; and a rule that leaves one file over is none.
         if self.mask_name or not lonely or len(lonely) != len(self.strays):
             return None
         scheme = _find_scheme(lonely, [self.masks.name_of(path) for path in self.strays], affixes=not self.masks_of)
@@ -515,7 +519,8 @@ class _Matching:
 
     def lonely_images(self) -> list[UnusableFile]:
         """A fault for each image without a mask."""
-        not_read = {}  # name of an image: its mask, which is of a kind that is not read
+        # A mask of a kind that is not read, such as x.npy, says more than that there is no mask.
+        not_read = {}
         for path in _unread_pictures(self.masks.left_out):
             not_read[self.names.owner(self._owners_of(_as_png(path)))] = path
         faults = []
@@ -537,31 +542,33 @@ class _Matching:
         return self.mask_name.replace("{}", PurePath(name).name).replace("*", "1")
 
     def stray_masks(self) -> list[UnusableFile]:
-        """A fault for each mask of no image."""
+        """A fault for each mask of no image, sorted by the names of the images that they are likely to belong to."""
         not_read = {self.images.name_of(_as_png(path)): path for path in _unread_pictures(self.images.left_out)}
         names_not_read = ImageNames(not_read)
         scheme = self._scheme_of_several()
-        faults = {}  # (the image's likely name, mask): what is wrong
-        for path in self.strays:
+        faults = []
+        for path in sorted(self.strays, key=self._likely_name):
             owners = self._owners_of(path)
-            own_name = self.masks.name_of(path)
-            problem = "is the mask of no image"
             owner = names_not_read.owner(owners)
+            problem = "is the mask of no image"
             if owner:
                 problem = f"is the mask of {printable(not_read[owner])}, which is of a kind that is not read"
                 cure = "Save that as PNG or JPEG"
-            elif self.mask_name and not owners:
+            elif not owners:
                 cure = f"Name it as MASK_NAME = {self.mask_name!r} says, or remove it"
             elif scheme:
-                cure = (
-                    f"If it is one of several of an image, set MASK_NAME = {scheme!r} (--mask-name), which unites them"
-                )
+                name = f"MASK_NAME = {scheme!r} (--mask-name)"
+                cure = f"If it is one of several of an image, set {name}, which unites them"
             elif _takes_several(self.mask_name):
                 cure = f"Add the image {printable(owners[0])}, or remove it"
             else:
                 cure = f"Add the image {printable(owners[-1])}, or remove it"
-            faults[[own_name, *owners][-1], path] = UnusableFile(path, problem, cure)
-        return [faults[key] for key in sorted(faults)]
+            faults.append(UnusableFile(path, problem, cure))
+        return faults
+
+    def _likely_name(self, mask: Path) -> str:
+        """The shortest name that the image of a mask may have; the mask's own name, if it is not as MASK_NAME says."""
+        return [self.masks.name_of(mask), *self._owners_of(mask)][-1]
 
     def _scheme_of_several(self) -> str | None:
         """The MASK_NAME with a * by which every mask belongs to an image; None: there is none, or none is needed."""
@@ -575,7 +582,7 @@ class _Matching:
 
 
 def _takes_several(mask_name: str | None) -> bool:
-    """Whether an image may have several masks by MASK_NAME."""
+    """Whether MASK_NAME gives an image several masks."""
     return mask_name is not None and "*" in mask_name
 
 
@@ -666,7 +673,8 @@ def _find_affixes(names: list[str], others: list[str]) -> tuple[_Affixes, _Affix
     else:
         both = _without_common(_common_affixes(names), _common_affixes(others))
     for affixes in both:
-        if affixes.before[-1:].isdigit() or affixes.after[:1].isdigit() or (affixes.before and affixes.after):
+        cuts_a_number = affixes.before[-1:].isdigit() or affixes.after[:1].isdigit()
+        if cuts_a_number or (affixes.before and affixes.after):
             return None
     if both[0] == both[1]:  # no affixes at all
         return None
@@ -675,12 +683,15 @@ def _find_affixes(names: list[str], others: list[str]) -> tuple[_Affixes, _Affix
 
 def _common_affixes(names: list[str]) -> _Affixes:
     before = os.path.commonprefix(names)
-    backwards = [name[len(before) :][::-1] for name in names]
+    backwards = [name[len(before) :][::-1] for name in names]  # commonprefix of reversed names gives the suffix
     return _Affixes(before, os.path.commonprefix(backwards)[::-1])
 
 
 def _without_common(one: _Affixes, other: _Affixes) -> tuple[_Affixes, _Affixes]:
-    """Two affixes without what they share next to the names: of "img_a" and "mask_a" the common "_a" is not theirs."""
+    """Two affixes without what they share next to the names.
+
+    Images img_a1, img_a2 and masks seg_a1, seg_a2 have the prefixes "img_a" and "seg_a"; shortened, "img" and "seg".
+    """
     same_before = len(os.path.commonprefix([one.before[::-1], other.before[::-1]]))
     same_after = len(os.path.commonprefix([one.after, other.after]))
 
@@ -715,7 +726,7 @@ def by_pages(pairs: Iterable[Pair], pages: Callable[[Path], list[int] | None]) -
     by_page, faults = [], []
     for pair in pairs:
         image_pages, mask_pages, *others = [pages(path) for path in (pair.image, pair.mask, *pair.more)]
-        if not image_pages or not mask_pages:
+        if not image_pages or not mask_pages:  # reading the file will say what is wrong
             by_page.append(pair)
             continue
         counts = {len(mask_pages), *(len(other or mask_pages) for other in others)}
@@ -729,7 +740,7 @@ def by_pages(pairs: Iterable[Pair], pages: Callable[[Path], list[int] | None]) -
             replace(pair, name=f"{pair.name}_{number}", image_page=image_page, mask_page=mask_page)
             for number, (image_page, mask_page) in enumerate(zip(image_pages, mask_pages))
         ]
-        same = names.intersection(page.name for page in apart)
+        same = names.intersection(page.name for page in apart)  # a.tif with pages beside a_0.tif
         if same:
             problem = f"has {len(apart):,} pages, which are called like another image: {printable(min(same))}"
             faults.append(UnusableFile(pair.image, problem, "Rename one of the two"))
@@ -820,7 +831,7 @@ class _Search:
             self._add_folder(place)
             return
         problem = _problem_of_kind(place)
-        if problem and pages_of(place) is None:
+        if problem and pages_of(place) is None:  # a file that is given by its name may have any suffix
             self.missing.append(problem)
         else:
             self._take(place, place.parent)
@@ -837,7 +848,7 @@ class _Search:
         listing = walk(folder, self._own - {real})
         self.missing += [f"{printable(error.filename)}: cannot be read ({error.strerror})." for error in listing.errors]
         files = listing.pictures
-        if real in self._own:
+        if real in self._own:  # one of the run's own folders is asked for by its name
             images = [file for file in files if not ends_in_mask(file)]
             has_masks_beside = real == self._mask_dir and len(images) < len(files)
             if has_masks_beside:
@@ -860,7 +871,9 @@ class _Search:
         """Adds files that are pictures to a person to `missing`, others to `left_out`; returns how many are missing."""
         before = len(self.missing)
         for path in paths:
-            problem = None if path.name.startswith(".") else _problem_of_kind(path)
+            problem = None
+            if not path.name.startswith("."):
+                problem = _problem_of_kind(path)
             if problem:
                 self.missing.append(problem)
             else:
@@ -913,16 +926,15 @@ def find_masks(pictures: Sequence[Picture], mask_dir: Folder, spec: DataSpec = D
     masks = _TrueMasks(pictures, mask_dir, spec.mask_name)
     pairs, doubtful = {}, []
     for picture in pictures:
-        for name, number, count in _names_of_masks(picture):
-            fitting = masks.fitting(picture, name)
+        for wanted in _wanted_masks(picture):
+            fitting = masks.fitting(picture, wanted)
             if len(fitting) > 1 and not _takes_several(spec.mask_name):
                 doubtful.append(f"{picture}: {', '.join(map(printable, fitting))}")
                 continue
-            page = masks.page_of(fitting, number, count)
+            page = masks.page_of(fitting, wanted)
             if page is not None:
                 mask, *more = fitting
-                name = picture.name.as_posix()
-                pairs[picture] = Pair(name, picture.path, mask, picture.page, page, tuple(more))
+                pairs[picture] = Pair(picture.name.as_posix(), picture.path, mask, picture.page, page, tuple(more))
     if doubtful:
         raise UserError("More than one mask fits these pictures; keep one of each:\n  " + "\n  ".join(doubtful))
     if not pairs:
@@ -933,19 +945,28 @@ def find_masks(pictures: Sequence[Picture], mask_dir: Folder, spec: DataSpec = D
     return pairs
 
 
-def _names_of_masks(picture: Picture) -> list[tuple[str, int, int]]:
-    """(name, number, count) of files that may hold the picture's mask, as page `number` of `count`; the last is best."""
-    own_name = (_composed(picture.name.name), 0, 1)
+@dataclass(frozen=True)
+class _WantedMask:
+    """A file that may hold a picture's true mask: its stem, and as which of how many pages."""
+
+    stem: str
+    number: int = 0
+    pages: int = 1
+
+
+def _wanted_masks(picture: Picture) -> list[_WantedMask]:
+    """The files that may hold the picture's mask, the best one last."""
+    own_file = _WantedMask(_composed(picture.name.name))
     if picture.pages == 1:
-        return [own_name]
-    return [(_composed(picture.path.stem), picture.number, picture.pages), own_name]
+        return [own_file]
+    return [_WantedMask(_composed(picture.path.stem), picture.number, picture.pages), own_file]
 
 
 class _TrueMasks:
     """The mask files below a folder, by the names of the pictures that they may belong to."""
 
     def __init__(self, pictures: Sequence[Picture], mask_dir: Folder, mask_name: str | None) -> None:
-        names = ImageNames(name for picture in pictures for name, _, _ in _names_of_masks(picture))
+        names = ImageNames(wanted.stem for picture in pictures for wanted in _wanted_masks(picture))
         images = {os.path.realpath(picture.path) for picture in pictures}  # which may lie beside their masks
         listing = walk(mask_dir)
         files = [file for file in listing.pictures if os.path.realpath(file) not in images]
@@ -956,15 +977,17 @@ class _TrueMasks:
                 self._by_place[listing.place_of(mask), name].append(mask)
         self._pages_of = cache(pages_of)
 
-    def fitting(self, picture: Picture, name: str) -> list[Path]:
-        """The masks for `name` in the picture's own subfolder, or if there are none, in any."""
-        return self._by_place.get((_place(picture.name.parent), name)) or self._by_name.get(name, [])
+    def fitting(self, picture: Picture, wanted: _WantedMask) -> list[Path]:
+        """The masks of that name in the picture's own subfolder, or if there are none, in any."""
+        in_place = self._by_place.get((_place(picture.name.parent), wanted.stem))
+        return in_place or self._by_name.get(wanted.stem, [])
 
-    def page_of(self, masks: Sequence[Path], number: int, count: int) -> int | None:
-        """The page of `masks` that is number `number` of `count`; None: there is no mask, or not as many pages."""
+    def page_of(self, masks: Sequence[Path], wanted: _WantedMask) -> int | None:
+        """The wanted page's number in `masks`; None: there is no mask, or it has not as many pages."""
         if not masks:
             return None
-        pages = [self._pages_of(mask) or range(count) for mask in masks]  # reading a damaged one will say what is wrong
-        if any(len(numbers) != count for numbers in pages):
+        # A file that cannot be read counts as right: reading it will say what is wrong.
+        pages = [self._pages_of(mask) or range(wanted.pages) for mask in masks]
+        if any(len(numbers) != wanted.pages for numbers in pages):
             return None
-        return pages[0][number]
+        return pages[0][wanted.number]
