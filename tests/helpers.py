@@ -1,9 +1,15 @@
 """What tests and benchmarks share: small data, and the scripts run as a user runs them."""
 
 import csv
+import functools
+import json
 import os
+import signal
+import socket
+import struct
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -11,7 +17,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-# What a run of train.py's in the tests has in its constants: a network and images so small that an epoch takes a moment.
+# The constants of train.py that a run in the tests changes: a network and images so small that an epoch takes a moment.
 TRAIN = dict(
     IMAGE_SIZE=(32, 48),
     NUM_WORKERS=0,
@@ -55,19 +61,73 @@ def draw_pairs(images, masks, count, size=(40, 60), first=0):
         Image.fromarray(mask).save(masks / f"img_{index:03d}.png")
 
 
-def script(name, *flags, cwd, **keywords):
-    """Runs one of the repository's scripts as a user does, in the folder `cwd`."""
-    return subprocess.run(
-        [sys.executable, str(ROOT / name), *map(str, flags)],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=WAIT,
-        **keywords,
-    )
+class _Warm:
+    """The process that tests/warm.py is, started when the first script asks for it."""
+
+    def __init__(self):
+        self.connection, other = socket.socketpair()
+        with other:
+            words = [sys.executable, str(ROOT / "tests" / "warm.py"), str(other.fileno())]
+            subprocess.Popen(words, pass_fds=[other.fileno()], stdin=subprocess.DEVNULL)
+
+    def received(self):
+        """The next number that it sends."""
+        sent = b""
+        while len(sent) < struct.calcsize("i"):
+            piece = self.connection.recv(struct.calcsize("i") - len(sent))
+            assert piece, "the warm process has ended"
+            sent += piece
+        return struct.unpack("i", sent)[0]
+
+    def run(self, words, cwd, environment):
+        """subprocess.CompletedProcess of a script and its arguments."""
+        with tempfile.TemporaryFile("w+") as request, _captured() as out, _captured() as err:
+            json.dump(dict(argv=words, cwd=str(cwd), environment=environment), request)
+            request.seek(0)
+            self.connection.settimeout(WAIT)
+            socket.send_fds(self.connection, [b"."], [request.fileno(), out.fileno(), err.fileno()])
+            child = self.received()
+            try:
+                status = self.received()
+            except TimeoutError:
+                os.kill(child, signal.SIGKILL)
+                self.connection.settimeout(None)
+                self.received()
+                raise subprocess.TimeoutExpired(words, WAIT, _text(out), _text(err)) from None
+            return subprocess.CompletedProcess(words, status, _text(out), _text(err))
 
 
-fresh_script = script
+def _captured():
+    return tempfile.TemporaryFile("w+", errors="replace")
+
+
+def _text(file):
+    file.seek(0)
+    return file.read()
+
+
+_warm = functools.cache(_Warm)
+_AT_START = ("OMP_", "MKL_", "PYTHON", "TORCH_", "CUDA_", "LD_", "MALLOC_", "LC_", "LANG")  # read when a process starts
+
+
+def script(name, *flags, cwd, env=None):
+    """Runs one of the repository's scripts in the folder `cwd`, as a user does, but spares it the imports of libraries.
+
+    `script("-c", code, ...)` runs Python code. It is a fork of one process (tests/warm.py), and a process of its own
+    where the environment `env` differs in what is read at the start.
+    """
+    env = dict(os.environ if env is None else env)
+    others = {key for key in {*env, *os.environ} if env.get(key) != os.environ.get(key)} - {"PYTHONPATH"}
+    if sys.platform != "linux" or any(key.startswith(_AT_START) for key in others):
+        return fresh_script(name, *flags, cwd=cwd, env=env)
+    words = [name if name == "-c" else str(ROOT / name), *map(str, flags)]
+    return _warm().run(words, cwd, env)
+
+
+def fresh_script(name, *flags, cwd, env=None):
+    """The same in a process of its own: for tests of what happens when one starts."""
+    words = [sys.executable, name if name == "-c" else str(ROOT / name), *map(str, flags)]
+    return subprocess.run(words, cwd=cwd, env=env, capture_output=True, text=True, timeout=WAIT)
 
 
 def start(*command, cwd, **keywords):
