@@ -4,6 +4,7 @@ Nothing of this repository is imported before the fork. A fork differs from a pr
 them have the same hash seed (helpers.fresh_script gives another one).
 """
 
+import gc
 import json
 import os
 import signal
@@ -66,4 +67,6 @@ def become(request, out, err):
 
 PATH = [path for path in sys.path[1:] if path not in os.environ.get("PYTHONPATH", "").split(os.pathsep)]
 signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the script; this process ends with its parent
+gc.collect()
+gc.freeze()  # or each fork, when it ends, copies the memory of all these modules to look for garbage
 exec(*become(*serve(socket.socket(fileno=int(sys.argv[1])))))  # ... and ends as the script does
