@@ -48,6 +48,7 @@ MARGIN = 12  # pixels around and between tiles
 TILE_HEIGHT = 240  # pixels
 WIDEST = 2.0  # a tile's width over its height, beyond which it is shrunk to fit
 FONT = 14  # pixels
+_LINE = FONT + 8  # from one line of text to the next
 NAMED = 12  # classes of a run's curves that are all named beside them
 LETTERED = 16  # classes of a confusion matrix that has numbers in its cells
 _SHEET_HEIGHT = 4 * TILE_HEIGHT  # at which images are kept for a sheet: thin objects show faintly there
@@ -102,11 +103,13 @@ class Palette:
 
         Classes have the colours of the masks where the eye tells these apart, else class_colours().
         """
-        if mask_rule is None or not mask_rule.classes:
-            return ForegroundPalette(("background", "foreground"), (BLACK, WHITE))
+        if mask_rule is None or not mask_rule.has_classes:
+            return ForegroundPalette(MaskRule().label_names, (BLACK, WHITE))
         own: list[Color] = [(value >> 16, value >> 8 & 255, value & 255) for value in mask_rule.colours]
-        chosen = own if own and _apart(own) else class_colours()
-        return Palette(mask_rule.names, tuple(chosen[: len(mask_rule.names)]))
+        colours = class_colours()[: len(mask_rule.names)]
+        if own and _apart(own):
+            colours = own
+        return Palette(mask_rule.names, tuple(colours))
 
     @property
     def entries(self) -> list[LegendEntry]:
@@ -137,7 +140,9 @@ class Palette:
         for mask in masks:
             held += np.bincount(np.ravel(mask), minlength=256)
         entries = [entry for label, entry in enumerate(self.entries) if held[label]]
-        return [*entries, IGNORED_ENTRY] if held[IGNORED] else entries
+        if held[IGNORED]:
+            entries.append(IGNORED_ENTRY)
+        return entries
 
     def difference_legend(self, masks: Iterable[np.ndarray]) -> list[LegendEntry]:
         """A legend of the picture of differences, and of the `masks` beside it."""
@@ -169,7 +174,9 @@ class ForegroundPalette(Palette):
 
     def legend(self, masks: Iterable[np.ndarray]) -> list[LegendEntry]:
         """A legend of ignored pixels if there are any; the foreground explains itself."""
-        return [IGNORED_ENTRY] if any(np.max(mask, initial=0) == IGNORED for mask in masks) else []
+        if any(np.max(mask, initial=0) == IGNORED for mask in masks):
+            return [IGNORED_ENTRY]
+        return []
 
     def difference_legend(self, masks: Iterable[np.ndarray]) -> list[LegendEntry]:
         """A legend of the picture of differences; black and white masks need none."""
@@ -313,7 +320,10 @@ def save_image(path: str | Path, picture: np.ndarray | Image.Image) -> None:
 
     PNG is packed at its fast level: a tenth of the time, a little more disk.
     """
-    image = picture if isinstance(picture, Image.Image) else Image.fromarray(np.ascontiguousarray(picture))
+    if isinstance(picture, Image.Image):
+        image = picture
+    else:
+        image = Image.fromarray(np.ascontiguousarray(picture))
     kind = Image.registered_extensions()[Path(path).suffix.lower()]
     options: dict[str, Any] = {"PNG": {"compress_level": 1}, "JPEG": {"quality": 92}}.get(kind, {})
     write_whole(path, lambda file: image.save(file, format=kind, **options), sync=False)
@@ -423,49 +433,70 @@ def sheet(
     The legend takes as many lines as it needs.
     """
     tiles = [[_tile(tile) for tile in row.tiles] for row in rows]
-    widths = _column_widths(tiles)
-    lefts = [MARGIN + sum(widths[:column]) + column * MARGIN for column in range(len(widths) + 1)]
-    page_width = max(lefts[-1], 320)
-    line = FONT + 8
-
-    # The page is as high as what stands on it; a caption below its tiles takes the space of a title above them.
-    top = MARGIN + (line + 10 if title else 0) + (line if headings else 0)
-    heights = []
-    for row, row_tiles in zip(rows, tiles):
-        texts = line if row.title or row.captions else 0
-        heights.append(max(tile.height for tile in row_tiles) + MARGIN + texts)
-    placed, legend_height = _lay_out(legend, page_width)
-    page = Image.new("RGB", (page_width, top + sum(heights) + legend_height), "white")
-    draw = ImageDraw.Draw(page)
-
+    columns, width = _columns_of(tiles)
+    width = max(width, 320)
+    heights = [_row_height(row, row_tiles) for row, row_tiles in zip(rows, tiles)]
+    placed, legend_height = _lay_out(legend, width)
+    top = MARGIN  # of the first row
     if title:
-        _write(draw, (MARGIN, MARGIN - 3), title, page_width - 2 * MARGIN, FONT + 5)
-    for left, width, heading in zip(lefts, widths, headings):
-        _write(draw, (left, top - line), heading, width, FONT, FAINT)
+        top += _LINE + 10
+    if headings:
+        top += _LINE
+
+    page = Image.new("RGB", (width, top + sum(heights) + legend_height), "white")
+    if title:
+        _write(page, MARGIN, MARGIN - 3, title, width - 2 * MARGIN, FONT + 5)
+    for column, heading in zip(columns, headings):
+        _write(page, column.left, top - _LINE, heading, column.width, colour=FAINT)
     for row, row_tiles, height in zip(rows, tiles, heights):
-        start = top
-        if row.title:
-            _write(draw, (MARGIN, top), row.title, page_width - 2 * MARGIN)
-            start += line
-        for left, tile in zip(lefts, row_tiles):
-            draw.rectangle((left - 1, start - 1, left + tile.width, start + tile.height), outline=FRAME)
-            page.paste(tile, (left, start))
-        for left, tile, width, caption in zip(lefts, row_tiles, widths, row.captions):
-            _write(draw, (left, start + tile.height + 2), caption, width)
+        _draw_row(page, top, row, row_tiles, columns)
         top += height
     for entry in placed:
         entry.draw(page, top)
     return page
 
 
-def _column_widths(rows: Sequence[Sequence[Image.Image]]) -> list[int]:
-    """The width of the widest tile in each column, in pixels."""
+@dataclass(frozen=True)
+class _Column:
+    """Where the tiles of a column stand on a sheet, in pixels."""
+
+    left: int
+    width: int
+
+
+def _columns_of(rows: Sequence[Sequence[Image.Image]]) -> tuple[list[_Column], int]:
+    """The columns of a sheet, each as wide as its widest tile, and the width of all with their margins."""
     widths: list[int] = []
     for row in rows:
         widths += [0] * (len(row) - len(widths))
-        for column, tile in enumerate(row):
-            widths[column] = max(widths[column], tile.width)
-    return widths
+        for index, tile in enumerate(row):
+            widths[index] = max(widths[index], tile.width)
+    columns, left = [], MARGIN
+    for width in widths:
+        columns.append(_Column(left, width))
+        left += width + MARGIN
+    return columns, left
+
+
+def _row_height(row: Row, tiles: Sequence[Image.Image]) -> int:
+    """The height of a row on a sheet, with a line for its title or its captions, and the margin below."""
+    height = max(tile.height for tile in tiles) + MARGIN
+    if row.title or row.captions:
+        height += _LINE
+    return height
+
+
+def _draw_row(page: Image.Image, top: int, row: Row, tiles: Sequence[Image.Image], columns: Sequence[_Column]) -> None:
+    """Draws a row of a sheet that begins at `top`."""
+    if row.title:
+        _write(page, MARGIN, top, row.title, page.width - 2 * MARGIN)
+        top += _LINE
+    draw = ImageDraw.Draw(page)
+    for column, tile in zip(columns, tiles):
+        draw.rectangle((column.left - 1, top - 1, column.left + tile.width, top + tile.height), outline=FRAME)
+        page.paste(tile, (column.left, top))
+    for column, tile, caption in zip(columns, tiles, row.captions):
+        _write(page, column.left, top + tile.height + 2, caption, column.width)
 
 
 @dataclass(frozen=True)
@@ -499,10 +530,11 @@ def _lay_out(legend: Sequence[LegendEntry], width: int) -> tuple[list[_PlacedEnt
         if not heading:
             length += FONT + 6  # the swatch
         if left > MARGIN and (heading or left + length > width - MARGIN):
-            left, down = MARGIN, down + FONT + 8
+            left, down = MARGIN, down + _LINE
         placed.append(_PlacedEntry(replace(entry, text=text), left, down))
         left += length + 2 * MARGIN
-    return placed, down + FONT + 8 + MARGIN if placed else 0
+    height = down + _LINE + MARGIN
+    return placed, height if placed else 0
 
 
 def _tile(array: np.ndarray) -> Image.Image:
@@ -518,15 +550,10 @@ def _tile(array: np.ndarray) -> Image.Image:
 
 
 def _write(
-    draw: ImageDraw.ImageDraw,
-    place: tuple[int, int],
-    text: str,
-    width: int,
-    size: int = FONT,
-    colour: Color = TEXT,
+    page: Image.Image, left: int, top: int, text: str, width: int, size: int = FONT, colour: Color = TEXT
 ) -> None:
     """Writes `text`, shortened in its middle to `width` pixels."""
-    draw.text(place, _fitted(text, width, size)[0], fill=colour, font=_font(size))
+    ImageDraw.Draw(page).text((left, top), _fitted(text, width, size)[0], fill=colour, font=_font(size))
 
 
 def _fitted(text: str, width: int, size: int = FONT) -> tuple[str, int]:
@@ -550,7 +577,9 @@ def _font(size: int) -> Any:
     from matplotlib import get_data_path  # here, as it takes half a second to load
 
     file = Path(get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"  # Pillow's own has no accents
-    return ImageFont.truetype(file, size) if file.is_file() else ImageFont.load_default(size=size)
+    if not file.is_file():
+        return ImageFont.load_default(size=size)
+    return ImageFont.truetype(file, size)
 
 
 # ---- curves and the confusion matrix
