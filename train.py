@@ -8,31 +8,38 @@
 Leaves checkpoint.pth (the last), best.pth (the highest Dice), saved_images/, history.csv and curves.png.
 """
 
+from __future__ import annotations
+
 import shlex
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import torch
+from torch import nn
 from tqdm import tqdm
 
 import dataset
 from parts import pictures, processes, recipe
-from parts.audit import audit
-from parts.checkpoints import best_of, load_encoder_weights, load_pretrained, resume, run_state, set_aside, snapshot
-from parts.errors import Terminated, UserError, ran_out_of_memory, run, stop_if_asked
+from parts.audit import Report, audit
+from parts.checkpoints import Run, load_encoder_weights, load_pretrained, set_aside, snapshot
+from parts.errors import Terminated, UserError, ran_out_of_memory, stop_if_asked
+from parts.errors import run as run_script
 from parts.files import remove_leftovers, sole_writer, stamp, write_csv
 from parts.inference import to_device
+from parts.masks import MaskRule
 from parts.names import HOW_TO_GET_CARVANA
 from parts.networks import NODES, build_network
 from parts.options import any_text, file_path, number, one_of, optional, settings_of, sizes, table, whole
-from parts.recipe import targets_of
-from parts.scores import class_columns, symptom
+from parts.scores import Scores, symptom
 from parts.spec import DataSpec
 from utils import (
+    Loader,
     arrays_folder,
     check_accuracy,
     get_loaders,
@@ -126,182 +133,182 @@ _DEMO_SETTINGS = dict(
 _READ_LOSS_EVERY = 20  # steps between two looks at the loss, each of which waits for the device
 
 
-def train_fn(loader, model, optimizer, loss_fn, scaler, schedule, epoch, s, dtype=None, bar=None):
-    """One epoch (counted from 0) with the settings `s`; `dtype` is autocast's.
-
-    Returns (mean loss, share of the time spent waiting for data).
-    """
+def train_fn(
+    loader: Loader,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    loss_fn: nn.Module,
+    scaler: torch.amp.GradScaler,
+    schedule: recipe.Schedule,
+    epoch: int,
+    s: SimpleNamespace,
+) -> tuple[float, float]:
+    """Trains for one epoch, counted from 0; returns the mean loss and the share of the time spent waiting for data."""
     model.train()
-    device, smallest = next(model.parameters()).device, getattr(model, "module", model).smallest
-    labels = s.CLASSES is not None or s.MASK_IGNORE is not None or s.CROP is not None  # crops pad with IGNORED
-    batches = len(loader)
-    losses, looked, total, waited = [], 0, 0.0, 0.0
-    done = torch.cuda.Event() if device.type == "cuda" else None  # the device has caught up with the last step
-    begin = asked = time.perf_counter()
-    for index, (images, masks) in enumerate(loader):
-        stop_if_asked()
-        if done is None or done.query():  # else the device was still at work, and nothing waited for data
-            waited += time.perf_counter() - asked
-        in_step = index % s.ACCUMULATE
-        of_step = min(s.ACCUMULATE, batches - (index - in_step))  # the last step of an epoch may have fewer batches
-        step = epoch * schedule.steps_per_epoch + index // s.ACCUMULATE
-        images, targets = to_device(images, device), targets_of(masks, device, labels)
-        draws = recipe.named_generator(s.SEED, epoch, index, processes.rank())
-        images, targets = recipe.vary_batch(images, targets, s.FLIP, s.COLOR_JITTER, draws)
-        factor = recipe.size_factor(step / schedule.total, s.HALF_SIZE)
-        if s.HALF_SIZE:  # of which the sizes between come up a few times each
-            torch.backends.cudnn.benchmark = factor in (1, recipe.size_factor(0, s.HALF_SIZE))
-        images, targets = recipe.shrink_batch(images, targets, factor, smallest)
+    device = next(model.parameters()).device
+    dtype = recipe.autocast_dtype(device, s.PRECISION)
+    smallest = getattr(model, "module", model).smallest
+    labels = any(value is not None for value in (s.CLASSES, s.MASK_IGNORE, s.CROP))  # crops pad with IGNORED
+    with Progress(loader, epoch, s.NUM_EPOCHS, device) as progress:
+        for index, (images, masks) in enumerate(loader):
+            stop_if_asked()
+            progress.batch_arrived()
 
-        # forward in mixed precision, backward
-        with processes.synchronised(model, last=in_step == of_step - 1):
-            with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
-                predictions = model(images)
-            loss = loss_fn(predictions.float(), targets)
-            scaler.scale(loss / of_step).backward()
-        if in_step == of_step - 1:
-            schedule.before_step(step)
-            if s.CLIP_GRADIENT:
-                scaler.unscale_(optimizer)
-                torch.nn.utils.clip_grad_norm_(model.parameters(), s.CLIP_GRADIENT)
-            scaler.step(optimizer)
-            scaler.update()
-            optimizer.zero_grad(set_to_none=True)
+            # one step of the optimizer takes ACCUMULATE batches; the last one of an epoch may have fewer
+            step = epoch * schedule.steps_per_epoch + index // s.ACCUMULATE
+            place = index % s.ACCUMULATE
+            batches = min(s.ACCUMULATE, len(loader) - (index - place))
+            last = place == batches - 1
 
-        losses.append(loss.detach())
-        if len(losses) == _READ_LOSS_EVERY or index == batches - 1 or device.type == "cpu":
-            values = torch.stack(losses).tolist()
-            refuse_infinite(values, loader, epoch, looked)
-            total, looked, losses = total + sum(values), index + 1, []
-            if bar is not None:
-                waiting = waited / (time.perf_counter() - begin)
-                bar.set_postfix(loss=f"{total / looked:.4f}", waiting=f"{100 * waiting:.0f}%", refresh=False)
-        if bar is not None:
-            bar.update()
-        if done is not None:
-            done.record()
-        asked = time.perf_counter()
-    sums = processes.sum_over_all(torch.tensor([total, looked], dtype=torch.float64))
-    return float(sums[0] / sums[1]), waited / (time.perf_counter() - begin)
+            # to the device as bytes; there flips, colours and, while images grow (HALF_SIZE), a smaller size
+            images, targets = to_device(images, device), recipe.targets_of(masks, device, labels)
+            draws = recipe.named_generator(s.SEED, epoch, index, processes.rank())
+            images, targets = recipe.vary_batch(images, targets, s.FLIP, s.COLOR_JITTER, draws)
+            factor = recipe.size_factor(step / schedule.total, s.HALF_SIZE)
+            if s.HALF_SIZE:  # sizes between the first and the last are rare: trying cuDNN's kernels would cost more
+                torch.backends.cudnn.benchmark = factor in (1, recipe.size_factor(0, s.HALF_SIZE))
+            images, targets = recipe.shrink_batch(images, targets, factor, smallest)
+
+            # forward, using mixed precision, and backward
+            with processes.synchronised(model, last):
+                with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+                    predictions = model(images)
+                loss = loss_fn(predictions.float(), targets)
+                scaler.scale(loss / batches).backward()
+
+            # the optimizer's step, at this step's learning rate
+            if last:
+                schedule.before_step(step)
+                if s.CLIP_GRADIENT:
+                    scaler.unscale_(optimizer)
+                    nn.utils.clip_grad_norm_(model.parameters(), s.CLIP_GRADIENT)
+                scaler.step(optimizer)
+                scaler.update()
+                optimizer.zero_grad(set_to_none=True)
+            progress.batch_done(loss.detach())
+        return progress.mean_loss(), progress.waiting
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
+    """One run, from the constants to the closing summary. `argv`: its flags; None takes the command line's."""
     s = settings(argv)
-    output = Path(s.OUTPUT_DIR)
-    with (
-        processes.together(s.DEVICE) as device,
-        ending_in_words(s, argv),
-        sole_writer(output) if processes.rank() == 0 else nullcontext(),
-        ThreadPoolExecutor(1) as writer,  # whatever ends the run, what it has begun to write is finished
-    ):
-        first = processes.rank() == 0
-        say = print if first else lambda *words: None
-        say(f"Settings (each is a constant at the top of train.py):\n{table(s)}")
-        if s.CROP:
-            say(settle_crop(s))
-        size = s.CROP or s.IMAGE_SIZE  # of what the network trains on
-        if device.type == "cpu":
-            processes.keep_freed_memory()
-        # Here the files are listed, paired and looked at; the loaders take the pairs from the report.
-        report = processes.first(lambda: look_at_data(s, output))
-
+    with processes.together(s.DEVICE) as device, ending_in_words(s, argv), RunFolder(s.OUTPUT_DIR) as folder:
+        # settings, device and seed
+        tell_settings(s)
+        prepare_device(device)
         torch.manual_seed(s.SEED)
-        torch.backends.cudnn.benchmark = True  # tries its kernels once for each size
-        channels = dict(in_channels=3, out_channels=report.mask_rule.channels)
-        architecture = dict(**channels, features=list(s.FEATURES), encoder=s.ENCODER)
+        # audit: every file is looked at before the first epoch
+        report = processes.first(lambda: look_at_data(s, folder.path))
+
+        # network: random weights, or those of ENCODER_WEIGHTS or PRETRAINED
+        channels = report.mask_rule.channels
+        architecture = dict(in_channels=3, out_channels=channels, features=list(s.FEATURES), encoder=s.ENCODER)
         model = build_network(**architecture)
-        smallest = model.smallest * (2 if s.HALF_SIZE else 1)
-        longer = smallest * (2 if 1 in (s.BATCH_SIZE, len(report.train)) else 1)  # BatchNorm needs more than one pixel
-        if min(size) < smallest or max(size) < longer:
-            what = "CROP" if s.CROP else "IMAGE_SIZE"
-            least = f"{smallest} {longer}{' with HALF_SIZE' if s.HALF_SIZE else ''}"
-            raise UserError(f"{what} = {tuple(size)} is too small: the network's poolings need at least {least}.")
-        if s.PRETRAINED and not s.LOAD_MODEL:
-            load_pretrained(s.PRETRAINED, model, report.mask_rule)
-        elif s.ENCODER and s.ENCODER_WEIGHTS and not s.LOAD_MODEL:
-            load_encoder_weights(model, s.ENCODER, s.ENCODER_WEIGHTS)
-        train_loader, val_loader = get_loaders(
-            s.TRAIN_IMG_DIR,
-            s.TRAIN_MASK_DIR,
-            s.VAL_IMG_DIR,
-            s.VAL_MASK_DIR,
-            s.BATCH_SIZE,
-            s.NUM_WORKERS,
-            s.PIN_MEMORY and device.type == "cuda",
-            image_size=s.IMAGE_SIZE,
-            crop=s.CROP,
-            crop_foreground=s.CROP_FOREGROUND,
-            report=report,
-            seed=s.SEED,
-            arrays=s.ARRAYS,
-            output_dir=output,
-        )
-        model = model.to(device) if device.type == "mps" else model.to(device, memory_format=torch.channels_last)
+        refuse_small_size(s, model.smallest, len(report.train))
+        load_first_weights(model, s, report.mask_rule)
+        layout = torch.contiguous_format if device.type == "mps" else torch.channels_last
+        model = model.to(device, memory_format=layout)
+
+        # loss and optimizer
         loss_fn = recipe.Loss(s.LOSS)
         optimizer = recipe.make_optimizer(model, s.OPTIMIZER, s.LEARNING_RATE, s.WEIGHT_DECAY)
+        # loaders, of the pairs that the audit has found
+        train_loader, val_loader = make_loaders(s, report, device, folder.path)
+        # learning rate by the step, and mixed precision, of which float16 alone could underflow
         steps = -(-len(train_loader) // s.ACCUMULATE)
         schedule = recipe.Schedule(optimizer, s.SCHEDULE, steps, s.NUM_EPOCHS, s.WARMUP, s.PLATEAU_PATIENCE)
         dtype = recipe.autocast_dtype(device, s.PRECISION)
-        scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)  # which alone could underflow
+        scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+
+        # the run: all that is saved, and resumed with LOAD_MODEL
         scored_on = val_loader.dataset.identity()
-        history, since, scores = [], 0, None  # `since`: the epoch after which the best one is looked for
+        run = Run(model, optimizer, schedule, scaler, architecture, report.mask_rule, report.value_range, scored_on, s)
         if s.LOAD_MODEL:
-            parts = model, optimizer, schedule, scaler
-            history, since, scores = resume(output / "checkpoint.pth", *parts, s, scored_on, report.mask_rule)
-        trained = processes.wrap(model, device, s.SYNC_BATCHNORM)  # the model itself, or around it
-        if s.COMPILE and device.type == "cuda":
-            with processes.synchronised(trained, last=False):
-                recipe.compile_or_not(trained, (s.BATCH_SIZE, 3, *size), dtype, s.HALF_SIZE)
-        parameters = sum(parameter.numel() for parameter in model.parameters())
-        say(f"{parameters:,} parameters on {device}, {recipe.describe_dtype(device, dtype)}, {steps} steps an epoch")
+            run.resume(folder.path / "checkpoint.pth")
+        trained = processes.wrap(model, device, s.SYNC_BATCHNORM)  # the network itself, or around it
+        compile_for_gpu(trained, device, dtype, s)
+        processes.say(describe_run(model, device, dtype, steps))
+        folder.begin(run, val_loader, dtype)
 
-        if first:
-            remove_leftovers(output)
-            if scores:  # a run killed while writing these is set right here
-                write_history(output, history)
-                draw(val_loader, model, scores, len(history), output, device, dtype, s)
-            elif not s.LOAD_MODEL:
-                set_aside(output)
-        if not history:
-            check_accuracy(val_loader, model, device, dtype)
-        waiting, start, saving = 0.0, time.perf_counter(), None
-        for epoch in range(len(history), s.NUM_EPOCHS):
+        # epochs: train, check accuracy, add a line to the history, save, draw
+        start = time.perf_counter()
+        for epoch in range(len(run.history), s.NUM_EPOCHS):
+            if epoch == 0:
+                check_accuracy(val_loader, model, device, dtype)  # of the random network, to compare with
             train_loader.sampler.set_epoch(epoch)
-            title = f"Epoch {epoch + 1}/{s.NUM_EPOCHS}"
-            with tqdm(total=len(train_loader), desc=title, disable=not first, mininterval=0.5) as bar:
-                loss, waiting = train_fn(
-                    train_loader, trained, optimizer, loss_fn, scaler, schedule, epoch, s, dtype, bar
-                )
-            processes.same_everywhere(model)
+            loss, waiting = train_fn(train_loader, trained, optimizer, loss_fn, scaler, schedule, epoch, s)
+            processes.same_everywhere(model)  # BatchNorm's statistics
             scores = check_accuracy(val_loader, model, device, dtype)
-            rate = optimizer.param_groups[0]["lr"]
-            schedule.after_epoch(scores.dice_nonempty)
-            found = {name: getattr(scores, name) for name in ("accuracy", "dice", "dice_nonempty", "iou")}
-            history.append(dict(epoch=epoch + 1, loss=loss, **found, learning_rate=rate) | class_columns(scores))
-            best = best_of(history[since:])
-            if first:
-                if words := symptom(scores):
-                    print(words)
-                parts = model, optimizer, schedule, scaler
-                means = architecture, report.mask_rule, scored_on, report.value_range
-                state = snapshot(run_state(*parts, history, since, scores, s, *means))
-                if saving:
-                    saving.result()  # raises what went wrong
-                saving = writer.submit(save_epoch, state, output, best is history[-1])  # while the next epoch begins
-                draw(val_loader, model, scores, epoch + 1, output, device, dtype, s)
-            if s.PATIENCE and epoch + 1 - best["epoch"] >= s.PATIENCE:
-                say(f"No better Dice for {s.PATIENCE} epochs (PATIENCE): the run ends here.")
+            run.record(loss, scores)
+            tell_symptom(scores)
+            folder.save(run)  # while the next epoch begins
+            draw(run, val_loader, folder.path, dtype)
+            if s.PATIENCE and run.epochs_since_best >= s.PATIENCE:
+                processes.say(f"No better Dice for {s.PATIENCE} epochs (PATIENCE): the run ends here.")
                 break
+        folder.finish()
+        processes.say(summary(run, folder.path, time.perf_counter() - start, waiting, train_loader))
 
-        if saving:
-            saving.result()
-        seconds = time.perf_counter() - start
-        say(f"Best Dice {best['dice']:.4f} after {len(history)} epochs; this run trained {seconds:.0f} s.")
-        if waiting > 0.2:
-            cure = "raise NUM_WORKERS" if s.ARRAYS else "raise NUM_WORKERS, or set ARRAYS = True"
-            cure = "put the dataset on a faster disk" if train_loader.dataset.arrays else cure
-            say(f"{100 * waiting:.0f} % of the last epoch was spent waiting for data: {cure}.")
-        say(f"Look at {output / 'saved_images'}/ and {output / 'curves.png'}; the network is in {output / 'best.pth'}.")
+
+class Progress:
+    """The progress bar of one epoch, with its mean loss and the share of the time in which the device had no data.
+
+    Looking at a loss waits for the device, so on a GPU they are read _READ_LOSS_EVERY at a time.
+    """
+
+    def __init__(self, loader: Loader, epoch: int, num_epochs: int, device: torch.device) -> None:
+        self.loader, self.epoch = loader, epoch
+        title = f"Epoch {epoch + 1}/{num_epochs}"
+        self.bar = tqdm(total=len(loader), desc=title, disable=processes.rank() > 0, mininterval=0.5)
+        self.read_every = 1
+        self.last_step: torch.cuda.Event | None = None  # the device has reached it: it has nothing left to do
+        if device.type == "cuda":
+            self.last_step = torch.cuda.Event()
+        if device.type != "cpu":
+            self.read_every = _READ_LOSS_EVERY
+        self.unread: list[torch.Tensor] = []
+        self.batches_read, self.sum_of_losses = 0, 0.0
+        self.waited = 0.0
+        self.begin = self.asked = time.perf_counter()
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        self.bar.close()
+
+    def batch_arrived(self) -> None:
+        """Counts the time since the last batch as waiting, unless the device was still at work on that."""
+        if self.last_step is None or self.last_step.query():
+            self.waited += time.perf_counter() - self.asked
+
+    def batch_done(self, loss: torch.Tensor) -> None:
+        """Takes the loss of a batch. UserError: one is not finite."""
+        self.unread.append(loss)
+        batches = self.batches_read + len(self.unread)
+        if len(self.unread) == self.read_every or batches == len(self.loader):
+            losses = torch.stack(self.unread).tolist()
+            refuse_infinite(losses, self.loader, self.epoch, self.batches_read)
+            self.sum_of_losses += sum(losses)
+            self.batches_read, self.unread = batches, []
+            mean = f"{self.sum_of_losses / batches:.4f}"
+            self.bar.set_postfix(loss=mean, waiting=f"{100 * self.waiting:.0f}%", refresh=False)
+        self.bar.update()
+        if self.last_step is not None:
+            self.last_step.record()
+        self.asked = time.perf_counter()
+
+    @property
+    def waiting(self) -> float:
+        """The share of the epoch's time that was spent waiting for data."""
+        return self.waited / (time.perf_counter() - self.begin)
+
+    def mean_loss(self) -> float:
+        """The mean over the batches of all processes."""
+        total, count = processes.sum_over_all(
+            torch.tensor([self.sum_of_losses, self.batches_read], dtype=torch.float64)
+        )
+        return float(total / count)
 
 
 def settings(argv: list[str] | None = None) -> SimpleNamespace:
@@ -312,8 +319,28 @@ def settings(argv: list[str] | None = None) -> SimpleNamespace:
     return s
 
 
-def settle_crop(s):
-    """What crops are cut from, in words; images keep their own size where IMAGE_SIZE leaves nothing to cut."""
+# ---- what main begins with
+
+
+def tell_settings(s: SimpleNamespace) -> None:
+    """Prints all settings, and where CROP is one of them what crops are cut from."""
+    processes.say(f"Settings (each is a constant at the top of train.py):\n{table(s)}")
+    if s.CROP:
+        processes.say(settle_crop(s))
+
+
+def prepare_device(device: torch.device) -> None:
+    """Sets what makes training faster for the whole process."""
+    torch.backends.cudnn.benchmark = True  # tries its kernels once for each size
+    if device.type == "cpu":
+        processes.keep_freed_memory()
+
+
+def settle_crop(s: SimpleNamespace) -> str:
+    """Says what crops are cut from; where IMAGE_SIZE leaves nothing to cut, images keep their own size.
+
+    UserError: CROP and HALF_SIZE are both set.
+    """
     if s.HALF_SIZE:
         raise UserError(
             f"CROP with HALF_SIZE = {s.HALF_SIZE}: half a crop's size is another scale than that of prediction. Set "
@@ -322,19 +349,19 @@ def settle_crop(s):
     crops = "Crops of {}x{} are cut out of images ".format(*s.CROP)
     if s.IMAGE_SIZE is None:
         return crops + "at their own size."
-    left = [side - crop for crop, side in zip(s.CROP, s.IMAGE_SIZE)]
-    if min(left) < 0 or not any(left):
-        why, s.IMAGE_SIZE = f"IMAGE_SIZE = {tuple(s.IMAGE_SIZE)} leaves nothing to cut", None
-        return crops + f"at their own size ({why})."
+    margins = [side - crop for crop, side in zip(s.CROP, s.IMAGE_SIZE)]
+    if min(margins) < 0 or max(margins) == 0:
+        reason = f"IMAGE_SIZE = {tuple(s.IMAGE_SIZE)} leaves nothing to cut"
+        s.IMAGE_SIZE = None
+        return crops + f"at their own size ({reason})."
     return crops + "of {}x{} (IMAGE_SIZE; set it to None for images at their own size).".format(*s.IMAGE_SIZE)
 
 
-def look_at_data(s, output):
-    """The audit's report on every file, before the first epoch. UserError: what would spoil training."""
-    folders = [s.TRAIN_IMG_DIR, s.TRAIN_MASK_DIR, s.VAL_IMG_DIR, s.VAL_MASK_DIR]
+def look_at_data(s: SimpleNamespace, output: Path) -> Report:
+    """The audit's report on every file. UserError: there is something that would spoil training."""
     if s.DEMO:
         draw_demo(Path(s.TRAIN_IMG_DIR).parent)
-    for folder in map(Path, folders):
+    for folder in map(Path, (s.TRAIN_IMG_DIR, s.TRAIN_MASK_DIR, s.VAL_IMG_DIR, s.VAL_MASK_DIR)):
         if not folder.is_dir() or not any(folder.iterdir()):
             raise UserError(f"{folder}: no images here.\n{HOW_TO_GET_CARVANA}")
     report = audit(
@@ -351,7 +378,7 @@ def look_at_data(s, output):
     return report
 
 
-def draw_demo(folder):
+def draw_demo(folder: Path) -> None:
     """Draws cars in Carvana's layout, and augments them."""
     import augment  # here, because albumentations takes a second or two to load, and the demo alone needs it
     from parts.cars import draw_dataset
@@ -361,19 +388,133 @@ def draw_demo(folder):
     augment.make_augmented(folder / "train", folder / "train_masks", folder, val_images=64)
 
 
-def draw(loader, model, scores, epoch, output, device, dtype, s):
-    """saved_images/ after `epoch` epochs."""
-    folder = output / "saved_images"
-    save_predictions(loader, model, folder, device, dtype, s.PICTURE_BATCHES)
-    save_examples(loader, model, scores, epoch, folder, device=device, dtype=dtype)
-    if scores.classes:
-        names, confusion = scores.classes["names"], scores.classes["confusion"]
-        pictures.draw_confusion(confusion, names, folder / "confusion.png")
-        rows = [[name, *counts] for name, counts in zip(names, confusion)]
-        write_csv(folder / "confusion.csv", ["true class (pixels), predicted as", *names], rows)
+def size_constant(s: SimpleNamespace) -> str:
+    """The name of the constant that says the size of what the network is trained on."""
+    if s.CROP:
+        return "CROP"
+    return "IMAGE_SIZE"
 
 
-def save_epoch(state, output, is_best):
+def refuse_small_size(s: SimpleNamespace, smallest: int, images: int) -> None:
+    """UserError where IMAGE_SIZE or CROP is smaller than the network takes.
+
+    `smallest`: the least height and width that the network's poolings leave something of. `images`: how many are
+    trained on.
+    """
+    constant = size_constant(s)
+    size = getattr(s, constant)
+    hint = ""
+    if s.HALF_SIZE:
+        smallest, hint = 2 * smallest, " with HALF_SIZE"
+    longer = smallest
+    if 1 in (s.BATCH_SIZE, images):
+        longer = 2 * smallest  # at the lowest level BatchNorm needs more than the single pixel of a single image
+    if min(size) < smallest or max(size) < longer:
+        raise UserError(
+            f"{constant} = {tuple(size)} is too small: the network's poolings need at least {smallest} {longer}{hint}."
+        )
+
+
+def load_first_weights(model: nn.Module, s: SimpleNamespace, mask_rule: MaskRule) -> None:
+    """Puts the weights that a new run starts from into the network, if it does not start from random ones."""
+    if s.LOAD_MODEL:
+        return
+    if s.PRETRAINED:
+        load_pretrained(s.PRETRAINED, model, mask_rule)
+    elif s.ENCODER and s.ENCODER_WEIGHTS:
+        load_encoder_weights(model, s.ENCODER, s.ENCODER_WEIGHTS)
+
+
+def make_loaders(s: SimpleNamespace, report: Report, device: torch.device, output: Path) -> tuple[Loader, Loader]:
+    """get_loaders with the constants: batches for training and for validation."""
+    return get_loaders(
+        s.TRAIN_IMG_DIR,
+        s.TRAIN_MASK_DIR,
+        s.VAL_IMG_DIR,
+        s.VAL_MASK_DIR,
+        s.BATCH_SIZE,
+        s.NUM_WORKERS,
+        s.PIN_MEMORY and device.type == "cuda",
+        image_size=s.IMAGE_SIZE,
+        crop=s.CROP,
+        crop_foreground=s.CROP_FOREGROUND,
+        report=report,
+        seed=s.SEED,
+        arrays=s.ARRAYS,
+        output_dir=output,
+    )
+
+
+def compile_for_gpu(model: nn.Module, device: torch.device, dtype: torch.dtype | None, s: SimpleNamespace) -> None:
+    """torch.compile for the size of training, where COMPILE is on; other devices than CUDA gain nothing from it."""
+    if s.COMPILE and device.type == "cuda":
+        size = getattr(s, size_constant(s))
+        with processes.synchronised(model, last=False):  # its trial exchanges nothing with other processes
+            recipe.compile_or_not(model, (s.BATCH_SIZE, 3, *size), dtype, s.HALF_SIZE)
+
+
+def describe_run(model: nn.Module, device: torch.device, dtype: torch.dtype | None, steps: int) -> str:
+    """The network's size, the device, the precision and the steps of an epoch, in one line."""
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return f"{parameters:,} parameters on {device}, {recipe.describe_dtype(device, dtype)}, {steps} steps an epoch"
+
+
+# ---- what a run says and leaves in its folder
+
+
+def tell_symptom(scores: Scores) -> None:
+    """Prints what scores that cannot be right point to, such as a network that predicts background alone."""
+    if advice := symptom(scores):
+        processes.say(advice)
+
+
+class RunFolder:
+    """OUTPUT_DIR of a run: held against a second run, with a thread that saves while the next epoch begins.
+
+    Whatever ends the run, what has begun to be written is finished. Process 0 alone writes.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.path = Path(folder)
+        self._open = ExitStack()
+        self._saving: Future | None = None
+
+    def __enter__(self) -> RunFolder:
+        if processes.rank() == 0:
+            self._open.enter_context(sole_writer(self.path))
+        self._thread = self._open.enter_context(ThreadPoolExecutor(1))
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        self._open.close()
+
+    def begin(self, run: Run, val_loader: Loader, dtype: torch.dtype | None) -> None:
+        """Puts the files of an earlier run aside, or sets those of a resumed run right."""
+        if processes.rank() > 0:
+            return
+        remove_leftovers(self.path)
+        if run.scores:  # the run may have been killed while it wrote these
+            write_history(self.path, run.history)
+            draw(run, val_loader, self.path, dtype)
+        elif not run.settings.LOAD_MODEL:
+            set_aside(self.path)
+
+    def save(self, run: Run) -> None:
+        """Begins to write the checkpoint and the history. Raises what went wrong with those of the epoch before."""
+        if processes.rank() > 0:
+            return
+        is_best = run.best is run.history[-1]
+        state = snapshot(run.state())
+        self.finish()
+        self._saving = self._thread.submit(save_epoch, state, self.path, is_best)
+
+    def finish(self) -> None:
+        """Waits until all is written. Raises what went wrong."""
+        if self._saving is not None:
+            self._saving.result()
+
+
+def save_epoch(state: dict[str, Any], output: Path, is_best: bool) -> None:
     """The checkpoint of an epoch, then the history up to it."""
     if is_best:  # best.pth first: a run killed between the two repeats its epoch
         save_checkpoint(state, output / "best.pth", also=output / "checkpoint.pth")
@@ -382,24 +523,62 @@ def save_epoch(state, output, is_best):
     write_history(output, state["history"])
 
 
-def write_history(folder, history):
+def write_history(folder: Path, history: list[dict[str, Any]]) -> None:
     """history.csv and curves.png, made anew from all epochs."""
     columns = list(history[-1])
     write_csv(folder / "history.csv", columns, [[row.get(name) for name in columns] for row in history])
     pictures.draw_curves(history, folder / "curves.png")
 
 
+def draw(run: Run, val_loader: Loader, output: Path, dtype: torch.dtype | None) -> None:
+    """saved_images/ after the last epoch of a run; with several classes also their confusion matrix."""
+    if processes.rank() > 0:
+        return
+    folder, scores = output / "saved_images", run.scores
+    assert scores is not None, "pictures are drawn after an epoch"
+    save_predictions(val_loader, run.model, folder, dtype=dtype, limit=run.settings.PICTURE_BATCHES)
+    save_examples(val_loader, run.model, scores, len(run.history), folder, dtype=dtype)
+    if scores.classes:
+        names, confusion = scores.classes["names"], scores.classes["confusion"]
+        pictures.draw_confusion(confusion, names, folder / "confusion.png")
+        rows = [[name, *counts] for name, counts in zip(names, confusion)]
+        write_csv(folder / "confusion.csv", ["true class (pixels), predicted as", *names], rows)
+
+
+def summary(run: Run, output: Path, seconds: float, waiting: float, loader: Loader) -> str:
+    """The best Dice, the time, where to look, and what would make it faster.
+
+    `waiting`: the share of the last epoch that was spent waiting for data of the `loader`.
+    """
+    lines = [f"Best Dice {run.best['dice']:.4f} after {len(run.history)} epochs; this run trained {seconds:.0f} s."]
+    if waiting > 0.2:
+        cure = "raise NUM_WORKERS, or set ARRAYS = True"
+        if loader.dataset.arrays:
+            cure = "put the dataset on a faster disk"
+        elif run.settings.ARRAYS:
+            cure = "raise NUM_WORKERS"
+        lines.append(f"{100 * waiting:.0f} % of the last epoch was spent waiting for data: {cure}.")
+    shown = f"{output / 'saved_images'}/ and {output / 'curves.png'}"
+    lines.append(f"Look at {shown}; the network is in {output / 'best.pth'}.")
+    return "\n".join(lines)
+
+
+# ---- how a run ends that does not reach its last epoch
+
+
 @contextmanager
-def ending_in_words(s, argv):
-    """Out of memory is told with what to turn, a worker's death, and with a run's stop the command that goes on."""
+def ending_in_words(s: SimpleNamespace, argv: list[str] | None) -> Iterator[None]:
+    """Tells what to change where memory runs out or a worker is killed, and how a stopped run is continued."""
     checkpoint = Path(s.OUTPUT_DIR) / "checkpoint.pth"
     before = stamp(checkpoint)
     try:
         yield
     except (RuntimeError, OSError) as error:
         if ran_out_of_memory(error):
-            size = (s.CROP, s.ACCUMULATE, "CROP") if s.CROP else (s.IMAGE_SIZE, s.ACCUMULATE)
-            raise UserError(recipe.out_of_memory_message(error, s.BATCH_SIZE, *size)) from error
+            constant = size_constant(s)
+            size = getattr(s, constant)
+            message = recipe.out_of_memory_message(error, s.BATCH_SIZE, size, s.ACCUMULATE, constant)
+            raise UserError(message) from error
         if not worker_was_killed(error):
             raise
         raise UserError(
@@ -408,14 +587,25 @@ def ending_in_words(s, argv):
         ) from None
     except (KeyboardInterrupt, Terminated):
         if processes.rank() == 0:
-            goes_on = s.LOAD_MODEL or stamp(checkpoint) != before  # this run has saved an epoch
-            start = ["python"] if processes.world_size() == 1 else ["torchrun", "..."]
-            words = [word for word in (sys.argv[1:] if argv is None else argv) if word != "--load-model"]
-            does = "Go on after the last finished epoch" if goes_on else "No epoch was finished; start again"
-            command = shlex.join([*start, "train.py", *words, *["--load-model"] * goes_on])
-            print(f"\n{does} with:\n  {command}", file=sys.stderr)
+            has_epoch = s.LOAD_MODEL or stamp(checkpoint) != before
+            print(f"\n{how_to_continue(has_epoch, argv)}", file=sys.stderr)
         raise
 
 
+def how_to_continue(has_epoch: bool, argv: list[str] | None) -> str:
+    """The command that continues a stopped run. `has_epoch`: an epoch of it is saved."""
+    start = ["python"]
+    if processes.world_size() > 1:
+        start = ["torchrun", "..."]
+    if argv is None:
+        argv = sys.argv[1:]
+    flags = [flag for flag in argv if flag != "--load-model"]
+    advice = "No epoch was finished; start again"
+    if has_epoch:
+        advice = "Go on after the last finished epoch"
+        flags.append("--load-model")
+    return f"{advice} with:\n  {shlex.join([*start, 'train.py', *flags])}"
+
+
 if __name__ == "__main__":
-    run(main)
+    run_script(main)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from dataset import (
 from parts import pictures, processes
 from parts.arrays import Files, Size
 from parts.audit import Report
+from parts.checkpoints import load_weights, without_prefixes
 from parts.errors import UserError
 from parts.files import copy_whole, parallel_map, write_whole
 from parts.inference import BatchPredictor, pixels_in_windows
@@ -301,19 +302,24 @@ class EpochSampler(Sampler):
         return len(range(processes.rank(), count, world))
 
 
-def refuse_infinite(losses, loader, epoch, first):
-    """Ends the run where one of the `losses` of batches `first`, ... is not finite, naming the batch's files."""
+def refuse_infinite(losses: list[float], loader: Loader, epoch: int, first: int) -> None:
+    """Ends the run where a loss is not finite, with the files of its batch.
+
+    `losses`: those of the batches `first`, `first` + 1, ... of `epoch`, both counted from 0. UserError: one is not
+    finite.
+    """
     for batch, value in enumerate(losses, first):
-        if not math.isfinite(value):
-            start = batch * loader.batch_size
-            order = loader.sampler.order(epoch)[start : start + loader.batch_size]
-            names = "\n".join(f"  {loader.dataset.pair_of(index).image}" for index in order)
-            raise UserError(
-                f"The loss is {value} in epoch {epoch + 1}, batch {batch + 1}, of these files:\n"
-                f"{names}\n"
-                "The last checkpoint is from before it. Look at the files; then lower LEARNING_RATE, keep "
-                "CLIP_GRADIENT on, or try PRECISION = 'float32'."
-            )
+        if math.isfinite(value):
+            continue
+        start = batch * loader.batch_size
+        order = loader.sampler.order(epoch)[start : start + loader.batch_size]
+        names = "\n".join(f"  {loader.dataset.pair_of(index).image}" for index in order)
+        raise UserError(
+            f"The loss is {value} in epoch {epoch + 1}, batch {batch + 1}, of these files:\n"
+            f"{names}\n"
+            "The last checkpoint is from before it. Look at the files; then lower LEARNING_RATE, keep "
+            "CLIP_GRADIENT on, or try PRECISION = 'float32'."
+        )
 
 
 # ---- scores and pictures
@@ -502,8 +508,8 @@ def _for_eyes(images: torch.Tensor) -> np.ndarray:
 # ---- checkpoints
 
 
-def save_checkpoint(state, filename="checkpoint.pth", also=None):
-    """Writes the dictionary `state` (tensors and plain types only) to `filename`, whole and flushed.
+def save_checkpoint(state: dict[str, Any], filename: str | Path = "checkpoint.pth", also: Path | None = None) -> None:
+    """Writes a dictionary of tensors and plain types to a file, whole and flushed.
 
     A process killed at any moment, a full disk or a power cut leaves the old file or the new one.
     `also` becomes the same file, after it.
@@ -514,10 +520,19 @@ def save_checkpoint(state, filename="checkpoint.pth", also=None):
         copy_whole(filename, also)
 
 
-def _torch_save(state, file):
+def _torch_save(state: dict[str, Any], file: IO[bytes]) -> None:
     try:
         torch.save(state, file)
     except RuntimeError as error:
-        if isinstance(error.__context__, OSError):  # a full disk: the archive's own complaint hides the cause
+        if isinstance(error.__context__, OSError):  # a full disk: the archive's own message hides the cause
             raise error.__context__ from None
         raise
+
+
+def load_checkpoint(checkpoint: dict[str, Any], model: nn.Module) -> None:
+    """Puts the weights of a checkpoint, a dictionary with `state_dict`, into the network: all of them or none.
+
+    Prefixes of torch.compile and DistributedDataParallel are left out. UserError: they are of another network.
+    """
+    print("=> Loading checkpoint")
+    load_weights(model, without_prefixes(checkpoint["state_dict"]), "the checkpoint")

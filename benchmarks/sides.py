@@ -1,10 +1,12 @@
 """The sides that benchmarks/train.py and benchmarks/classes.py compare, and the clock that is held to them."""
 
 import ctypes
+import io
 import itertools
 import platform
 import sys
 import time
+from contextlib import redirect_stderr
 from datetime import date
 from pathlib import Path
 
@@ -130,7 +132,8 @@ class Ours:
         if self.on_cpu:
             processes.keep_freed_memory()
         torch.backends.cudnn.benchmark = self.tries
-        train.train_fn(batches, self.trained, *self.parts, self.epoch, self.s, self.dtype)
+        with redirect_stderr(io.StringIO()):  # the progress bars of many short epochs
+            train.train_fn(batches, self.trained, *self.parts, self.epoch, self.s)
         self.epoch += 1
         return len(batches)
 

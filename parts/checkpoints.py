@@ -1,28 +1,202 @@
-"""Checkpoints: what a run saves, verified when it is read, and resumed.
+"""Checkpoints: a run's state, saved, verified and resumed; and the weights that a run can start from.
 
-Nothing in a file is executed.
+Nothing in a file is executed: only tensors and plain types are unpickled.
 """
+
+from __future__ import annotations
 
 import pickle
 import urllib.error
 import zipfile
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from parts import processes
 from parts.errors import UserError
 from parts.masks import IGNORED, MaskRule
 from parts.networks import build_network
 from parts.options import plain
-from parts.scores import Scores
+from parts.scores import Scores, class_columns
 
-_WEIGHT_KEYS = ("state_dict", "model_state_dict", "model")  # ours and the article's; then other layouts
-_PREFIXES = ("_orig_mod.", "module.")  # torch.compile and DistributedDataParallel put these before keys
+if TYPE_CHECKING:
+    from parts.recipe import Schedule
+
+_WEIGHT_KEYS = ("state_dict", "model_state_dict", "model")  # ours and the article's; then other programs'
+_PREFIXES = ("_orig_mod.", "module.")  # torch.compile and DistributedDataParallel put these before the names
+_EXPECTED = "Expected a file that train.py saved, or another PyTorch file with a state_dict"
+
+Weights = dict[str, torch.Tensor]
 
 
-def set_aside(output):
-    """A new run in an old one's folder leaves the old one's work under another name, until the next new one."""
+# ---- a run
+
+
+# These settings say where a run happens. The weights, history and scores do not depend on them.
+_NOT_SAVED = ("LOAD_MODEL", "DEMO", "OUTPUT_DIR", "NUM_WORKERS", "PIN_MEMORY", "ARRAYS", "PICTURE_BATCHES")
+
+
+@dataclass
+class Run:
+    """What is trained, saved and resumed.
+
+    Random draws need no place in it. The order of the images, the flips and a transform's draws come from generators
+    made of (SEED, epoch, index), so an epoch is the same in a resumed run and in one that was never stopped.
+    """
+
+    model: nn.Module  # the network itself, not the DistributedDataParallel around it
+    optimizer: torch.optim.Optimizer
+    schedule: Schedule
+    scaler: torch.amp.GradScaler
+    architecture: dict[str, Any]  # the arguments of build_network
+    mask_rule: MaskRule
+    value_range: tuple[float, float] | None  # of 16-bit and float images
+    scored_on: str  # digest of the validation data: where it differs, scores do not compare
+    settings: SimpleNamespace
+    history: list[dict[str, Any]] = field(default_factory=list)  # a row for each finished epoch
+    since: int = 0  # the best epoch is one after this one: earlier ones were scored on other validation data
+    scores: Scores | None = None  # of the last epoch
+
+    @property
+    def best(self) -> dict[str, Any]:
+        """The history's row of the best epoch; there must be one after `since`."""
+        return best_of(self.history[self.since :])
+
+    @property
+    def epochs_since_best(self) -> int:
+        """How many epochs ago the best one was: 0 for the last one."""
+        return len(self.history) - self.best["epoch"]
+
+    def record(self, loss: float, scores: Scores) -> None:
+        """Adds a finished epoch to the history, and gives its Dice to the schedule."""
+        row = dict(
+            epoch=len(self.history) + 1,
+            loss=loss,
+            accuracy=scores.accuracy,
+            dice=scores.dice,
+            dice_nonempty=scores.dice_nonempty,
+            iou=scores.iou,
+            learning_rate=self.optimizer.param_groups[0]["lr"],
+        )
+        self.history.append(row | class_columns(scores))
+        self.scores = scores
+        self.schedule.after_epoch(scores.dice_nonempty)
+
+    def state(self) -> dict[str, Any]:
+        """The checkpoint's dictionary: tensors and plain types, all that `resume` needs."""
+        assert self.scores is not None, "a run is saved after an epoch"
+        return dict(
+            state_dict=self.model.state_dict(),
+            optimizer=self.optimizer.state_dict(),
+            schedule=self.schedule.state_dict(),
+            scaler=self.scaler.state_dict(),
+            epoch=len(self.history),
+            best_dice=self.best["dice"],
+            history=self.history,
+            since=self.since,
+            scores=vars(self.scores),
+            scored_on=self.scored_on,
+            network=self.architecture,
+            mask_rule=self.mask_rule.to_dict(),
+            image_size=_list_or_none(self.settings.IMAGE_SIZE),
+            crop=_list_or_none(self.settings.CROP),
+            image_range=_list_or_none(self.value_range),
+            settings={name: value for name, value in plain(self.settings).items() if name not in _NOT_SAVED},
+            processes=processes.world_size(),
+        )
+
+    def resume(self, path: str | Path) -> None:
+        """Continues the run that saved the checkpoint `path`, as if it had never stopped.
+
+        Prints which settings have changed since. Where the validation images, IMAGE_SIZE or the reading of the masks
+        have changed (`scored_on`), old scores do not compare: the best epoch is looked for among the coming ones.
+        UserError: the file is unreadable, of another network or other classes, or all of its epochs are done.
+        """
+        saved = read_checkpoint(path, next(self.model.parameters()).device)
+        new_run = (
+            f"To start a new run from these weights, leave LOAD_MODEL off and set PRETRAINED (--pretrained {path})."
+        )
+        if difference := _class_difference(saved, self.mask_rule):
+            raise UserError(
+                f"{path}: {difference}. Going on needs the same ones, in the same order (CLASSES). {new_run}"
+            )
+        processes.say("=> Loading checkpoint")
+        load_weights(self.model, saved["state_dict"], str(path))
+        self.history = saved.get("history", [])
+        epochs, planned = len(self.history), self.settings.NUM_EPOCHS
+        if epochs >= planned:
+            raise UserError(
+                f"{path}: all of its {epochs} epochs are done, and NUM_EPOCHS = {planned} counts the epochs of the "
+                f"whole run. To go on, give a larger one (--num-epochs {2 * epochs}). {new_run}"
+            )
+        self._load_states(saved, path)
+        comparable = saved.get("scored_on", self.scored_on) == self.scored_on
+        self.since = epochs
+        if comparable:
+            self.since = saved.get("since", 0)
+            if "scores" in saved:
+                self.scores = Scores(**saved["scores"])
+        self._tell_resumed(saved, comparable)
+
+    def _tell_resumed(self, saved: dict[str, Any], comparable: bool) -> None:
+        """Prints after which epoch the run goes on, and what has changed since the checkpoint was saved."""
+        old = saved.get("settings", {}) | {"PROCESSES": saved.get("processes", 1)}
+        new = vars(self.settings) | {"PROCESSES": processes.world_size()}
+        changes = [f"{name} {old[name]!r} -> {new[name]!r}" for name in new if name in old and old[name] != new[name]]
+        if changes:
+            listed = ", ".join(changes)
+            processes.say(f"Not exactly the run that would have been, because these settings have changed: {listed}")
+        best = ""
+        if self.history[self.since :]:
+            best = f", best Dice {self.best['dice']:.4f}"
+        processes.say(f"Going on after epoch {len(self.history)}{best}")
+        if not comparable:
+            processes.say(
+                "The validation images, IMAGE_SIZE or the reading of the masks have changed, so the old scores do not "
+                "compare: the best Dice, best.pth and PATIENCE start anew."
+            )
+
+    def _load_states(self, saved: dict[str, Any], path: str | Path) -> None:
+        """Restores optimizer, schedule and scaler; one whose state does not fit starts anew, and that is printed."""
+        current = [{key: group[key] for key in group if key != "params"} for group in self.optimizer.param_groups]
+        for name in ("optimizer", "schedule", "scaler"):
+            if saved.get(name):
+                try:
+                    getattr(self, name).load_state_dict(saved[name])
+                except (ValueError, KeyError, RuntimeError) as error:
+                    print(f"The {name} starts anew: its state in {path} does not fit ({error}).")
+        # The states hold WEIGHT_DECAY and the like; those of now are obeyed, not the saved ones.
+        for group, options in zip(self.optimizer.param_groups, current):
+            group.update(options)
+
+
+def _list_or_none(values: Any) -> list | None:
+    """A tuple as a list, as checkpoints hold it; None stays None."""
+    return None if values is None else list(values)
+
+
+def best_of(history: list[dict[str, Any]]) -> dict[str, Any]:
+    """The row of the epoch with the highest Dice of images that are not empty, the first of several."""
+    return max(history, key=lambda row: row.get("dice_nonempty", row["dice"]))
+
+
+def snapshot(state: Any) -> Any:
+    """A copy of a checkpoint's dictionary on the CPU, which training that goes on does not change."""
+    if isinstance(state, torch.Tensor):
+        return state.detach().to("cpu", copy=True)
+    if isinstance(state, dict):
+        return {key: snapshot(value) for key, value in state.items()}
+    if isinstance(state, (list, tuple)):
+        return type(state)(map(snapshot, state))
+    return state
+
+
+def set_aside(output: Path) -> None:
+    """Renames the files of an earlier run in the folder of a new one; the next new run replaces them."""
     for name in ("checkpoint.pth", "best.pth", "history.csv"):
         old = output / name
         if old.exists():
@@ -30,281 +204,217 @@ def set_aside(output):
             print(f"{old} of an earlier run is now {kept}")
 
 
-def read_checkpoint(filename, device="cpu"):
-    """The dictionary in `filename`, its weights under `state_dict` without a wrapper's prefixes.
+# ---- reading a checkpoint
 
-    Every record's CRC is checked first, so a damaged file is refused rather than loaded wrong, and
-    only tensors and plain types are unpickled. Files of the article's code, bare state dicts and
-    those of torch.compile or DistributedDataParallel are read too. UserError names what is wrong.
+
+def read_checkpoint(filename: str | Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """The dictionary in a checkpoint, its weights under `state_dict` without a wrapper's prefixes.
+
+    The CRC of every record is checked first, so a damaged file is refused rather than loaded wrong. Files of the
+    article's code, bare state dicts and those of torch.compile or DistributedDataParallel are read too.
+    UserError: there is no such file, or it is damaged, or it holds no weights or more than plain types.
     """
-    expected = "Expected a file that train.py saved, or another PyTorch file with a state_dict"
     path = Path(filename)
     if not path.is_file():
         raise UserError(f"{path}: there is no such checkpoint. Train first, or name another file.")
+    checkpoint = _unpickle(path, device)
+    if not isinstance(checkpoint, dict):
+        raise UserError(f"{path}: holds a {type(checkpoint).__name__}. {_EXPECTED}.")
+    for key in _WEIGHT_KEYS:
+        if isinstance(checkpoint.get(key), dict):
+            weights = checkpoint.pop(key)
+            break
+    else:  # bare weights; some programs keep a list or two beside them
+        weights = {name: value for name, value in checkpoint.items() if isinstance(value, torch.Tensor)}
+        checkpoint = {}
+    if not weights or not all(isinstance(value, torch.Tensor) for value in weights.values()):
+        raise UserError(f"{path}: holds no weights. {_EXPECTED}.")
+    return checkpoint | {"state_dict": without_prefixes(weights)}
+
+
+def _unpickle(path: Path, device: torch.device | str) -> Any:
+    """What torch.save has put into a file. UserError: it is damaged, or holds more than tensors and plain types."""
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 damaged = archive.testzip()
             if damaged:
                 raise UserError(f"{path}: damaged (checksum of {damaged}). Use another checkpoint.")
-        checkpoint = torch.load(path, map_location=device, weights_only=True)
+        return torch.load(path, map_location=device, weights_only=True)
     except UserError:
         raise
-    except pickle.UnpicklingError as error:
+    except pickle.UnpicklingError as error:  # PyTorch's own message says how to run the code in it: not repeated
         raise UserError(
             f"{path}: refused, because it is damaged or holds more than tensors and plain values, "
-            f"which could run code. {expected}."  # PyTorch's own words tell how to run it
+            f"which could run code. {_EXPECTED}."
         ) from error
-    except Exception as error:  # a truncated or foreign file fails in many ways, all of them meaning this
-        raise UserError(f"{path}: not a readable checkpoint ({_first_line(error)}). {expected}.") from error
-    if not isinstance(checkpoint, dict):
-        raise UserError(f"{path}: holds a {type(checkpoint).__name__}. {expected}.")
-    key = next((key for key in _WEIGHT_KEYS if isinstance(checkpoint.get(key), dict)), None)
-    weights = checkpoint.pop(key) if key else checkpoint
-    if not key:  # bare weights; some programs keep a list or two beside them
-        weights = {name: value for name, value in weights.items() if isinstance(value, torch.Tensor)}
-    if not weights or not all(isinstance(value, torch.Tensor) for value in weights.values()):
-        raise UserError(f"{path}: holds no weights. {expected}.")
-    return (checkpoint if key else {}) | {"state_dict": without_prefixes(weights)}
+    except Exception as error:  # a truncated or foreign file fails in many ways, all of which mean this
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise UserError(f"{path}: not a readable checkpoint ({lines[0][:200]}). {_EXPECTED}.") from error
 
 
-def _first_line(error):
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-
-
-def without_prefixes(weights):
-    """The same state dict, its keys as the bare network has them."""
+def without_prefixes(weights: Weights) -> Weights:
+    """The same state dict with the names that the bare network gives them."""
     for prefix in _PREFIXES * 2:  # either wrapper may be the outer one
-        if weights and all(key.startswith(prefix) for key in weights):
-            weights = {key[len(prefix) :]: value for key, value in weights.items()}
+        if weights and all(name.startswith(prefix) for name in weights):
+            weights = {name.removeprefix(prefix): value for name, value in weights.items()}
     return weights
 
 
-def load_checkpoint(checkpoint, model, source="the checkpoint"):
-    """Puts the weights of `checkpoint` (a dictionary with `state_dict`) into `model`, all or nothing.
+def load_weights(model: nn.Module, weights: Weights, source: str) -> None:
+    """Puts a state dict into a network: all of it, or, with a UserError, nothing.
 
-    UserError: they are of another network.
+    UserError: it belongs to another network. `source` tells in the message where the weights come from.
     """
-    print("=> Loading checkpoint")
-    load_weights(model, without_prefixes(checkpoint["state_dict"]), source)
-
-
-def load_weights(model, weights, source):
     own = model.state_dict()
-    missing = [key for key in own if key not in weights]
-    foreign = [key for key in weights if key not in own]
-    shapes = [
-        f"{key} is {tuple(weights[key].shape)} there and {tuple(own[key].shape)} here"
-        for key in own
-        if key in weights and own[key].shape != weights[key].shape
-    ]
-    if missing or foreign or shapes:
-        words = [f"{source} belongs to another architecture (FEATURES, ENCODER or the channels differ):"]
-        for label, items in (("lacks", missing), ("has, unknown here,", foreign), ("misfit:", shapes)):
-            if items:
-                more = f" and {len(items) - 3} more" if len(items) > 3 else ""
-                words.append(f"  {label} {', '.join(items[:3])}{more}")
-        raise UserError("\n".join(words))
+    common = [name for name in own if name in weights]
+    differences = {
+        "lacks": [name for name in own if name not in weights],
+        "has, unknown here,": [name for name in weights if name not in own],
+        "misfit:": [
+            f"{name} is {tuple(weights[name].shape)} there and {tuple(own[name].shape)} here"
+            for name in common
+            if own[name].shape != weights[name].shape
+        ],
+    }
+    lines = [f"  {label} {_first_few(names, 3)}" for label, names in differences.items() if names]
+    if lines:
+        heading = f"{source} belongs to another architecture (FEATURES, ENCODER or the channels differ):"
+        raise UserError("\n".join([heading, *lines]))
     model.load_state_dict(weights)
 
 
-# These settings change where a run happens, not what becomes of it.
-_OUTSIDE = ["LOAD_MODEL", "DEMO", "OUTPUT_DIR", "NUM_WORKERS", "PIN_MEMORY", "ARRAYS", "PICTURE_BATCHES"]
+def _first_few(names: list[str], most: int) -> str:
+    """The first names of a list, and how many more there are."""
+    text = ", ".join(names[:most])
+    if len(names) > most:
+        text += f" and {len(names) - most} more"
+    return text
 
 
-def run_state(
-    model, optimizer, schedule, scaler, history, since, scores, s, architecture, mask_rule, scored_on, value_range=None
-):
-    """The checkpoint of a run with the settings `s`, in tensors and plain types: all that `resume` needs.
-
-    Random draws need no place here: the order of the images, the flips and a transform's draws come from
-    generators made of (SEED, epoch, index), so that an epoch is the same whoever reaches it.
-    """
-    return dict(
-        state_dict=model.state_dict(),
-        optimizer=optimizer.state_dict(),
-        schedule=schedule.state_dict(),
-        scaler=scaler.state_dict(),
-        epoch=len(history),
-        best_dice=best_of(history[since:])["dice"],
-        history=history,
-        since=since,
-        scores=vars(scores),
-        scored_on=scored_on,
-        network=architecture,
-        mask_rule=mask_rule.to_dict(),
-        image_size=s.IMAGE_SIZE and list(s.IMAGE_SIZE),
-        crop=s.CROP and list(s.CROP),
-        image_range=value_range and list(value_range),
-        settings={name: value for name, value in plain(s).items() if name not in _OUTSIDE},
-        processes=processes.world_size(),
-    )
+# ---- a network from a checkpoint
 
 
-def snapshot(state):
-    """A copy of a checkpoint's dictionary on the CPU, which training that goes on does not change."""
-    if isinstance(state, torch.Tensor):
-        return state.detach().to("cpu", copy=True)
-    if isinstance(state, dict):
-        return {key: snapshot(it) for key, it in state.items()}
-    return type(state)(map(snapshot, state)) if isinstance(state, (list, tuple)) else state
+def load_network(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
+    """The network of a file that train.py or the article's code saved, in eval mode, and the rest of its checkpoint.
 
-
-def resume(path, model, optimizer, schedule, scaler, s, scored_on, mask_rule=None):
-    """Goes on from the checkpoint `path`, exactly: (history, since, the last Scores).
-
-    `mask_rule`, the masks' MaskRule, must be of the classes that the checkpoint's network has.
-
-    `history` has a dictionary for each epoch. Where other validation images, another IMAGE_SIZE or another
-    reading of the masks are `scored_on`, old scores do not compare: the best epoch is looked for after `since`,
-    and the last Scores are None. Says that, and which settings were others when it was saved.
-    UserError: it is of another network or other classes, unreadable, or has all its epochs behind it.
-    """
-    saved = read_checkpoint(path, next(model.parameters()).device)
-    if other := _other_classes(saved, mask_rule):
-        raise UserError(
-            f"{path}: {other}. Going on needs the same ones, in the same order (CLASSES). To start a new run from "
-            f"these weights, leave LOAD_MODEL off and set PRETRAINED (--pretrained {path})."
-        )
-    load_checkpoint(saved, model, str(path))
-    history = saved.get("history", [])
-    if len(history) >= s.NUM_EPOCHS:
-        raise UserError(
-            f"{path}: has all of its {len(history)} epochs behind it, and NUM_EPOCHS = {s.NUM_EPOCHS} counts those of "
-            f"the whole run. To go on, give a larger one (--num-epochs {2 * len(history)}); to start a new run from "
-            f"these weights, leave LOAD_MODEL off and set PRETRAINED (--pretrained {path})."
-        )
-    own = [{key: it for key, it in group.items() if key != "params"} for group in optimizer.param_groups]
-    for name, part in dict(optimizer=optimizer, schedule=schedule, scaler=scaler).items():
-        if saved.get(name):
-            try:
-                part.load_state_dict(saved[name])
-            except (ValueError, KeyError, RuntimeError) as error:
-                print(f"The {name} starts anew: its state in {path} does not fit ({error}).")
-    for group, kept in zip(optimizer.param_groups, own):
-        group.update(kept)  # WEIGHT_DECAY and the like are those of now, not the saved ones
-    before = saved.get("settings", {}) | {"PROCESSES": saved.get("processes", 1)}
-    now = vars(s) | {"PROCESSES": processes.world_size()}
-    changed = [f"{name} {before[name]!r} -> {now[name]!r}" for name in now if before.get(name, now[name]) != now[name]]
-    same = saved.get("scored_on", scored_on) == scored_on
-    since = saved.get("since", 0) if same else len(history)
-    if processes.rank() == 0:
-        if changed:
-            print("Not the run that would have been, for these have changed: " + ", ".join(changed))
-        best = f", best Dice {best_of(history[since:])['dice']:.4f}" if history[since:] else ""
-        print(f"Going on after epoch {len(history)}{best}")
-        if not same:
-            print(
-                "The validation images, IMAGE_SIZE or what the masks mean are not those of before, so the old scores "
-                "do not compare: the best Dice, best.pth and PATIENCE start anew."
-            )
-    return history, since, Scores(**saved["scores"]) if same and "scores" in saved else None
-
-
-def best_of(history):
-    """The epoch that is chosen, the first of several: see selection_dice."""
-    return max(history, key=lambda row: row.get("dice_nonempty", row["dice"]))
-
-
-def _other_classes(checkpoint, mask_rule):
-    """In words, that the checkpoint's network has other classes than masks read by `mask_rule`; None where it has not.
-
-    Files of other programs do not say which classes they have: None.
-    """
-    saved = checkpoint.get("mask_rule")
-    if mask_rule is None or not isinstance(saved, dict):
-        return None
-    old, new = list(saved.get("names", ())), list(mask_rule.names)
-    return f"its network has {_listed_classes(old)}, and the masks have {_listed_classes(new)}" if old != new else None
-
-
-def _listed_classes(names):
-    """The names of classes in words, the first of very many."""
-    more = f" and {len(names) - 12} more" if len(names) > 12 else ""
-    return f"the classes {', '.join(names[:12])}{more}" if names else "one foreground"
-
-
-def load_pretrained(path, model, mask_rule=None):
-    """Puts the weights of a checkpoint into `model`, for a new run on masks that are read by `mask_rule` (MaskRule).
-
-    An output layer for other classes stays as it is, random, and this is said. UserError: it is of another network.
-    """
-    saved = read_checkpoint(path)
-    weights, own = saved["state_dict"], model.state_dict()
-    head = [key for key in weights if key.startswith("output_conv.") and key in own]
-    other = _other_classes(saved, mask_rule)
-    if not other and any(weights[key].shape != own[key].shape for key in head):
-        shapes = weights["output_conv.weight"].shape[0], own["output_conv.weight"].shape[0]
-        other = f"has {shapes[0]} output channels, and {shapes[1]} are needed"
-    if other:
-        print(f"{path}: {other}: the output layer starts anew.")
-        weights = {**weights, **{key: own[key] for key in head}}
-    load_weights(model, weights, f"PRETRAINED = {str(path)!r}")
-    print(f"Starting from the weights in {path}")
-
-
-def load_network(path):
-    """(network, checkpoint) of a file that train.py or the article's code saved; the network is in eval mode.
-
-    It takes images (N, 3, H, W) in [0, 1] and gives logits (N, 1, H, W), or (N, C, H, W) of the C classes of
+    The network takes images (N, 3, H, W) in [0, 1] and gives logits (N, 1, H, W), or (N, C, H, W) of the C classes of
     checkpoint["mask_rule"], a dictionary as of MaskRule. Where a file does not say what its channels are, they are
-    classes of the values 0 to C - 1. UserError: it is of another network than that.
+    classes of the values 0 to C - 1. UserError: it is of another network.
     """
     checkpoint = read_checkpoint(path)
-    for key in ("network", "settings"):  # another's file may hold none, or something else
+    for key in ("network", "settings"):  # files of other programs may hold none, or something else
         if not isinstance(checkpoint.get(key), dict):
             checkpoint[key] = {}
     architecture = checkpoint["network"] or _plain_architecture(checkpoint["state_dict"])
     if architecture is None:
-        raise UserError(f"{path}: neither says what network it is of, nor are its weights those of the plain one.")
+        raise UserError(f"{path}: does not say what network it is of, and its weights are not those of the plain one.")
     try:
         network = build_network(**architecture)
-        mask_rule = (
-            MaskRule.from_dict(checkpoint["mask_rule"]) if isinstance(checkpoint.get("mask_rule"), dict) else None
-        )
+        _complete_mask_rule(checkpoint, network.output_conv.out_channels)
+        channels = MaskRule.from_dict(checkpoint["mask_rule"]).channels if "mask_rule" in checkpoint else 1
     except TypeError as error:
         raise UserError(f"{path}: says of its network what is not understood here ({error}).") from error
-    inputs, outputs = network.in_channels, network.output_conv.out_channels
-    if mask_rule is None and 1 < outputs < IGNORED:
-        values = tuple(range(outputs))
-        mask_rule = MaskRule(background=(), foreground=(), classes=values, names=tuple(map(str, values)))
-        checkpoint["mask_rule"] = mask_rule.to_dict()
-    channels = mask_rule.channels if mask_rule else 1
-    if (inputs, outputs) != (3, channels):
-        one_each = f"{channels}, one for each class," if channels > 1 else "one for the mask"
-        raise UserError(
-            f"{path}: its network has {inputs} channels in and {outputs} out. RGB (3) and {one_each} are needed."
-        )
+    _refuse_channels(path, network, channels)
     load_weights(network, checkpoint.pop("state_dict"), str(path))  # popped: its memory is free again
     return network.eval(), checkpoint
 
 
-def _plain_architecture(weights):
-    """The plain network that has these weights, for build_network, or None."""
+def _complete_mask_rule(checkpoint: dict[str, Any], channels: int) -> None:
+    """Gives a checkpoint that says nothing of its masks the rule that its number of channels suggests."""
+    if isinstance(checkpoint.get("mask_rule"), dict):
+        return
+    checkpoint.pop("mask_rule", None)
+    if 1 < channels < IGNORED:
+        values = tuple(range(channels))
+        mask_rule = MaskRule(background=(), foreground=(), classes=values, names=tuple(map(str, values)))
+        checkpoint["mask_rule"] = mask_rule.to_dict()
+
+
+def _refuse_channels(path: str | Path, network: nn.Module, needed: int) -> None:
+    """UserError where a network has other channels than RGB in and those of its masks out."""
+    inputs, outputs = network.in_channels, network.output_conv.out_channels
+    if (inputs, outputs) != (3, needed):
+        purpose = "one for the mask"
+        if needed > 1:
+            purpose = f"{needed}, one for each class,"
+        raise UserError(
+            f"{path}: its network has {inputs} channels in and {outputs} out. RGB (3) and {purpose} are needed."
+        )
+
+
+def _plain_architecture(weights: Weights) -> dict[str, Any] | None:
+    """The arguments of build_network for the plain network that has these weights, or None."""
     try:
-        features = []
+        features: list[int] = []
         while f"encoder.{len(features)}.conv.0.weight" in weights:
             features.append(weights[f"encoder.{len(features)}.conv.0.weight"].shape[0])
-        channels = weights["encoder.0.conv.0.weight"].shape[1], weights["output_conv.weight"].shape[0]
+        in_channels = weights["encoder.0.conv.0.weight"].shape[1]
+        out_channels = weights["output_conv.weight"].shape[0]
     except (KeyError, IndexError):
         return None
-    return dict(in_channels=channels[0], out_channels=channels[1], features=features)
+    return dict(in_channels=in_channels, out_channels=out_channels, features=features)
 
 
-def load_encoder_weights(network, name, weights):
+# ---- weights that a new run starts from
+
+
+def load_pretrained(path: str | Path, model: nn.Module, mask_rule: MaskRule | None = None) -> None:
+    """Puts the weights of a checkpoint into the network of a new run, whose masks are read by `mask_rule`.
+
+    An output layer for other classes stays random, and this is printed. UserError: the weights are of another network.
+    """
+    saved = read_checkpoint(path)
+    weights, own = saved["state_dict"], model.state_dict()
+    output_layer = [name for name in weights if name.startswith("output_conv.") and name in own]
+    difference = _class_difference(saved, mask_rule)
+    if not difference and any(weights[name].shape != own[name].shape for name in output_layer):
+        there, here = weights["output_conv.weight"].shape[0], own["output_conv.weight"].shape[0]
+        difference = f"has {there} output channels, and {here} are needed"
+    if difference:
+        print(f"{path}: {difference}: the output layer starts anew.")
+        weights = weights | {name: own[name] for name in output_layer}
+    load_weights(model, weights, f"PRETRAINED = {str(path)!r}")
+    print(f"Starting from the weights in {path}")
+
+
+def _class_difference(checkpoint: dict[str, Any], mask_rule: MaskRule | None) -> str:
+    """Says in which classes the checkpoint's network and masks read by `mask_rule` differ; "" where they agree.
+
+    Files of other programs do not say which classes they have: they agree with all.
+    """
+    saved = checkpoint.get("mask_rule")
+    if mask_rule is None or not isinstance(saved, dict):
+        return ""
+    old, new = list(saved.get("names", ())), list(mask_rule.names)
+    if old == new:
+        return ""
+    return f"its network has {_listed_classes(old)}, and the masks have {_listed_classes(new)}"
+
+
+def _listed_classes(names: list[str]) -> str:
+    """The names of classes in a sentence, the first of very many."""
+    if not names:
+        return "one foreground"
+    return f"the classes {_first_few(names, 12)}"
+
+
+def load_encoder_weights(network: nn.Module, name: str, weights: str) -> None:
     """Puts torchvision's weights of its network `name` into the encoder of `network`.
 
-    `weights`: torchvision's word for them ("DEFAULT", "IMAGENET1K_V1"), or the path of a state dict. The
-    classifier's are left out, and the counters that BatchNorm had not in the days of some of torchvision's
-    files may be missing. UserError: they cannot be had, or are of another network.
+    `weights`: torchvision's name of them ("DEFAULT", "IMAGENET1K_V1"), or the path of a state dict. The classifier's
+    are left out. BatchNorm's counters, which are missing in torchvision's oldest files, stay those of the network.
+    UserError: the weights are out of reach, or are of another network.
     """
-    found = _encoder_weights(name, weights)
-    counters = {key: it for key, it in network.encoder.state_dict().items() if key.endswith("num_batches_tracked")}
-    features = {key: it for key, it in found.items() if not key.startswith(("fc.", "classifier."))}
+    state = _encoder_weights(name, weights)
+    own = network.encoder.state_dict()
+    counters = {key: value for key, value in own.items() if key.endswith("num_batches_tracked")}
+    features = {key: value for key, value in state.items() if not key.startswith(("fc.", "classifier."))}
     load_weights(network.encoder, counters | features, f"ENCODER_WEIGHTS = {weights!r}")
 
 
-def _encoder_weights(name, weights):
+def _encoder_weights(name: str, weights: str) -> Weights:
+    """The state dict of torchvision's network `name`: from a file, from torchvision's cache, or downloaded."""
     if Path(weights).is_file():
         return read_checkpoint(weights)["state_dict"]
     from torchvision.models import get_model_weights  # here, because it takes a second or two to load
@@ -316,7 +426,7 @@ def _encoder_weights(name, weights):
     entry = known[weights]
     file = Path(torch.hub.get_dir()) / "checkpoints" / entry.url.rpartition("/")[2]
     if file.is_file():
-        return read_checkpoint(file)["state_dict"]  # a damaged one is told by its name
+        return read_checkpoint(file)["state_dict"]  # the message about a damaged one names it
     try:
         return entry.get_state_dict(progress=True, check_hash=True, weights_only=True)
     except (urllib.error.URLError, OSError, RuntimeError) as error:

@@ -1,95 +1,127 @@
-"""One process or several, started by torchrun: who is first, and what they share.
+"""One process, or several that torchrun starts: which one this is, and what they exchange.
 
-Without torchrun's variables nothing of torch.distributed is touched, and every function here is the
-plain thing for one process. Sums travel by gloo or NCCL, whichever the tensor's device needs.
+Without torchrun's variables nothing of torch.distributed is used, and every function here does the plain thing for one
+process. Sums travel by gloo or NCCL, whichever the tensor's device needs.
 """
 
 import ctypes
 import importlib
 import os
 import sys
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from parts.errors import UserError, ran_out_of_memory
 
+Result = TypeVar("Result")
+
 
 class Elsewhere(UserError):
-    """Another process has failed and says why."""
+    """Another process has failed, and says why."""
+
+
+# ---- starting
 
 
 @contextmanager
-def together(device="auto"):
-    """Joins torchrun's processes, if there are any, and gives this one's torch.device."""
+def together(device: str = "auto") -> Iterator[torch.device]:
+    """Joins torchrun's processes, if there are any, and gives the device of this one."""
     alone = int(os.environ.get("WORLD_SIZE", 1)) == 1
     if not alone and ":" in device:
         raise UserError(f'DEVICE = "{device}": with torchrun each process takes a GPU of its own. Set it to "cuda".')
-    device = pick_device(device, int(os.environ.get("LOCAL_RANK", 0)))
+    own_device = pick_device(device, int(os.environ.get("LOCAL_RANK", 0)))
     if alone:
-        yield device
+        yield own_device
         return
-    # DistributedDataParallel imports it. Imported after the processes have joined it holds on to their group,
+    # DistributedDataParallel imports it. If that happens after the processes have joined, it holds on to their group,
     # whose threads then outlive destroy_process_group and, now and then, abort the interpreter at its end.
     importlib.import_module("torch._dynamo")
-    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    # Making the arrays of a large set may take process 0 a while, and the others wait that long.
+    backend = "gloo"
+    if own_device.type == "cuda":
+        backend = "cpu:gloo,cuda:nccl"
+    # Process 0 may take a while to make the arrays of a large dataset, and the others wait that long.
     dist.init_process_group(backend, timeout=timedelta(hours=2))
     try:
-        yield device
+        yield own_device
     finally:
         if backend == "gloo" or sys.exc_info()[0] is None:  # after an error NCCL's may wait for the others for ever
             dist.destroy_process_group()
 
 
-def pick_device(name, local_rank=0):
-    """The torch.device that DEVICE = `name` means here; UserError where there is none of it."""
+def pick_device(name: str, local_rank: int = 0) -> torch.device:
+    """The torch.device that the constant DEVICE means on this machine.
+
+    `local_rank`: this process's number on it, and the number of its GPU where the name has none.
+    UserError: the machine has no such device.
+    """
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    available = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available, "cpu": lambda: True}
-    kind = name.split(":")[0]
-    if kind not in available or not available[kind]():
+        name = next(kind for kind, is_there in available.items() if is_there)  # the fastest
+    kind, _, number = name.partition(":")
+    if not available.get(kind):
         raise UserError(f'DEVICE = "{name}": this machine has none. "auto" takes what there is.')
     if kind != "cuda":
         return torch.device(kind)
-    index = name.partition(":")[2] or str(local_rank)
-    if not index.isdigit() or int(index) >= torch.cuda.device_count():
+    number = number or str(local_rank)
+    if not number.isdigit() or int(number) >= torch.cuda.device_count():
         raise UserError(
-            f'DEVICE = "cuda:{index}": there are {torch.cuda.device_count()} GPUs, counted from 0. '
+            f'DEVICE = "cuda:{number}": there are {torch.cuda.device_count()} GPUs, counted from 0. '
             "Start no more processes than GPUs (--nproc_per_node)."
         )
-    device = torch.device("cuda", int(index))
-    torch.cuda.set_device(device)  # events and NCCL go by the current one
+    device = torch.device("cuda", int(number))
+    torch.cuda.set_device(device)  # events and NCCL take the current one
     return device
 
 
-def keep_freed_memory():
-    """On Linux, has malloc keep what is freed, rather than hand each large tensor's pages back to the system.
+def keep_freed_memory() -> None:
+    """On Linux, makes malloc keep freed memory, rather than hand the pages of each large tensor back to the system.
 
     Faulting them in again costs a training step on a CPU a fifth of its time.
     (mallopt(3): M_MMAP_MAX is -4, M_TRIM_THRESHOLD -1.)
     """
-    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if sys.platform != "linux":
+        return
+    libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):  # glibc
         libc.mallopt(-4, 0)
         libc.mallopt(-1, -1)
 
 
-def rank():
+# ---- which process this is
+
+
+def rank() -> int:
     """This process's number, 0 when it is alone."""
-    return dist.get_rank() if dist.is_initialized() else 0
+    if dist.is_initialized():
+        return dist.get_rank()
+    return 0
 
 
-def world_size():
+def world_size() -> int:
     """How many processes train together."""
-    return dist.get_world_size() if dist.is_initialized() else 1
+    if dist.is_initialized():
+        return dist.get_world_size()
+    return 1
 
 
-def wrap(network, device, sync_batchnorm=False):
-    """`network` as training calls it: itself, or a DistributedDataParallel around it.
+def say(text: str) -> None:
+    """Prints a text once, and not once in every process."""
+    if rank() == 0:
+        print(text)
+
+
+# ---- training together
+
+
+def wrap(network: nn.Module, device: torch.device, sync_batchnorm: bool = False) -> nn.Module:
+    """The network as training calls it: itself, or with several processes a DistributedDataParallel around it.
 
     UserError: `sync_batchnorm` on a device for which PyTorch has none.
     """
@@ -98,29 +130,35 @@ def wrap(network, device, sync_batchnorm=False):
     if sync_batchnorm:
         if device.type == "cpu":
             raise UserError("SYNC_BATCHNORM: PyTorch synchronises it on GPUs alone. Leave it off on a CPU.")
-        network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(network)
-    model = DistributedDataParallel(network, device_ids=[device.index] if device.type == "cuda" else None)
-    # BatchNorm's statistics are shared once an epoch (same_everywhere), not before every step. The newest
-    # PyTorch has another name for the argument and keeps this attribute.
+        network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    device_ids = None
+    if device.type == "cuda":
+        device_ids = [device.index]
+    model = DistributedDataParallel(network, device_ids=device_ids)
+    # BatchNorm's statistics are shared once an epoch (same_everywhere), not before every step. This attribute says so
+    # to every version of PyTorch; the argument for it has another name in the newest one.
     model.broadcast_buffers = False
     return model
 
 
 @contextmanager
-def synchronised(model, last):
-    """Gradients are averaged over the processes at the `last` batch of a step alone."""
-    nccl = world_size() > 1 and next(model.parameters()).device.type == "cuda"
-    silent = nullcontext() if last or not isinstance(model, DistributedDataParallel) else model.no_sync()
-    with silent, _exchange(dist.DistError if nccl else RuntimeError):
+def synchronised(model: nn.Module, last: bool) -> Iterator[None]:
+    """Where a batch goes forward and backward; gradients are averaged in the `last` batch of a step alone."""
+    exchange: AbstractContextManager = nullcontext()
+    if isinstance(model, DistributedDataParallel) and not last:
+        exchange = model.no_sync()
+    failure: type[Exception] = RuntimeError
+    if world_size() > 1 and next(model.parameters()).device.type == "cuda":
+        failure = dist.DistError  # NCCL's own: other failures of a step are then the step's
+    with exchange, _exchange(failure):
         yield
 
 
 @contextmanager
-def _exchange(failure=RuntimeError):
-    """What fails in an exchange with the other processes fails because one of them has gone.
+def _exchange(failure: type[Exception] = RuntimeError) -> Iterator[None]:
+    """An exchange with the other processes: `failure` in it means that one of them has gone, which becomes Elsewhere.
 
-    Gloo has no type of error for that; the place tells it. NCCL's is DistError, by which it is told where a step of
-    the network's may fail as well.
+    Gloo has no type of error for that, so every RuntimeError in an exchange counts as one.
     """
     try:
         yield
@@ -131,37 +169,38 @@ def _exchange(failure=RuntimeError):
         raise Elsewhere(f"Process {rank()} cannot go on with the others; see what they say. ({first_line})") from error
 
 
-def sum_over_all(tensor):
-    """The sum of every process's `tensor`, in place, on every process."""
+def sum_over_all(tensor: torch.Tensor) -> torch.Tensor:
+    """The sum of every process's tensor, in place, on every process."""
     if world_size() > 1:
         with _exchange():
             dist.all_reduce(tensor, op=dist.ReduceOp.SUM)
     return tensor
 
 
-def first(function):
-    """Calls `function()` on process 0 alone and gives its result to all; its failure ends all of them."""
+def first(function: Callable[[], Result]) -> Result:
+    """Calls a function on process 0 alone and gives its result to all; its failure ends all of them."""
     if world_size() == 1:
         return function()
-    outcome = [None, True]
+    message: list = [None, True]  # the result, and whether there is one
     error = None
     if rank() == 0:
         try:
-            outcome[0] = function()
+            message[0] = function()
         except Exception as failure:
-            error, outcome[1] = failure, False
+            error, message[1] = failure, False
     with _exchange():
-        dist.broadcast_object_list(outcome, src=0)
+        dist.broadcast_object_list(message, src=0)
     if error is not None:
         raise error
-    if not outcome[1]:
-        raise Elsewhere("")
-    return outcome[0]
+    result, succeeded = message
+    if not succeeded:
+        raise Elsewhere("")  # process 0 says why
+    return result
 
 
 @torch.no_grad()
-def same_everywhere(module):
-    """BatchNorm's running statistics differ between processes: everybody takes those of process 0."""
+def same_everywhere(module: nn.Module) -> None:
+    """Gives every process the BatchNorm statistics of process 0; each has those of its own batches."""
     if world_size() > 1:
         with _exchange():
             for buffer in module.buffers():

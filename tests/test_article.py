@@ -91,8 +91,13 @@ from unet import unet as UNET
 import albumentations as A 
 from albumentations.pytorch import ToTensorV2
 
-from utils import check_accuracy, save_checkpoint, get_loaders, save_predictions
-from parts.checkpoints import load_checkpoint
+from utils import (
+    check_accuracy,
+    load_checkpoint,
+    save_checkpoint,
+    get_loaders,
+    save_predictions
+)
 
 # HyperParams
 LEARNING_RATE = 1e-4 # You can use LrOnPlateau as well

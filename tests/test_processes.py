@@ -203,9 +203,9 @@ FLAGS = [*SMALL, "--batch-size", "2", "--num-epochs", "3", "--accumulate", "2", 
 TRAIN_AND_LOOK = """
 import sys, train
 from pathlib import Path
-from parts import script
+from parts import errors
 try:
-    script.run(lambda: train.main(sys.argv[1:]))
+    errors.run(lambda: train.main(sys.argv[1:]))
 finally:
     threads = [(task / "comm").read_text() for task in Path("/proc/self/task").glob("*")]
     assert not any("gloo_runloop" in name for name in threads), threads

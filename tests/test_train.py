@@ -174,7 +174,7 @@ def test_the_checkpoint_stands_before_the_pictures_and_a_resumed_run_draws_them(
 def test_epochs_that_are_done_are_told(prepared, monkeypatch):
     run_here(monkeypatch, prepared, "--num-epochs", 2)
     before = (prepared / "checkpoint.pth").read_bytes()
-    with pytest.raises(UserError, match="all of its 2 epochs behind it.*--num-epochs 4.*--pretrained"):
+    with pytest.raises(UserError, match="all of its 2 epochs are done.*--num-epochs 4.*--pretrained"):
         run_here(monkeypatch, prepared, "--num-epochs", 2, "--load-model")
     assert (prepared / "checkpoint.pth").read_bytes() == before
 
