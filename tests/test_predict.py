@@ -22,7 +22,7 @@ from parts.files import write_text
 from parts.images import read_image, resize_image
 from parts.mask_rules import find_mask_rule
 from parts.masks import IGNORED, MaskRule, encode_mask, read_mask
-from parts.names import Picture, find_masks, find_pictures, walk
+from parts.names import Picture, find_pictures
 from parts.outputs import (
     ForegroundScores,
     Submission,
@@ -263,22 +263,6 @@ def test_no_picture_is_overwritten_and_outputs_are_no_inputs(photos, call):
     assert len(list(out.rglob("*.png"))) == 5
 
 
-def test_the_runs_own_folders_are_no_inputs_however_they_are_asked_for(photos, tmp_path, monkeypatch, capsys):
-    """By a folder, a link to one, and the names that the shell makes of *."""
-    wanted = {"a.jpg", "b.c.png", "grey.png", "palette.gif", "turned.jpg"}
-    for folder in ("predictions", "masks"):
-        (photos / folder).mkdir()
-        Image.new("L", (150, 100)).save(photos / folder / "a.png")
-    (tmp_path / "link").symlink_to(photos)
-    monkeypatch.chdir(photos)
-    for inputs in (["."], [str(tmp_path / "link")], sorted(os.listdir())):
-        found, missing = find_pictures([text for text in inputs if text != "notes.txt"], "predictions", "masks")
-        assert {picture.path.name for picture in found} == wanted and not missing
-    assert "predictions: left out" in capsys.readouterr().err
-    assert len(find_pictures(["predictions/a.png"], "predictions")[0]) == 1, "by its own name it may be asked for"
-    assert len(find_pictures(["predictions"], "predictions")[0]) == 1
-
-
 def test_masks_beside_their_pictures_or_below_them_are_no_pictures(photos, call):
     def scored(*inputs, masks):
         status, out = call(*inputs, "--masks", masks)
@@ -295,37 +279,6 @@ def test_masks_beside_their_pictures_or_below_them_are_no_pictures(photos, call)
     assert scored(photos, masks=photos / "masks") == {"grey.png"}
     with pytest.raises(UserError, match="no file there ends in _mask"):
         call(photos / "sub", "--masks", photos / "sub")
-
-
-def test_a_folder_that_gives_nothing_is_told(tmp_path, monkeypatch):
-    (tmp_path / "open" / "closed").mkdir(parents=True)
-    (tmp_path / "open" / "empty").mkdir()
-    Image.new("RGB", (4, 4)).save(tmp_path / "open" / "a.png")
-    (tmp_path / "open").chmod(0o755)
-    (tmp_path / "open" / "closed").chmod(0)
-    monkeypatch.chdir(tmp_path / "open")
-    if os.getuid() == 0:
-        os.seteuid(65534)  # nobody: root may read everything
-    try:
-        found, missing = find_pictures([".", "empty"])
-    finally:
-        if os.getuid() == 0:
-            os.seteuid(0)
-    assert len(found) == 1 and len(missing) == 2
-    assert "closed: cannot be read" in missing[0] and missing[1] == "empty: there is no image in it."
-
-
-def test_links_that_lead_in_circles_are_walked_once(tmp_path):
-    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
-    for name in ("one", "two"):
-        (tmp_path / name).symlink_to(tmp_path)
-    assert walk(tmp_path).pictures == [tmp_path / "a.png"]
-
-
-def test_inputs_given_twice_and_what_is_not_there(photos, tmp_path):
-    inputs = [photos, photos / "a.jpg", *photos.glob("*.png"), photos / "sub"]
-    found, missing = find_pictures([*map(str, inputs), "no*.jpg"], tmp_path)
-    assert len(found) == 5 and missing == ["no*.jpg: there is no such file or folder."]
 
 
 def test_the_longest_names_are_written_too(call, tmp_path):
@@ -648,28 +601,6 @@ def test_a_mask_of_another_size_is_scored_at_its_own(photos, call, tmp_path):
     row = next(csv.DictReader((out / "scores.csv").open()))
     assert float(row["dice"]) > 0.85  # the edges of noise differ
     assert int(row["true_pixels"]) == int((load(truths / "a.png") > 0).sum()), "counted on 200x300"
-
-
-def test_masks_are_found_by_place_first_and_then_by_name(tmp_path):
-    masks = tmp_path / "masks"
-    (masks / "left").mkdir(parents=True)
-    for name in ("left/a.png", "a_mask.gif", "only_mask.png"):
-        Image.fromarray(np.zeros((4, 4), np.uint8)).save(masks / name)
-    wanted = [Picture(Path("x.jpg"), Path(name)) for name in ("left/a", "a", "right/only", "none")]
-    found = {str(picture.name): pair.mask.name for picture, pair in find_masks(wanted, masks).items()}
-    assert found == {"left/a": "a.png", "a": "a_mask.gif", "right/only": "only_mask.png"}
-    with pytest.raises(UserError, match="More than one mask"):
-        find_masks([Picture(Path("x.jpg"), Path("right/a"))], masks)
-
-
-def test_masks_are_found_by_the_name_that_is_said(tmp_path):
-    masks = tmp_path / "masks"
-    masks.mkdir()
-    for name in ("a_seg.png", "b.jpg.png", "IMG_1.png"):
-        Image.fromarray(np.zeros((4, 4), np.uint8)).save(masks / name)
-    wanted = [Picture(Path("x.jpg"), Path(name)) for name in ("a", "b", "img_1")]
-    assert {str(picture.name) for picture in find_masks(wanted, masks, DataSpec(mask_name="{}_seg"))} == {"a"}
-    assert {str(picture.name) for picture in find_masks(wanted, masks)} == {"b", "img_1"}
 
 
 def test_several_masks_of_a_picture_are_united(photos, call, classes_checkpoint, tmp_path):
