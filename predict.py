@@ -12,9 +12,7 @@ indices of a palette or colours. A picture that cannot be read is reported, the 
 status is 1 then; 2 where nothing can be done.
 """
 
-import os
 import sys
-from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -27,13 +25,13 @@ from tqdm import tqdm
 
 import dataset
 from parts.checkpoints import load_network
-from parts.errors import UserError, list_files, printable, ran_out_of_memory, run
+from parts.errors import UserError, list_files, ran_out_of_memory, run
 from parts.export import export
 from parts.files import cores
 from parts.inference import MIRRORS, Runner, make_runner
 from parts.mask_rules import find_mask_rule
 from parts.masks import MaskRule
-from parts.names import Pair, Picture, find_masks, find_pictures, folded_path
+from parts.names import Pair, Picture, find_masks, find_pictures
 from parts.options import any_value, either, file_path, number, one_of, optional, settings_of, sizes, whole
 from parts.outputs import (
     Failures,
@@ -46,6 +44,7 @@ from parts.outputs import (
     Truths,
     UniformMasks,
     WorstSheet,
+    refuse_overwriting,
 )
 from parts.predictions import (
     ClassDecision,
@@ -121,46 +120,27 @@ def refuse_for_classes(s: SimpleNamespace, names: Sequence[str]) -> None:
     defaults: dict[str, Any] = dict(THRESHOLD=0.5, SUBMISSION=None, MASK_FOREGROUND=None)
     wrong = [f"{name} = {getattr(s, name)!r}" for name, value in defaults.items() if getattr(s, name) != value]
     if wrong:
-        listed = ", ".join([*names[:12], "..."] if len(names) > 12 else names)
+        listed = list(names[:12])
+        if len(names) > 12:
+            listed.append("...")
+        cures = [f"{name} = {value!r}" for name, value in defaults.items()]
         raise UserError(
-            f"{s.CHECKPOINT}: its network tells {len(names)} classes ({listed}), and these are for one foreground: "
-            f"{', '.join(wrong)}. Leave them at {', '.join(f'{name} = {value!r}' for name, value in defaults.items())}."
+            f"{s.CHECKPOINT}: its network tells {len(names)} classes ({', '.join(listed)}), and these are for one "
+            f"foreground: {', '.join(wrong)}. Leave them at {', '.join(cures)}."
         )
 
 
-def refuse_overwriting(
-    s: SimpleNamespace, outputs: Sequence[Output], wanted: Sequence[Picture], truths: Truths
-) -> None:
-    """UserError where an output would overwrite an input or another output."""
-    written: list[tuple[Path, str]] = []  # file, what it is of
-    for output in outputs:
-        written += [(path, str(picture)) for picture in wanted for path in output.paths(picture)]
-    for output in outputs:
-        written += output.summaries().items()
-    inputs = [picture.path for picture in wanted]
-    for pair in truths.pairs.values():
-        inputs += [mask for mask, _ in pair.sources[1:]]
-    originals = {os.path.realpath(path) for path in inputs}
-
-    problems = []
-    by_place = defaultdict(list)  # upper and lower case are one name to some file systems
-    for path, source in written:
-        place = os.path.realpath(path)
-        by_place[folded_path(place)].append(f"{printable(path)} of {source}")
-        if place in originals or os.path.isdir(path):
-            problems.append(f"{printable(path)}: is one of the inputs, or a folder")
-    problems += [f"one file would be {' and '.join(same)}" for same in by_place.values() if len(same) > 1]
-    if problems:
-        cures = "Give another OUTPUT_DIR, or rename one of two pictures"
-        raise UserError(f"These outputs would overwrite something. {cures}:\n  " + "\n  ".join(problems))
-
-    names = Counter(picture.name.name + picture.path.suffix for picture in wanted)
-    doubled = ", ".join([name for name, count in names.items() if count > 1][:10])
-    if s.SUBMISSION and doubled:
-        raise UserError(f"SUBMISSION names images by their file name, and these come more than once: {doubled}.")
+# ---- the pictures and their true masks
 
 
-# ---- the true masks
+def find_wanted(s: SimpleNamespace) -> tuple[list[Picture], list[str]]:
+    """(pictures, missing): the pictures of all inputs, and in words, which are printed, what gave none. UserError."""
+    wanted, missing = find_pictures(s.inputs, s.OUTPUT_DIR, s.MASKS)
+    for problem in missing:
+        print(problem, file=sys.stderr)
+    if not wanted:
+        raise UserError(f"There is no image in {', '.join(s.inputs)}.")
+    return wanted, missing
 
 
 def find_truths(
@@ -192,19 +172,19 @@ def choose_rule_of_truths(
     MASK_FOREGROUND and MASK_IGNORE say it; where they do not, what training was told holds, and so do the network's
     classes. Otherwise the masks are asked, as they may be of another encoding than those of training.
     """
-    told = {name.upper(): value for name, value in checkpoint["settings"].items()}  # older ones are in lower case
-    foreground, ignore = s.MASK_FOREGROUND, s.MASK_IGNORE
-    as_in_training = foreground is None and ignore is None
-    if foreground is None:
-        foreground = told.get("MASK_FOREGROUND")
-    if ignore is None:
-        ignore = told.get("MASK_IGNORE")
     if network_rule.has_classes and s.MASK_IGNORE is None:
         return network_rule
-    if as_in_training and foreground is not None and "mask_rule" in checkpoint:
+    told = {name.upper(): value for name, value in checkpoint["settings"].items()}  # older ones are in lower case
+    meant = {}
+    for name in ("MASK_FOREGROUND", "MASK_IGNORE"):
+        here = getattr(s, name)
+        meant[name] = told.get(name) if here is None else here
+    as_in_training = s.MASK_FOREGROUND is None and s.MASK_IGNORE is None and "mask_rule" in checkpoint
+    if as_in_training and meant["MASK_FOREGROUND"] is not None:
         return MaskRule.from_dict(checkpoint["mask_rule"])
-    classes = dict(zip(network_rule.names, network_rule.classes)) if network_rule.has_classes else None
-    spec = DataSpec(foreground=foreground, ignore=ignore, classes=classes)
+    spec = DataSpec(foreground=meant["MASK_FOREGROUND"], ignore=meant["MASK_IGNORE"])
+    if network_rule.has_classes:
+        spec = DataSpec(ignore=s.MASK_IGNORE, classes=dict(zip(network_rule.names, network_rule.classes)))
     masks = [source for pair in pairs.values() for source in pair.sources[1:]]
     return find_mask_rule(masks, spec, num_workers=s.NUM_WORKERS or None, strict=False)
 
@@ -233,9 +213,11 @@ def choose_outputs(
 def network_size(asked: Size | str | None, checkpoint: dict[str, Any]) -> Size | None:
     """The size at which the network takes pictures, by IMAGE_SIZE and the checkpoint; None: each at its own."""
     if asked is None:
-        trained_at = checkpoint.get("image_size", _ARTICLE_SIZE)
-        return tuple(trained_at) if trained_at else None  # None: on crops out of images at their own size
-    return None if asked == "own" else asked
+        asked = checkpoint.get("image_size", _ARTICLE_SIZE)  # None: trained on crops of images at their own size
+    if asked is None or isinstance(asked, str):
+        return None
+    height, width = asked
+    return height, width
 
 
 def run_network(
@@ -280,13 +262,19 @@ def choose_decision(
     return ForegroundDecision(choice.best())
 
 
-def report_dark(pictures: Sequence[Picture]) -> None:
-    """Says which pictures have lost nearly all of their detail, as 8 bits are all that the network sees."""
-    if pictures:
+def report_done(s: SimpleNamespace, done: int, dark: Sequence[Picture]) -> None:
+    """Says how many pictures are done, and which of them were `dark`: 8 bits are all that the network sees."""
+    places = []
+    if s.SAVE_MASKS or s.OVERLAYS or s.PROBABILITIES:
+        places.append(s.OUTPUT_DIR)
+    if s.SUBMISSION:
+        places.append(s.SUBMISSION)
+    print(f"{done} images done; see {' and '.join(places) or 'below'}.")
+    if dark:
         print(
-            f"{len(pictures)} of them have 16 bits and use only the lowest 12 or fewer, of which the 8 that this network "
-            f"sees keep hardly any: {list_files(pictures, 10)}. Train with IMAGE_RANGE, or stretch their values over 0 "
-            "to 65535 as those of training are."
+            f"{len(dark)} of them have 16 bits and use only the lowest 12 or fewer, of which the 8 that this network "
+            f"sees keep hardly any: {list_files(dark, 10)}. Train with IMAGE_RANGE, or stretch their values over 0 to "
+            "65535 as those of training are."
         )
 
 
@@ -306,17 +294,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if mask_rule.has_classes:
         refuse_for_classes(s, mask_rule.names)
 
-    # What there is to do, and what is made of it
-    wanted, missing = find_pictures(s.inputs, s.OUTPUT_DIR, s.MASKS)
-    for problem in missing:
-        print(problem, file=sys.stderr)
-    if not wanted:
-        raise UserError(f"There is no image in {', '.join(s.inputs)}.")
+    # The pictures, and what is made of them
+    wanted, missing = find_wanted(s)
     truths = find_truths(s, wanted, checkpoint, mask_rule)
     scores = PictureScores.of(Path(s.OUTPUT_DIR), truths, mask_rule)
     failures = Failures(missing)
     outputs = [*choose_outputs(s, mask_rule, scores, missing), failures]
-    refuse_overwriting(s, outputs, wanted, truths)
+    refuse_overwriting(outputs, wanted, truths)
 
     # The network, on its device
     runner = make_runner(
@@ -331,16 +315,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"at {size}, on {runner.device} in {str(runner.dtype or torch.float32).removeprefix('torch.')}."
     )
 
-    # The pictures: for a threshold first, if one is to be chosen; then for the outputs; then the worst for a sheet
+    # Through the network: for a threshold first, if one is to be chosen; for the outputs; then the worst for a sheet
     through_network = partial(run_network, s, runner, reader)
     decision = choose_decision(s, mask_rule, truths, through_network)
     through_network(decision, wanted, outputs)
-    places = [s.OUTPUT_DIR] if s.SAVE_MASKS or s.OVERLAYS or s.PROBABILITIES else []
-    if s.SUBMISSION:
-        places.append(s.SUBMISSION)
     done = len(wanted) + len(missing) - failures.count
-    print(f"{done} images done; see {' and '.join(places) or 'below'}.")
-    report_dark([picture for picture in wanted if picture in reader.dark])
+    report_done(s, done, [picture for picture in wanted if picture in reader.dark])
     if scores.counts:
         sheet = WorstSheet(scores.worst_path, truths, mask_rule, scores.worst())
         through_network(decision, list(sheet.captions), [sheet], "worst")

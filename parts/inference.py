@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import cv2
 import numpy as np
@@ -43,7 +43,7 @@ def say_nothing(window: int, windows: int) -> None:
 
 def stride_of(network: nn.Module) -> int:
     """How many pixels of the picture one pixel of the deepest level stands for; sizes are padded to multiples of it."""
-    return 2 ** (len(network.decoder) // 2)
+    return 2 ** (len(cast(nn.ModuleList, network.decoder)) // 2)
 
 
 def reach_of(network: nn.Module) -> int:
@@ -62,8 +62,9 @@ def fold_batchnorm(network: nn.Module) -> nn.Module:
     network.eval()
     for block in [module for module in network.modules() if isinstance(module, nn.Sequential)]:
         for index in range(len(block) - 1):
-            if isinstance(block[index], nn.Conv2d) and isinstance(block[index + 1], nn.BatchNorm2d):
-                block[index] = fuse_conv_bn_eval(block[index], block[index + 1])
+            convolution, norm = block[index], block[index + 1]
+            if isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                block[index] = fuse_conv_bn_eval(convolution, norm)
                 block[index + 1] = nn.Identity()
     return network
 
@@ -149,7 +150,7 @@ class Runner:
     overlap: int | None = None
 
     def __post_init__(self) -> None:
-        self.channels: int = self.network.output_conv.out_channels
+        self.channels = cast(nn.Conv2d, self.network.output_conv).out_channels
         self.stride = stride_of(self.network)
         self.reach = reach_of(self.network)
         self.window = max(self._rounded_up(self.window), 2 * self.stride)
@@ -274,15 +275,18 @@ class Runner:
         batch = batch.to(self.device, non_blocking=True).permute(0, 3, 1, 2)  # a channels-last view
         batch = batch.float().div_(255)
         copies = MIRRORS[self.mirrors]
-        total: torch.Tensor | int = 0
+        total = torch.zeros((), device=self.device)
         for axes in copies:
-            mirrored = batch.flip(axes) if axes else batch
             with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None):
-                logits = self.network(mirrored)
-            if axes:
-                logits = logits.flip(axes)
-            total = total + logits.float()
+                logits = self.network(_mirrored(batch, axes))
+            total = total + _mirrored(logits, axes).float()
         return total / len(copies)
+
+
+def _mirrored(tensor: torch.Tensor, axes: tuple[int, ...]) -> torch.Tensor:
+    if not axes:  # flipping along no axis would copy it
+        return tensor
+    return tensor.flip(axes)
 
 
 # ---- batches as the loaders give them

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import csv
 import gzip
+import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -26,7 +28,7 @@ from parts.errors import UserError, list_files, printable
 from parts.files import write_csv, write_whole
 from parts.images import resize_image
 from parts.masks import IGNORED, MaskRule, encode_mask, read_mask
-from parts.names import Pair, Picture
+from parts.names import Pair, Picture, folded_path
 from parts.pictures import Example, Palette
 from parts.predictions import ForegroundPrediction, Output, Prediction, Result
 from parts.scores import (
@@ -43,6 +45,43 @@ from parts.scores import (
 _LONGEST_JPEG = 65_500  # pixels, libjpeg's own limit
 _WORST = 10  # images that worst.png shows
 _BINS = 256  # of probability: thresholds are multiples of 1/256
+
+
+# ---- what would be overwritten
+
+
+def refuse_overwriting(outputs: Sequence[Output], wanted: Sequence[Picture], truths: Truths) -> None:
+    """UserError where outputs for the pictures `wanted` would overwrite one of the inputs, or each other."""
+    inputs = [picture.path for picture in wanted]
+    for pair in truths.pairs.values():
+        inputs += [mask for mask, _ in pair.sources[1:]]
+    originals = {os.path.realpath(path) for path in inputs}
+
+    problems = []
+    by_place: dict[str, list[str]] = defaultdict(list)
+    for path, source in _files_written(outputs, wanted):
+        place = os.path.realpath(path)
+        by_place[folded_path(place)].append(f"{printable(path)} of {source}")
+        if place in originals or os.path.isdir(path):
+            problems.append(f"{printable(path)}: is one of the inputs, or a folder")
+    for same in by_place.values():
+        if len(same) > 1:
+            problems.append(f"one file would be {' and '.join(same)}")
+    if problems:
+        cures = "Give another OUTPUT_DIR, or rename one of two pictures"
+        raise UserError(f"These outputs would overwrite something. {cures}:\n  " + "\n  ".join(problems))
+    for output in outputs:
+        output.check(wanted)
+
+
+def _files_written(outputs: Sequence[Output], wanted: Sequence[Picture]) -> Iterator[tuple[Path, str]]:
+    """Each file that outputs write, and in words what it is of."""
+    for output in outputs:
+        for picture in wanted:
+            for path in output.paths(picture):
+                yield path, str(picture)
+    for output in outputs:
+        yield from output.summaries().items()
 
 
 # ---- files of every picture
@@ -73,7 +112,9 @@ class Overlays(Output):
     def __init__(self, folder: Path, mask_rule: MaskRule) -> None:
         self.folder = folder
         self.palette = Palette.of(mask_rule)
-        self.legend = folder / "legend.png" if mask_rule.has_classes else None
+        self.legends: list[Path] = []
+        if mask_rule.has_classes:
+            self.legends.append(folder / "legend.png")
 
     def paths(self, picture: Picture) -> list[Path]:
         """One file."""
@@ -81,7 +122,7 @@ class Overlays(Output):
 
     def summaries(self) -> dict[Path, str]:
         """The legend."""
-        return {self.legend: "the classes"} if self.legend else {}
+        return dict.fromkeys(self.legends, "the classes")
 
     def make(self, prediction: Prediction) -> None:
         """Writes it. UserError: it is longer than a JPEG may be."""
@@ -93,8 +134,9 @@ class Overlays(Output):
 
     def finish(self) -> None:
         """Writes the legend beside the overlays, if there are any."""
-        if self.legend and self.folder.is_dir():
-            pictures.save_image(self.legend, pictures.sheet([], title="Classes", legend=self.palette.entries))
+        for legend in self.legends:
+            if self.folder.is_dir():
+                pictures.save_image(legend, pictures.sheet([], title="Classes", legend=self.palette.entries))
 
 
 class Probabilities(Output):
@@ -151,15 +193,22 @@ class Submission(Output):
         """The file."""
         return {self.path: "all images"}
 
+    def check(self, wanted: Sequence[Picture]) -> None:
+        """UserError where two pictures have one name, by which alone the rows tell them apart."""
+        names = Counter(_row_name(picture) for picture in wanted)
+        doubled = [name for name, count in names.items() if count > 1]
+        if doubled:
+            listed = ", ".join(doubled[:10])
+            raise UserError(f"SUBMISSION names images by their file name, and these come more than once: {listed}.")
+
     def make(self, prediction: Prediction) -> str:
         """The runs."""
         return run_lengths(prediction.mask)
 
     def take(self, result: Result) -> None:
-        """Writes the row. A page's name is that of its mask, with the suffix of its file: a_1.tif."""
+        """Writes the row."""
         if self in result.made:
-            name = result.picture.name.name + result.picture.path.suffix
-            csv.writer(self._rows, lineterminator="\n").writerow((name, result.made[self]))
+            csv.writer(self._rows, lineterminator="\n").writerow((_row_name(result.picture), result.made[self]))
         else:
             self.lacking.append(str(result.picture))
 
@@ -191,6 +240,11 @@ class Submission(Output):
             return
         with gzip.GzipFile(filename="", fileobj=file, mode="wb", mtime=0) as packed:  # equal rows give equal bytes
             shutil.copyfileobj(rows, packed)
+
+
+def _row_name(picture: Picture) -> str:
+    """How a submission names a picture: as its file, or a page as its mask with the file's suffix (a_1.tif)."""
+    return picture.name.name + picture.path.suffix
 
 
 def run_lengths(mask: np.ndarray) -> str:
@@ -227,12 +281,10 @@ class Truths:
             return None
         truth = read_mask(pair.masks, self.mask_rule, page=pair.mask_page)
         if _is_turned(truth.shape, prediction.size):
-            size, size_of_mask = (
-                f"{height}x{width} (height x width)" for height, width in (prediction.size, truth.shape)
-            )
+            (height, width), (tall, wide) = prediction.size, truth.shape
             raise UserError(
-                f"{prediction.picture} is {size}, {printable(pair.mask)} is {size_of_mask}: one is turned, so it is not "
-                "scored."
+                f"{prediction.picture} is {height}x{width} (height x width), {printable(pair.mask)} is {tall}x{wide} "
+                "(height x width): one is turned, so it is not scored."
             )
         return truth
 
@@ -267,12 +319,15 @@ class PictureScores(Output):
     @staticmethod
     def of(folder: Path, truths: Truths, mask_rule: MaskRule) -> PictureScores:
         """Of one foreground or of several classes."""
-        kind = ClassScores if mask_rule.has_classes else ForegroundScores
-        return kind(folder, truths, mask_rule)
+        if mask_rule.has_classes:
+            return ClassScores(folder, truths, mask_rule)
+        return ForegroundScores(folder, truths, mask_rule)
 
     def summaries(self) -> dict[Path, str]:
         """scores.csv, and worst.png, which main makes by another pass."""
-        return {self.path: "the scores", self.worst_path: "the scores"} if self.truths.pairs else {}
+        if not self.truths.pairs:
+            return {}
+        return dict.fromkeys([self.path, self.worst_path], "the scores")
 
     def make(self, prediction: Prediction) -> np.ndarray | None:
         """Counts of pixels int64 (L, L), rows true, columns predicted; None where there is no true mask."""
@@ -356,7 +411,8 @@ class ClassScores(PictureScores):
         self.dice = np.array(self.scores.per_image)
         self.captions = [f"{name}  Dice {dice:.4f}" for name, dice in zip(names, self.dice)]
         both, predicted, true = np.moveaxis(counts, 1, 0)
-        by_class = np.where(predicted + true > 0, dice_from_counts(both, predicted, true), None)  # None: has no Dice
+        by_class = np.full(both.shape, None)  # a class that a picture neither holds nor is given has no Dice there
+        np.copyto(by_class, dice_from_counts(both, predicted, true), where=predicted + true > 0)
         columns = class_columns(self.scores)
         rows = [[name, *_cells([mean, *row])] for name, mean, row in zip(names, self.scores.per_image, by_class)]
         rows.append(["mean", *_cells([self.scores.dice, *columns.values()])])
@@ -366,8 +422,8 @@ class ClassScores(PictureScores):
         scores = self.scores
         print(class_table(scores))
         print(
-            f"Dice {scores.dice:.4f}, IoU {scores.iou:.4f}: means over the classes, of {len(self.dice)} images at their "
-            f"masks' size; accuracy {100 * scores.accuracy:.2f} %"
+            f"Dice {scores.dice:.4f}, IoU {scores.iou:.4f}: means over the classes, of {len(self.dice)} images at "
+            f"their masks' size; accuracy {100 * scores.accuracy:.2f} %"
         )
 
 
@@ -440,9 +496,9 @@ class ThresholdChoice(Output):
             raise UserError("None of the pictures with masks can be read, so no threshold can be chosen.")
         chosen = best_threshold(self.histograms)
         print(
-            f"Threshold {chosen.value:.4f}: Dice {chosen.dice:.4f} over those of {len(self.histograms)} images that hold "
-            f"something or are predicted to, {chosen.dice_at_half:.4f} at 0.5. Chosen on these images, it flatters their "
-            "scores a little."
+            f"Threshold {chosen.value:.4f}: Dice {chosen.dice:.4f} over those of {len(self.histograms)} images that "
+            f"hold something or are predicted to, {chosen.dice_at_half:.4f} at 0.5. Chosen on these images, it "
+            "flatters their scores a little."
         )
         return chosen.value
 
@@ -471,9 +527,9 @@ def histogram(logits: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 
 def best_threshold(histograms: Sequence[np.ndarray]) -> Threshold:
-    """The threshold k/_BINS, 0 < k < _BINS, with the highest selection_dice over images; their histograms (N, 2, _BINS).
+    """The threshold k/_BINS, 0 < k < _BINS, with the highest selection_dice over images; the nearest to 0.5 of several.
 
-    Of equally good ones it is the one nearest to 0.5.
+    histograms: as of `histogram`, one for each image
     """
     above = np.cumsum(np.asarray(histograms)[..., ::-1], axis=2)[..., ::-1]  # pixels in bin k and all above
     foreground, predicted = above[:, 1], above.sum(axis=1)
@@ -495,7 +551,9 @@ class UniformMasks(Output):
     def make(self, prediction: Prediction) -> int | None:
         """The label of all pixels, if there is one."""
         low, high = int(prediction.mask.min()), int(prediction.mask.max())
-        return low if low == high else None
+        if low != high:
+            return None
+        return low
 
     def take(self, result: Result) -> None:
         """Keeps the label."""

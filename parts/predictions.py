@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import partial
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ class Loaded:
     picture: Picture
     size: Size  # its own
     image: np.ndarray  # as the network takes it, uint8 (h, w, 3)
-    value_range: tuple[float, float] | None = None
+    value_range: tuple[float, float] | None = None  # as of PictureReader
 
     @property
     def network_size(self) -> Size:
@@ -71,7 +71,10 @@ class PictureReader:
 
     def __init__(self, size: Size | None, value_range: Sequence[float] | None = None) -> None:
         self.size = size
-        self.value_range = (value_range[0], value_range[1]) if value_range else None
+        self.value_range: tuple[float, float] | None = None
+        if value_range:
+            low, high = value_range
+            self.value_range = (low, high)
         self.dark: set[Picture] = set()
 
     @property
@@ -88,12 +91,14 @@ class PictureReader:
         image = read_image(picture.path, self.size, picture.page, self.value_range)
         if self.value_range is None and _is_dark(picture):
             self.dark.add(picture)
-        height, width = image.shape[:2] if self.size is None else image_size(picture.path, picture.page)
-        return Loaded(picture, (height, width), image, self.value_range)
+        size = (image.shape[0], image.shape[1])
+        if self.size is not None:
+            size = image_size(picture.path, picture.page)
+        return Loaded(picture, size, image, self.value_range)
 
 
 def _is_dark(picture: Picture) -> bool:
-    """Whether a picture has more than 8 bits, and hardly any values that reach the upper 8, which are all that is kept."""
+    """Whether a picture has more than 8 bits, and hardly any values that reach the upper 8, which alone are kept."""
     try:
         if not may_be_deep(picture.path, picture.page):
             return False
@@ -107,7 +112,10 @@ def _is_dark(picture: Picture) -> bool:
 
 
 class Prediction:
-    """What a network says of one picture. Its labels are {0, 1} of one foreground, or the indices of classes."""
+    """What a network says of one picture. Its labels are {0, 1} of one foreground, or the indices of classes.
+
+    The outputs ask for masks at the picture's own size and at that of the true mask; each is made once.
+    """
 
     has_nan: bool  # whether some logits are not numbers
 
@@ -115,21 +123,24 @@ class Prediction:
         self.loaded = loaded
         self.picture = loaded.picture
         self.size = loaded.size
+        self._masks: dict[Size, np.ndarray] = {}
 
-    @cached_property
+    @property
     def mask(self) -> np.ndarray:
         """The labels at the picture's own size, uint8 (H, W)."""
-        return self._mask_at(self.size)
+        return self.mask_at(self.size)
 
     def mask_at(self, size: Size) -> np.ndarray:
-        """The labels at another size, such as that of the true mask: uint8 of (height, width)."""
-        return self.mask if size == self.size else self._mask_at(size)
+        """The labels at `size` = (height, width), such as that of the true mask, uint8."""
+        if size not in self._masks:
+            self._masks[size] = self._decide(size)
+        return self._masks[size]
 
     def probabilities(self, bits: int) -> Iterable[np.ndarray]:
         """A map at the picture's own size of the foreground, or of each class: uint8 or uint16, 1 is the largest."""
         raise NotImplementedError
 
-    def _mask_at(self, size: Size) -> np.ndarray:
+    def _decide(self, size: Size) -> np.ndarray:
         raise NotImplementedError
 
 
@@ -144,20 +155,19 @@ class ForegroundPrediction(Prediction):
         self.has_nan = bool(np.isnan(logits).any())
         self.logits = logits
         self.cut = cut
-
-    @cached_property
-    def _own_logits(self) -> np.ndarray:
-        return resize_image(self.logits, self.size)
+        self._resized: dict[Size, np.ndarray] = {}
 
     def logits_at(self, size: Size) -> np.ndarray:
         """The logits at `size` = (height, width), float32."""
-        return self._own_logits if size == self.size else resize_image(self.logits, size)
+        if size not in self._resized:
+            self._resized[size] = resize_image(self.logits, size)
+        return self._resized[size]
 
     def probabilities(self, bits: int) -> Iterable[np.ndarray]:
         """One map."""
-        return [probability_map(self._own_logits, bits)]
+        return [probability_map(self.logits_at(self.size), bits)]
 
-    def _mask_at(self, size: Size) -> np.ndarray:
+    def _decide(self, size: Size) -> np.ndarray:
         return (self.logits_at(size) > self.cut).astype(np.uint8)
 
 
@@ -168,17 +178,18 @@ class ClassPrediction(Prediction):
         super().__init__(loaded)
         self.has_nan = bool(np.isnan(logits).any())
         self.logits = logits
-
-    @cached_property
-    def _own(self) -> Classified:
-        return classify(self.logits, self.size)
+        self._lead = np.zeros(0)  # of the mask at the picture's own size, once that is made
 
     def probabilities(self, bits: int) -> Iterable[np.ndarray]:
         """C maps, one after another."""
-        return class_probabilities(self.logits, self._own.lead, bits)
+        self.mask_at(self.size)
+        return class_probabilities(self.logits, self._lead, bits)
 
-    def _mask_at(self, size: Size) -> np.ndarray:
-        return self._own.mask if size == self.size else classify(self.logits, size).mask
+    def _decide(self, size: Size) -> np.ndarray:
+        classified = classify(self.logits, size)
+        if size == self.size:
+            self._lead = classified.lead
+        return classified.mask
 
 
 class BandedPrediction(Prediction):
@@ -190,17 +201,19 @@ class BandedPrediction(Prediction):
 
     def __init__(self, loaded: Loaded, num_classes: int, bits: int | None = None) -> None:
         super().__init__(loaded)
-        self._mask = np.empty(self.size, np.uint8)
-        self._maps = [np.empty(self.size, _type_of(bits)) for _ in range(num_classes)] if bits else []
-        self._bits = bits
         self.has_nan = False
+        self._masks[self.size] = np.empty(self.size, np.uint8)
+        self._bits = bits
+        self._maps = []
+        if bits:
+            self._maps = [np.empty(self.size, _type_of(bits)) for _ in range(num_classes)]
 
     def put(self, top: int, logits: np.ndarray) -> None:
         """Takes the band of logits float32 (C, h, W) that begins at row `top`."""
         rows = slice(top, top + logits.shape[1])
         classified = classify(logits, (logits.shape[1], logits.shape[2]))
         self.has_nan = self.has_nan or bool(np.isnan(logits).any())
-        self._mask[rows] = classified.mask
+        self.mask[rows] = classified.mask
         if self._bits:
             for whole, band in zip(self._maps, class_probabilities(logits, classified.lead, self._bits)):
                 whole[rows] = band
@@ -209,8 +222,8 @@ class BandedPrediction(Prediction):
         """The C maps that were made along the way."""
         return self._maps
 
-    def _mask_at(self, size: Size) -> np.ndarray:
-        return self._mask if size == self.size else resize_mask(self._mask, size)
+    def _decide(self, size: Size) -> np.ndarray:
+        return resize_mask(self.mask, size)
 
 
 @dataclass(frozen=True)
@@ -337,6 +350,9 @@ class Output:
         """{file: in words, what it is of} of the files that `finish` writes for all pictures."""
         return {}
 
+    def check(self, wanted: Sequence[Picture]) -> None:
+        """UserError where this output cannot be made of all of these pictures together."""
+
     def make(self, prediction: Prediction) -> Any:
         """Does the slow work for one picture; what it returns is in Result.made. UserError: it cannot be done."""
 
@@ -398,7 +414,9 @@ class _Item:
     @property
     def network_size(self) -> Size | None:
         """The size at which the network takes it; None where it could not be read."""
-        return self.loaded.network_size if self.loaded else None
+        if self.loaded is None:
+            return None
+        return self.loaded.network_size
 
 
 class _Queue:
