@@ -7,9 +7,9 @@ a UserError that says what to do: masks that could be read in two ways are refus
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from parts.errors import UnusableFile, UserError, list_files
 from parts.files import parallel_map
@@ -55,27 +55,21 @@ def find_mask_rule(
     files = list(masks)
     if not files:
         raise UserError("There are no masks to find a rule from. Check the folders.")
-    observations, faults = [], []
-    for result in parallel_map(_observation_or_fault, files, num_workers):
-        fault = result
-        if isinstance(result, Observation):
-            fault = alpha_fault(result, spec.foreground)
-        if fault is None:
-            observations.append(result)
-        else:
-            faults.append(str(fault))
+    results = list(parallel_map(partial(_observation_or_fault, foreground=spec.foreground), files, num_workers))
+    observations = [result for result in results if isinstance(result, Observation)]
+    faults = [str(result) for result in results if isinstance(result, UnusableFile)]
     if faults and (strict or not observations):
         raise UserError("\n".join(faults))
     return decide_mask_rule(observations, spec)
 
 
-def _observation_or_fault(mask: Mask) -> Observation | UnusableFile:
+def _observation_or_fault(mask: Mask, foreground: Any) -> Observation | UnusableFile:
+    path, page = mask if isinstance(mask, tuple) else (mask, 0)
     try:
-        if isinstance(mask, tuple):
-            return observe_mask(*mask)
-        return observe_mask(mask)
+        observation = observe_mask(path, page)
     except UnusableFile as fault:
         return fault
+    return alpha_fault(observation, foreground) or observation
 
 
 def decide_mask_rule(observations: Iterable[Observation], spec: DataSpec = DataSpec()) -> MaskRule:
@@ -422,14 +416,14 @@ def _voc_colour(index: int) -> int:
     return colour
 
 
-def _must_not_ignore(census: Census) -> bool:
-    """Whether values are to be ignored in masks whose values are not exact."""
+def _ignores_in_blurred(census: Census) -> bool:
+    """Whether values are to be ignored in masks that are blurred, or have soft edges."""
     return bool(census.ignored) and (bool(census.blurred) or census.kept.soft_edges is not None)
 
 
 def _refuse_ignored(census: Census) -> NoReturn:
     files = census.blurred or [observation.path for observation in census.kept.inexact]
-    _say_blurred(files, f"MASK_IGNORE = {list_values(census.ignored, census.kind)}")
+    _refuse_files_as_blurred(files, f"MASK_IGNORE = {list_values(census.ignored, census.kind)}")
 
 
 def _read_nonzero(census: Census) -> MaskRule:
@@ -438,7 +432,7 @@ def _read_nonzero(census: Census) -> MaskRule:
     if masks.blurred:
         soft = masks.soft_edges
         if soft is None or soft.odd or not soft.is_dark:
-            _say_blurred(masks.blurred, f"MASK_FOREGROUND = {NONZERO}")
+            _refuse_files_as_blurred(masks.blurred, f"MASK_FOREGROUND = {NONZERO}")
         return soft.mask_rule
     black = sorted(index for index, colour in masks.palette.items() if colour == 0)
     if not black or not masks.palette.get(0):  # index 0 is black, or has no colour
@@ -508,7 +502,7 @@ def _refuse_the_rest(census: Census) -> NoReturn:
 
 READINGS = (  # tried in order
     Reading("CLASSES", lambda census: census.has_classes, _read_classes),
-    Reading("MASK_IGNORE in masks that are not exact", _must_not_ignore, _refuse_ignored),
+    Reading("MASK_IGNORE in blurred masks", _ignores_in_blurred, _refuse_ignored),
     Reading('MASK_FOREGROUND = "nonzero"', lambda census: census.nonzero, _read_nonzero),
     Reading("MASK_FOREGROUND lists values", lambda census: bool(census.foreground), _read_listed_foreground),
     Reading("two values", lambda census: len(census.kept.counts) <= 2, _read_two_values),
@@ -533,10 +527,10 @@ def refuse_united_classes(pairs: Iterable["Pair"]) -> None:
 
 def _refuse_blurred(census: Census, constant: str) -> None:
     if census.blurred:
-        _say_blurred(census.blurred, constant)
+        _refuse_files_as_blurred(census.blurred, constant)
 
 
-def _say_blurred(files: list[str], constant: str) -> NoReturn:
+def _refuse_files_as_blurred(files: list[str], constant: str) -> NoReturn:
     raise UserError(
         f"{list_files(files)}: compression has blurred the values of the masks (or smoothing has; PNG keeps what "
         f"JPEG has done before), so {constant} cannot be told from the neighbours. Save the masks as PNG from their "

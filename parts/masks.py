@@ -7,7 +7,7 @@ refused with a message that says what to do; nothing is guessed.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -590,7 +590,7 @@ def encode_mask(mask: np.ndarray, mask_rule: MaskRule) -> Image.Image:
     return picture
 
 
-def resize_mask(mask: np.ndarray, size: Sequence[int]) -> np.ndarray:
+def resize_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """A mask in memory at `size` = (height, width), uint8; measured in benchmarks/README.md.
 
     Of {0, 1} a pixel is foreground if at least half of its area is. Of more labels it has the one with the largest
@@ -601,7 +601,7 @@ def resize_mask(mask: np.ndarray, size: Sequence[int]) -> np.ndarray:
     return (resize_image(mask * np.uint8(255), size) > 127).astype(np.uint8)
 
 
-def _resize_labels(mask: np.ndarray, size: Sequence[int]) -> np.ndarray:
+def _resize_labels(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     pixels = cv2.calcHist([np.ascontiguousarray(mask)], [0], None, [256], [0, 256])  # in a tenth of bincount's time
     labels = np.flatnonzero(pixels)
     if len(labels) == 2:  # as {0, 1}, rounding included
@@ -615,6 +615,6 @@ def _resize_labels(mask: np.ndarray, size: Sequence[int]) -> np.ndarray:
     return resized
 
 
-def _area_of(mask: np.ndarray, label: int, size: Sequence[int]) -> np.ndarray:
+def _area_of(mask: np.ndarray, label: int, size: tuple[int, int]) -> np.ndarray:
     """The share of each pixel's area that a label has in the resized mask, uint8 of 0 ... 255."""
     return resize_image((mask == label) * np.uint8(255), size)

@@ -438,7 +438,7 @@ def test_masks_without_the_alpha_that_is_asked_for_are_named(tmp_path):
 # name of the reading -> (constants, values of each mask): the first test of the table that holds
 READ_BY = {
     "CLASSES": ({"classes": "all"}, [(0, 1)]),
-    "MASK_IGNORE in masks that are not exact": ({"ignore": 9}, "soft"),
+    "MASK_IGNORE in blurred masks": ({"ignore": 9}, "soft"),
     'MASK_FOREGROUND = "nonzero"': ({"foreground": "nonzero"}, [(0, 1, 2)]),
     "MASK_FOREGROUND lists values": ({"foreground": 1, "ignore": 2}, [(0, 1, 2)]),
     "two values": ({"ignore": 2}, [(0, 1, 2), (0, 1)]),
