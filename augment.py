@@ -20,9 +20,11 @@ import shutil
 import time
 import unicodedata
 from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO, NamedTuple
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # or the import waits for the network
 
@@ -34,12 +36,12 @@ from tqdm import tqdm
 
 import dataset
 from parts import pictures
-from parts.errors import UnusableFile, UserError, printable, run
-from parts.files import one_at_a_time, parallel_map, remove_leftovers, stamp, write_text, write_whole
-from parts.images import choose_value_range, decode, depth_of, image_size, pixels_of, read_image
+from parts.errors import UnusableFile, UserError, counted, printable, run
+from parts.files import Provenance, one_at_a_time, parallel_map, remove_leftovers, stamp, write_text, write_whole
+from parts.images import Decoded, choose_value_range, decode, depth_of, image_size, pixels_of, read_image
 from parts.mask_rules import decide_mask_rule, refuse_united_classes
-from parts.masks import count_classes, observe_mask, read_mask
-from parts.names import COPIES, HOW_TO_GET_CARVANA, Pair, group_of, list_pictures, pair_files
+from parts.masks import MaskRule, Observation, count_classes, observe_mask, read_mask
+from parts.names import COPIES, HOW_TO_GET_CARVANA, Folder, Pair, group_of, list_pictures, pair_files
 from parts.options import optional, settings_of, whole
 from parts.spec import CARVANA_GROUP, DataSpec
 
@@ -60,64 +62,106 @@ _FOLDERS = [f"{side}_{kind}" for side in (_TRAIN, _TEST) for kind in ("images", 
 _JPEG_SUFFIXES = (".jpg", ".jpeg", ".jfif")
 
 
-def augmentation(image, mask, seed=0, opened=None, name=None):
-    """Two files -> ([4 images (H, W, 3), or (H, W) of more than 8 bits], [4 masks (H, W) or (H, W, C)]).
+@dataclass(frozen=True)
+class _Opened:
+    """The decoded files of a pair."""
 
-    In the article's order: original, horizontal flip, vertical flip, grid distortion, whose draw is that of
-    (seed, `name`, by default the image's). All have their files' own values. Of several mask files, in a tuple, each
-    of the 4 is a tuple of as many masks. `opened`: what `_open` gives for the files. UnusableFile.
+    pair: Pair
+    image: Decoded
+    pixels: np.ndarray  # of the image in their own depth: (H, W, 3), or (H, W) of greys of more than 8 bits
+    masks: list[Image.Image]  # with their files' own values
+
+    @property
+    def mask_values(self) -> list[np.ndarray]:
+        """The values of each mask, (H, W) or (H, W, C)."""
+        return [np.asarray(mask) for mask in self.masks]
+
+
+def augmentation(image: str | Path, mask: str | Path, seed: int = 0) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Makes the article's four pairs of an image file and its mask file: as it is, both flips, and the grid distortion.
+
+    Gives the images, (H, W, 3) or (H, W) of greys of more than 8 bits, and the masks, (H, W) or (H, W, C), with the
+    values of their files. The grid is that of `seed` and of the image's name. UnusableFile.
     """
-    files = mask if isinstance(mask, tuple) else (mask,)
-    _, pixels, masks = opened or _open(Pair("", image, files[0], more=files[1:]))
-    insides = [np.asarray(picture) for _, picture in masks]
-    if not (min(pixels.shape[:2]) >= 5 and max(pixels.shape[:2]) < 32767):
-        size = "×".join(map(str, pixels.shape[:2]))
-        what = f"is {size}, and grid distortion takes sides of 5 to 32,766 pixels"
-        raise UnusableFile(image, what, "Cut it into tiles, or remove it and its mask")
-    # Bilinear; of masks the nearest pixel, so that no value is invented, nor 0 for the last row and column.
+    opened = _open(Pair("", Path(image), Path(mask)))
+    name = unicodedata.normalize("NFC", Path(image).stem)
+    images, (masks,) = _make_copies(opened, seed, name)
+    return images, masks
+
+
+def _make_copies(opened: _Opened, seed: int, name: str) -> tuple[list[np.ndarray], list[list[np.ndarray]]]:
+    """The four images, and the four copies of each mask. UnusableFile: the grid cannot distort the image."""
+    if not (min(opened.pixels.shape[:2]) >= 5 and max(opened.pixels.shape[:2]) < 32767):
+        size = "×".join(map(str, opened.pixels.shape[:2]))
+        problem = f"is {size}, and grid distortion takes sides of 5 to 32,766 pixels"
+        raise UnusableFile(opened.pair.image, problem, "Cut it into tiles, or remove it and its mask")
+    return distort(opened.pixels, opened.mask_values, f"{seed}/{name}")
+
+
+def distort(
+    pixels: np.ndarray, masks: Sequence[np.ndarray], draw: str
+) -> tuple[list[np.ndarray], list[list[np.ndarray]]]:
+    """Four copies of an image and of each of its masks: as it is, mirrored, upside down, distorted on a grid.
+
+    pixels: (H, W) or (H, W, C), distorted with bilinear interpolation
+    masks: (H, W) or (H, W, C), distorted in the same way, by the nearest pixel, so that no value is invented
+    draw: the grid's random draw is that of this text
+    """
+    # The border is replicated, or 0 would be invented for the last row and column.
     grid = A.GridDistortion(p=1.0, border_mode=cv2.BORDER_REPLICATE)
-    name = name or unicodedata.normalize("NFC", Path(image).stem)
-    key = f"{seed}/{name}".encode("utf-8", "surrogateescape")
-    grid.set_random_seed(int.from_bytes(hashlib.sha256(key).digest()[:4], "big"))
+    digest = hashlib.sha256(draw.encode("utf-8", "surrogateescape")).digest()
+    grid.set_random_seed(int.from_bytes(digest[:4], "big"))
     images = [pixels, pixels[:, ::-1], pixels[::-1], grid(image=pixels)["image"]]
     copies = []
-    for inside in insides:
-        wide = {np.dtype(bool): np.uint8, np.dtype(np.int32): np.float64}.get(inside.dtype, inside.dtype)  # OpenCV's
-        bent = grid.apply_to_mask(inside.astype(wide), **grid.params).astype(inside.dtype)  # by the image's draw
-        copies.append([inside, inside[:, ::-1], inside[::-1], bent])
-    return images, list(zip(*copies)) if isinstance(mask, tuple) else copies[0]
+    for mask in masks:
+        # OpenCV distorts neither booleans nor whole numbers of 32 bits; these types hold the same values.
+        wider = {np.dtype(bool): np.uint8, np.dtype(np.int32): np.float64}.get(mask.dtype, mask.dtype)
+        distorted = grid.apply_to_mask(mask.astype(wider), **grid.params).astype(mask.dtype)
+        copies.append([mask, mask[:, ::-1], mask[::-1], distorted])
+    return images, copies
 
 
-def _open(pair):
-    """(the image as reading.Decoded, its pixels, [(reading.Decoded, a PIL image of its own values) of each mask])."""
-    decoded, masks = decode(pair.image, page=pair.image_page), []
+def _open(pair: Pair) -> _Opened:
+    """Decodes the files of a pair. UnusableFile: one of them is damaged, or their sizes differ."""
+    decoded = decode(pair.image, page=pair.image_page)
     pixels = pixels_of(decoded, pair.image)
     if pixels.dtype != np.uint8 and decoded.picture.mode[0] in "IF":
         pixels = pixels[..., 0]  # greys stay grey
-    for mask, page in pair.sources[1:]:
-        opened = decode(mask, page=page)
-        picture = opened.picture
-        if picture.mode.startswith("I;16"):
-            picture = Image.fromarray(np.asarray(picture).astype(np.uint16))  # of whatever byte order
-        elif picture.mode not in ("1", "L", "P", "I", "F", "RGB", "RGBA", "LA"):
-            picture = picture.convert("RGBA" if "a" in picture.mode.lower() else "RGB")
-        if pixels.shape[1::-1] != picture.size:
-            sizes = [f"{height}×{width}" for height, width in (picture.size[::-1], pixels.shape[:2])]
-            what = f"is {sizes[0]} (height × width), but its image {printable(pair.image)} {sizes[1]}"
-            raise UnusableFile(mask, what, "Export one of them again, or remove both")
-        masks.append((opened, picture))
-    return decoded, pixels, masks
+    masks = []
+    for path, page in pair.sources[1:]:
+        mask = decode(path, page=page).picture
+        if mask.mode.startswith("I;16"):
+            mask = Image.fromarray(np.asarray(mask).astype(np.uint16))  # in this machine's byte order
+        elif mask.mode not in ("1", "L", "P", "I", "F", "RGB", "RGBA", "LA"):
+            mask = mask.convert("RGBA" if "a" in mask.mode.lower() else "RGB")
+        height, width = pixels.shape[:2]
+        if mask.size != (width, height):
+            sizes = f"is {mask.height}×{mask.width} (height × width), but its image {printable(pair.image)}"
+            raise UnusableFile(path, f"{sizes} {height}×{width}", "Export one of them again, or remove both")
+        masks.append(mask)
+    return _Opened(pair, decoded, pixels, masks)
 
 
-def split(pairs, val_images=VAL_IMAGES, group=CARVANA_GROUP):
-    """(training, validation, left out): the last `val_images` of the sorted pairs are validation.
+class Split(NamedTuple):
+    """The pairs of a dataset by what they are for."""
 
-    A fraction counts of all images. What shares its group with a validation image is left out; the pages of a file are
-    of one group, unless there is no other file. UserError: numbers or a pattern that leave nothing on one side.
+    train: list[Pair]
+    val: list[Pair]
+    left_out: list[Pair]  # neither: they share their group with a validation image
+
+
+def split(pairs: Sequence[Pair], val_images: int | float = VAL_IMAGES, group: str = CARVANA_GROUP) -> Split:
+    """Holds out the last `val_images` of the sorted pairs for validation; below 1 that is a fraction of all.
+
+    What shares its group with a validation image is left out. The pages of a file are one group, unless there is no
+    other file. UserError: numbers or a pattern that leave nothing on one side.
     """
     pages = Counter(pair.image for pair in pairs)
-    names = [it.name if pages[it.image] in (1, len(pairs)) else it.name.rpartition("_")[0] for it in pairs]
-    groups = {pair: group_of(name, group) for pair, name in zip(pairs, names)}
+
+    def group_of_pair(pair: Pair) -> str:
+        is_page = 1 < pages[pair.image] < len(pairs)
+        return group_of(pair.name.rpartition("_")[0] if is_page else pair.name, group)
+
     number = val_images if isinstance(val_images, int) else max(1, round(val_images * len(pairs)))
     if len(pairs) < 2:
         raise UserError("There is one image. Add others: some are trained on, and others are held out.")
@@ -126,37 +170,40 @@ def split(pairs, val_images=VAL_IMAGES, group=CARVANA_GROUP):
             f"VAL_IMAGES is {val_images}, of {len(pairs)} images. Give a number from 1 to {len(pairs) - 1}, or a "
             "fraction between 0 and 1, such as --val-images 0.1."
         )
-    rest, val = pairs[:-number], pairs[-number:]
-    held_out = {groups[pair] for pair in val}
-    train = [pair for pair in rest if groups[pair] not in held_out]
-    if not train:
+    result = Split([], list(pairs[-number:]), [])
+    held_out = {group_of_pair(pair) for pair in result.val}
+    for pair in pairs[:-number]:
+        side = result.left_out if group_of_pair(pair) in held_out else result.train
+        side.append(pair)
+    if not result.train:
         raise UserError(
-            f"Nothing is left to train on: all {len(rest)} other images share a group with the {number} validation "
-            f"images ({', '.join(sorted(held_out)[:3])}). Lower VAL_IMAGES (--val-images), or change GROUP (--group)."
+            f"Nothing is left to train on: all {len(result.left_out)} other images share a group with the {number} "
+            f"validation images ({', '.join(sorted(held_out)[:3])}). Lower VAL_IMAGES (--val-images), or change GROUP "
+            "(--group)."
         )
-    return train, val, [pair for pair in rest if groups[pair] in held_out]
+    return result
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What make_augmented did; sources are images as they came, `written` counts files of images."""
+    """What make_augmented did."""
 
-    train: int
-    val: int
-    left_out: int
+    train: int  # images for training, as they came
+    val: int  # images for validation
+    left_out: int  # images that share their group with a validation image
     train_groups: int
     val_groups: int
-    written: int
-    total: int
+    written: int  # files of images
+    total: int  # files of images that are there now
     seconds: float
     preview: Path
-    warnings: list  # classes that one side of the split lacks
+    warnings: list[str]  # classes that one side of the split lacks
 
 
 def make_augmented(
-    img_dir: str | Path,
-    mask_dir: str | Path,
-    output_dir: str | Path,
+    img_dir: Folder,
+    mask_dir: Folder,
+    output_dir: Folder,
     spec: DataSpec = DataSpec(),
     *,
     val_images: int | float = VAL_IMAGES,
@@ -164,152 +211,169 @@ def make_augmented(
     num_workers: int | None = NUM_WORKERS,
     seed: int = SEED,
 ) -> Summary:
-    """Writes what this file's docstring says below `output_dir`, as far as it is not there yet; a Summary.
+    """Splits a dataset and writes the augmented copies below `output_dir`, as far as they are not there yet.
 
-    UserError: unusable files (all of them named), a split that leaves nothing, another's files in the way, constants
-    that cannot be.
+    `spec` says what the files mean; the other parameters are the constants of this file. UserError: unusable files
+    (all of them named), a split that leaves nothing, files of somebody else in the way.
     """
-    mask_foreground, mask_ignore, classes = spec.foreground, spec.ignore, spec.classes
-    mask_name, group, image_range = spec.mask_name, spec.group, spec.image_range
     _check_folders(img_dir, mask_dir, output_dir)
-    train, val, left_out = split(pair_files(img_dir, mask_dir, spec, apart=[output_dir]), val_images, group)
-    items = _plan(train, val, mask_name)
+    sides = split(pair_files(img_dir, mask_dir, spec, apart=[output_dir]), val_images, spec.group)
+    items = _plan(sides, spec.mask_name)
     mask_rule, warnings = None, []
-    if classes is not None:
-        refuse_united_classes(train + val)
-        mask_rule, warnings = _tell_lacking(train, val, spec, num_workers)
+    if spec.classes is not None:
+        refuse_united_classes([*sides.train, *sides.val])
+        train_masks, val_masks = [_observe(pairs, num_workers) for pairs in (sides.train, sides.val)]
+        if train_masks and val_masks:
+            mask_rule = decide_mask_rule(train_masks + val_masks, spec)
+            warnings = _missing_classes(mask_rule, train_masks, val_masks)
     output_dir = Path(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     waiting = f"Another augment.py is at work in {printable(output_dir)}; waiting for it ..."
     with one_at_a_time(output_dir / ".augmented.lock", waiting):
-        settings = {"JPEG_QUALITY": jpeg_quality, "SEED": seed}
-        if mask_name is not None:
-            settings["MASK_NAME"] = mask_name
-        missing = _prepare(output_dir, items, settings)
+        missing = _prepare(output_dir, items, _settings(spec, jpeg_quality, seed))
         start = time.perf_counter()
-        _make(missing, _Maker(output_dir, jpeg_quality, seed), num_workers, items)
+        _make(missing, items, _Maker(output_dir, jpeg_quality, seed), num_workers)
         seconds = time.perf_counter() - start
-        sample = _sample(items[: len(train)])
-        mask_rule = mask_rule or _shown_rule(sample, mask_foreground, mask_ignore)
-        _draw_preview(output_dir, sample, len(train), mask_rule, _span(sample, image_range))
+        shown = _sample([item for item in items if item.side == _TRAIN])
+        mask_rule = mask_rule or _preview_rule(shown, spec)
+        _draw_preview(output_dir, shown, len(sides.train), mask_rule, _preview_range(shown, spec))
     return Summary(
-        train=len(train),
-        val=len(val),
-        left_out=len(left_out),
-        train_groups=len({group_of(pair.name, group) for pair in train}),
-        val_groups=len({group_of(pair.name, group) for pair in val}),
-        written=_images(missing),
-        total=_images(items),
+        train=len(sides.train),
+        val=len(sides.val),
+        left_out=len(sides.left_out),
+        train_groups=len({group_of(pair.name, spec.group) for pair in sides.train}),
+        val_groups=len({group_of(pair.name, spec.group) for pair in sides.val}),
+        written=_count_images(missing),
+        total=_count_images(items),
         seconds=seconds,
         preview=output_dir / _PREVIEW,
         warnings=warnings,
     )
 
 
-def _check_folders(img_dir, mask_dir, output_dir):
-    for folder in (img_dir, mask_dir):
-        folder = Path(folder)
-        if not folder.exists() or folder.is_dir() and not any(folder.iterdir()):
-            state = "is empty" if folder.exists() else "there is no such folder"
-            raise UserError(f"{printable(folder)}: {state}.\n{HOW_TO_GET_CARVANA}")
-        if folder.resolve() in [(Path(output_dir) / name).resolve() for name in _FOLDERS]:
+def _check_folders(img_dir: Folder, mask_dir: Folder, output_dir: Folder) -> None:
+    output = Path(output_dir).resolve()
+    for folder in map(Path, (img_dir, mask_dir)):
+        if not folder.exists():
+            raise UserError(f"{printable(folder)}: there is no such folder.\n{HOW_TO_GET_CARVANA}")
+        if folder.is_dir() and not any(folder.iterdir()):
+            raise UserError(f"{printable(folder)}: is empty.\n{HOW_TO_GET_CARVANA}")
+        if folder.resolve() in [output / name for name in _FOLDERS]:
             raise UserError(f"{printable(folder)}: augment.py writes there itself. Give the folder of the originals.")
-        if folder.resolve() == Path(output_dir).resolve():
+        if folder.resolve() == output:
             raise UserError(
                 f"{printable(folder)}: {_PREVIEW} would be taken for one of the images there. Give another OUTPUT_DIR "
                 "(--output-dir)."
             )
 
 
-# ---- the files
+# ---- which files are made
 
 
 @dataclass(frozen=True)
 class Item:
-    """A pair and the files to make of it, below the output folder; of each of its masks as many as of its image."""
+    """A pair and the files to make of it, by their paths below the output folder."""
 
+    side: str  # _TRAIN or _TEST
     pair: Pair
-    images: list
-    masks: list  # of lists
+    images: list[str]
+    masks: list[list[str]]  # of each mask as many as of the image
 
     @property
-    def files(self):
+    def files(self) -> list[str]:
+        """All files to make."""
         return [*self.images, *(file for files in self.masks for file in files)]
 
 
-def _plan(train, val, mask_name):
-    """The Items of all pairs; UserError where two of them would write one file."""
-    items, taken = [], {}
-    for side, pairs in ((_TRAIN, train), (_TEST, val)):
+def _plan(sides: Split, mask_name: str | None) -> list[Item]:
+    """The Items of all pairs. UserError: two of them would write one file."""
+    items = []
+    for side, pairs in ((_TRAIN, sides.train), (_TEST, sides.val)):
         for pair in pairs:
-            stems = [pair.name] + [f"{pair.name}_{copy}" for copy in COPIES if side == _TRAIN]
-            suffix = _suffix(pair)
-            images = [f"{side}_images/{stem}{suffix}" for stem in stems]
-            masks = [
-                [f"{side}_masks/{_mask_stem(pair, mask, stem, mask_name)}{_mask_suffix(mask)}" for stem in stems]
-                for mask, _ in pair.sources[1:]
-            ]
-            items.append(Item(pair, images, masks))
-            # Images by their stems, which pair them; Windows and macOS ignore case.
-            names = [(pair.image, f"{side}_images/{stem}") for stem in stems]
-            names += [(mask, file) for (mask, _), files in zip(pair.sources[1:], masks) for file in files]
-            for source, name in names:
-                other = taken.setdefault(name.lower(), (source, pair.name))
-                if other != (source, pair.name):
-                    raise UserError(
-                        f"{printable(other[0])} and {printable(source)} would both become {printable(name)}. "
-                        "Rename one of them, or remove it if it is a copy that augment.py made."
-                    )
+            stems = [pair.name]
+            if side == _TRAIN:
+                stems += [f"{pair.name}_{copy}" for copy in COPIES]
+            images = [f"{side}_images/{stem}{_image_suffix(pair)}" for stem in stems]
+            masks = []
+            for mask, _ in pair.sources[1:]:
+                names = [_mask_stem(pair, mask, stem, mask_name) + _mask_suffix(mask) for stem in stems]
+                masks.append([f"{side}_masks/{name}" for name in names])
+            items.append(Item(side, pair, images, masks))
+    _refuse_same_files(items)
     return items
 
 
-def _suffix(pair):
-    """Of the files of an image: .jpg and the like, .tif where its pixels have 32 bits, else .png."""
+def _refuse_same_files(items: Iterable[Item]) -> None:
+    taken: dict[str, tuple[Path, str]] = {}
+    for item in items:
+        # Images by their stems, which pair them with their masks
+        sources = [(item.pair.image, os.path.splitext(file)[0]) for file in item.images]
+        for (mask, _), files in zip(item.pair.sources[1:], item.masks):
+            sources += [(mask, file) for file in files]
+        for source, name in sources:
+            key = name.lower()  # Windows and macOS do not tell cases apart
+            other, other_pair = taken.setdefault(key, (source, item.pair.name))
+            if (other, other_pair) != (source, item.pair.name):
+                raise UserError(
+                    f"{printable(other)} and {printable(source)} would both become {printable(name)}. Rename one of "
+                    "them, or remove it if it is a copy that augment.py made."
+                )
+
+
+def _image_suffix(pair: Pair) -> str:
+    """The suffix of an image's copies: that of a JPEG, .tif where the pixels have 32 bits, otherwise .png."""
     suffix = pair.image.suffix
     if suffix.lower() in _JPEG_SUFFIXES:
         return suffix
     if suffix.lower() in (".tif", ".tiff"):
-        with suppress(Exception), Image.open(pair.image) as picture:  # what is wrong with it the maker says
+        with suppress(Exception), Image.open(pair.image) as picture:  # if it is damaged, _Maker will say so
             picture.seek(pair.image_page)
             if picture.mode in ("I", "F"):
                 return ".tif"
     return ".png"
 
 
-def _mask_suffix(mask):
-    return ".tif" if mask.suffix.lower() in (".tif", ".tiff") else ".png"  # TIFF may have 32 bits
+def _mask_suffix(mask: Path) -> str:
+    """The suffix of a mask's copies; a TIFF may have 32 bits, which PNG cannot hold."""
+    return ".tif" if mask.suffix.lower() in (".tif", ".tiff") else ".png"
 
 
-def _mask_stem(pair, mask, stem, mask_name):
-    """The name of a mask's copy, whose image's is `stem`: the same, or what MASK_NAME makes of it, `*` as it was."""
+def _mask_stem(pair: Pair, mask: Path, stem: str, mask_name: str | None) -> str:
+    """The name of the mask of a copy called `stem`: the same, or as MASK_NAME says, what its * stands for kept."""
     if mask_name is None:
         return stem
-    place, _, name = stem.rpartition("/")
+    place, slash, name = stem.rpartition("/")
     before, after = (re.escape(part).replace(r"\*", ".*") for part in mask_name.split("{}"))
     own, image = (unicodedata.normalize("NFC", path.stem) for path in (mask, pair.image))
-    found = re.fullmatch(f"{before}({re.escape(image)}){after}", own, re.IGNORECASE)
-    if not found:
+    image_in_mask = re.fullmatch(f"{before}({re.escape(image)}){after}", own, re.IGNORECASE)
+    if not image_in_mask:
         raise UserError(
             f"MASK_NAME = {mask_name!r}: does not say how to name a copy of {printable(mask)}, which may be of another "
             "kind. Leave the suffix out of MASK_NAME."
         )
-    return f"{place}/" * bool(place) + own[: found.start(1)] + name + own[found.end(1) :]
+    return f"{place}{slash}{own[: image_in_mask.start(1)]}{name}{own[image_in_mask.end(1) :]}"
 
 
-def _images(items):
+def _count_images(items: Iterable[Item]) -> int:
     return sum(len(item.images) for item in items)
 
 
-def _make(missing, maker, num_workers, items):
-    faults = []
-    total = _images(items)
-    # None: shown on a terminal
-    bar = tqdm(total=total, initial=total - _images(missing), unit=" images", desc="augmenting", disable=None)
-    with bar, closing(parallel_map(maker, missing, num_workers)) as outcomes:
+# ---- making them
+
+
+def _make(missing: list[Item], items: list[Item], maker: "_Maker", num_workers: int | None) -> None:
+    """Makes the files of the missing items, on all cores. UserError names every file that cannot be used."""
+    total, faults = _count_images(items), []
+    done = total - _count_images(missing)
+    # disable=None: shown on a terminal
+    with (
+        tqdm(total=total, initial=done, unit=" images", desc="augmenting", disable=None) as progress,
+        closing(parallel_map(maker, missing, num_workers)) as outcomes,
+    ):
         for item, fault in zip(missing, outcomes):
             if fault is not None:
                 faults.append(str(fault))
-            bar.update(len(item.images))
+            progress.update(len(item.images))
     if faults:
         raise UserError("\n".join(faults))
 
@@ -319,97 +383,105 @@ class _Maker:
     """Makes the files of one item; it travels to the worker processes."""
 
     output_dir: Path
-    quality: int
+    jpeg_quality: int
     seed: int
 
-    def __call__(self, item):
-        """None, or the UnusableFile that keeps this item from being made."""
-        pair = item.pair
+    def __call__(self, item: Item) -> UnusableFile | None:
+        """Makes the files, or gives back the UnusableFile that prevents it."""
         try:
-            decoded, pixels, masks = opened = _open(pair)
-            images, copies = [pixels], [[np.asarray(picture)] for _, picture in masks]
-            if len(item.images) > 1:
-                name = pair.name.rpartition("/")[2]
-                images, copies = augmentation(pair.image, (pair.mask, *pair.more), self.seed, opened, name)
-                copies = zip(*copies)
-            _refuse_depth(pair.image, pixels, item.images[0])
-            for number, (target, made) in enumerate(zip(item.images, images)):
-                target = self.output_dir / target
-                if number == 0 and _can_be_copied(decoded, target):
-                    with open(pair.image, "rb") as original:
-                        _write(target, lambda file, original=original: shutil.copyfileobj(original, file, 1 << 20))
-                else:
-                    self._write_image(target, made)
+            opened = _open(item.pair)
+            _refuse_depth(item.pair.image, opened.pixels, item.images[0])
+            images, masks = [opened.pixels], [[values] for values in opened.mask_values]
+            if item.side == _TRAIN:
+                # The draw is that of the name without its subfolder, as in `augmentation`.
+                images, masks = _make_copies(opened, self.seed, item.pair.name.rpartition("/")[2])
         except UnusableFile as fault:
             return fault
-        for targets, values, (_, picture) in zip(item.masks, copies, masks):
-            for target, made in zip(targets, values):
-                _write_mask(self.output_dir / target, made, picture)
+        for target, pixels in zip(item.images, images):
+            if target == item.images[0] and _can_be_copied(opened.image, target):
+                self._copy_original(item.pair.image, target)
+            else:
+                self._write_image(target, pixels)
+        for targets, copies, like in zip(item.masks, masks, opened.masks):
+            for target, values in zip(targets, copies):
+                self._write_mask(target, values, like)
         return None
 
-    def _write_image(self, target, pixels):
-        """uint8 and uint16 (H, W, 3), uint16 and float32 (H, W), in their depth."""
-        pixels = np.ascontiguousarray(pixels)
-        if target.suffix == ".tif":
+    def _copy_original(self, image: Path, target: str) -> None:
+        with open(image, "rb") as original:
+            self._write(target, lambda file: shutil.copyfileobj(original, file, 1 << 20))
+
+    def _write_image(self, target: str, pixels: np.ndarray) -> None:
+        """Writes uint8 or uint16 (H, W, 3), uint16 or float32 (H, W), in their depth."""
+        pixels, suffix = np.ascontiguousarray(pixels), os.path.splitext(target)[1].lower()
+        if suffix == ".tif":
             picture = Image.fromarray(pixels)
-            return _write(target, lambda file: picture.save(file, format="TIFF"))
+            self._write(target, lambda file: picture.save(file, format="TIFF"))
+            return
         if pixels.ndim == 3:
             pixels = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
-        if target.suffix.lower() in _JPEG_SUFFIXES:
-            data = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, self.quality])[1]
-        else:  # photographs have few repetitions to find: Huffman codes alone are fastest and as small
+        if suffix in _JPEG_SUFFIXES:
+            _, encoded = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, self.jpeg_quality])
+        else:  # photographs hardly repeat themselves: Huffman codes alone are the fastest, and as small
             options = [cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_HUFFMAN_ONLY]
-            data = cv2.imencode(".png", pixels, options)[1]
-        _write(target, lambda file: file.write(data))
+            _, encoded = cv2.imencode(".png", pixels, options)
+        self._write(target, lambda file: file.write(encoded.data))
+
+    def _write_mask(self, target: str, values: np.ndarray, like: Image.Image) -> None:
+        """Writes a mask of these values in the encoding of the mask `like`, without loss."""
+        values = np.ascontiguousarray(values)
+        options: dict = {"format": "PNG", "compress_level": 1}
+        if target.endswith(".tif"):
+            options = {"format": "TIFF"}
+        if like.mode == "P":
+            picture = Image.frombytes("P", values.shape[1::-1], values.tobytes())
+            picture.putpalette(like.getpalette("RGB") or [])
+            if "transparency" in like.info:  # of which colours; it may be what the mask means
+                options["transparency"] = like.info["transparency"]
+        else:
+            picture = Image.fromarray(values)
+        self._write(target, lambda file: picture.save(file, **options))
+
+    def _write(self, target: str, write: Callable[[BinaryIO], object]) -> None:
+        # No flush to disk: a killed process loses nothing of what it has written, only a power cut would.
+        write_whole(self.output_dir / target, write, sync=False)
 
 
-def _refuse_depth(image, pixels, target):
-    """UnusableFile where a file of the kind that `image` is by its name cannot hold its pixels."""
-    most = {".tif": np.float32, ".png": np.uint16}.get(os.path.splitext(target)[1], np.uint8)
-    if pixels.dtype.itemsize > np.dtype(most).itemsize:
-        bits = 8 * pixels.dtype.itemsize
-        raise UnusableFile(image, f"has pixels of {bits} bits, whatever its name says", "Give it the suffix .tif")
+def _refuse_depth(image: Path, pixels: np.ndarray, target: str) -> None:
+    """UnusableFile: files of the kind that `image` is by its name cannot hold its pixels."""
+    most = {".tif": 4, ".png": 2}.get(os.path.splitext(target)[1], 1)  # bytes of a value
+    if pixels.dtype.itemsize > most:
+        problem = f"has pixels of {8 * pixels.dtype.itemsize} bits, whatever its name says"
+        raise UnusableFile(image, problem, "Give it the suffix .tif")
 
 
-def _write(target, write):
-    # No flush to disk: a killed process loses nothing of what it has written, only a power cut would.
-    write_whole(target, write, sync=False)
+def _can_be_copied(decoded: Decoded, target: str) -> bool:
+    """Whether every program reads from the file itself what was decoded.
 
-
-def _can_be_copied(decoded, target):
-    """Whether any program reads from the file itself what was decoded.
-
-    Not where EXIF turns it, where more frames follow, or where CMYK, palettes and transparency await.
+    Not where EXIF turns it, where more frames follow, or where it has CMYK, a palette or transparency.
     """
-    kind = "JPEG" if target.suffix.lower() in _JPEG_SUFFIXES else "PNG"
+    kind = "JPEG" if target.lower().endswith(_JPEG_SUFFIXES) else "PNG"
     plain = decoded.picture.mode in ("RGB", "L", "I", "I;16")
     return decoded.format == kind and plain and decoded.turned == 1 and not decoded.frames
-
-
-def _write_mask(target, values, like):
-    """A mask of these values in the encoding of the PIL image `like`, without loss."""
-    values = np.ascontiguousarray(values)
-    if like.mode == "P":
-        picture = Image.frombytes("P", values.shape[1::-1], values.tobytes())
-        picture.putpalette(like.getpalette("RGB"))
-    else:
-        picture = Image.fromarray(values)
-    kind = {"format": "TIFF"} if target.suffix == ".tif" else {"format": "PNG", "compress_level": 1}
-    if like.mode == "P" and "transparency" in like.info:  # of which colours; it may be what the mask means
-        kind["transparency"] = like.info["transparency"]
-    _write(target, lambda file: picture.save(file, **kind))
 
 
 # ---- the preview
 
 
-def _sample(items, rows=5):
+def _sample(items: list[Item], rows: int = 5) -> list[Item]:
     """The items that the preview shows."""
-    return [items[index] for index in sorted(set(np.linspace(0, len(items) - 1, rows).round().astype(int).tolist()))]
+    numbers = np.linspace(0, len(items) - 1, rows).round().astype(int).tolist()
+    return [items[number] for number in sorted(set(numbers))]
 
 
-def _draw_preview(output_dir, items, count, mask_rule, value_range):
-    """A sheet of some of the `count` training images with every copy, masks laid over them."""
+def _draw_preview(
+    output_dir: Path,
+    items: list[Item],
+    count: int,
+    mask_rule: MaskRule | None,
+    value_range: tuple[float, float] | None,
+) -> None:
+    """Draws a sheet of some of the `count` training images with every copy, masks laid over them."""
     palette = pictures.Palette.of(mask_rule)
     rows, masks = [], []
     for item in items:
@@ -417,12 +489,11 @@ def _draw_preview(output_dir, items, count, mask_rule, value_range):
         size = (2 * pictures.TILE_HEIGHT, max(1, round(2 * pictures.TILE_HEIGHT * width / height)))
         tiles = []
         for image, *files in zip(item.images, *item.masks):
-            image = read_image(output_dir / image, size, value_range=value_range)
+            tile = read_image(output_dir / image, size, value_range=value_range)
             if mask_rule:
-                files = tuple(output_dir / file for file in files)
-                masks.append(read_mask(files if len(files) > 1 else files[0], mask_rule, size))
-                image = pictures.overlay(image, masks[-1], palette)
-            tiles.append(image)
+                masks.append(read_mask(tuple(output_dir / file for file in files), mask_rule, size))
+                tile = pictures.overlay(tile, masks[-1], palette)
+            tiles.append(tile)
         rows.append(pictures.Row(tiles, item.pair.name))
     title = f"{len(items)} of {count} training images with every copy: does each mask lie on what you want found?"
     columns = ["original", "horizontal flip", "vertical flip", "grid distortion"]
@@ -430,168 +501,194 @@ def _draw_preview(output_dir, items, count, mask_rule, value_range):
     pictures.save_image(output_dir / _PREVIEW, sheet)
 
 
-def _shown_rule(items, foreground, ignore):
+def _preview_rule(items: list[Item], spec: DataSpec) -> MaskRule | None:
     """What the preview tints: the foreground where these masks tell it, else every value but 0; None: nothing."""
-    seen = [observe_mask(*mask) for item in items for mask in item.pair.sources[1:]]
-    others = sorted({value for it in seen for value, _ in it.counts if value})
-    for wanted, ignored in ((foreground, ignore), (others, None)):
+    masks = [observe_mask(*mask) for item in items for mask in item.pair.sources[1:]]
+    values = tuple(sorted({value for mask in masks for value, _ in mask.counts if value}))
+    for foreground, ignore in ((spec.foreground, spec.ignore), (values, None)):
         try:
-            return decide_mask_rule(seen, DataSpec(foreground=wanted, ignore=ignored))
+            return decide_mask_rule(masks, DataSpec(foreground=foreground, ignore=ignore))
         except UserError:  # train.py's audit says it
             continue
     return None
 
 
-def _span(items, image_range):
-    """(low, high), which the preview shows as 0 ... 255 of images of more than 8 bits, or None."""
-    if isinstance(image_range, (tuple, list)):
-        return tuple(image_range)
-    if image_range is None and not any(item.images[0].endswith(".tif") for item in items):
-        return None  # the upper 8 bits, as in training; floats have none
-    depths = [depth_of(decode(it.pair.image, page=it.pair.image_page), it.pair.image) for it in items]
-    return choose_value_range([depth["quantiles"] for depth in depths if depth]) if any(depths) else None
+def _preview_range(items: list[Item], spec: DataSpec) -> tuple[float, float] | None:
+    """(low, high), which the preview shows as 0 ... 255 of images of more than 8 bits; None: their upper 8 bits."""
+    if spec.image_range is not None and not isinstance(spec.image_range, str):
+        return spec.image_range
+    if spec.image_range is None and not any(item.images[0].endswith(".tif") for item in items):
+        return None  # as in training; only floats, which are .tif, have no upper 8 bits
+    depths = []
+    for item in items:
+        depth = depth_of(decode(item.pair.image, page=item.pair.image_page), item.pair.image)
+        if depth:
+            depths.append(depth["quantiles"])
+    return choose_value_range(depths) if depths else None
 
 
 # ---- the classes of the two sides
 
 
-def _tell_lacking(train, val, spec, num_workers):
-    """(the MaskRule of CLASSES, what to say of those that one side of the split lacks). UserError as train.py's."""
-    seen = list(parallel_map(_observed, [pair.sources[1] for pair in train + val], num_workers))
-    sides = [[it for it in side if it] for side in (seen[: len(train)], seen[len(train) :])]
-    if not all(sides):
-        return None, []
-    mask_rule, words = decide_mask_rule(sides[0] + sides[1], spec), []
-    here, there = (sum(count_classes(it, mask_rule)[:-1] for it in side) for side in sides)
-    for name, training, validation in zip(mask_rule.names, here, there):
-        if not training and not validation:
-            words.append(f"class {name} is in no mask at all: take it out of CLASSES, or give it another value")
-        elif not training:
-            words.append(f"class {name} is in no training mask and cannot be learnt: lower VAL_IMAGES or change GROUP")
-        elif not validation:
-            words.append(f"class {name} is in no validation mask and is not scored: raise VAL_IMAGES or change GROUP")
-    return mask_rule, words
+def _observe(pairs: Sequence[Pair], num_workers: int | None) -> list[Observation]:
+    """What the masks of these pairs hold, without those that cannot be used, of which _Maker will tell."""
+    observations = parallel_map(_observe_or_none, [pair.sources[1] for pair in pairs], num_workers)
+    return [observation for observation in observations if observation]
 
 
-def _observed(mask):
-    """The Observation of (file, page), None where it cannot be used, which the maker will say."""
+def _observe_or_none(mask: tuple[Path, int]) -> Observation | None:
     try:
         return observe_mask(*mask)
     except UnusableFile:
         return None
 
 
-# ---- the manifest: what the folder of made files was made from
+def _missing_classes(mask_rule: MaskRule, train: list[Observation], val: list[Observation]) -> list[str]:
+    """What to say of the classes that one side of the split lacks."""
+    warnings = []
+    in_train, in_val = (np.sum([count_classes(mask, mask_rule) for mask in masks], axis=0) for masks in (train, val))
+    for name, train_pixels, val_pixels in zip(mask_rule.names, in_train, in_val):
+        if not train_pixels and not val_pixels:
+            warnings.append(f"class {name} is in no mask at all: take it out of CLASSES, or give it another value")
+        elif not train_pixels:
+            warnings.append(
+                f"class {name} is in no training mask and cannot be learnt: lower VAL_IMAGES or change GROUP"
+            )
+        elif not val_pixels:
+            warnings.append(
+                f"class {name} is in no validation mask and is not scored: raise VAL_IMAGES or change GROUP"
+            )
+    return warnings
+
+
+# ---- the manifest: what the files in the output folder were made from
 #
-# The next run finishes it, or makes it anew and says why. The manifest stands on disk before the first of
-# its files, and files of an older one are removed before a new one stands there. So a file that the manifest
-# lists, if it exists, was made from exactly that source by exactly those settings, wherever a run was killed.
+# By it the next run goes on, or makes anew what has changed and says why. The manifest is on disk before the first of
+# its files, and files of an older one are removed before a new one is written. So a file that the manifest lists, if
+# it exists, was made from exactly these sources by exactly these settings, wherever a run was killed.
 
 _VERSION = 2  # raise it when the same sources and settings begin to give other files
 _MANIFEST = ".augmented.json"
+_KINDS = {_TRAIN: "training images", _TEST: "validation images"}  # of sources
 
 
-def _prepare(output_dir, items, settings):
-    """Clears away what is not to stay in `output_dir`, writes the manifest; the Items yet to be made."""
-    old = _load_manifest(output_dir)
-    _refuse_foreign(output_dir, old)
+@dataclass(frozen=True)
+class _Manifest:
+    """From which sources the files were made, and which files belong to each, by the pair's name."""
+
+    provenance: Provenance = Provenance(_VERSION, {}, {kind: {} for kind in _KINDS.values()})
+    files: dict[str, list[str]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, items: Iterable[Item], settings: dict[str, object]) -> "_Manifest":
+        """The manifest of the items as they are to be made now."""
+        sources: dict[str, dict[str, list]] = {kind: {} for kind in _KINDS.values()}
+        for item in items:
+            # The name and the stamp of each file: a folder may be moved, its files may not change.
+            made_from: list = []
+            for path, _ in item.pair.sources:
+                made_from.append(path.name)
+                made_from += stamp(path) or ["gone"]
+            sources[_KINDS[item.side]][item.pair.name] = made_from
+        files = {item.pair.name: item.files for item in items}
+        return cls(Provenance(_VERSION, settings, sources), files)
+
+    @classmethod
+    def load(cls, folder: Path) -> "_Manifest":
+        """The manifest in a folder; an empty one where there is none, or it is damaged.
+
+        Files that it does not list will count as somebody else's, and stay.
+        """
+        try:
+            stored = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+            if "items" in stored:
+                return cls._from_items(stored)
+            return cls(Provenance.from_dict(stored["provenance"]), dict(stored["files"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            return cls()
+
+    @classmethod
+    def _from_items(cls, stored: dict) -> "_Manifest":
+        """The manifest of what an older augment.py wrote: {name: {"from": [...], "files": [...]}} as its items."""
+        sources: dict[str, dict[str, list]] = {kind: {} for kind in _KINDS.values()}
+        for name, item in stored["items"].items():
+            side = item["files"][0].partition("_images/")[0]
+            sources[_KINDS[side]][name] = item["from"]
+        files = {name: item["files"] for name, item in stored["items"].items()}
+        return cls(Provenance(stored["version"], stored["settings"], sources), files)
+
+    def save(self, folder: Path) -> None:
+        stored = {"provenance": self.provenance.to_dict(), "files": self.files}
+        write_text(folder / _MANIFEST, json.dumps(stored))
+
+    def files_as_in(self, new: "_Manifest") -> set[str]:
+        """The files that the manifest `new` would make in the same way."""
+        mine, other = self.provenance, new.provenance
+        if (mine.version, mine.settings) != (other.version, other.settings):
+            return set()
+        kept: set[str] = set()
+        for kind in _KINDS.values():
+            changes = other.changes(mine, kind)
+            for name in other.sources[kind].keys() - {*changes.changed, *changes.new}:
+                kept.update(self.files[name])
+        return kept
+
+
+def _settings(spec: DataSpec, jpeg_quality: int, seed: int) -> dict[str, object]:
+    """The constants on which the made files depend."""
+    settings: dict[str, object] = {"JPEG_QUALITY": jpeg_quality, "SEED": seed}
+    if spec.mask_name is not None:
+        settings["MASK_NAME"] = spec.mask_name
+    return settings
+
+
+def _prepare(output_dir: Path, items: list[Item], settings: dict[str, object]) -> list[Item]:
+    """Removes what is not to stay in the output folder and writes the manifest; gives the Items yet to be made."""
+    old, new = _Manifest.load(output_dir), _Manifest.of(items, settings)
+    listed = {file for files in old.files.values() for file in files}
+    _refuse_foreign(output_dir, listed)
     for folder in sorted({*_FOLDERS, *(os.path.dirname(file) for item in items for file in item.files)}):
         (output_dir / folder).mkdir(parents=True, exist_ok=True)
         remove_leftovers(output_dir / folder)
-    new = {}
-    for item in items:
-        source = [part for path, _ in item.pair.sources for part in (path.name, *(stamp(path) or ["gone"]))]
-        new[item.pair.name] = {"from": source, "files": item.files}  # a folder may move, its files may not change
-    reasons = _remove_stale(output_dir, old, settings, new)
-    manifest = {"version": _VERSION, "settings": settings, "items": new}
-    write_text(output_dir / _MANIFEST, json.dumps(manifest))
+    for file in listed - old.files_as_in(new):
+        (output_dir / file).unlink(missing_ok=True)
+    new.save(output_dir)
     missing = [item for item in items if not _is_complete(output_dir, item)]
-    if reasons:
+    reasons = new.provenance.difference(old.provenance)
+    if reasons and old.files:
         print(f"Making anew what has changed since the last run: {reasons}.")
     elif missing and len(missing) < len(items):
         print(f"Going on: {len(items) - len(missing)} of {len(items)} images are done.")
     return missing
 
 
-def _load_manifest(folder):
-    """The manifest in `folder`: {"settings": {...}, "items": {name: {"from": [...], "files": [...]}}}."""
-    try:
-        manifest = json.loads((Path(folder) / _MANIFEST).read_text(encoding="utf-8"))
-        if manifest["version"] == _VERSION:
-            return manifest
-        return {**manifest, "settings": {"version of this program": manifest["version"]}}
-    except (OSError, ValueError, KeyError, TypeError):
-        # none, or damaged: its files are unknown then, will count as somebody else's, and stay
-        return {"settings": {}, "items": {}}
-
-
-def _refuse_foreign(folder, manifest):
-    """UserError if pictures lie there that no run has listed: they would be trained on."""
-    ours = {file for item in manifest["items"].values() for file in item["files"]}
-    foreign = []
-    for subfolder in _FOLDERS:
-        try:
-            found = list_pictures(Path(folder) / subfolder).pictures
-        except UserError:  # none there
-            continue
-        foreign += [path for path in found if path.relative_to(folder).as_posix() not in ours]
+def _refuse_foreign(folder: Path, listed: set[str]) -> None:
+    """UserError: pictures lie there that no run has listed, which would be trained on."""
+    foreign: list[Path] = []
+    for name in _FOLDERS:
+        with suppress(UserError):  # none there
+            made = list_pictures(folder / name).pictures
+            foreign += [path for path in made if path.relative_to(folder).as_posix() not in listed]
     if foreign:
         names = "\n".join(f"  {printable(path)}" for path in foreign[:10])
-        more = f"\n  and {len(foreign) - 10} others" if len(foreign) > 10 else ""
+        if len(foreign) > 10:
+            names += f"\n  and {len(foreign) - 10} others"
         raise UserError(
-            f"{printable(folder)}: holds {len(foreign)} pictures that augment.py did not write, and that training would "
-            f"take for its own:\n{names}{more}\nMove or delete them, or give another OUTPUT_DIR (--output-dir)."
+            f"{printable(folder)}: holds {len(foreign)} pictures that augment.py did not write, and that training "
+            f"would take for its own:\n{names}\nMove or delete them, or give another OUTPUT_DIR (--output-dir)."
         )
 
 
-def _remove_stale(folder, manifest, settings, items):
-    """Removes the files of `manifest` that are not to be made, or not like that; returns why, in words."""
-    old = manifest["items"]
-    if not old:
-        return ""
-    stale = {name for name in old if manifest["settings"] != settings or items.get(name) != old[name]}
-    kept = {file for name, item in old.items() if name not in stale for file in item["files"]}
-    for name in stale:
-        for file in old[name]["files"]:
-            if file not in kept:
-                (Path(folder) / file).unlink(missing_ok=True)
-    return _reasons(manifest, settings, items)
-
-
-def _reasons(manifest, settings, items):
-    before, old = manifest["settings"], manifest["items"]
-    if before != settings:
-        changed = [key for key in {**before, **settings} if before.get(key) != settings.get(key)]
-        words = "; ".join(
-            f"{key} was {before[key]}, now {settings[key]}" if key in before and key in settings else key
-            for key in changed
-        )
-        return f"other settings ({words})"
-    both = [name for name in items if name in old]
-    groups = {
-        "new": [name for name in items if name not in old],
-        "gone": [name for name in old if name not in items],
-        "changed": [name for name in both if items[name]["from"] != old[name]["from"]],
-        "now on the other side of the split": [
-            name for name in both if items[name]["from"] == old[name]["from"] and items[name] != old[name]
-        ],
-    }
-    return "; ".join(
-        f"{len(names)} source{'s' * (len(names) > 1)} {what}, e.g. {printable(names[0])}"
-        for what, names in groups.items()
-        if names
-    )
-
-
-def _is_complete(folder, item):
+def _is_complete(folder: Path, item: Item) -> bool:
     """Whether every file of an item is there. A power cut may leave a name whose bytes never arrived."""
     try:
-        return all(os.stat(Path(folder) / file).st_size > 0 for file in item.files)
+        return all(os.stat(folder / file).st_size > 0 for file in item.files)
     except OSError:
         return False
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
+    """Makes the augmented copies that the constants and the command line describe, and says what to run next."""
     s = settings_of(globals(), argv, rules=_RULES, shared=vars(dataset))
     done = make_augmented(
         s.IMG_DIR,
@@ -603,24 +700,24 @@ def main(argv=None):
         num_workers=s.NUM_WORKERS,
         seed=s.SEED,
     )
-    print(f"Training: {_words(done.train, done.train_groups)}, {done.train * 4} with their copies.")
-    print(f"Validation: {_words(done.val, done.val_groups)}, as they are.")
+    train, val = counted(done.train, "image"), counted(done.val, "image")
+    print(f"Training: {train} of {counted(done.train_groups, 'group')}, {done.train * 4:,} with their copies.")
+    print(f"Validation: {val} of {counted(done.val_groups, 'group')}, as they are.")
     if done.left_out:
-        print(f"Left out: {done.left_out} images, which share their group with a validation image.")
+        print(f"Left out: {counted(done.left_out, 'image')} in the group of a validation image.")
     rate = f", {done.written / done.seconds:.1f} images a second" if done.written else ""
     print(f"Written: {done.written} of {done.total} images and as many masks, in {done.seconds:.1f} s{rate}.")
     for warning in done.warnings:
         print(f"Warning: {warning}.")
     print(f"Look at {done.preview} first: does every mask lie on its car?")
-    flags = ("--train-img-dir", "--train-mask-dir", "--val-img-dir", "--val-mask-dir")
-    folders = [part for flag, folder in zip(flags, _FOLDERS) for part in (flag, str(Path(s.OUTPUT_DIR) / folder))]
-    words = folders if Path(s.OUTPUT_DIR) != Path("dataset") else []
-    words += [] if s.MASK_NAME == dataset.MASK_NAME else ["--mask-name", s.MASK_NAME]
-    print("Next: " + shlex.join(["python", "train.py", *words]))
-
-
-def _words(images, groups):
-    return f"{images} images of {groups} group{'s' * (groups != 1)}"
+    command = ["python", "train.py"]
+    if Path(s.OUTPUT_DIR) != Path("dataset"):
+        flags = ("--train-img-dir", "--train-mask-dir", "--val-img-dir", "--val-mask-dir")
+        for flag, folder in zip(flags, _FOLDERS):
+            command += [flag, str(Path(s.OUTPUT_DIR) / folder)]
+    if s.MASK_NAME != dataset.MASK_NAME:
+        command += ["--mask-name", s.MASK_NAME]
+    print("Next: " + shlex.join(command))
 
 
 if __name__ == "__main__":

@@ -40,6 +40,7 @@ from parts.names import (
     LEAVE_OUT,
     NAME_MASKS,
     Folder,
+    Note,
     Pair,
     by_pages,
     fits_group,
@@ -239,7 +240,7 @@ class _Side:
     pairs: list[Pair] = field(default_factory=list)
     unpaired: list[UnusableFile] = field(default_factory=list)
     unequal_pages: list[UnusableFile] = field(default_factory=list)  # images whose masks have other pages
-    notes: list[tuple[str, str]] = field(default_factory=list)  # facts about the names
+    notes: list[Note] = field(default_factory=list)  # facts about the names
     left_out: list[Path] = field(default_factory=list)
     unusable: list[UnusableFile] = field(default_factory=list)
     images: list[ImageFacts] = field(default_factory=list)  # all that can be decoded
@@ -363,7 +364,8 @@ def _photographs(sides: list[_Side], masks: list[Observation]) -> str:
 
 def _is_photograph(mask: Observation) -> bool:
     """Whether it has many values, and hardly a pixel that is equal to its neighbours."""
-    return len(mask.counts) > 100 and 5 * sum(dict(mask.thick).values()) < mask.size[0] * mask.size[1]
+    inside_areas = sum(pixels for _, pixels in mask.thick)
+    return len(mask.counts) > 100 and 5 * inside_areas < mask.size[0] * mask.size[1]
 
 
 def _count_united(masks: list[Observation], mask_rule: MaskRule) -> np.ndarray:
@@ -521,7 +523,7 @@ class _Looker:
         stored = {"provenance": provenance.to_dict(), "facts": facts}
         with suppress(OSError):
             Path(self.cache).parent.mkdir(parents=True, exist_ok=True)
-            write_text(self.cache, json.dumps(stored, separators=(",", ":")))
+            write_text(Path(self.cache), json.dumps(stored, separators=(",", ":")))
 
 
 def _look_at(file: _File) -> dict[str, Any] | UnusableFile:
@@ -542,10 +544,9 @@ def _see_image(file: _File) -> ImageFacts:
     decoded = decode(file.path, smallest, file.page)
     pixels = pixels_of(decoded, file.path)
     sample = pixels[:: max(1, len(pixels) // 32), :: max(1, pixels.shape[1] // 32)]
-    has_alpha = False
+    alpha = None
     if decoded.picture.mode in ("LA", "PA", "RGBA"):
         alpha = alpha_of(decoded.picture)
-        has_alpha = bool(alpha.min() < alpha.max())
     # Processors have instructions for SHA-1, which makes it the fastest digest that is long enough here.
     digest = hashlib.sha1(repr(decoded.size).encode(), usedforsecurity=False)
     digest.update(np.ascontiguousarray(pixels).data)
@@ -556,7 +557,7 @@ def _see_image(file: _File) -> ImageFacts:
         frames=decoded.frames,
         orientation=decoded.turned,
         depth=depth_of(decoded, file.path),
-        has_alpha=has_alpha,
+        has_alpha=alpha is not None and bool(alpha.min() < alpha.max()),
         has_few_colors=len(np.unique(sample.astype(np.float64) @ (65536, 256, 1))) <= FEW_COLORS,
         # A few rows first, which is enough for nearly all images.
         is_blank=bool((pixels[::8] == pixels[0, 0]).all() and (pixels == pixels[0, 0]).all()),
@@ -1022,9 +1023,9 @@ def _draw_sheet(survey: _Survey, mask_rule: MaskRule, path: Path) -> Path | None
         return None
     images, masks, captions = [], [], []
     for example in _choose_tiles(examples, mask_rule):
-        pair, size = example.pair, example.image.size
-        scale = min(1, 480 / max(size))
-        size = [max(1, round(side * scale)) for side in size]
+        pair, (height, width) = example.pair, example.image.size
+        scale = min(1, 480 / max(height, width))
+        size = max(1, round(height * scale)), max(1, round(width * scale))
         images.append(read_image(pair.image, size, pair.image_page, survey.value_range))
         masks.append(read_mask(pair.masks, mask_rule, size, pair.mask_page))
         captions.append(pair.name if mask_rule.has_classes else f"{pair.name}  {example.foreground:.1%}")

@@ -9,7 +9,7 @@ import shutil
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
@@ -263,7 +263,7 @@ def cores() -> int:
 
 def parallel_map(
     function: Callable[[Item], Result], items: Sequence[Item], num_workers: int | None = None
-) -> Iterator[Result]:
+) -> Generator[Result, None, None]:
     """Yields function(item) for every item, in their order, computed by several processes.
 
     There are `num_workers` of them (None: one a core), but none for fewer than 8 items each: then this process

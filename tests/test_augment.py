@@ -1,5 +1,6 @@
 """augment.py: the split, exact copies, the same bytes every time and after every kind of death."""
 
+import json
 import os
 import random
 import shutil
@@ -15,7 +16,7 @@ import pytest
 from helpers import ROOT, WAIT, draw_pairs, script
 from PIL import Image
 
-from augment import augmentation, make_augmented, split
+from augment import augmentation, distort, make_augmented, split
 from parts.audit import audit
 from parts.cars import draw_dataset
 from parts.errors import UserError
@@ -373,7 +374,7 @@ def bent_in_64_bits(mask, values):
     height, width = values.shape[:2]
     columns, rows = np.meshgrid(np.arange(width), np.arange(height))
     places = np.dstack([columns, rows, rows]).astype(np.float32)  # of two channels OpenCV 5 takes steps of 1/32
-    left, top, _ = np.moveaxis(augmentation(mask, mask, 0, (None, places, [(None, Image.open(mask))]))[0][3], 2, 0)
+    left, top, _ = np.moveaxis(distort(places, [], f"0/{mask.stem}")[0][3], 2, 0)
     x, y = np.floor(left).astype(int), np.floor(top).astype(int)
     right, below = np.minimum(x + 1, width - 1), np.minimum(y + 1, height - 1)
     along, down = (left - x).astype(np.float64)[..., None], (top - y).astype(np.float64)[..., None]
@@ -712,9 +713,24 @@ def test_a_changed_source_is_made_anew_alone(raw, tmp_path, capsys):
     shutil.copy(raw / "train_masks" / f"{second.stem}_mask.gif", raw / "train_masks" / f"{first.stem}_mask.gif")
     capsys.readouterr()
     assert make(raw, out).written == 4
-    assert f"1 source changed, e.g. {first.stem}" in capsys.readouterr().out
+    assert f"training images: 1 file changed, e.g. {first.stem}" in capsys.readouterr().out
     make(raw, tmp_path / "fresh")
     assert contents(out) == contents(tmp_path / "fresh")
+
+
+def test_the_manifest_of_an_older_version_is_believed(raw, tmp_path):
+    out = tmp_path / "out"
+    make(raw, out)
+    manifest = json.loads((out / ".augmented.json").read_text())
+    provenance, files = manifest["provenance"], manifest["files"]
+    sources = {name: stamps for kind in provenance["sources"].values() for name, stamps in kind.items()}
+    items = {name: {"from": sources[name], "files": files[name]} for name in files}
+    old = {"version": provenance["version"], "settings": provenance["settings"], "items": items}
+    (out / ".augmented.json").write_text(json.dumps(old))
+    assert make(raw, out).written == 0
+    (out / ".augmented.json").write_text(json.dumps(old))
+    done = make(raw, out, seed=1)
+    assert done.written == done.total
 
 
 def test_files_of_a_source_that_is_gone_go_too(raw, tmp_path):
