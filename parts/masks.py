@@ -374,9 +374,9 @@ class MaskRule:
         return ("background", "foreground")
 
     @property
-    def labels(self) -> bool:
-        """Whether masks in memory hold more than {0, 1}."""
-        return bool(self.classes or self.ignored)
+    def is_binary(self) -> bool:
+        """Whether masks in memory hold nothing but {0, 1}: neither classes nor ignored pixels."""
+        return not self.classes and not self.ignored
 
     def labels_of(self, logits: "torch.Tensor") -> "torch.Tensor":
         """The predicted labels, uint8 (N, 1, H, W), of logits (N, channels, H, W)."""

@@ -402,7 +402,7 @@ def out_of_memory_message(
 def targets_of(masks: torch.Tensor, device: torch.device, labels: bool = False) -> torch.Tensor:
     """Masks of a batch (N, H, W) or (N, 1, H, W) as the loss takes them: float32 (N, 1, H, W) of {0, 1}.
 
-    With `labels` (a MaskRule's), as where there are classes or ignored pixels: uint8 (N, 1, H, W). UserError: a
+    With `labels`, as where there are classes or ignored pixels: uint8 (N, 1, H, W). UserError: a
     transform has made something else of them than whole numbers from 0 to 255.
     """
     if labels and masks.dtype != torch.uint8:
@@ -423,5 +423,5 @@ def true_labels(masks: torch.Tensor, device: torch.device, mask_rule: MaskRule) 
 
     UserError: as of targets_of.
     """
-    targets = targets_of(masks, device, mask_rule.labels)
-    return targets if mask_rule.labels else (targets > 0.5).byte()
+    targets = targets_of(masks, device, labels=not mask_rule.is_binary)
+    return (targets > 0.5).byte() if mask_rule.is_binary else targets

@@ -16,7 +16,7 @@ import pytest
 from helpers import ROOT, WAIT
 from PIL import Image
 
-from parts.errors import UnusableFile, UserError, printable
+from parts.errors import UnusableFile, printable
 from parts.images import (
     bytes_of,
     choose_value_range,
@@ -28,7 +28,6 @@ from parts.images import (
     read_image,
     resize_image,
 )
-from parts.spec import DataSpec
 
 H, W = 24, 36
 
@@ -373,20 +372,6 @@ def test_the_span_of_a_dataset_leaves_outliers_out(tmp_path):
     assert choose_value_range([[7] * 999 + [9]]) == (7, 9)
     assert choose_value_range([[7.0] * 100]) == (7, 8)
     assert choose_value_range([range(500), range(500, 1001)]) == (5, 995)
-
-
-@pytest.mark.parametrize(
-    "value",
-    [(4095, 0), (1, 1), (0,), (0, 1, 2), "Auto", 255, True, (0, float("nan")), (0, float("inf")), ("0", "1"), ()],
-)
-def test_an_image_range_that_is_none(value):
-    with pytest.raises(UserError, match="IMAGE_RANGE = .*--image-range 0 4095"):
-        DataSpec(image_range=value)
-
-
-def test_image_ranges():
-    for value in (None, "auto", (0, 4095), (-1.5, 2), [0, 1]):
-        DataSpec(image_range=value)
 
 
 def test_jpeg_orientations_match_pngs(tmp_path):

@@ -489,7 +489,7 @@ def test_one_foreground_and_what_is_ignored(tmp_path, name, wanted):
     paths = write_all(tmp_path, lambda m, p: write(values[m], p), "a.png", masks)
     void = int(values[2]) if name != "colours" else (224, 224, 192)  # as MASK_FOREGROUND, red, green and blue of one
     mask_rule = find_mask_rule(paths, DataSpec(foreground=given, ignore=void))
-    assert mask_rule.ignored == (values[2],) and mask_rule.labels and mask_rule.channels == 1
+    assert mask_rule.ignored == (values[2],) and not mask_rule.is_binary and mask_rule.channels == 1
     assert "ignored" in mask_rule.describe() and through_json(mask_rule) == mask_rule
     for path, mask in zip(paths, masks):
         truth = np.array([*meaning, IGNORED], np.uint8)[mask]

@@ -175,7 +175,8 @@ def test_classes_in_every_encoding_read_back_equal_and_are_written_so(tmp_path, 
     paths = write_all(tmp_path, lambda m, p: write(table[m], p), "a.tif" if "32" in name else "a.png", truths)
     mask_rule = find_mask_rule(paths, DataSpec(ignore=ignore, classes=given))
     order = sorted(classes) if given == "all" else classes
-    assert mask_rule.classes == tuple(order) and mask_rule.channels == count and mask_rule.labels and not mask_rule.soft
+    assert mask_rule.classes == tuple(order) and mask_rule.channels == count
+    assert not mask_rule.is_binary and not mask_rule.soft
     assert mask_rule.ignored == (() if ignore is None else (ignore,))
     in_words = [f"0x{value:06X}" if "colours" in name else str(value) for value in order]
     assert list(mask_rule.names) == (list(given) if isinstance(given, dict) else in_words)
@@ -207,7 +208,7 @@ def test_classes_in_every_encoding_read_back_equal_and_are_written_so(tmp_path, 
 def test_old_rules_are_read_and_long_ones_are_a_short_line():
     old = {"kind": "numbers", "background": [0], "foreground": [255], "soft": True, "rest": False}
     mask_rule = MaskRule.from_dict(old)
-    assert mask_rule == MaskRule(soft=True) and mask_rule.channels == 1 and not mask_rule.labels
+    assert mask_rule == MaskRule(soft=True) and mask_rule.channels == 1 and mask_rule.is_binary
     names = tuple(f"kind {index}" for index in range(250))
     long = MaskRule("colours", (), (), ignored=(1, 2), classes=tuple(range(1000, 1250)), names=names)
     text = long.describe()

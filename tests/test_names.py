@@ -169,12 +169,6 @@ def test_mask_name_says_it_by_hand(tmp_path, capsys, mask_name):
     assert "d.jpg: has no mask" in str(caught.value)
 
 
-@pytest.mark.parametrize("mask_name", ["_seg", "", "{}{}", "{}_*_*", "masks/{}", "*"])
-def test_a_mask_name_that_says_nothing(mask_name):
-    with pytest.raises(UserError, match="MASK_NAME = .*{}_segmentation"):
-        DataSpec(mask_name=mask_name)
-
-
 def test_what_has_no_partner_is_left_out_where_that_is_asked_for(tmp_path, capsys):
     images, masks = ["a.jpg", "b.jpg", "c.jpg"], ["a.png", "x.png", "y.png", "c.png"]
     pairs, printed = pairs_of(tmp_path, capsys, images, masks, skip_unpaired=True)

@@ -33,6 +33,24 @@ WRONG = {
 }
 
 
+for given in [
+    (4095, 0),
+    (1, 1),
+    (0,),
+    (0, 1, 2),
+    "Auto",
+    255,
+    True,
+    (0, float("nan")),
+    (0, float("inf")),
+    ("0", "1"),
+    (),
+]:
+    WRONG[f"image range {given}"] = ({"image_range": given}, ["IMAGE_RANGE = ", "--image-range 0 4095"])
+for given in ["_seg", "", "{}{}", "{}_*_*", "masks/{}", "*"]:
+    WRONG[f"mask name {given}"] = ({"mask_name": given}, ["MASK_NAME = ", "{}_segmentation"])
+
+
 @pytest.mark.parametrize("name", WRONG)
 def test_constants_that_cannot_be_meant_are_told_in_words(name):
     constants, expected = WRONG[name]
@@ -63,6 +81,8 @@ def test_what_the_constants_list():
     named = DataSpec(classes={" red ": (255, 0, 0), "car": 0x0000FF}).listed_classes
     assert named == (ListedClass("red", 0xFF0000, True), ListedClass("car", 0x0000FF, False))
     assert DataSpec(ignore=3).ignored_values == (3,) and DataSpec().ignored_values == ()
+    for image_range in (None, "auto", (0, 4095), (-1.5, 2), [0, 1]):
+        assert DataSpec(image_range=image_range).image_range == image_range
     for word in (None, "alpha", "nonzero"):
         assert DataSpec(foreground=word).foreground_values is None
     assert DataSpec(foreground=[1, 2]).foreground_values == (1, 2)

@@ -49,8 +49,8 @@ def test_a_users_transform_works_with_classes_and_ignored_pixels(class_folders, 
     for transform in (None, lambda image, mask: dict(image=image.transpose(2, 0, 1), mask=mask.astype(np.int64))):
         _, val = get_loaders(*class_folders, 4, 0, transform=transform, image_size=(40, 60), spec=spec)
         mask_rule = val.dataset.mask_rule
-        assert (mask_rule.channels, mask_rule.labels) == (channels, True)
-        targets.append(torch.cat([targets_of(masks, torch.device("cpu"), mask_rule.labels) for _, masks in val]))
+        assert (mask_rule.channels, mask_rule.is_binary) == (channels, False)
+        targets.append(torch.cat([targets_of(masks, torch.device("cpu"), labels=True) for _, masks in val]))
         scores.append(check_accuracy(val, model))
     assert torch.equal(*targets) and targets[0].unique().tolist() == [*range(max(2, channels)), 255]
     assert scores[0] == scores[1] and scores[0].accuracy < 1
