@@ -3,14 +3,12 @@
 import os
 import pickle
 import random
-import subprocess
-import sys
 import zipfile
 
 import pytest
 import torch
 import torchvision
-from helpers import ROOT, WAIT, flags
+from helpers import ROOT, flags, script
 
 import train
 from parts import recipe
@@ -170,7 +168,7 @@ def test_a_full_disk_leaves_the_old_checkpoint(tmp_path):
         "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
         f"errors.run(lambda: utils.save_checkpoint({{'state_dict': {{'w': torch.zeros(10**6)}}}}, {str(path)!r}))"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=WAIT)
+    done = script("-c", code, cwd=ROOT)
     assert done.returncode == 2 and "checkpoint.pth" in done.stderr and "Traceback" not in done.stderr
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 

@@ -294,8 +294,7 @@ def test_constants_are_edited_as_python(prepared):
     ]
     clone = edited(prepared, *edits)
     left = without(SMALL, *(edit.split()[0] for edit in edits))
-    command = [sys.executable, clone / "train.py", *left, "--weight-decay", "0.5"]
-    done = subprocess.run(command, cwd=prepared, capture_output=True, text=True, timeout=WAIT)
+    done = script(clone / "train.py", *left, "--weight-decay", "0.5", cwd=prepared)
     assert done.returncode == 0, done.stderr
     saved = torch.load(prepared / "checkpoint.pth")
     kept = saved["settings"]
@@ -325,14 +324,7 @@ print("the kernel goes on")
 @pytest.mark.parametrize("arguments", ["[]", pytest.param("", marks=pytest.mark.slow)])
 def test_a_notebook_imports_it_and_sets_constants(prepared, arguments):
     code = NOTEBOOK.format(constants=TRAIN, arguments=arguments)
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=prepared,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=WAIT,
-    )
+    done = script("-c", code, cwd=prepared, env=os.environ | {"PYTHONPATH": str(ROOT)})
     assert done.returncode == 0 and "the kernel goes on" in done.stdout, done.stderr
     assert len(history(prepared)) == 2
 
@@ -341,14 +333,7 @@ def test_a_notebook_imports_it_and_sets_constants(prepared, arguments):
 def test_its_text_runs_in_a_notebooks_cell(prepared):
     clone = edited(prepared, *(f"{name} = {value!r}" for name, value in TRAIN.items()))
     code = CELL.format(path=str(clone / "train.py"))
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=prepared,
-        env={**os.environ, "PYTHONPATH": str(clone)},
-        capture_output=True,
-        text=True,
-        timeout=WAIT,
-    )
+    done = script("-c", code, cwd=prepared, env=os.environ | {"PYTHONPATH": str(clone)})
     assert done.returncode == 0 and "the kernel goes on" in done.stdout, done.stderr
     assert len(history(prepared)) == 1
 
@@ -566,9 +551,8 @@ run(lambda: train.main(sys.argv[1:]))
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the size of a process is read from Linux's /proc")
 def test_memory_that_runs_out_is_told_with_what_to_turn(prepared):
-    command = [sys.executable, "-c", SMALL_MEMORY, *SMALL, "--image-size", "512", "768", "--features", "64", "64"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=prepared, env=environment, capture_output=True, text=True, timeout=WAIT)
+    words = [*SMALL, "--image-size", 512, 768, "--features", 64, 64]
+    done = script("-c", SMALL_MEMORY, *words, cwd=prepared, env=os.environ | {"PYTHONPATH": str(ROOT)})
     assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
     assert "has run out of memory with BATCH_SIZE = 4" in done.stderr and "--batch-size 2 --accumulate 2" in done.stderr
 

@@ -2,7 +2,6 @@
 
 import os
 import re
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -12,7 +11,7 @@ import pytest
 import torch
 import torch._dynamo.testing
 from fakes import Nearest, Threshold
-from helpers import ROOT, WAIT, draw_pairs
+from helpers import ROOT, draw_pairs, script
 from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader
@@ -143,9 +142,7 @@ list(torch.utils.data.DataLoader(Data(), num_workers=1, worker_init_fn=eval(sys.
 @pytest.mark.skipif(sys.platform != "linux", reason="handles are passed through a socket on Linux")
 @pytest.mark.parametrize("begins, told", [("utils._begin_worker", False), ("None", True)])
 def test_a_worker_does_not_tell_that_its_run_was_stopped_in_the_middle(tmp_path, begins, told):
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", HUNG_UP, begins]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=WAIT)
+    done = script("-c", HUNG_UP, begins, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)})
     assert done.returncode == 0 and ("Traceback" in done.stderr) == told, done.stderr
 
 
