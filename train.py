@@ -34,10 +34,11 @@ from parts.files import remove_leftovers, sole_writer, stamp, write_csv
 from parts.inference import to_device
 from parts.masks import MaskRule
 from parts.names import HOW_TO_GET_CARVANA
-from parts.networks import NODES, build_network
+from parts.networks import NODES, EncoderUNet, build_network
 from parts.options import any_text, file_path, number, one_of, optional, settings_of, sizes, table, whole
 from parts.scores import Scores, symptom
 from parts.spec import DataSpec
+from unet import UNet
 from utils import (
     Loader,
     arrays_folder,
@@ -147,36 +148,36 @@ def train_fn(
     model.train()
     device = next(model.parameters()).device
     dtype = recipe.autocast_dtype(device, s.PRECISION)
-    smallest = getattr(model, "module", model).smallest
+    network: Any = getattr(model, "module", model)  # inside DistributedDataParallel
     labels = any(value is not None for value in (s.CLASSES, s.MASK_IGNORE, s.CROP))  # crops pad with IGNORED
     with Progress(loader, epoch, s.NUM_EPOCHS, device) as progress:
         for index, (images, masks) in enumerate(loader):
             stop_if_asked()
             progress.batch_arrived()
 
-            # one step of the optimizer takes ACCUMULATE batches; the last one of an epoch may have fewer
+            # One step of the optimizer takes ACCUMULATE batches; the last one of an epoch may have fewer
             step = epoch * schedule.steps_per_epoch + index // s.ACCUMULATE
             place = index % s.ACCUMULATE
             batches = min(s.ACCUMULATE, len(loader) - (index - place))
             last = place == batches - 1
 
-            # to the device as bytes; there flips, colours and, while images grow (HALF_SIZE), a smaller size
+            # To the device as bytes; there flips, colours and, while images grow (HALF_SIZE), a smaller size
             images, targets = to_device(images, device), recipe.targets_of(masks, device, labels)
             draws = recipe.named_generator(s.SEED, epoch, index, processes.rank())
             images, targets = recipe.vary_batch(images, targets, s.FLIP, s.COLOR_JITTER, draws)
             factor = recipe.size_factor(step / schedule.total, s.HALF_SIZE)
             if s.HALF_SIZE:  # sizes between the first and the last are rare: trying cuDNN's kernels would cost more
                 torch.backends.cudnn.benchmark = factor in (1, recipe.size_factor(0, s.HALF_SIZE))
-            images, targets = recipe.shrink_batch(images, targets, factor, smallest)
+            images, targets = recipe.shrink_batch(images, targets, factor, network.smallest)
 
-            # forward, using mixed precision, and backward
+            # Forward, using mixed precision, and backward
             with processes.synchronised(model, last):
                 with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
                     predictions = model(images)
                 loss = loss_fn(predictions.float(), targets)
                 scaler.scale(loss / batches).backward()
 
-            # the optimizer's step, at this step's learning rate
+            # The optimizer's step, at this step's learning rate
             if last:
                 schedule.before_step(step)
                 if s.CLIP_GRADIENT:
@@ -193,48 +194,48 @@ def main(argv: list[str] | None = None) -> None:
     """One run, from the constants to the closing summary. `argv`: its flags; None takes the command line's."""
     s = settings(argv)
     with processes.together(s.DEVICE) as device, ending_in_words(s, argv), RunFolder(s.OUTPUT_DIR) as folder:
-        # settings, device and seed
+        # Settings, device and seed
         tell_settings(s)
         prepare_device(device)
         torch.manual_seed(s.SEED)
-        # audit: every file is looked at before the first epoch
+        # Audit: every file is looked at before the first epoch
         report = processes.first(lambda: look_at_data(s, folder.path))
+        rule = report.mask_rule
+        assert rule is not None, "the audit refuses masks without a rule in common"
 
-        # network: random weights, or those of ENCODER_WEIGHTS or PRETRAINED
-        channels = report.mask_rule.channels
-        architecture = dict(in_channels=3, out_channels=channels, features=list(s.FEATURES), encoder=s.ENCODER)
+        # Network: with random weights, or those of ENCODER_WEIGHTS or PRETRAINED
+        architecture = dict(in_channels=3, out_channels=rule.channels, features=list(s.FEATURES), encoder=s.ENCODER)
         model = build_network(**architecture)
         refuse_small_size(s, model.smallest, len(report.train))
-        load_first_weights(model, s, report.mask_rule)
+        load_first_weights(model, s, rule)
         layout = torch.contiguous_format if device.type == "mps" else torch.channels_last
-        model = model.to(device, memory_format=layout)
-
-        # loss and optimizer
+        model = model.to(device).to(memory_format=layout)
+        # Loss and optimizer
         loss_fn = recipe.Loss(s.LOSS)
         optimizer = recipe.make_optimizer(model, s.OPTIMIZER, s.LEARNING_RATE, s.WEIGHT_DECAY)
-        # loaders, of the pairs that the audit has found
+        # Loaders, of the pairs that the audit has listed
         train_loader, val_loader = make_loaders(s, report, device, folder.path)
-        # learning rate by the step, and mixed precision, of which float16 alone could underflow
+        # Learning rate by the step, and mixed precision, of which float16 alone could underflow
         steps = -(-len(train_loader) // s.ACCUMULATE)
         schedule = recipe.Schedule(optimizer, s.SCHEDULE, steps, s.NUM_EPOCHS, s.WARMUP, s.PLATEAU_PATIENCE)
         dtype = recipe.autocast_dtype(device, s.PRECISION)
         scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
 
-        # the run: all that is saved, and resumed with LOAD_MODEL
+        # The run: all that a checkpoint holds, and that LOAD_MODEL resumes
         scored_on = val_loader.dataset.identity()
-        run = Run(model, optimizer, schedule, scaler, architecture, report.mask_rule, report.value_range, scored_on, s)
+        run = Run(model, optimizer, schedule, scaler, architecture, rule, report.value_range, scored_on, s)
         if s.LOAD_MODEL:
             run.resume(folder.path / "checkpoint.pth")
-        trained = processes.wrap(model, device, s.SYNC_BATCHNORM)  # the network itself, or around it
+        trained = processes.wrap(model, device, s.SYNC_BATCHNORM)  # with torchrun it averages the gradients
         compile_for_gpu(trained, device, dtype, s)
         processes.say(describe_run(model, device, dtype, steps))
         folder.begin(run, val_loader, dtype)
 
-        # epochs: train, check accuracy, add a line to the history, save, draw
+        # Epochs: train, check accuracy, add a row to the history, save, draw
+        if not run.history:
+            check_accuracy(val_loader, model, device, dtype)  # of the random network, to compare with
         start = time.perf_counter()
         for epoch in range(len(run.history), s.NUM_EPOCHS):
-            if epoch == 0:
-                check_accuracy(val_loader, model, device, dtype)  # of the random network, to compare with
             train_loader.sampler.set_epoch(epoch)
             loss, waiting = train_fn(train_loader, trained, optimizer, loss_fn, scaler, schedule, epoch, s)
             processes.same_everywhere(model)  # BatchNorm's statistics
@@ -311,15 +312,15 @@ class Progress:
         return float(total / count)
 
 
+# ---- what main begins with
+
+
 def settings(argv: list[str] | None = None) -> SimpleNamespace:
     """The constants, with the flags of a command line over them. UserError: what cannot be used."""
     s = settings_of(globals(), argv, rules=_RULES, shared=vars(dataset), presets={"DEMO": _DEMO_SETTINGS})
     if s.IMAGE_SIZE is None and not s.CROP:
         raise UserError("These constants cannot be used:\n  IMAGE_SIZE = None: height and width, or None with CROP")
     return s
-
-
-# ---- what main begins with
 
 
 def tell_settings(s: SimpleNamespace) -> None:
@@ -415,13 +416,13 @@ def refuse_small_size(s: SimpleNamespace, smallest: int, images: int) -> None:
         )
 
 
-def load_first_weights(model: nn.Module, s: SimpleNamespace, mask_rule: MaskRule) -> None:
+def load_first_weights(model: UNet | EncoderUNet, s: SimpleNamespace, mask_rule: MaskRule) -> None:
     """Puts the weights that a new run starts from into the network, if it does not start from random ones."""
     if s.LOAD_MODEL:
         return
     if s.PRETRAINED:
         load_pretrained(s.PRETRAINED, model, mask_rule)
-    elif s.ENCODER and s.ENCODER_WEIGHTS:
+    elif isinstance(model, EncoderUNet) and s.ENCODER_WEIGHTS:
         load_encoder_weights(model, s.ENCODER, s.ENCODER_WEIGHTS)
 
 

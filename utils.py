@@ -216,6 +216,10 @@ class Loader(DataLoader):
     RuntimeError, told by `worker_was_killed`: one of the workers was killed.
     """
 
+    dataset: PairDataset
+    sampler: "EpochSampler"
+    batch_size: int
+
     def __init__(self, data: Any, **keywords: Any) -> None:
         own_draws = torch.Generator()  # leaves the global generator alone
         super().__init__(data, collate_fn=_collate, worker_init_fn=_begin_worker, generator=own_draws, **keywords)

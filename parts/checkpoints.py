@@ -19,9 +19,10 @@ from torch import nn
 from parts import processes
 from parts.errors import UserError
 from parts.masks import IGNORED, MaskRule
-from parts.networks import build_network
+from parts.networks import EncoderUNet, build_network
 from parts.options import plain
 from parts.scores import Scores, class_columns
+from unet import UNet
 
 if TYPE_CHECKING:
     from parts.recipe import Schedule
@@ -295,7 +296,7 @@ def _first_few(names: list[str], most: int) -> str:
 # ---- a network from a checkpoint
 
 
-def load_network(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
+def load_network(path: str | Path) -> tuple[UNet | EncoderUNet, dict[str, Any]]:
     """The network of a file that train.py or the article's code saved, in eval mode, and the rest of its checkpoint.
 
     The network takes images (N, 3, H, W) in [0, 1] and gives logits (N, 1, H, W), or (N, C, H, W) of the C classes of
@@ -331,7 +332,7 @@ def _complete_mask_rule(checkpoint: dict[str, Any], channels: int) -> None:
         checkpoint["mask_rule"] = mask_rule.to_dict()
 
 
-def _refuse_channels(path: str | Path, network: nn.Module, needed: int) -> None:
+def _refuse_channels(path: str | Path, network: UNet | EncoderUNet, needed: int) -> None:
     """UserError where a network has other channels than RGB in and those of its masks out."""
     inputs, outputs = network.in_channels, network.output_conv.out_channels
     if (inputs, outputs) != (3, needed):
@@ -399,7 +400,7 @@ def _listed_classes(names: list[str]) -> str:
     return f"the classes {_first_few(names, 12)}"
 
 
-def load_encoder_weights(network: nn.Module, name: str, weights: str) -> None:
+def load_encoder_weights(network: EncoderUNet, name: str, weights: str) -> None:
     """Puts torchvision's weights of its network `name` into the encoder of `network`.
 
     `weights`: torchvision's name of them ("DEFAULT", "IMAGENET1K_V1"), or the path of a state dict. The classifier's
