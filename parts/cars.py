@@ -8,6 +8,7 @@ A picture depends on (seed, car, view, size) and the turntable's step alone, so 
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -47,8 +48,8 @@ def draw_dataset(
     for car, view in tqdm(jobs, desc="drawing", unit="image", disable=hidden):
         name = f"{hashlib.sha256(f'car {seed} {car}'.encode()).hexdigest()[:12]}_{view:02d}"
         picture, mask = draw_car(seed, car, view, views, size)
-        write_whole(images / f"{name}.jpg", lambda file, p=picture: p.save(file, "JPEG", quality=92), sync=False)
-        write_whole(masks / f"{name}_mask.gif", lambda file, m=mask: m.save(file, "GIF"), sync=False)
+        write_whole(images / f"{name}.jpg", partial(picture.save, format="JPEG", quality=92), sync=False)
+        write_whole(masks / f"{name}_mask.gif", partial(mask.save, format="GIF"), sync=False)
     return images, masks
 
 
