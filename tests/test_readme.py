@@ -1,6 +1,7 @@
 """README.md against the code, and which way imports run."""
 
 import ast
+import importlib
 import re
 import subprocess
 import sys
@@ -85,3 +86,17 @@ def test_files_are_looked_at_without_torch():
     """Which takes seconds to load in each process that decodes."""
     code = "import sys, parts.audit, parts.pictures, parts.cars; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=WAIT)
+
+
+def test_every_function_that_how_it_works_names_exists():
+    text = (ROOT / "docs" / "how-it-works.md").read_text(encoding="utf-8")
+    named = re.findall(r"`([a-z_]+)\.([A-Za-z_]+(?:\.[a-z_]+)?)`", text)
+    assert len(named) > 40
+    for module, name in named:
+        if (module, name) in {("train", "py"), ("predict", "py")}:
+            continue
+        path = ROOT / f"{module}.py" if (ROOT / f"{module}.py").exists() else ROOT / "parts" / f"{module}.py"
+        place = importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
+        for part in name.split("."):
+            assert hasattr(place, part), f"{module}.{name}"
+            place = getattr(place, part)
