@@ -4,8 +4,8 @@ A pretrained encoder starts from features learnt on ImageNet, as in Iglovikov an
 2018, https://arxiv.org/abs/1801.05746, with VGG-11.
 
 Every network takes images (N, in_channels, H, W) in [0, 1], gives logits (N, out_channels, H, W), and has these
-attributes: `smallest`, the least height and width that it takes; `decoder`, two modules a level; `output_conv`, the last
-convolution, whose out_channels are the network's.
+attributes: `smallest`, the least height and width that it takes; `decoder`, two modules a level; `output_conv`, the
+last convolution, whose out_channels are the network's.
 """
 
 from __future__ import annotations
