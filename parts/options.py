@@ -19,10 +19,13 @@ import io
 import math
 import os
 import re
+import symtable
 import sys
 import textwrap
 import tokenize
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -128,12 +131,14 @@ def optional(rule: Rule) -> Rule:
 
 def sizes(count: int | None = None) -> Rule:
     """`count` whole numbers above 0, or any number of them: 320 480, 320x480 or 320,480 on the command line."""
-    wanted = {None: "one or more whole numbers above 0", 2: "height and width"}.get(
-        count, f"{count} whole numbers above 0"
-    )
+    wanted = "one or more whole numbers above 0"
+    if count == 2:
+        wanted = "height and width"
+    elif count:
+        wanted = f"{count} whole numbers above 0"
 
     def accepts(value: Any) -> bool:
-        if not isinstance(value, tuple) or len(value) != (count or len(value)) or not value:
+        if not isinstance(value, tuple) or not value or len(value) != (count or len(value)):
             return False
         return all(type(side) is int and side > 0 for side in value)
 
@@ -166,7 +171,9 @@ def named_numbers(*, names_needed: bool = True) -> Rule:
         if any("=" in word for word in given):
             return _read_named(given)
         value = _read_values(given)
-        return (value,) if _are_numbers(value) and not isinstance(value, tuple) else value
+        if type(value) in (int, float):
+            return (value,)
+        return value
 
     wanted = "NAME=VALUE for each, where a value is a number (3), or several (3,4)"
     if not names_needed:
@@ -211,7 +218,7 @@ def _literal(word: str) -> Any:
         return None
     try:
         return ast.literal_eval(word)
-    except (ValueError, SyntaxError):
+    except (ValueError, TypeError, SyntaxError):
         return word
 
 
@@ -269,12 +276,14 @@ def _read_named(given: list[str]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Source:
-    """What the text of a script says about its upper-case names."""
+    """What the text of a script says about the names of its top level."""
 
     file_name: str
-    assigned: dict[str, ast.expr | None]  # name -> its expression, where it has a single one
-    others: set[str]  # names that are imported, or that a class or function has
+    names: frozenset[str]  # all of them: assigned, imported, of functions and classes
+    assigned: frozenset[str]
+    declared: dict[str, Any]  # name -> its value, where the text has a single one, and no expression to evaluate
     comments: dict[str, str]  # name -> the comment behind its assignment
+    imports_all: bool  # `from ... import *`: there are more names than the text tells
 
     @classmethod
     def of(cls, file: str | None) -> "_Source | None":
@@ -284,53 +293,48 @@ class _Source:
         try:
             written = Path(file).read_text(encoding="utf-8")
             tree = ast.parse(written)
-            tokens = list(tokenize.generate_tokens(io.StringIO(written).readline))
         except (OSError, SyntaxError):
             return None
-        comments = {
-            token.start[0]: token.string.lstrip("# ").strip() for token in tokens if token.type == tokenize.COMMENT
-        }
-        source = cls(Path(file).name, {}, set(), {})
-        source._collect(tree.body, comments)
-        return source
+        symbols = symtable.symtable(written, file, "exec").get_symbols()
+        assigned = frozenset(s.get_name() for s in symbols if s.is_assigned() and not s.is_namespace())
+        names = frozenset(symbol.get_name() for symbol in symbols)
+        imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+        imports_all = any(node.names[0].name == "*" for node in imports)
+        return cls(Path(file).name, names, assigned, _declared(tree), _comments(tree, written), imports_all)
 
-    def declared(self, name: str, otherwise: Any) -> Any:
-        """The value that the text gives a constant, or `otherwise` where that is an expression to evaluate."""
-        expression = self.assigned.get(name)
-        if expression is None:
-            return otherwise
-        try:
-            return ast.literal_eval(expression)
-        except ValueError:
-            return otherwise
 
-    def _collect(self, statements: Sequence[ast.stmt], comments: dict[int, str], nested: bool = False) -> None:
-        """Adds the names of statements at the top level, and of those inside its if, with, try and for."""
-        for statement in statements:
-            if isinstance(statement, (ast.Import, ast.ImportFrom)):
-                self.others.update(alias.asname or alias.name.partition(".")[0] for alias in statement.names)
-                continue
-            if isinstance(statement, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
-                self.others.add(statement.name)
-                continue
-            blocks = [getattr(statement, block, []) for block in ("body", "orelse", "finalbody")]
-            blocks += [handler.body for handler in getattr(statement, "handlers", [])]
-            if any(blocks):
-                for block in blocks:
-                    self._collect(block, comments, nested=True)
-                continue
-            names = [
-                node.id
-                for node in ast.walk(statement)
-                if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
-            ]
-            for name in names:
-                expression = getattr(statement, "value", None)
-                if nested or len(names) > 1 or name in self.assigned or isinstance(statement, ast.AugAssign):
-                    expression = None  # one of several
-                self.assigned[name] = expression
-                if statement.end_lineno in comments:
-                    self.comments[name] = comments[statement.end_lineno]
+def _assignments(tree: ast.Module) -> Iterator[tuple[str, ast.Assign | ast.AnnAssign]]:
+    """(name, statement) of NAME = ... at the top level."""
+    for statement in tree.body:
+        if isinstance(statement, ast.Assign):
+            targets = statement.targets
+        elif isinstance(statement, ast.AnnAssign):
+            targets = [statement.target]
+        else:
+            continue
+        yield from ((target.id, statement) for target in targets if isinstance(target, ast.Name))
+
+
+def _declared(tree: ast.Module) -> dict[str, Any]:
+    """{name: value} of the names that are assigned once, a value that can be told without running the script."""
+    times = Counter(
+        node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+    )
+    declared = {}
+    for name, statement in _assignments(tree):
+        if times[name] == 1 and statement.value is not None:
+            with suppress(ValueError, TypeError):  # an expression
+                declared[name] = ast.literal_eval(statement.value)
+    return declared
+
+
+def _comments(tree: ast.Module, written: str) -> dict[str, str]:
+    """{name: the comment behind its assignment}."""
+    tokens = tokenize.generate_tokens(io.StringIO(written).readline)
+    by_line = {token.start[0]: token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT}
+    return {
+        name: by_line[statement.end_lineno] for name, statement in _assignments(tree) if statement.end_lineno in by_line
+    }
 
 
 # ---- constants
@@ -352,12 +356,11 @@ def _constants_of(space: Mapping[str, Any], source: _Source | None, rules: Mappi
         if not name.isupper() or name[0] == "_" or (source and name not in source.assigned):
             continue
         value = _plain(value)
-        declared, reason = value, ""
-        if source:  # what a notebook has set must fit what the script says
-            declared, reason = _plain(source.declared(name, value)), source.comments.get(name, "")
-        rule = rules.get(name) or _rule_of(declared)
-        if source or rule:  # without a text to read, an object may well be an imported one
-            constants[name] = _Constant(value, rule, reason)
+        if source:  # its text tells the kind, as a notebook may have set a value of another
+            rule = rules.get(name) or _rule_of(_plain(source.declared.get(name, value)))
+            constants[name] = _Constant(value, rule, source.comments.get(name, ""))
+        elif rule := rules.get(name) or _rule_of(value):  # an object without a rule may be an imported one
+            constants[name] = _Constant(value, rule)
     return constants
 
 
@@ -409,13 +412,12 @@ def _question(name: str, known: Collection[str]) -> str:
 
 def _refuse_misspelt(space: Mapping[str, Any], source: _Source | None, known: Collection[str]) -> None:
     """UserError: somebody has set a name in a module, as `train.LEARNINGRATE = 1`, which is no constant of it."""
-    if source is None or "*" in source.others:
+    if source is None or source.imports_all:
         return
-    own = {*source.assigned, *source.others, *known}
     module = Path(source.file_name).stem
     wrong = []
     for name in space:
-        if name.isupper() and name[0] != "_" and name not in own:
+        if name.isupper() and name[0] != "_" and name not in source.names and name not in known:
             line = f"{name} is no constant of {source.file_name}.{_question(name, known)}"
             wrong.append(f"{line} (`del {module}.{name}` takes it back.)")
     if wrong:
@@ -451,12 +453,12 @@ def _add_flags(parser: Any, constants: Mapping[str, _Constant]) -> None:
         rule = constant.rule
         if rule is None:
             continue
-        words = f"{constant.reason} (default: {_as_typed(constant.value)})".strip().replace("%", "%%")
+        help_text = f"{constant.reason} (default: {_as_typed(constant.value)})".strip().replace("%", "%%")
         if rule.is_switch:
-            parser.add_argument(_flag(name), dest=name, action=argparse.BooleanOptionalAction, help=words)
+            parser.add_argument(_flag(name), dest=name, action=argparse.BooleanOptionalAction, help=help_text)
             continue
         count = "+" if rule.several else 1
-        parser.add_argument(_flag(name), dest=name, nargs=count, metavar=rule.metavar, help=words)
+        parser.add_argument(_flag(name), dest=name, nargs=count, metavar=rule.metavar, help=help_text)
 
 
 def _make_parser(

@@ -85,6 +85,8 @@ def test_constants_are_the_defaults_and_flags_override_them(script):
         ("MINE = {'a': 1}", "--mine b=2.5", "MINE", {"b": 2.5}),
         ("if os.sep == '/':\n    MINE = 3\nelse:\n    MINE = None", "--mine 4", "MINE", 4),
         ("MINE, YOURS = 3, 'x'", "--mine 4 --yours y", "YOURS", "y"),
+        ("COUNT = None\nif os.sep == '/':\n    COUNT = 3", "--count 4", "COUNT", 4),
+        ("FOLDER = 3\nif os.sep == '/':\n    FOLDER = None", "", "FOLDER", None),
         ("TABLE = {None: [()], 'h': [(), (3,)]}", "", "TABLE", {None: ((),), "h": ((), (3,))}),
     ],
 )
@@ -208,6 +210,7 @@ def test_a_misspelt_name_is_refused_with_the_one_that_is_meant(script):
     with pytest.raises(UserError) as told:
         settings_of(script() | {"COUNTS": 9})
     assert str(told.value) == "COUNTS is no constant of script.py. Is COUNT meant? (`del script.COUNTS` takes it back.)"
+    assert settings_of(script("from os import *") | {"COUNTS": 9}).COUNT == 3  # nobody knows whose it is
     for word, nearest in (("--fold=3", "--folder"), ("--no-flop", "--no-flip"), ("--COUNT", "--count")):
         with pytest.raises(UserError) as told:
             settings_of(script(), [word])
