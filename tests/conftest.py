@@ -11,6 +11,16 @@ os.environ["OMP_NUM_THREADS"] = "1"  # networks this small only lose by more; an
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from helpers import draw_pairs  # noqa: E402
+from predicting import (  # noqa: E402, F401
+    call,
+    changed,
+    checkpoint,
+    classes_checkpoint,
+    classes_network,
+    command_line,
+    network,
+    photos,
+)
 
 
 @pytest.fixture

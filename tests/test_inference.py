@@ -2,22 +2,16 @@
 
 from copy import deepcopy
 
-import cv2
 import numpy as np
 import pytest
 import torch
+from predicting import blobs
 
 from parts.errors import UserError
 from parts.inference import Runner, fold_batchnorm, make_runner, reach_of
 from unet import UNet
 
 CPU = torch.device("cpu")
-
-
-def picture(height, width, seed=0):
-    """A smooth picture, uint8 (H, W, 3)."""
-    small = np.random.default_rng(seed).integers(0, 256, (height // 12 + 2, width // 12 + 2, 3), dtype=np.uint8)
-    return cv2.resize(small, (width, height), interpolation=cv2.INTER_CUBIC)
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +25,7 @@ def network():
             module.running_var.uniform_(0.5, 1.5)
             module.weight.data.uniform_(0.8, 1.6)
     with torch.no_grad():
-        logits = alone(network, picture(96, 128))
+        logits = alone(network, blobs(96, 128))
         scale = 3 / logits.std()
         network.output_conv.bias.sub_(float(np.median(logits))).mul_(float(scale))
         network.output_conv.weight.mul_(float(scale))
@@ -48,7 +42,7 @@ def classes(network):
         weights[key] = torch.cat([weights[key], *(torch.randn_like(weights[key]) for _ in range(2))])
     several.load_state_dict(weights)
     with torch.no_grad():
-        logits = several(torch.from_numpy(picture(96, 128)).permute(2, 0, 1)[None] / 255)[0].flatten(1)
+        logits = several(torch.from_numpy(blobs(96, 128)).permute(2, 0, 1)[None] / 255)[0].flatten(1)
         several.output_conv.bias -= logits.median(1).values
         for parameter in several.output_conv.parameters():
             parameter.mul_((3 / logits.std(1)).reshape(-1, *[1] * (parameter.ndim - 1)))
@@ -67,7 +61,7 @@ def alone(network, image):
 
 @pytest.mark.parametrize("size", [(300, 420), (301, 423), (130, 500)])
 def test_windows_give_the_whole_pictures_mask(network, size):
-    image = picture(*size)
+    image = blobs(*size)
     runner = Runner(network, CPU, window=128)
     assert runner.shared >= 2 * runner.reach and not runner.fits(size)
     told = []
@@ -80,7 +74,7 @@ def test_windows_give_the_whole_pictures_mask(network, size):
 
 
 def test_windows_with_too_little_overlap_differ_only_near_seams(network):
-    image = picture(300, 420)
+    image = blobs(300, 420)
     whole = Runner(network, CPU).logits(image[None])(0)
     windows = Runner(network, CPU, window=128, overlap=16).logits_in_windows(image)
     assert np.abs(windows - whole).max() > 1e-3, "this is what the default overlap is for"
@@ -98,7 +92,7 @@ def test_weights_of_all_windows_sum_to_one(network):
 
 
 def test_nothing_beyond_its_reach_changes_a_logit(network):
-    runner, image = Runner(network, CPU), picture(96, 96)
+    runner, image = Runner(network, CPU), blobs(96, 96)
     reach = reach_of(network)
     other = image.copy()
     other[:, 50:] = 255 - other[:, 50:]
@@ -107,7 +101,7 @@ def test_nothing_beyond_its_reach_changes_a_logit(network):
 
 
 def test_sizes_that_pool_evenly_are_run_as_the_network_alone(network):
-    images = np.stack([picture(96, 128, seed) for seed in range(3)])
+    images = np.stack([blobs(96, 128, seed) for seed in range(3)])
     fetch = Runner(network, CPU).logits(images)
     for index, image in enumerate(images):
         assert np.allclose(fetch(index), alone(network, image), atol=1e-5)
@@ -116,11 +110,11 @@ def test_sizes_that_pool_evenly_are_run_as_the_network_alone(network):
 def test_folding_changes_nothing(network):
     folded = fold_batchnorm(deepcopy(network))
     assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in folded.modules())
-    assert np.allclose(alone(folded, picture(96, 128)), alone(network, picture(96, 128)), atol=1e-4)
+    assert np.allclose(alone(folded, blobs(96, 128)), alone(network, blobs(96, 128)), atol=1e-4)
 
 
 def test_a_runner_is_made_by_the_words_of_the_constants(network):
-    image = picture(96, 128)
+    image = blobs(96, 128)
     runner = make_runner(deepcopy(network), "cpu", "float32", mirrors="h", window=100)
     assert runner.device == CPU and runner.dtype is None and runner.mirrors == "h" and runner.window == 100
     exact = alone(network, image)
@@ -135,14 +129,14 @@ def test_a_runner_is_made_by_the_words_of_the_constants(network):
 
 
 def test_several_channels_come_as_planes(classes):
-    images = np.stack([picture(96, 128, seed) for seed in range(3)])
+    images = np.stack([blobs(96, 128, seed) for seed in range(3)])
     fetch = Runner(classes, CPU).logits(images)
     for index, image in enumerate(images):
         logits = fetch(index)
         assert logits.shape == (3, 96, 128) and logits.dtype == np.float32 and logits.flags.c_contiguous
         assert np.allclose(logits, alone(classes, image), atol=1e-4)
     assert len(np.unique(fetch(0).argmax(0))) == 3
-    image = picture(301, 423)
+    image = blobs(301, 423)
     whole, windows = (Runner(classes, CPU, window=window) for window in (768, 128))
     logits = whole.logits(image[None])(0)
     assert np.abs(windows.logits_in_windows(image) - logits).max() < 1e-3
@@ -154,7 +148,7 @@ def test_several_channels_come_as_planes(classes):
 @pytest.mark.parametrize("mirrors, kind", [(None, "network"), ("hv", "classes")])
 @pytest.mark.parametrize("size, overlap", [((301, 423), None), ((301, 423), 0), ((90, 500), None), ((500, 90), None)])
 def test_bands_are_the_windows_logits_and_a_strip_is_all_that_is_kept(request, size, overlap, mirrors, kind):
-    image = picture(*size)
+    image = blobs(*size)
     runner = Runner(request.getfixturevalue(kind), CPU, window=128, overlap=overlap, mirrors=mirrors)
     bands, end = np.full((runner.channels, *size), np.nan, np.float32), 0
 
@@ -168,7 +162,7 @@ def test_bands_are_the_windows_logits_and_a_strip_is_all_that_is_kept(request, s
 
 @pytest.mark.parametrize("mirrors, axes", [("h", 1), ("v", 0), ("hv", (0, 1))])
 def test_mirrored_runs_make_the_mask_blind_to_mirroring(network, mirrors, axes):
-    image = picture(96, 128)
+    image = blobs(96, 128)
     runner, plain = Runner(network, CPU, mirrors=mirrors), Runner(network, CPU)
     turned = np.ascontiguousarray(np.flip(image, axes))
     first, second = runner.logits(image[None])(0), np.flip(runner.logits(turned[None])(0), axes)

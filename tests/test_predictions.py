@@ -1,16 +1,18 @@
-"""Pictures through a network in threads: their order, what may wait, and what happens when something fails."""
+"""Pictures through a network in threads: order, what may wait, what happens when something fails; what logits mean."""
 
 import threading
 import time
+import tracemalloc
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 import torch
+from predicting import blobs
 
 from parts.errors import UserError
-from parts.inference import Runner
+from parts.images import resize_image
+from parts.inference import Runner, make_runner
 from parts.names import Picture
 from parts.predictions import (
     BandedPrediction,
@@ -19,29 +21,14 @@ from parts.predictions import (
     Loaded,
     Output,
     PictureReader,
+    class_probabilities,
+    classify,
     predict_pictures,
+    probability_map,
 )
 from unet import UNet
 
 CPU = torch.device("cpu")
-
-
-def blobs(height, width, seed=0):
-    """A smooth picture, uint8 (H, W, 3)."""
-    small = np.random.default_rng(seed).integers(0, 256, (height // 12 + 2, width // 12 + 2, 3), dtype=np.uint8)
-    return cv2.resize(small, (width, height), interpolation=cv2.INTER_CUBIC)
-
-
-@pytest.fixture(scope="module")
-def network():
-    torch.manual_seed(0)
-    return UNet(features=(8, 16)).eval()
-
-
-@pytest.fixture(scope="module")
-def classes():
-    torch.manual_seed(1)
-    return UNet(features=(8, 16), out_channels=3).eval()
 
 
 class Drawn(PictureReader):
@@ -143,8 +130,8 @@ def test_an_output_that_is_not_a_number_is_told(network):
 
 
 @pytest.mark.parametrize("own_size, kind", [((150, 130), BandedPrediction), ((75, 65), None)])
-def test_classes_of_a_picture_in_windows_are_decided_band_by_band_at_its_own_size(classes, own_size, kind):
-    """So that its logits are never in memory together; at another size they must be, to be resized."""
+def test_classes_of_a_picture_in_windows_are_decided_band_by_band(classes_network, own_size, kind):
+    """At its own size, so that its logits are never in memory together; at another one they must be, to be resized."""
 
     class Kind(Output):
         map_bits = 8
@@ -155,12 +142,12 @@ def test_classes_of_a_picture_in_windows_are_decided_band_by_band_at_its_own_siz
 
     reader, output = Drawn([(40, 60), (150, 130)], [(40, 60), own_size]), Kind()
     small, large = predict_pictures(
-        reader.pictures, Runner(classes, CPU, window=100), reader, ClassDecision(3), [output], threads=1
+        reader.pictures, Runner(classes_network, CPU, window=100), reader, ClassDecision(4), [output], threads=1
     )
     kinds = [result.made[output][0] for result in (small, large)]
     assert kinds[0] is not BandedPrediction and (kinds[1] is BandedPrediction) == (kind is BandedPrediction)
     _, mask, maps = large.made[output]
-    assert mask.shape == own_size and maps.shape == (3, *own_size) and maps.dtype == np.uint8
+    assert mask.shape == own_size and maps.shape == (4, *own_size) and maps.dtype == np.uint8
     assert (maps.argmax(0) == mask).mean() > 0.9
 
 
@@ -228,3 +215,50 @@ def test_what_an_output_raises_is_raised_and_what_has_not_begun_is_not_done(netw
     assert next(some).picture.name == Path("0")
     some.close()
     assert len(made) < 20 and threading.active_count() == before
+
+
+# ---- what logits mean
+
+
+def test_two_classes_are_decided_as_one_foreground_is():
+    """By the difference of their logits."""
+    assert not classify(np.ones((2, 4, 6), np.float32), (4, 6)).mask.any(), "of equal ones the first"
+    logits = np.random.default_rng(0).normal(0, 3, (2, 40, 60)).astype(np.float32)
+    for size in ((40, 60), (123, 77), (20, 200)):
+        decided = classify(logits, size)
+        lead = resize_image(logits[1] - logits[0], size)
+        assert (decided.mask == (lead > 0)).all() and decided.mask.any() and not decided.mask.all()
+        _, foreground = class_probabilities(logits, decided.lead, 8)
+        assert np.abs(foreground.astype(int) - probability_map(lead, 8)).max() <= 1
+
+
+def test_probabilities_of_classes_are_softmax():
+    logits = np.random.default_rng(0).normal(0, 40, (5, 30, 40)).astype(np.float32)
+    for bits, size in ((8, (30, 40)), (16, (77, 91)), (16, (13, 50))):
+        decided = classify(logits, size)
+        planes = torch.from_numpy(np.stack([resize_image(plane, size) for plane in logits])).double()
+        maps = np.stack(list(class_probabilities(logits, decided.lead, bits)))
+        most = 2**bits - 1
+        assert maps.dtype == (np.uint8 if bits == 8 else np.uint16) and maps.max() == most
+        assert np.abs(maps - planes.softmax(0).numpy() * most).max() < 0.5 + 1e-4 * most
+        assert (decided.mask == planes.argmax(0).numpy()).mean() > 0.999
+
+
+def test_windows_of_classes_need_a_strip_of_memory():
+    """Not a plane of logits a class, of which there are 30 of 0.4 MB here."""
+    torch.manual_seed(0)
+    runner = make_runner(UNet(features=(4, 8), out_channels=30).eval(), "cpu", "float32", window=64)
+    image = blobs(1400, 70)
+    with torch.no_grad():  # so that each is the best somewhere
+        runner.network.output_conv.bias -= torch.from_numpy(np.median(runner.logits(image[None, :100])(0), axis=(1, 2)))
+    tracemalloc.start()
+    try:
+        prediction = BandedPrediction(Loaded(None, image.shape[:2], image), runner.channels)
+        for top, logits in runner.bands(image):
+            assert logits.untyped_storage().nbytes() < 1e6  # which tracemalloc does not see
+            prediction.put(top, logits.numpy())
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert most < 3e6 and len(np.unique(prediction.mask)) > 1
+    assert (prediction.mask == runner.logits_in_windows(image).argmax(0)).mean() > 0.9999
