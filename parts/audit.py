@@ -754,8 +754,10 @@ def _check_foreground(survey: _Survey) -> Iterator[Finding]:
     if not mask_rule or mask_rule.has_classes or not survey.examples:
         return
     for side in survey.sides:
+        if not side.examples or not side.pixels[:-1].any():
+            continue  # all is ignored, which _check_ignored tells
         for share, state in ((0, "is empty"), (1, "is foreground all over")):
-            if side.examples and all(example.foreground == share for example in side.examples):
+            if all(example.foreground == share for example in side.examples):
                 yield Finding(
                     f"Every mask for {side.name} {state}, e.g. {printable(side.pairs[0].mask)}, so there is nothing to "
                     "learn or to score. Check the masks, and MASK_FOREGROUND."

@@ -5,6 +5,9 @@ import json
 import os
 import signal
 import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -34,8 +37,349 @@ def problems(report):
     return "\n".join(report.problems)
 
 
-def as_carvana(folder, old, new):
-    (folder / f"{old}.png").rename(folder / f"{new}.png")
+def redraw(data, folders, change):
+    """Replaces each picture of these folders by what `change` makes of its array."""
+    for folder in folders:
+        for path in sorted((data / folder).iterdir()):
+            Image.fromarray(np.ascontiguousarray(change(np.asarray(Image.open(path))))).save(path)
+
+
+def rename(data, folders, old, new):
+    for folder in folders:
+        (data / folder / f"{old}.png").rename(data / folder / f"{new}.png")
+
+
+# ---- one thing is spoiled, and told
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is done to good data, which constants are given, and what the audit says then."""
+
+    spoil: Callable[[Path], None]
+    constants: dict = field(default_factory=dict)
+    problems: tuple = ()  # words that the problems hold; none: there is no problem
+    count: int = 1  # problems
+    text: tuple = ()  # words of the facts and warnings
+    unsaid: tuple = ()  # words that stand in neither
+    rule: dict | None = None  # fields of the MaskRule; {}: there is none
+
+
+def name_masks_differently(data):
+    for mask in (data / "vm").iterdir():
+        mask.rename(mask.with_name(f"{mask.stem}_segmentation.png"))
+
+
+def move_a_mask(data):
+    (data / "tm" / "img_003.png").rename(data / "vm" / "stray.png")
+
+
+def lose_folder(name):
+    def spoil(data):
+        (data / name).rename(data / "elsewhere")
+        if name != "vi":
+            (data / "vm" / "img_020.png").write_bytes(b"")
+
+    return spoil
+
+
+def name_masks_like_no_image(data):
+    for index, path in enumerate(sorted((data / "vm").iterdir())):
+        path.rename(path.with_name(f"other{index}.png"))
+
+
+def divide_validation(data):
+    redraw(data, ["vm"], lambda mask: mask // 255)
+
+
+def draw_stripes_around(data):
+    """Masks of the value 8 on stripes of several values."""
+    stripes = np.arange(40, dtype=np.uint8)[:, None] // 8
+    redraw(data, ["tm", "vm"], lambda mask: np.where(mask, 8, stripes).astype(np.uint8))
+
+
+def turn(*folders):
+    """Sets the EXIF tag that turns img_000 by 90 degrees."""
+
+    def spoil(data):
+        exif = Image.Exif()
+        exif[274] = 6
+        for folder in folders:
+            Image.open(data / folder / "img_000.png").save(data / folder / "img_000.png", exif=exif)
+
+    return spoil
+
+
+def copy_an_image(data):
+    Image.open(data / "ti" / "img_000.png").save(data / "vi" / "img_020.png", compress_level=1)
+
+
+def take_a_flip_of_the_same_car(data):
+    rename(data, ["ti", "tm"], "img_000", "00087a6bd4dc_01_hflip")
+    rename(data, ["vi", "vm"], "img_020", "00087a6bd4dc_02")
+
+
+def empty_and_fill_masks(data):
+    Image.fromarray(np.zeros((40, 60), np.uint8)).save(data / "tm" / "img_000.png")
+    Image.fromarray(np.full((40, 60), 255, np.uint8)).save(data / "tm" / "img_001.png")
+    for name in ("Thumbs.db", ".hidden.png", "notes.txt"):
+        (data / "ti" / name).write_text("x")
+    (data / "ti" / "deeper.png").mkdir()
+
+
+def save_masks_as_jpeg(data):
+    for path in (data / "tm").iterdir():
+        Image.open(path).save(path.with_suffix(".jpg"), quality=80)
+        path.unlink()
+
+
+def empty_validation(data):
+    redraw(data, ["vm"], np.zeros_like)
+
+
+def take_twelve_bits(data):
+    draw = np.random.default_rng(0)
+    redraw(data, ["ti"], lambda image: draw.integers(0, 4000, (40, 60), np.uint16))
+
+
+def take_twelve_bits_but_once(data):
+    take_twelve_bits(data)
+    bright = np.random.default_rng(1).integers(0, 60000, (40, 60), np.uint16)
+    Image.fromarray(bright).save(data / "ti" / "img_000.png")
+
+
+def add_blank_tiles(data):
+    for side in ("t", "v"):
+        Image.new("RGB", (60, 40)).save(data / f"{side}i" / f"{side}blank.png")
+        Image.new("L", (60, 40)).save(data / f"{side}m" / f"{side}blank.png")
+
+
+def ignore_the_top(data):
+    """Masks of {0, 1}, and 2 in the upper quarter."""
+    top = np.arange(40)[:, None] < 10
+    redraw(data, ["tm", "vm"], lambda mask: np.where(top, 2, mask // 255).astype(np.uint8))
+
+
+def draw_classes(data, values=(0, 1, 2), void=None):
+    """Masks that hold classes in stripes, and `void` in a corner."""
+    for folder in ("tm", "vm"):
+        for path in (data / folder).iterdir():
+            mask = np.repeat(np.array(values, np.uint8), [60 // len(values)] * len(values))[None].repeat(40, axis=0)
+            mask = np.ascontiguousarray(np.roll(mask, int(path.stem[-2:]), axis=1))
+            if void is not None:
+                mask[:4, :6] = void
+            Image.fromarray(mask).save(path)
+
+
+def draw_classes_and_void(data):
+    draw_classes(data, void=255)
+
+
+def draw_rare_classes(data):
+    """Validation lacks a class, and another one has a pixel in one mask."""
+    draw_classes(data)
+    redraw(data, ["vm"], lambda mask: np.minimum(mask, 1))
+    mask = np.asarray(Image.open(data / "tm" / "img_003.png")).copy()
+    mask[0, 0] = 7
+    Image.fromarray(mask).save(data / "tm" / "img_003.png")
+
+
+def draw_one_class_for_validation(data):
+    draw_rare_classes(data)
+    empty_validation(data)
+
+
+def lose_pages(data):
+    """An image of three pages whose mask has one."""
+    for kind in ("ti", "tm"):
+        first, *rest = [Image.open(data / kind / f"img_00{page}.png").copy() for page in range(3)]
+        pages = rest if kind == "ti" else []
+        first.save(data / kind / "stack.tif", save_all=True, append_images=pages)
+
+
+def deepen(folder, factor, dtype=np.uint16):
+    for path in folder.iterdir():
+        grey = np.asarray(Image.open(path).convert("L")).astype(dtype) * dtype(factor)
+        Image.fromarray(grey).save(path.with_suffix(".tif"))
+        path.unlink()
+
+
+def take_eleven_bits(data):
+    for folder in ("ti", "vi"):
+        deepen(data / folder, 8)
+
+
+def take_floats(data):
+    for folder in ("ti", "vi"):
+        deepen(data / folder, 0.01, np.float32)
+
+
+def add_alpha(varied):
+    def spoil(data):
+        path = data / "ti" / "img_002.png"
+        colours = np.asarray(Image.open(path))
+        alpha = colours[..., 0] if varied else np.full(colours.shape[:2], 255, np.uint8)
+        Image.fromarray(np.dstack([colours, alpha])).save(path)
+
+    return spoil
+
+
+def number_objects(data):
+    """16-bit masks whose objects are numbered, from another number on in validation."""
+    for folder, first in (("tm", 0), ("vm", 1)):
+        for path in (data / folder).iterdir():
+            mask = np.asarray(Image.open(path)) > 0
+            numbers = (np.cumsum(mask, axis=1) // 5 + first) * mask
+            Image.fromarray(numbers.astype(np.uint16)).save(path)
+
+
+NAMES = {"sky": 0, "road": 1, "car": 2}
+CASES = {
+    "masks named otherwise": Case(
+        name_masks_differently,
+        text=(
+            "12 for training, 4 for validation",
+            'for validation the mask of an image "{}" is taken to be "{}_segmentation"; e.g. img_020_s',
+        ),
+    ),
+    "masks named otherwise, and MASK_NAME": Case(
+        name_masks_differently,
+        dict(mask_name="{}_segmentation"),
+        problems=("no image there has a mask",),
+        text=("0 for training, 4 for validation",),
+        unsaid=("is taken to be",),
+        count=2,
+    ),
+    "strays": Case(
+        move_a_mask,
+        problems=(
+            "img_003.png: has no mask",
+            "stray.png: is the mask of no image",
+            "SKIP_UNPAIRED = True",
+            "MASK_NAME",
+        ),
+        count=2,
+    ),
+    "strays, left out": Case(
+        move_a_mask,
+        dict(skip_unpaired=True),
+        text=(
+            "11 for training, 4 for validation",
+            "for training 1 image without a mask and 0 masks without an image are left out: img_003",
+            "for validation 0 images without a mask and 1 mask without an image are left out: stray",
+        ),
+    ),
+    "no folder of images": Case(
+        lose_folder("ti"), problems=("DATA/ti: there is no such folder", "img_020.png: is empty"), count=2
+    ),
+    "no folder of masks": Case(
+        lose_folder("tm"), problems=("DATA/tm: there is no such folder", "img_020.png: is empty"), count=2
+    ),
+    "no folder for validation": Case(lose_folder("vi"), problems=("DATA/vi: there is no such folder",)),
+    "no pair for validation": Case(name_masks_like_no_image, problems=("no image there has a mask",), count=2),
+    "two rules": Case(divide_validation, problems=("{0, 255} in 12", "{0, 1} in 4"), rule={}),
+    "two rules, told": Case(divide_validation, dict(foreground=(1, 255))),
+    "several classes": Case(draw_stripes_around, problems=("several classes", "--mask-foreground"), rule={}),
+    "one of several classes": Case(draw_stripes_around, dict(foreground=8), rule=dict(foreground=(8,))),
+    "a turned image": Case(turn("ti"), problems=("img_000.png is 60x40", "EXIF tag")),
+    "a turned pair": Case(turn("ti", "tm"), text=("1 image set upright",)),
+    "one image on both sides": Case(copy_an_image, problems=("img_020.png is ", "img_000.png")),
+    "one group on both sides": Case(
+        copy_an_image, dict(group="(img)_"), problems=("1 group of images on both sides",), count=2
+    ),
+    "a flip of the same car": Case(take_a_flip_of_the_same_car, problems=("00087a6bd4dc: ",)),
+    "equal numbers": Case(
+        lambda data: rename(data, ["vi", "vm"], "img_020", "img_003"), text=("1 name in both", "numbered alike")
+    ),
+    "empty and full masks, other files": Case(
+        empty_and_fill_masks, text=("1 masks empty, 1 all foreground", "4 that are no pictures", "Thumbs.db")
+    ),
+    "soft masks": Case(save_masks_as_jpeg, text=("JPEG edges",), rule=dict(soft=True)),
+    "nothing but empty masks": Case(empty_validation, problems=("Every mask for validation is empty",)),
+    "16 bits that use 12": Case(
+        take_twelve_bits, problems=("12 images of 16 bits that use only the lowest 12", "IMAGE_RANGE")
+    ),
+    "16 bits that use 12, but for one": Case(take_twelve_bits_but_once, text=("11 images of 16 bits",)),
+    "16 bits that use 11, and a range": Case(
+        take_eleven_bits, dict(image_range="auto"), text=("IMAGE_RANGE",), unsaid=("Warning",)
+    ),
+    "16 bits beyond the range": Case(
+        take_eleven_bits, dict(image_range=(3000, 4000)), problems=("all values outside of that range",)
+    ),
+    "floats": Case(take_floats, problems=("with fractions", "img_000.tif", "IMAGE_RANGE")),
+    "blank tiles on both sides": Case(add_blank_tiles),
+    "a third value": Case(ignore_the_top, problems=("--mask-foreground",)),
+    "a third value, ignored": Case(
+        ignore_the_top,
+        dict(ignore=2),
+        text=("25.00% of all pixels are neither trained on nor scored",),
+        rule=dict(ignored=(2,), is_binary=False),
+    ),
+    "ignored, and in no mask": Case(
+        ignore_the_top, dict(ignore=9, foreground=1), text=("MASK_IGNORE: no mask holds that",)
+    ),
+    "everything ignored": Case(
+        ignore_the_top, dict(ignore=(0, 1, 2)), problems=("Every pixel of the masks for training is ignored",), count=2
+    ),
+    "classes, untold": Case(draw_classes_and_void, problems=("--mask-foreground", "--classes"), rule={}),
+    "classes that leave values": Case(
+        draw_classes_and_void, dict(classes=(0, 1)), problems=("img_000.png", "CLASSES", "255")
+    ),
+    "rare and absent classes": Case(
+        draw_rare_classes,
+        dict(classes={**NAMES, "sign": 7, "boat": 9}),
+        text=(
+            "no mask for training holds, so that they cannot be learnt: boat.",
+            "no mask for validation holds, so that they are not scored: car, sign, boat.",
+            "hardly any pixel for training has: sign (",
+        ),
+    ),
+    "one class alone": Case(
+        draw_one_class_for_validation,
+        dict(classes=(0, 1, 2, 7)),
+        problems=("for validation hold one of the classes alone, 0,",),
+    ),
+    "other pages": Case(lose_pages, problems=("1 file for training with pages that have no partner", "stack.tif")),
+    "an alpha channel": Case(add_alpha(varied=True), text=("it is dropped",)),
+    "an alpha channel that is opaque": Case(add_alpha(varied=False), unsaid=("it is dropped",)),
+    "numbered objects": Case(number_objects, problems=("several classes",), rule={}),
+    "numbered objects, told": Case(number_objects, dict(foreground="nonzero")),
+}
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_one_thing_is_spoiled(data, case):
+    case.spoil(data)
+    report = looked_at(data, **case.constants)
+    told, text = problems(report), report.text()
+    assert len(report.problems) == (case.count if case.problems else 0), told
+    for words in case.problems:
+        assert words.replace("DATA", str(data)) in told
+    for words in case.text:
+        assert words in text
+    for words in case.unsaid:
+        assert words not in told + text
+    if case.rule == {}:
+        assert report.mask_rule is None
+    for name, value in (case.rule or {}).items():
+        assert getattr(report.mask_rule, name) == value
+
+
+CONSTANTS_AT_ODDS = {
+    "GROUP.*no regular expression": dict(group="("),
+    "CLASSES = 'all' and MASK_FOREGROUND = 2": dict(classes="all", foreground=2),
+    "IMAGE_RANGE": dict(image_range=(5, 5)),
+}
+
+
+@pytest.mark.parametrize("words", CONSTANTS_AT_ODDS)
+def test_constants_at_odds_are_told_before_the_looking(data, words):
+    with pytest.raises(UserError, match=words):
+        looked_at(data, cache=data / "audit.json", **CONSTANTS_AT_ODDS[words])
+    assert not (data / "audit.json").exists()
+
+
+# ---- datasets as a whole
 
 
 def test_good_data(data):
@@ -53,34 +397,6 @@ def test_good_data(data):
         pixels = np.asarray(sheet.convert("RGB")).reshape(-1, 3).astype(int)
     outlines = np.abs(pixels - (230, 0, 126)).max(axis=1) < 20
     assert outlines.sum() > 100
-
-
-def test_what_is_not_plain_in_the_names_is_told(data):
-    for mask in (data / "vm").iterdir():
-        mask.rename(mask.with_name(f"{mask.stem}_segmentation.png"))
-    report = looked_at(data)
-    assert report.problems == [] and len(report.val) == 4
-    assert 'for validation the mask of an image "{}" is taken to be "{}_segmentation"; e.g. img_020_s' in report.text()
-    said = looked_at(data, mask_name="{}_segmentation")
-    assert len(said.val) == 4 and "is taken to be" not in said.text() and "no image there has a mask" in problems(said)
-
-
-def test_strays_are_refused_or_left_out_and_counted(data):
-    (data / "tm" / "img_003.png").rename(data / "vm" / "stray.png")
-    text = problems(looked_at(data))
-    for words in (
-        "img_003.png: has no mask",
-        "stray.png: is the mask of no image",
-        "SKIP_UNPAIRED = True",
-        "MASK_NAME",
-    ):
-        assert words in text
-    report = looked_at(data, skip_unpaired=True)
-    assert report.problems == [] and len(report.train) == 11 and len(report.val) == 4
-    assert "for training 1 image without a mask and 0 masks without an image are left out: img_003" in report.text()
-    assert "for validation 0 images without a mask and 1 mask without an image are left out: stray" in report.text()
-    done = script("dataset.py", data / "ti", data / "tm", "--skip-unpaired", "--sheet", "none", cwd=data)
-    assert done.returncode == 0 and "img_003.png" in done.stdout, done.stderr
 
 
 def test_subfolders_and_what_lies_below_the_images(data):
@@ -118,8 +434,8 @@ def test_all_problems_at_once(data):
     Image.fromarray(np.asarray(Image.open(data / "tm" / "img_007.png")) // 255).save(data / "tm" / "img_007.png")
     for folder, view in (("ti", "01"), ("vi", "02")):
         masks = folder.replace("i", "m")
-        for place in (folder, masks):
-            as_carvana(data / place, "img_008" if folder == "ti" else "img_021", f"00087a6bd4dc_{view}")
+        old = "img_008" if folder == "ti" else "img_021"
+        rename(data, (folder, masks), old, f"00087a6bd4dc_{view}")
     report = looked_at(data)
     text = problems(report)
     for words in (
@@ -142,271 +458,6 @@ def test_all_problems_at_once(data):
     assert text.split("\n")[0] in str(caught.value)
     # unusable files come first, leaks last
     assert text.index("img_001.png") < text.index("lonely.png") < text.index("{0, 1}") < text.index("00087a6bd4dc: ")
-
-
-@pytest.mark.parametrize("gone", ["ti", "tm", "vi"])
-def test_a_missing_folder_is_a_problem_among_others(data, gone):
-    (data / gone).rename(data / "elsewhere")
-    (data / "vm" / "img_020.png").write_bytes(b"")
-    report = looked_at(data)
-    assert f"{data / gone}: there is no such folder" in problems(report)
-    if gone != "vi":
-        assert "img_020.png: is empty" in problems(report)
-
-
-def test_no_pair_at_all(data):
-    for index, path in enumerate(sorted((data / "vm").iterdir())):
-        path.rename(path.with_name(f"other{index}.png"))
-    assert "no image there has a mask" in problems(looked_at(data))
-
-
-def test_rules_of_training_and_validation_must_agree(data):
-    for path in (data / "vm").iterdir():
-        Image.fromarray(np.asarray(Image.open(path)) // 255).save(path)
-    assert "{0, 255} in 12" in problems(looked_at(data)) and "{0, 1} in 4" in problems(looked_at(data))
-    assert looked_at(data, foreground=(1, 255)).problems == []
-
-
-def test_classes_are_refused_and_one_is_taken(data):
-    for folder in ("tm", "vm"):
-        for path in (data / folder).iterdir():
-            mask = np.asarray(Image.open(path))
-            rows = np.arange(len(mask), dtype=np.uint8)[:, None] // 8
-            Image.fromarray(np.where(mask, 8, rows).astype(np.uint8)).save(path)
-    report = looked_at(data)
-    assert "several classes" in problems(report) and report.mask_rule is None
-    report = looked_at(data, foreground=8)
-    assert report.problems == [] and report.mask_rule.foreground == (8,)
-
-
-def test_cut_outs_and_instance_numbers_are_read_by_a_word(data):
-    """What a cut-out's alpha says is remembered, too."""
-    shares = {}
-    for folder in ("tm", "vm"):
-        for path in (data / folder).iterdir():
-            mask = np.asarray(Image.open(path)) > 0
-            photograph = np.random.default_rng(mask.sum()).integers(0, 256, (*mask.shape, 3), np.uint8)
-            Image.fromarray(np.dstack([photograph, mask * np.uint8(255)])).save(path)
-            shares[path] = mask.mean()
-    assert "16 files cannot be used" in problems(looked_at(data)) and "alpha" in problems(looked_at(data))
-    for _ in range(2):
-        report = looked_at(data, foreground="alpha", cache=data / "seen.json")
-        assert report.problems == [] and report.warnings == []
-        assert f"median {np.median(list(shares.values())):.2%}" in report.text() and "opaque" in report.text()
-    assert "16 files cannot be used" in problems(looked_at(data, cache=data / "seen.json"))
-    for path in shares:
-        numbers = np.cumsum(np.asarray(Image.open(path))[..., 3] > 0, axis=1) // 5 + (path.parent.name == "vm")
-        Image.fromarray((numbers * (np.asarray(Image.open(path))[..., 3] > 0)).astype(np.uint16)).save(path)
-    assert looked_at(data, foreground="nonzero").problems == []
-    assert "several classes" in problems(looked_at(data))
-
-
-@pytest.mark.parametrize("word", ["nonzero", "alpha"])
-def test_the_script_takes_the_words(data, word, capsys):
-    flags = [*(str(data / name) for name in ("ti", "tm")), "--sheet", "none", "--mask-foreground", word]
-    if word == "alpha":
-        with pytest.raises(UserError, match="img_000.png: has no alpha channel"):
-            dataset.main(flags)
-    else:
-        dataset.main(flags)
-        assert "every value but 0 is foreground" in capsys.readouterr().out
-
-
-def test_exif_mismatch_is_called_a_rotation(data):
-    exif = Image.Exif()
-    exif[274] = 6
-    Image.open(data / "ti" / "img_000.png").save(data / "ti" / "img_000.png", exif=exif)
-    report = looked_at(data)
-    assert "img_000.png is 60x40" in problems(report) and "EXIF tag" in problems(report)
-    Image.open(data / "tm" / "img_000.png").save(data / "tm" / "img_000.png", exif=exif)
-    report = looked_at(data)
-    assert report.problems == [] and "1 image set upright" in report.text()
-
-
-def test_same_pixels_and_same_groups_on_both_sides(data):
-    Image.open(data / "ti" / "img_000.png").save(data / "vi" / "img_020.png", compress_level=1)
-    report = looked_at(data)
-    assert len(report.problems) == 1 and "img_020.png is " in problems(report) and "img_000.png" in problems(report)
-    report = looked_at(data, group=r"(img)_")
-    assert "1 group of images on both sides" in problems(report) and len(report.problems) == 2
-    with pytest.raises(UserError, match="GROUP"):
-        looked_at(data, group="(")
-
-
-def test_flips_belong_to_the_group_of_their_original(data):
-    for folder in ("ti", "tm"):
-        as_carvana(data / folder, "img_000", "00087a6bd4dc_01_hflip")
-    for folder in ("vi", "vm"):
-        as_carvana(data / folder, "img_020", "00087a6bd4dc_02")
-    assert "00087a6bd4dc: " in problems(looked_at(data))
-
-
-def test_equal_numbers_are_only_a_warning(data):
-    for folder in ("vi", "vm"):
-        as_carvana(data / folder, "img_020", "img_003")
-    report = looked_at(data)
-    assert report.problems == [] and "numbered alike" in "\n".join(report.warnings)
-
-
-def test_duplicates_are_compared_by_all_their_pixels(data):
-    """Files equal in the rows that are summed up at first, and in an eighth of their size, are not equal."""
-    one = np.asarray(Image.open(data / "ti" / "img_000.png")).copy()
-    Image.fromarray(one).save(data / "ti" / "img_001.png", compress_level=0)
-    one[3, 3] ^= 1
-    Image.fromarray(one).save(data / "ti" / "img_002.png")
-    report = looked_at(data)
-    (warning,) = report.warnings
-    assert "2 images for training" in warning and "img_000.png" in warning and "img_001.png" in warning
-    assert "img_002.png" not in warning
-    for folder in ("ti", "vi"):
-        for path in (data / folder).iterdir():
-            picture = Image.open(path).convert("RGB").resize((64, 48))
-            picture.save(path.with_suffix(".jpg"), quality=90)
-            path.unlink()
-    for folder in ("tm", "vm"):
-        for path in (data / folder).iterdir():
-            Image.open(path).resize((64, 48), Image.Resampling.NEAREST).save(path)
-    (data / "ti" / "img_005.jpg").write_bytes((data / "vi" / "img_020.jpg").read_bytes() + b"more")
-    text = problems(looked_at(data))
-    assert text.count(" is ") == 1 and "img_005.jpg" in text and "img_020.jpg" in text
-
-
-def test_what_is_odd_but_usable_is_a_warning(data):
-    Image.fromarray(np.zeros((40, 60), np.uint8)).save(data / "tm" / "img_000.png")
-    Image.fromarray(np.full((40, 60), 255, np.uint8)).save(data / "tm" / "img_001.png")
-    for name in ("Thumbs.db", ".hidden.png", "notes.txt"):
-        (data / "ti" / name).write_text("x")
-    (data / "ti" / "deeper.png").mkdir()
-    report = looked_at(data)
-    assert report.problems == []
-    text = report.text()
-    assert "1 masks empty, 1 all foreground" in text
-    assert "4 that are no pictures" in text and "Thumbs.db" in text
-
-
-def test_soft_masks_are_said(data):
-    for path in (data / "tm").iterdir():
-        Image.open(path).save(path.with_suffix(".jpg"), quality=80)
-        path.unlink()
-    report = looked_at(data)
-    assert report.problems == [] and report.mask_rule.soft and "JPEG edges" in report.text()
-
-
-def test_nothing_but_empty_masks_is_a_problem(data):
-    for path in (data / "vm").iterdir():
-        Image.fromarray(np.zeros((40, 60), np.uint8)).save(path)
-    assert "Every mask for validation is empty" in problems(looked_at(data))
-
-
-def test_sixteen_bits_that_use_twelve(data):
-    draw = np.random.default_rng(0)
-    for path in (data / "ti").iterdir():
-        Image.fromarray(draw.integers(0, 4000, (40, 60), np.uint16)).save(path)
-    assert "12 images of 16 bits that use only the lowest 12" in problems(looked_at(data))
-    Image.fromarray(draw.integers(0, 60000, (40, 60), np.uint16)).save(data / "ti" / "img_000.png")
-    report = looked_at(data)
-    assert report.problems == [] and "11 images of 16 bits" in report.text()
-
-
-def test_long_lists_are_cut_and_counts_are_exact(tmp_path):
-    draw_pairs(tmp_path / "ti", tmp_path / "tm", 3)
-    for index in range(LINES + 7):
-        Image.new("L", (4, 4)).save(tmp_path / "ti" / f"more{index}.png")
-    report = audit((tmp_path / "ti", tmp_path / "tm"))
-    (problem,) = report.problems
-    assert f"{LINES + 7} files for training" in problem and "and 7 more" in problem
-    assert problem.count("has no mask") == LINES
-
-
-def test_unchanged_files_are_not_read_again(data):
-    cache = data / "seen" / "audit.json"
-    before = looked_at(data, cache=cache)
-    cache.write_text(cache.read_text().replace('"mode":"L"', '"mode":"remembered"'))
-    after = looked_at(data, cache=cache)
-    assert after.problems == before.problems == []
-    assert before.text().replace("mode L", "mode remembered") == after.text() != before.text()
-    for name in ("ti/img_003.png", "tm/img_004.png"):  # other bytes, of the same length and time
-        stamp = os.stat(data / name)
-        (data / name).write_bytes(bytes(stamp.st_size))
-        os.utime(data / name, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
-    (data / "vm" / "img_021.png").write_bytes(b"x")
-    text = problems(looked_at(data, cache=cache))
-    assert all(name in text for name in ("img_003.png", "img_004.png", "img_021.png", "3 files cannot be used"))
-    assert "img_005.png" not in text
-
-
-def test_a_stopped_audit_remembers_what_it_has_seen(tmp_path):
-    folders = tmp_path / "i", tmp_path / "m"
-    draw_pairs(*folders, 20, size=(300, 450))
-    for _ in range(2):  # the first one loads what Pillow needs
-        start = time.perf_counter()
-        audit(folders, num_workers=0)
-        took = time.perf_counter() - start
-    cache = tmp_path / "audit.json"
-    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            signal.setitimer(signal.ITIMER_REAL, took / 3)
-            audit(folders, cache=cache, num_workers=0)
-            signal.pause()
-    finally:
-        signal.signal(signal.SIGALRM, before)
-    seen = json.loads(cache.read_text())["facts"]
-    assert 0 < len(seen) < 40
-    cache.write_text(cache.read_text().replace('"mode":"RGB"', '"mode":"remembered"'))
-    report = audit(folders, cache=cache, num_workers=0)
-    assert report.problems == [] and "PNG remembered" in report.text()
-    assert len(json.loads(cache.read_text())["facts"]) == 40
-
-
-def test_a_sheet_that_cannot_be_written_costs_only_itself(data):
-    (data / "file").write_text("")
-    report = looked_at(data, sheet=data / "file" / "audit.png")
-    assert report.problems == [] and "could not be written" in report.text() and "Look at" not in report.text()
-    for sheet, words in ((data / "overlays", r"\.png"), (data / "vi" / "audit.png", "taken for one of the images")):
-        with pytest.raises(UserError, match=words):
-            looked_at(data, sheet=sheet)
-
-
-def test_a_group_that_is_no_pattern_is_told_before_the_looking(data):
-    with pytest.raises(UserError, match="no regular expression"):
-        looked_at(data, group="(", cache=data / "audit.json")
-    assert not (data / "audit.json").exists()
-
-
-@pytest.mark.parametrize("content", ["", "{", "[]", f'{{"head": [{VERSION}, false], "files": []}}', "null", "\x00"])
-def test_a_damaged_memory_is_not_believed(data, content):
-    cache = data / "audit.json"
-    cache.write_text(content)
-    assert looked_at(data, cache=cache).problems == []
-    assert len(json.loads(cache.read_text())["facts"]) == 32
-
-
-def test_memory_that_cannot_be_kept_stops_nothing(data):
-    (data / "file").write_text("")
-    assert looked_at(data, cache=data / "file" / "audit.json").problems == []
-
-
-def test_bad_files_are_not_remembered(data):
-    """A file that had no permission, or was being copied, is looked at again."""
-    cache, path = data / "audit.json", data / "ti" / "img_000.png"
-    good, stamp = path.read_bytes(), os.stat(path)
-    path.write_bytes(bytes(len(good)))
-    os.utime(path, ns=(1, 1))
-    assert "img_000.png" in problems(looked_at(data, cache=cache))
-    path.write_bytes(good)
-    os.utime(path, ns=(1, 1))
-    assert os.stat(path).st_size == stamp.st_size and looked_at(data, cache=cache).problems == []
-
-
-def test_several_processes_see_the_same(data):
-    Image.open(data / "ti" / "img_000.png").save(data / "ti" / "img_001.png", compress_level=1)
-    (data / "ti" / "img_002.png").write_bytes(b"x")
-    texts = []
-    for workers in (0, 2):
-        report = looked_at(data, num_workers=workers, cache=data / f"{workers}.json")
-        texts.append((report.text(), report.problems))
-    assert texts[0] == texts[1] and (data / "0.json").read_text() == (data / "2.json").read_text()
 
 
 def test_every_fault_at_once(data):
@@ -434,33 +485,73 @@ def test_every_fault_at_once(data):
         assert printable(name) in str(caught.value)
 
 
-@pytest.mark.slow
-def test_the_script_on_good_data_and_bad(data):
-    folders = [data / name for name in ("ti", "tm", "vi", "vm")]
-    done = script("dataset.py", *folders, cwd=data)
-    assert done.returncode == 0, done.stderr
-    assert "No problems." in done.stdout and (data / "audit.png").is_file()
-    for name in ("img_001.png", "img_002.png"):
-        (data / "ti" / name).write_bytes(b"x")
-    done = script("dataset.py", *folders, cwd=data)
-    assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert "2 files cannot be used" in done.stderr and "img_001.png" in done.stderr and "img_002.png" in done.stderr
+def test_long_lists_are_cut_and_counts_are_exact(tmp_path):
+    draw_pairs(tmp_path / "ti", tmp_path / "tm", 3)
+    for index in range(LINES + 7):
+        Image.new("L", (4, 4)).save(tmp_path / "ti" / f"more{index}.png")
+    report = audit((tmp_path / "ti", tmp_path / "tm"))
+    (problem,) = report.problems
+    assert f"{LINES + 7} files for training" in problem and "and 7 more" in problem
+    assert problem.count("has no mask") == LINES
 
 
-def test_the_scripts_flags(data, capsys):
-    plain = ["--sheet", "none", "--mask-foreground", "none", "--group", "(x)", "--image-size", "none"]
-    folders = [str(data / name) for name in ("ti", "tm")]
-    with pytest.raises(UserError, match="VAL_MASK_DIR"):
-        dataset.main([*folders, str(data / "vi"), *plain])
-    with pytest.raises(UserError, match="there is no such folder"):
-        dataset.main([folders[0], str(data / "nothing"), *plain])
+def test_cut_outs_are_read_by_a_word(data):
+    """What a cut-out's alpha says is remembered, too."""
+    shares = {}
+    for folder in ("tm", "vm"):
+        for path in (data / folder).iterdir():
+            mask = np.asarray(Image.open(path)) > 0
+            photograph = np.random.default_rng(mask.sum()).integers(0, 256, (*mask.shape, 3), np.uint8)
+            Image.fromarray(np.dstack([photograph, mask * np.uint8(255)])).save(path)
+            shares[path] = mask.mean()
+    assert "16 files cannot be used" in problems(looked_at(data)) and "alpha" in problems(looked_at(data))
+    for _ in range(2):
+        report = looked_at(data, foreground="alpha", cache=data / "seen.json")
+        assert report.problems == [] and report.warnings == []
+        assert f"median {np.median(list(shares.values())):.2%}" in report.text() and "opaque" in report.text()
+    assert "16 files cannot be used" in problems(looked_at(data, cache=data / "seen.json"))
+
+
+def test_duplicates_are_compared_by_all_their_pixels(data):
+    """Files equal in the rows that are summed up at first, and in an eighth of their size, are not equal."""
+    one = np.asarray(Image.open(data / "ti" / "img_000.png")).copy()
+    Image.fromarray(one).save(data / "ti" / "img_001.png", compress_level=0)
+    one[3, 3] ^= 1
+    Image.fromarray(one).save(data / "ti" / "img_002.png")
+    report = looked_at(data)
+    (warning,) = report.warnings
+    assert "2 images for training" in warning and "img_000.png" in warning and "img_001.png" in warning
+    assert "img_002.png" not in warning
+    for folder in ("ti", "vi"):
+        for path in (data / folder).iterdir():
+            picture = Image.open(path).convert("RGB").resize((64, 48))
+            picture.save(path.with_suffix(".jpg"), quality=90)
+            path.unlink()
+    for folder in ("tm", "vm"):
+        for path in (data / folder).iterdir():
+            Image.open(path).resize((64, 48), Image.Resampling.NEAREST).save(path)
+    (data / "ti" / "img_005.jpg").write_bytes((data / "vi" / "img_020.jpg").read_bytes() + b"more")
+    text = problems(looked_at(data))
+    assert text.count(" is ") == 1 and "img_005.jpg" in text and "img_020.jpg" in text
+
+
+def test_learning_by_heart_on_purpose_is_a_warning(data):
+    report = audit((data / "ti", data / "tm"), (data / "ti", data / "tm"))
+    assert report.problems == [] and "learnt by heart" in report.text()
+
+
+def test_swapped_folders_and_photographs_as_masks_are_told(data):
+    for folder in ("ti", "vi"):
+        for path in (data / folder).iterdir():
+            noise = np.random.default_rng(int(path.stem[-3:])).integers(0, 256, (40, 60, 3), np.uint8)
+            Image.fromarray(noise).save(path)
+    swapped = audit((data / "tm", data / "ti"), (data / "vm", data / "vi"))
+    assert "seem to be swapped" in problems(swapped) and "--train-img-dir" in problems(swapped)
     for path in (data / "tm").iterdir():
-        mask = np.asarray(Image.open(path))
-        Image.fromarray(np.where(mask, 8, np.arange(40, dtype=np.uint8)[:, None] // 8).astype(np.uint8)).save(path)
-    with pytest.raises(UserError, match="several classes.*\n?.*--mask-foreground"):
-        dataset.main([*folders, *plain])
-    dataset.main([*folders, *plain, "--mask-foreground", "8"])
-    assert "8 is foreground, every other value is background" in capsys.readouterr().out
+        (data / "ti" / path.name).replace(path)
+    draw_pairs(data / "ti", data / "others", 12)
+    photographs = audit((data / "ti", data / "tm"))
+    assert "seem to be photographs" in problems(photographs) and "img_000.png" in problems(photographs)
 
 
 def small_things(folder, count, first=0, size=9):
@@ -508,78 +599,6 @@ def test_lines_that_are_thin_are_told_too(tmp_path):
     assert "4 masks are emptied at IMAGE_SIZE 100x150" in problems(report)
 
 
-def test_blank_tiles_on_both_sides_are_no_leak(data):
-    for side in ("t", "v"):
-        Image.new("RGB", (60, 40)).save(data / f"{side}i" / f"{side}blank.png")
-        Image.new("L", (60, 40)).save(data / f"{side}m" / f"{side}blank.png")
-    assert looked_at(data).problems == []
-
-
-def test_learning_by_heart_on_purpose_is_a_warning(data):
-    report = audit((data / "ti", data / "tm"), (data / "ti", data / "tm"))
-    assert report.problems == [] and "learnt by heart" in report.text()
-
-
-# ---- ignored pixels, classes, pages, several masks, images of more than 8 bits
-
-
-def draw_classes(data, values=(0, 1, 2), void=None):
-    """The masks of `data` hold classes in stripes, and `void` in a corner; the images stay."""
-    for folder in ("tm", "vm"):
-        for path in (data / folder).iterdir():
-            mask = np.repeat(np.array(values, np.uint8), [60 // len(values)] * len(values))[None].repeat(40, axis=0)
-            mask = np.ascontiguousarray(np.roll(mask, int(path.stem[-2:]), axis=1))
-            if void is not None:
-                mask[:4, :6] = void
-            Image.fromarray(mask).save(path)
-
-
-def test_ignored_pixels_are_told_and_left_out_of_the_shares(data):
-    for folder in ("tm", "vm"):
-        for path in (data / folder).iterdir():
-            mask = np.asarray(Image.open(path)) // 255
-            mask[:10] = 2
-            Image.fromarray(mask).save(path)
-    assert "--mask-foreground" in problems(looked_at(data))
-    report = looked_at(data, ignore=2, sheet=data / "new" / "sheet.png")
-    assert report.problems == [] and report.mask_rule.ignored == (2,)
-    assert "25.00% of all pixels are neither trained on nor scored" in report.text()
-    shares = [(np.asarray(Image.open(pair.mask))[10:] == 1).mean() for pair in report.train + report.val]
-    assert f"least {min(shares):.2%}" in report.text()
-    assert "MASK_IGNORE: no mask holds that" in looked_at(data, ignore=9, foreground=1).text()
-    assert "Every pixel of the masks for training is ignored" in problems(looked_at(data, ignore=(0, 1, 2)))
-
-
-def test_classes_are_counted_and_drawn(data):
-    draw_classes(data, void=255)
-    text = problems(looked_at(data))
-    assert "--mask-foreground" in text and "--classes" in text
-    report = looked_at(data, ignore=255, classes={"sky": 0, "road": 1, "car": 2}, sheet=data / "new" / "sheet.png")
-    assert report.problems == [] and report.mask_rule.channels == 3
-    assert "class / training / validation: sky / 3" in report.text() and "1.00% of all pixels" in report.text()
-    text = problems(looked_at(data, classes=(0, 1)))
-    assert "img_000.png" in text and "CLASSES" in text and "255" in text
-    with pytest.raises(UserError, match="CLASSES = 'all' and MASK_FOREGROUND = 2"):  # before anything is looked at
-        looked_at(data, classes="all", foreground=2)
-
-
-def test_a_class_that_one_side_lacks_or_hardly_has_is_told(data):
-    draw_classes(data)
-    for path in (data / "vm").iterdir():
-        Image.fromarray(np.minimum(np.asarray(Image.open(path)), 1)).save(path)
-    one = data / "tm" / "img_003.png"
-    mask = np.asarray(Image.open(one)).copy()
-    mask[0, 0] = 7
-    Image.fromarray(mask).save(one)
-    text = looked_at(data, classes={"sky": 0, "road": 1, "car": 2, "sign": 7, "boat": 9}).text()
-    assert "no mask for training holds, so that they cannot be learnt: boat." in text
-    assert "no mask for validation holds, so that they are not scored: car, sign, boat." in text
-    assert "hardly any pixel for training has: sign (" in text
-    for path in (data / "vm").iterdir():
-        Image.fromarray(np.zeros((40, 60), np.uint8)).save(path)
-    assert "for validation hold one of the classes alone, 0," in problems(looked_at(data, classes=(0, 1, 2, 7)))
-
-
 def test_a_class_that_vanishes_when_masks_are_shrunk_is_told(tmp_path):
     for side, count in (("t", 6), ("v", 2)):
         draw_pairs(tmp_path / f"{side}i", tmp_path / f"{side}m", count, size=(160, 240), first=10 * count)
@@ -590,6 +609,23 @@ def test_a_class_that_vanishes_when_masks_are_shrunk_is_told(tmp_path):
     report = looked_at(tmp_path, classes={"sky": 0, "box": 1, "line": 2}, image_size=(40, 60))
     assert "1 class loses more than half of the pixels at IMAGE_SIZE 40x60" in report.text()
     assert "line: 6.250% -> 0.000%" in report.text() and "box:" not in report.text().split("being small")[1]
+
+
+# ---- ignored pixels, classes, pages, several masks, images of more than 8 bits
+
+
+def test_ignored_pixels_are_left_out_of_the_shares(data):
+    ignore_the_top(data)
+    report = looked_at(data, ignore=2, sheet=data / "new" / "sheet.png")
+    shares = [(np.asarray(Image.open(pair.mask))[10:] == 1).mean() for pair in report.train + report.val]
+    assert f"least {min(shares):.2%}" in report.text() and report.sheet.is_file()
+
+
+def test_classes_are_counted_and_drawn(data):
+    draw_classes(data, void=255)
+    report = looked_at(data, ignore=255, classes=NAMES, sheet=data / "new" / "sheet.png")
+    assert report.problems == [] and report.mask_rule.channels == 3 and report.sheet.is_file()
+    assert "class / training / validation: sky / 3" in report.text() and "1.00% of all pixels" in report.text()
 
 
 def test_each_page_is_an_image(data):
@@ -608,9 +644,6 @@ def test_each_page_is_an_image(data):
     assert again.train == report.train and again.text() == report.text().replace(
         f"\nLook{report.text().split('Look')[1]}", ""
     )
-    Image.open(data / "tm" / "stack.tif").save(data / "tm" / "stack.tif")  # its first page alone
-    text = problems(looked_at(data))
-    assert "1 file for training with pages that have no partner" in text and "stack.tif" in text
 
 
 def test_several_masks_of_an_image_are_united(data):
@@ -628,58 +661,17 @@ def test_several_masks_of_an_image_are_united(data):
     assert "CLASSES with several masks of one image" in problems(looked_at(data, mask_name="{}_*", classes="all"))
 
 
-def deepen(folder, factor, dtype=np.uint16):
-    for path in folder.iterdir():
-        grey = np.asarray(Image.open(path).convert("L")).astype(dtype) * dtype(factor)
-        Image.fromarray(grey).save(path.with_suffix(".tif"))
-        path.unlink()
-
-
-def test_what_deep_images_lose_is_told_unless_a_range_is_given(data):
-    for folder in ("ti", "vi"):
-        deepen(data / folder, 8)
-    assert "of 16 bits that use only the lowest 12" in problems(looked_at(data)) and "IMAGE_RANGE" in problems(
-        looked_at(data)
-    )
-    report = looked_at(data, image_range="auto")
-    assert report.problems == [] and report.warnings == [] and "IMAGE_RANGE" in report.text()
-    low, high = report.value_range
+def test_a_range_is_chosen(data):
+    take_eleven_bits(data)
+    low, high = looked_at(data, image_range="auto").value_range
     assert 0 <= low < 200 and 1000 < high < 255 * 8
     assert looked_at(data, image_range=(0, 2040)).value_range == (0, 2040)
-    assert "all values outside of that range" in problems(looked_at(data, image_range=(3000, 4000)))
-    with pytest.raises(UserError, match="IMAGE_RANGE"):
-        looked_at(data, image_range=(5, 5))
 
 
-def test_float_images_need_a_range(data):
-    for folder in ("ti", "vi"):
-        deepen(data / folder, 0.01, np.float32)
-    text = problems(looked_at(data))
-    assert "with fractions" in text and "img_000.tif" in text and "IMAGE_RANGE" in text
+def test_a_range_of_floats_is_chosen(data):
+    take_floats(data)
     report = looked_at(data, image_range="auto", sheet=data / "new" / "sheet.png")
-    assert report.problems == [] and 0 <= report.value_range[0] < report.value_range[1] < 2.6
-
-
-def test_a_fourth_channel_that_says_something_is_told(data):
-    path = data / "ti" / "img_002.png"
-    colours = np.asarray(Image.open(path))
-    for alpha, told in ((np.full(colours.shape[:2], 255, np.uint8), False), (colours[..., 0], True)):
-        Image.fromarray(np.dstack([colours, alpha])).save(path)
-        assert ("it is dropped" in looked_at(data).text()) == told
-
-
-def test_swapped_folders_and_photographs_as_masks_are_told(data):
-    for folder in ("ti", "vi"):
-        for path in (data / folder).iterdir():
-            noise = np.random.default_rng(int(path.stem[-3:])).integers(0, 256, (40, 60, 3), np.uint8)
-            Image.fromarray(noise).save(path)
-    swapped = audit((data / "tm", data / "ti"), (data / "vm", data / "vi"))
-    assert "seem to be swapped" in problems(swapped) and "--train-img-dir" in problems(swapped)
-    for path in (data / "tm").iterdir():
-        (data / "ti" / path.name).replace(path)
-    draw_pairs(data / "ti", data / "others", 12)
-    photographs = audit((data / "ti", data / "tm"))
-    assert "seem to be photographs" in problems(photographs) and "img_000.png" in problems(photographs)
+    assert report.problems == [] and 0 <= report.value_range[0] < report.value_range[1] < 2.6 and report.sheet.is_file()
 
 
 def test_a_range_is_chosen_by_the_training_images_where_they_are_deep(data):
@@ -689,3 +681,138 @@ def test_a_range_is_chosen_by_the_training_images_where_they_are_deep(data):
     for path in (data / "ti").iterdir():
         Image.fromarray((np.asarray(Image.open(path)) // 8).astype(np.uint8)).save(path)
     assert looked_at(data, image_range="auto").value_range[1] > 255 * 8
+
+
+# ---- what is remembered, and written
+
+
+def test_unchanged_files_are_not_read_again(data):
+    cache = data / "seen" / "audit.json"
+    before = looked_at(data, cache=cache)
+    cache.write_text(cache.read_text().replace('"mode":"L"', '"mode":"remembered"'))
+    after = looked_at(data, cache=cache)
+    assert after.problems == before.problems == []
+    assert before.text().replace("mode L", "mode remembered") == after.text() != before.text()
+    for name in ("ti/img_003.png", "tm/img_004.png"):  # other bytes, of the same length and time
+        stamp = os.stat(data / name)
+        (data / name).write_bytes(bytes(stamp.st_size))
+        os.utime(data / name, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    (data / "vm" / "img_021.png").write_bytes(b"x")
+    text = problems(looked_at(data, cache=cache))
+    assert all(name in text for name in ("img_003.png", "img_004.png", "img_021.png", "3 files cannot be used"))
+    assert "img_005.png" not in text
+
+
+def test_a_stopped_audit_remembers_what_it_has_seen(tmp_path):
+    folders = tmp_path / "i", tmp_path / "m"
+    draw_pairs(*folders, 20, size=(300, 450))
+    for _ in range(2):  # the first one loads what Pillow needs
+        start = time.perf_counter()
+        audit(folders, num_workers=0)
+        took = time.perf_counter() - start
+    cache = tmp_path / "audit.json"
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            signal.setitimer(signal.ITIMER_REAL, took / 3)
+            audit(folders, cache=cache, num_workers=0)
+            signal.pause()
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    seen = json.loads(cache.read_text())["facts"]
+    assert 0 < len(seen) < 40
+    cache.write_text(cache.read_text().replace('"mode":"RGB"', '"mode":"remembered"'))
+    report = audit(folders, cache=cache, num_workers=0)
+    assert report.problems == [] and "PNG remembered" in report.text()
+    assert len(json.loads(cache.read_text())["facts"]) == 40
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", f'{{"head": [{VERSION}, false], "files": []}}', "null", "\x00"])
+def test_a_damaged_memory_is_not_believed(data, content):
+    cache = data / "audit.json"
+    cache.write_text(content)
+    assert looked_at(data, cache=cache).problems == []
+    assert len(json.loads(cache.read_text())["facts"]) == 32
+
+
+def test_memory_that_cannot_be_kept_stops_nothing(data):
+    (data / "file").write_text("")
+    assert looked_at(data, cache=data / "file" / "audit.json").problems == []
+
+
+def test_bad_files_are_not_remembered(data):
+    """A file that had no permission, or was being copied, is looked at again."""
+    cache, path = data / "audit.json", data / "ti" / "img_000.png"
+    good, stamp = path.read_bytes(), os.stat(path)
+    path.write_bytes(bytes(len(good)))
+    os.utime(path, ns=(1, 1))
+    assert "img_000.png" in problems(looked_at(data, cache=cache))
+    path.write_bytes(good)
+    os.utime(path, ns=(1, 1))
+    assert os.stat(path).st_size == stamp.st_size and looked_at(data, cache=cache).problems == []
+
+
+def test_several_processes_see_the_same(data):
+    Image.open(data / "ti" / "img_000.png").save(data / "ti" / "img_001.png", compress_level=1)
+    (data / "ti" / "img_002.png").write_bytes(b"x")
+    texts = []
+    for workers in (0, 2):
+        report = looked_at(data, num_workers=workers, cache=data / f"{workers}.json")
+        texts.append((report.text(), report.problems))
+    assert texts[0] == texts[1] and (data / "0.json").read_text() == (data / "2.json").read_text()
+
+
+def test_a_sheet_that_cannot_be_written_costs_only_itself(data):
+    (data / "file").write_text("")
+    report = looked_at(data, sheet=data / "file" / "audit.png")
+    assert report.problems == [] and "could not be written" in report.text() and "Look at" not in report.text()
+    for sheet, words in ((data / "overlays", r"\.png"), (data / "vi" / "audit.png", "taken for one of the images")):
+        with pytest.raises(UserError, match=words):
+            looked_at(data, sheet=sheet)
+
+
+# ---- the script
+
+
+@pytest.mark.parametrize("word", ["nonzero", "alpha"])
+def test_the_script_takes_the_words(data, word, capsys):
+    flags = [*(str(data / name) for name in ("ti", "tm")), "--sheet", "none", "--mask-foreground", word]
+    if word == "alpha":
+        with pytest.raises(UserError, match="img_000.png: has no alpha channel"):
+            dataset.main(flags)
+    else:
+        dataset.main(flags)
+        assert "every value but 0 is foreground" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_script_on_good_data_and_bad(data):
+    folders = [data / name for name in ("ti", "tm", "vi", "vm")]
+    done = script("dataset.py", *folders, cwd=data)
+    assert done.returncode == 0, done.stderr
+    assert "No problems." in done.stdout and (data / "audit.png").is_file()
+    for name in ("img_001.png", "img_002.png"):
+        (data / "ti" / name).write_bytes(b"x")
+    done = script("dataset.py", *folders, cwd=data)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "2 files cannot be used" in done.stderr and "img_001.png" in done.stderr and "img_002.png" in done.stderr
+
+
+def test_the_scripts_flags(data, capsys):
+    plain = ["--sheet", "none", "--mask-foreground", "none", "--group", "(x)", "--image-size", "none"]
+    folders = [str(data / name) for name in ("ti", "tm")]
+    with pytest.raises(UserError, match="VAL_MASK_DIR"):
+        dataset.main([*folders, str(data / "vi"), *plain])
+    with pytest.raises(UserError, match="there is no such folder"):
+        dataset.main([folders[0], str(data / "nothing"), *plain])
+    draw_stripes_around(data)
+    with pytest.raises(UserError, match="several classes.*\n?.*--mask-foreground"):
+        dataset.main([*folders, *plain])
+    dataset.main([*folders, *plain, "--mask-foreground", "8"])
+    assert "8 is foreground, every other value is background" in capsys.readouterr().out
+
+
+def test_the_script_leaves_out_strays(data, capsys):
+    move_a_mask(data)
+    dataset.main([str(data / "ti"), str(data / "tm"), "--skip-unpaired", "--sheet", "none"])
+    assert "img_003.png" in capsys.readouterr().out
