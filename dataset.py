@@ -52,6 +52,9 @@ _SHARED = dict(  # the constants of all scripts; parts/spec.py says what they ma
 _RULES = _SHARED | dict(SHEET=optional(file_path()), IMAGE_SIZE=optional(sizes(2)))
 
 
+Transform = Callable[..., dict[str, Any]]  # called with image= and mask=, returns both under these names
+
+
 class Batch(list):
     """The samples of a batch, as any DataLoader collates them; `tensors` has them collated already: (images, masks)."""
 
@@ -164,7 +167,7 @@ class ImageDataset(PairDataset):
         self,
         img_dir: str | Path | None,
         mask_dir: str | Path | None,
-        transform: Callable[..., dict[str, Any]] | None = None,
+        transform: Transform | None = None,
         *,
         pairs: Sequence[Pair] | None = None,
         mask_rule: MaskRule | None = None,

@@ -3,7 +3,7 @@
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ from dataset import (
     CropDataset,
     ImageDataset,
     PairDataset,
+    Transform,
     WholeDataset,
     masks_of,
     value_range_of,
@@ -53,7 +54,7 @@ def get_loaders(
     batch_size: int,
     num_workers: int = 4,
     pin_memory: bool = True,
-    transform: Callable[..., dict[str, Any]] | None = None,
+    transform: Transform | None = None,
     *,
     image_size: Size | None = (320, 480),
     crop: Size | None = None,
@@ -91,16 +92,7 @@ def get_loaders(
     training, validation = (
         Files(pairs, report.mask_rule, report.value_range, image_size) for pairs in (report.train, report.val)
     )
-    datasets: tuple[PairDataset, PairDataset]
-    if crop is not None:
-        crops = CropDataset(training, crop, crop_foreground, seed)
-        _tell_padding(crops)
-        datasets = crops, WholeDataset(affordable(validation, crops), seed)
-    elif transform is None and image_size is not None:
-        datasets = ArrayDataset(training, seed), ArrayDataset(validation, seed)
-    else:
-        datasets = _image_dataset(training, transform, seed), _image_dataset(validation, transform, seed)
-    train_data, val_data = datasets
+    train_data, val_data = _make_datasets(training, validation, transform, crop, crop_foreground, seed)
     if arrays:
         _keep_arrays(train_data, Path(train_dir), Path(output_dir))
         _keep_arrays(val_data, Path(val_dir), Path(output_dir))
@@ -109,6 +101,37 @@ def get_loaders(
         val_batch_size = 1  # because sizes differ
     train_loader = _make_loader(train_data, batch_size, num_workers, pin_memory, shuffle=True)
     return train_loader, _make_loader(val_data, val_batch_size, num_workers, pin_memory, shuffle=False)
+
+
+def _list_pairs(train_folders: tuple[Folder, Folder], val_folders: tuple[Folder, Folder], spec: DataSpec) -> Report:
+    """A Report of the pairs and their reading alone, where no audit was made."""
+    train, val = pair_files(*train_folders, spec), pair_files(*val_folders, spec)
+    return Report(train, val, find_mask_rule(masks_of([*train, *val]), spec), value_range_of(spec))
+
+
+def _make_datasets(
+    training: Files,
+    validation: Files,
+    transform: Transform | None,
+    crop: Size | None,
+    crop_foreground: float,
+    seed: int,
+) -> tuple[PairDataset, PairDataset]:
+    """The datasets for training and validation, by what is given; get_loaders says which."""
+    if crop is not None:
+        crops = CropDataset(training, crop, crop_foreground, seed)
+        padding = crops.padding()
+        if padding > 0.1 and processes.rank() == 0:
+            print(f"Images are smaller than CROP: {padding:.0%} of what is trained on is padding, and ignored.")
+        return crops, WholeDataset(affordable(validation, crops), seed)
+    if transform is None and training.image_size is not None:
+        return ArrayDataset(training, seed), ArrayDataset(validation, seed)
+    return _image_dataset(training, transform, seed), _image_dataset(validation, transform, seed)
+
+
+def _image_dataset(files: Files, transform: Transform | None, seed: int) -> ImageDataset:
+    rule, value_range = files.mask_rule, files.value_range
+    return ImageDataset(None, None, transform, pairs=files.pairs, mask_rule=rule, value_range=value_range, seed=seed)
 
 
 def _make_loader(data: PairDataset, batch_size: int, num_workers: int, pin_memory: bool, shuffle: bool) -> "Loader":
@@ -122,23 +145,6 @@ def _make_loader(data: PairDataset, batch_size: int, num_workers: int, pin_memor
         pin_memory=pin_memory and torch.cuda.is_available(),
         drop_last=shuffle and len(data) >= batch_size * processes.world_size(),
     )
-
-
-def _list_pairs(train_folders: tuple[Folder, Folder], val_folders: tuple[Folder, Folder], spec: DataSpec) -> Report:
-    """A Report of the pairs and their reading alone, where no audit was made."""
-    train, val = pair_files(*train_folders, spec), pair_files(*val_folders, spec)
-    return Report(train, val, find_mask_rule(masks_of([*train, *val]), spec), value_range_of(spec))
-
-
-def _image_dataset(files: Files, transform: Callable[..., dict[str, Any]] | None, seed: int) -> ImageDataset:
-    rule, value_range = files.mask_rule, files.value_range
-    return ImageDataset(None, None, transform, pairs=files.pairs, mask_rule=rule, value_range=value_range, seed=seed)
-
-
-def _tell_padding(crops: CropDataset) -> None:
-    padding = crops.padding()
-    if padding > 0.1 and processes.rank() == 0:
-        print(f"Images are smaller than CROP: {padding:.0%} of what is trained on is padding, and ignored.")
 
 
 def affordable(files: Files, crops: CropDataset) -> Files:
