@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 
 import helpers
 import numpy as np
@@ -432,15 +433,12 @@ def test_a_killed_worker_is_told_and_the_checkpoint_stands(prepared):
     draw_pairs(data / "augmented_train_images", data / "augmented_train_masks", 200, first=100)  # a longer epoch
     process = begin("--num-epochs", 500, "--num-workers", 2, "--no-arrays", cwd=prepared)
     wait_for_epochs(prepared, 1, process)
-    for _ in range(1000):  # workers live for one epoch each
-        if len(found := children_of(process)) == 2:
-            time.sleep(0.1)
-            try:
-                os.kill(found[0], signal.SIGKILL)
-                break
-            except ProcessLookupError:
-                continue
-        time.sleep(0.01)
+    end = time.monotonic() + WAIT
+    while process.poll() is None and time.monotonic() < end:  # a worker that has fetched all its batches is not missed
+        for worker in children_of(process)[:1]:
+            with suppress(ProcessLookupError):
+                os.kill(worker, signal.SIGKILL)
+        time.sleep(0.3)
     _, err = process.communicate(timeout=WAIT)
     assert process.returncode == 2 and "A worker that fetches batches was killed" in err, err
     torch.load(prepared / "checkpoint.pth")

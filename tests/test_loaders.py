@@ -1,0 +1,240 @@
+"""The loaders: their batches, what they say of files, where arrays lie, and what happens to their workers."""
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers import ROOT, draw_pairs, script
+from PIL import Image
+
+from parts.errors import UserError
+from parts.spec import DataSpec
+from unet import UNet
+from utils import EpochSampler, Loader, arrays_folder, check_accuracy, get_loaders, worker_was_killed
+
+
+@pytest.fixture
+def folders(tmp_path):
+    draw_pairs(tmp_path / "a", tmp_path / "am", 11)
+    draw_pairs(tmp_path / "b", tmp_path / "bm", 5, first=50)
+    return [tmp_path / name for name in ("a", "am", "b", "bm")]
+
+
+@pytest.mark.parametrize("arrays", [True, False])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_loaders_give_bytes_and_every_validation_image_once(folders, arrays, workers):
+    train, val = get_loaders(*folders, 4, workers, True, image_size=(32, 48), arrays=arrays)
+    batches = list(train)
+    assert len(train) == len(batches) == 2  # 11 images: three wait for the next epoch
+    images, masks = batches[0]
+    assert images.dtype == torch.uint8 and images.shape == (4, 3, 32, 48) and masks.shape == (4, 32, 48)
+    assert masks.unique().tolist() == [0, 1]
+    assert sum(len(images) for images, _ in val) == 5
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_file_that_is_gone_is_told_by_every_loader(folders, workers):
+    """A shuffling one too, whose dataset is scored in order."""
+    train, val = get_loaders(*folders, 4, workers, image_size=(32, 48), arrays=False)
+    for loader, folder in ((train, folders[0]), (val, folders[2])):
+        for path in folder.iterdir():
+            path.unlink()
+        with pytest.raises(UserError, match="img_0"):
+            check_accuracy(loader, UNet(features=(4,)))
+
+
+HUNG_UP = """
+import os, socket, sys, time
+from multiprocessing import resource_sharer
+import torch
+from torch.utils.data import get_worker_info
+import utils
+
+class Data(torch.utils.data.Dataset):
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        taken = resource_sharer.DupFd(os.dup(0))  # as a tensor is handed over
+        family = socket.AF_UNIX
+        with socket.socket(family) as caller:
+            caller.connect(taken._id[0])
+            caller.recv(1)  # and who takes it goes away
+        time.sleep(0.2)
+        return index
+
+list(torch.utils.data.DataLoader(Data(), num_workers=1, worker_init_fn=eval(sys.argv[1])))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="handles are passed through a socket on Linux")
+@pytest.mark.parametrize("begins, told", [("utils._begin_worker", False), ("None", True)])
+def test_a_worker_does_not_tell_that_its_run_was_stopped_in_the_middle(tmp_path, begins, told):
+    done = script("-c", HUNG_UP, begins, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    assert done.returncode == 0 and ("Traceback" in done.stderr) == told, done.stderr
+
+
+def test_the_order_differs_by_epoch_and_is_the_same_for_a_seed(folders):
+    orders = []
+    for seed in (0, 0, 1):
+        train, _ = get_loaders(*folders, 4, 0, image_size=(32, 48), seed=seed)
+        orders.append([train.sampler.order(epoch).tolist() for epoch in range(3)])
+    assert orders[0] == orders[1] != orders[2]
+    assert orders[0][0] != orders[0][1] and sorted(orders[0][0]) == list(range(11))
+
+
+def test_a_crop_and_a_transform_do_not_go_together(folders):
+    with pytest.raises(UserError, match="transform"):
+        get_loaders(*folders, 4, 0, transform=lambda image, mask: dict(image=image, mask=mask), crop=(16, 16))
+
+
+def test_a_mask_of_another_size_than_its_image_is_told(folders, monkeypatch):
+    Image.new("L", (60, 50), 255).save(folders[1] / "img_003.png")
+    for arrays in (True, False):
+        with pytest.raises(UserError, match="img_003.png: is 50x60, and its image 40x60"):
+            list(get_loaders(*folders, 11, 0, image_size=None, crop=(16, 16), arrays=arrays)[0])
+
+
+@pytest.fixture
+def open_path():
+    """A folder that others may look into, which pytest's are not."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
+def test_arrays_of_a_read_only_dataset_lie_in_the_output(open_path, monkeypatch, capsys):
+    """Also where both sides' folders of images have one name."""
+    data = open_path / "data"
+    draw_pairs(data / "images", data / "masks", 4)
+    folders = [data / side / kind for side in ("train", "val") for kind in ("images", "masks")]
+    for first, (images, masks) in enumerate((folders[:2], folders[2:])):
+        draw_pairs(images, masks, 3, first=10 * first)
+    for folder in {path.parent for path in folders}:
+        folder.chmod(0o555)
+    (open_path / "run").mkdir()
+    (open_path / "run").chmod(0o777)
+    monkeypatch.chdir(open_path)
+    assert arrays_folder("data/images", "run") == Path("data/.arrays")
+    data.chmod(0o555)
+    if os.getuid() == 0:
+        os.seteuid(65534)  # nobody: root may write everywhere
+    try:
+        assert arrays_folder("data/images", "run") == Path("run/.arrays")
+        made = [get_loaders(*folders, 2, 0, image_size=(16, 16), output_dir="run") for _ in range(2)]
+        assert "made again" not in capsys.readouterr().out and all(loader.dataset.arrays for loader in made[1])
+    finally:
+        if os.getuid() == 0:
+            os.seteuid(0)
+        for folder in (data, data / "train", data / "val"):
+            folder.chmod(0o755)
+
+
+def test_the_sampler_counts_epochs_by_itself():
+    sampler = EpochSampler(range(20), shuffle=True)
+    first, second = list(sampler), list(sampler)
+    sampler.set_epoch(0)
+    assert first != second and list(sampler) == first
+
+
+# ---- workers that are killed
+
+
+FATAL = """
+import os, signal
+import torch
+from utils import Loader, worker_was_killed
+
+class Fatal(torch.utils.data.Dataset):
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        if index == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return torch.zeros(2)
+
+try:
+    list(Loader(Fatal(), num_workers=1))
+except Exception as error:
+    print("killed" if worker_was_killed(error) else repr(error), flush=True)
+    os._exit(0)  # PyTorch's signal handler would tell it again, wherever this process is
+"""
+
+
+def test_a_killed_worker_is_told_by_pytorchs_error(tmp_path):
+    done = script("-c", FATAL, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    assert done.stdout == "killed\n", done
+
+
+@pytest.mark.parametrize("broken", [ConnectionResetError("reset by peer"), EOFError()])
+def test_a_pipe_that_breaks_is_a_killed_worker_too(monkeypatch, broken):
+    def fail(loader):
+        raise broken
+        yield
+
+    monkeypatch.setattr("torch.utils.data.DataLoader.__iter__", fail)
+    with pytest.raises(RuntimeError) as told:
+        list(Loader([0]))
+    assert worker_was_killed(told.value)
+    assert not worker_was_killed(RuntimeError("CUDA error")) and not worker_was_killed(broken)
+
+
+# ---- what DataSpec says, where there is no audit's report
+
+
+def test_loaders_without_a_report_go_by_the_spec(folders):
+    for path in [*folders[1].iterdir(), *folders[3].iterdir()]:
+        path.rename(path.with_name(f"{path.stem}_segmentation.png"))
+    (folders[0] / "img_000.png").rename(folders[0] / "other.png")
+    spec = DataSpec(mask_name="{}_segmentation", skip_unpaired=True, image_range=(0, 1000))
+    train, _ = get_loaders(*folders, 4, 0, image_size=(32, 48), spec=spec)
+    assert len(train.dataset) == 10 and train.dataset.files.value_range == (0, 1000)
+    with pytest.raises(UserError, match='IMAGE_RANGE = "auto" is decided by an audit'):
+        get_loaders(*folders, 4, 0, spec=DataSpec(mask_name="{}_segmentation", skip_unpaired=True, image_range="auto"))
+
+
+# ---- crops, and whole images
+
+
+def test_loaders_of_crops_and_of_whole_images(tmp_path, capsys):
+    folders = [tmp_path / name for name in ("ti", "tm", "vi", "vm")]
+    draw_pairs(*folders[:2], 6, size=(60, 90))
+    draw_pairs(*folders[2:], 2, size=(50, 40), first=10)
+    train_loader, val_loader = get_loaders(*folders, 4, 0, image_size=None, crop=(32, 48))
+    assert len(train_loader.dataset) == 6 * 4 and len(train_loader) == 6
+    images, masks = next(iter(train_loader))
+    assert images.shape == (4, 3, 32, 48) and masks.shape == (4, 32, 48)
+    sizes = [images.shape for images, _ in val_loader]
+    assert sizes == [(1, 3, 50, 40)] * 2 and "are scored" not in capsys.readouterr().out
+    get_loaders(*folders, 4, 0, image_size=None, crop=(60, 120))
+    assert "25% of what is trained on is padding" in capsys.readouterr().out
+    fixed, whole = get_loaders(*folders, 4, 0, image_size=(64, 96), crop=(32, 48))
+    assert len(fixed.dataset) == 24 and next(iter(whole))[0].shape[2:] == (64, 96)
+
+
+def test_validation_that_would_take_long_is_thinned_and_still_holds_something(tmp_path, capsys):
+    """Thirty images, 29 of whose masks are empty, beside an epoch of twelve crops; and a class of one image."""
+    folders = [tmp_path / name for name in ("ti", "tm", "vi", "vm")]
+    draw_pairs(*folders[:2], 3, size=(60, 90))
+    draw_pairs(*folders[2:], 30, size=(64, 64), first=10)
+    for path in sorted(folders[3].iterdir())[:-1]:
+        Image.new("L", (64, 64)).save(path)
+    train_loader, few = get_loaders(*folders, 4, 0, image_size=None, crop=(32, 48))
+    assert "all 30 validation images" in (words := capsys.readouterr().out) and "4 of them are scored" in words
+    assert "img_039" in {pair.name for pair in few.dataset.pairs} and len(few.dataset) == 4
+    assert len(train_loader.dataset) == 12
+    mask = np.zeros((64, 64), np.uint8)
+    mask[10:20] = 100
+    Image.fromarray(mask).save(folders[3] / "img_020.png")
+    _, few = get_loaders(*folders, 4, 0, image_size=None, crop=(32, 48), spec=DataSpec(classes=(0, 100, 255)))
+    assert {"img_020", "img_039"} <= {pair.name for pair in few.dataset.pairs} and len(few.dataset) == 4
+    Image.new("L", (64, 64)).save(folders[3] / "img_020.png")
+    draw_pairs(*folders[:2], 3, size=(600, 900), first=100)
+    _, every = get_loaders(*folders, 4, 0, image_size=None, crop=(32, 48))
+    assert len(every.dataset) == 30
