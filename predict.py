@@ -44,7 +44,7 @@ from parts.outputs import (
     Truths,
     UniformMasks,
     WorstSheet,
-    refuse_overwriting,
+    check_outputs,
 )
 from parts.predictions import (
     ClassDecision,
@@ -134,7 +134,10 @@ def refuse_for_classes(s: SimpleNamespace, names: Sequence[str]) -> None:
 
 
 def find_wanted(s: SimpleNamespace) -> tuple[list[Picture], list[str]]:
-    """(pictures, missing): the pictures of all inputs, and in words, which are printed, what gave none. UserError."""
+    """(pictures, missing): the pictures of all inputs; and which inputs gave none, in words that are printed.
+
+    UserError: there is no picture at all.
+    """
     wanted, missing = find_pictures(s.inputs, s.OUTPUT_DIR, s.MASKS)
     for problem in missing:
         print(problem, file=sys.stderr)
@@ -146,7 +149,7 @@ def find_wanted(s: SimpleNamespace) -> tuple[list[Picture], list[str]]:
 def find_truths(
     s: SimpleNamespace, wanted: Sequence[Picture], checkpoint: dict[str, Any], network_rule: MaskRule
 ) -> Truths:
-    """The true masks in the folder MASKS; none where it is not given. UserError: they cannot be told apart."""
+    """The true masks of pictures, in the folder MASKS, or none without it. UserError: they cannot be compared."""
     if not s.MASKS:
         return Truths()
     pairs = find_masks(wanted, s.MASKS, DataSpec(mask_name=s.MASK_NAME))
@@ -169,8 +172,8 @@ def choose_rule_of_truths(
 ) -> MaskRule:
     """The rule by which the true masks are read.
 
-    MASK_FOREGROUND and MASK_IGNORE say it; where they do not, what training was told holds, and so do the network's
-    classes. Otherwise the masks are asked, as they may be of another encoding than those of training.
+    The constants MASK_FOREGROUND and MASK_IGNORE come first, then those that training was told, and a network's
+    classes. Otherwise the masks themselves are looked at, as their encoding may be another one than in training.
     """
     if network_rule.has_classes and s.MASK_IGNORE is None:
         return network_rule
@@ -179,6 +182,7 @@ def choose_rule_of_truths(
     for name in ("MASK_FOREGROUND", "MASK_IGNORE"):
         here = getattr(s, name)
         meant[name] = told.get(name) if here is None else here
+    # A rule that was made of training's masks alone says nothing of these
     as_in_training = s.MASK_FOREGROUND is None and s.MASK_IGNORE is None and "mask_rule" in checkpoint
     if as_in_training and meant["MASK_FOREGROUND"] is not None:
         return MaskRule.from_dict(checkpoint["mask_rule"])
@@ -297,10 +301,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     # The pictures, and what is made of them
     wanted, missing = find_wanted(s)
     truths = find_truths(s, wanted, checkpoint, mask_rule)
+    # Each output takes every picture's result; scores and failures are asked for more afterwards
     scores = PictureScores.of(Path(s.OUTPUT_DIR), truths, mask_rule)
     failures = Failures(missing)
     outputs = [*choose_outputs(s, mask_rule, scores, missing), failures]
-    refuse_overwriting(outputs, wanted, truths)
+    check_outputs(outputs, wanted, truths)
 
     # The network, on its device
     runner = make_runner(

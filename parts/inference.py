@@ -172,6 +172,7 @@ class Runner:
             logits = logits[:, 0]
         arrived = None
         if self.device.type == "cuda":
+            # From pinned memory on, the copy runs beside the next batch; the event tells when it is there.
             host = torch.empty(logits.shape, pin_memory=True)
             host.copy_(logits, non_blocking=True)
             arrived = torch.cuda.Event()
@@ -203,6 +204,8 @@ class Runner:
         if self.fits((height, width)):
             yield Band(0, self._padded(image[None])[0])
             return
+        # The canvas is as high as a window. Whenever the next row of windows begins lower, the rows above it are
+        # complete: they are given out, and the canvas moves down.
         rows, columns = self.windows_along(height), self.windows_along(width)
         count = len(rows) * len(columns)
         top = 0  # the canvas' first row, of the picture
@@ -223,7 +226,7 @@ class Runner:
         length = self._rounded_up(length)
         side = min(self.window, length)
         count = _count_windows(length, side, self.shared)
-        last = (length - side) // self.stride
+        last = (length - side) // self.stride  # where the last window begins, in strides
         starts = [round(last * index / max(1, count - 1)) * self.stride for index in range(count)]
         total = np.zeros(length, np.float32)
         spans = []
@@ -273,7 +276,7 @@ class Runner:
         if self.device.type == "cuda":
             batch = batch.pin_memory()
         batch = batch.to(self.device, non_blocking=True).permute(0, 3, 1, 2)  # a channels-last view
-        batch = batch.float().div_(255)
+        batch = batch.float().div_(255)  # bytes travel, floats are made on the device
         copies = MIRRORS[self.mirrors]
         total = torch.zeros((), device=self.device)
         for axes in copies:

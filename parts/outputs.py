@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import io
 import os
 import shutil
 import sys
@@ -16,7 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import IO, BinaryIO
+from typing import BinaryIO, cast
 
 import numpy as np
 import torch
@@ -32,6 +33,7 @@ from parts.names import Pair, Picture, folded_path
 from parts.pictures import Example, Palette
 from parts.predictions import ForegroundPrediction, Output, Prediction, Result
 from parts.scores import (
+    Scores,
     class_columns,
     class_scores,
     class_table,
@@ -47,24 +49,24 @@ _WORST = 10  # images that worst.png shows
 _BINS = 256  # of probability: thresholds are multiples of 1/256
 
 
-# ---- what would be overwritten
+# ---- checks before the run
 
 
-def refuse_overwriting(outputs: Sequence[Output], wanted: Sequence[Picture], truths: Truths) -> None:
-    """UserError where outputs for the pictures `wanted` would overwrite one of the inputs, or each other."""
+def check_outputs(outputs: Sequence[Output], wanted: Sequence[Picture], truths: Truths) -> None:
+    """UserError where outputs for the pictures `wanted` would overwrite an input or each other, or cannot be made."""
     inputs = [picture.path for picture in wanted]
     for pair in truths.pairs.values():
         inputs += [mask for mask, _ in pair.sources[1:]]
     originals = {os.path.realpath(path) for path in inputs}
 
     problems = []
-    by_place: dict[str, list[str]] = defaultdict(list)
+    by_place: dict[str, list[str]] = defaultdict(list)  # some file systems do not tell A.png from a.png
     for path, source in _files_written(outputs, wanted):
         place = os.path.realpath(path)
         by_place[folded_path(place)].append(f"{printable(path)} of {source}")
         if place in originals or os.path.isdir(path):
             problems.append(f"{printable(path)}: is one of the inputs, or a folder")
-    for same in by_place.values():
+    for same in by_place.values():  # as two pictures do that differ in their suffix alone
         if len(same) > 1:
             problems.append(f"one file would be {' and '.join(same)}")
     if problems:
@@ -98,11 +100,11 @@ class Masks(Output):
         self.mask_rule = mask_rule
 
     def paths(self, picture: Picture) -> list[Path]:
-        """One file."""
+        """The file of a picture's mask."""
         return [_file_of(picture, self.folder, ".png")]
 
     def make(self, prediction: Prediction) -> None:
-        """Writes it."""
+        """Writes the mask."""
         _save(self.paths(prediction.picture)[0], encode_mask(prediction.mask, self.mask_rule))
 
 
@@ -117,23 +119,23 @@ class Overlays(Output):
             self.legends.append(folder / "legend.png")
 
     def paths(self, picture: Picture) -> list[Path]:
-        """One file."""
+        """The file of a picture's overlay."""
         return [_file_of(picture, self.folder, ".jpg")]
 
     def summaries(self) -> dict[Path, str]:
-        """The legend."""
+        """The file of the legend, for classes."""
         return dict.fromkeys(self.legends, "the classes")
 
     def make(self, prediction: Prediction) -> None:
-        """Writes it. UserError: it is longer than a JPEG may be."""
-        if max(prediction.size) > _LONGEST_JPEG:
+        """Writes the overlay. UserError: the picture is longer than a JPEG may be."""
+        if max(prediction.size) > _LONGEST_JPEG:  # the mask itself is a PNG, which may be longer
             limit = f"a JPEG of at most {_LONGEST_JPEG} pixels"
             raise UserError(f"{prediction.picture}: too long for an overlay, {limit}.")
         drawn = pictures.overlay(prediction.loaded.own_image(), prediction.mask, self.palette)
         _save(self.paths(prediction.picture)[0], drawn)
 
     def finish(self) -> None:
-        """Writes the legend beside the overlays, if there are any."""
+        """Writes the legend, if there is an overlay."""
         for legend in self.legends:
             if self.folder.is_dir():
                 pictures.save_image(legend, pictures.sheet([], title="Classes", legend=self.palette.entries))
@@ -150,11 +152,11 @@ class Probabilities(Output):
             self.endings = [f"_{_as_file_name(name)}.png" for name in mask_rule.names]
 
     def paths(self, picture: Picture) -> list[Path]:
-        """One file, or one of each class."""
+        """The file of a picture's map, or one for each class."""
         return [_file_of(picture, self.folder, ending) for ending in self.endings]
 
     def make(self, prediction: Prediction) -> None:
-        """Writes them, of which one at a time is in memory where possible."""
+        """Writes the maps; they are made one after another, because of many classes all would fill memory."""
         for path, drawn in zip(self.paths(prediction.picture), prediction.probabilities(self.bits)):
             _save(path, drawn)
 
@@ -190,7 +192,7 @@ class Submission(Output):
         self.lacking = [text.partition(": ")[0] for text in missing]
 
     def summaries(self) -> dict[Path, str]:
-        """The file."""
+        """The file of all rows."""
         return {self.path: "all images"}
 
     def check(self, wanted: Sequence[Picture]) -> None:
@@ -202,18 +204,18 @@ class Submission(Output):
             raise UserError(f"SUBMISSION names images by their file name, and these come more than once: {listed}.")
 
     def make(self, prediction: Prediction) -> str:
-        """The runs."""
+        """The runs of a picture's mask."""
         return run_lengths(prediction.mask)
 
     def take(self, result: Result) -> None:
-        """Writes the row."""
+        """Writes the row of a picture, if it was predicted."""
         if self in result.made:
             csv.writer(self._rows, lineterminator="\n").writerow((_row_name(result.picture), result.made[self]))
         else:
             self.lacking.append(str(result.picture))
 
     def finish(self) -> None:
-        """Writes the file."""
+        """Moves the rows to their file."""
         self._rows.seek(0)
         write_whole(self.path, self._copy_rows)
         self._rows.close()
@@ -225,20 +227,26 @@ class Submission(Output):
             print(f"{self.path}: lacks the rows of {len(self.lacking)} inputs: {names}.", file=sys.stderr)
 
     @cached_property
-    def _rows(self) -> IO[str]:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        # A name that is no Unicode keeps its bytes.
-        options = dict(encoding="utf-8", errors="surrogateescape", newline="")
-        rows = tempfile.TemporaryFile("w+", dir=self.path.parent, **options)  # type: ignore[call-overload]  # noqa: SIM115
+    def _rows(self) -> io.TextIOWrapper:
+        """The unnamed file, opened with the first row; the system removes it however this process ends."""
+        folder = self.path.parent
+        folder.mkdir(parents=True, exist_ok=True)
+        rows = io.TextIOWrapper(
+            tempfile.TemporaryFile(dir=folder),  # noqa: SIM115  # `finish` closes it
+            encoding="utf-8",
+            errors="surrogateescape",  # a name that is no Unicode keeps its bytes
+            newline="",
+        )
         rows.write("img,rle_mask\n")
         return rows
 
     def _copy_rows(self, file: BinaryIO) -> None:
-        rows = self._rows.buffer  # type: ignore[attr-defined]
+        rows = cast(BinaryIO, self._rows.buffer)
         if self.path.suffix != ".gz":
             shutil.copyfileobj(rows, file)
             return
-        with gzip.GzipFile(filename="", fileobj=file, mode="wb", mtime=0) as packed:  # equal rows give equal bytes
+        # Without a name and a time in its head, equal rows give an equal file.
+        with gzip.GzipFile(filename="", fileobj=file, mode="wb", mtime=0) as packed:
             shutil.copyfileobj(rows, packed)
 
 
@@ -257,7 +265,7 @@ def run_lengths(mask: np.ndarray) -> str:
     and nowhere near the height of 1,280.
     """
     edges = np.flatnonzero(np.diff(mask.ravel().astype(bool), prepend=False, append=False)) + 1
-    edges[1::2] -= edges[::2]
+    edges[1::2] -= edges[::2]  # starts and ends take turns; an end less its start is a length
     return " ".join(map(str, edges.tolist()))
 
 
@@ -280,6 +288,7 @@ class Truths:
         if pair is None:
             return None
         truth = read_mask(pair.masks, self.mask_rule, page=pair.mask_page)
+        # Viewers turn photographs by their EXIF data, and programs that draw masks may not.
         if _is_turned(truth.shape, prediction.size):
             (height, width), (tall, wide) = prediction.size, truth.shape
             raise UserError(
@@ -290,9 +299,10 @@ class Truths:
 
 
 def _is_turned(size: Sequence[int], other: Sequence[int]) -> bool:
-    """Whether `size` (H, W) is a scaled copy of `other` turned by 90 degrees, and not of it as it is."""
+    """Whether a size (H, W) has the proportions of another one when it is turned by 90 degrees, and not as it is."""
 
-    def is_scaled(height: int, width: int) -> bool:  # but for rounding
+    def is_scaled(height: int, width: int) -> bool:
+        # Sides are whole pixels, so proportions agree up to one pixel of either.
         return abs(height * other[1] - width * other[0]) <= max(height, width, *other)
 
     height, width = size
@@ -318,19 +328,19 @@ class PictureScores(Output):
 
     @staticmethod
     def of(folder: Path, truths: Truths, mask_rule: MaskRule) -> PictureScores:
-        """Of one foreground or of several classes."""
+        """The scores of one foreground or of several classes, by a network's `mask_rule`."""
         if mask_rule.has_classes:
             return ClassScores(folder, truths, mask_rule)
         return ForegroundScores(folder, truths, mask_rule)
 
     def summaries(self) -> dict[Path, str]:
-        """scores.csv, and worst.png, which main makes by another pass."""
+        """scores.csv, and worst.png, which a WorstSheet writes in another run."""
         if not self.truths.pairs:
             return {}
         return dict.fromkeys([self.path, self.worst_path], "the scores")
 
     def make(self, prediction: Prediction) -> np.ndarray | None:
-        """Counts of pixels int64 (L, L), rows true, columns predicted; None where there is no true mask."""
+        """Counts a picture's pixels: int64 (L, L), rows true, columns predicted; None where there is no true mask."""
         truth = self.truths.read(prediction)
         if truth is None:
             return None
@@ -339,7 +349,7 @@ class PictureScores(Output):
         return count_confusion(labels, truths, self.mask_rule.num_labels)[0].numpy()
 
     def take(self, result: Result) -> None:
-        """Keeps three counts of each label: tables of many classes and many pictures would fill memory."""
+        """Keeps a picture's counts, three of each label: whole tables of many classes would fill memory."""
         confusion = result.made.get(self)
         if confusion is not None:
             self.counts[result.picture] = overlap_of(torch.from_numpy(confusion)[None])[0].numpy()
@@ -379,7 +389,10 @@ class PictureScores(Output):
 
 
 class ForegroundScores(PictureScores):
-    """Of one foreground: Dice, IoU and counts of pixels."""
+    """The scores of one foreground: Dice, IoU and counts of pixels."""
+
+    iou: np.ndarray  # of each picture, by `finish`
+    _foreground: np.ndarray  # likewise: pixels in both, predicted and true, int64 (N, 3)
 
     def _score(self, names: list[str], counts: np.ndarray) -> None:
         self._foreground = counts[..., 1]
@@ -404,14 +417,16 @@ class ForegroundScores(PictureScores):
 
 
 class ClassScores(PictureScores):
-    """Of several classes: each picture's Dice, and that of each class which it holds or in which it is predicted."""
+    """The scores of classes: each picture's Dice, and that of each class that is true or predicted in it."""
+
+    scores: Scores  # of all pictures, by `finish`
 
     def _score(self, names: list[str], counts: np.ndarray) -> None:
         self.scores = class_scores(counts, self.confusion, self.mask_rule.names)
         self.dice = np.array(self.scores.per_image)
         self.captions = [f"{name}  Dice {dice:.4f}" for name, dice in zip(names, self.dice)]
         both, predicted, true = np.moveaxis(counts, 1, 0)
-        by_class = np.full(both.shape, None)  # a class that a picture neither holds nor is given has no Dice there
+        by_class = np.full(both.shape, None)  # a class that is neither true nor predicted in a picture has no Dice
         np.copyto(by_class, dice_from_counts(both, predicted, true), where=predicted + true > 0)
         columns = class_columns(self.scores)
         rows = [[name, *_cells([mean, *row])] for name, mean, row in zip(names, self.scores.per_image, by_class)]
@@ -433,7 +448,7 @@ def _cells(values: Iterable[float | None]) -> list[str]:
 
 
 class WorstSheet(Output):
-    """A picture of pictures: each with its true mask, its predicted one and their difference, under its caption."""
+    """worst.png: pictures with their true mask, the predicted one and the difference, each under its caption."""
 
     def __init__(self, path: Path, truths: Truths, mask_rule: MaskRule, captions: dict[Picture, str]) -> None:
         self.path = path
@@ -443,7 +458,7 @@ class WorstSheet(Output):
         self.examples: list[Example] = []
 
     def make(self, prediction: Prediction) -> Example | None:
-        """A row of the sheet, no larger than that needs."""
+        """A picture's row of the sheet, no larger than the sheet needs."""
         truth = self.truths.read(prediction)
         if truth is None:
             return None
@@ -452,7 +467,7 @@ class WorstSheet(Output):
         return Example(image, truth, prediction.mask_at(truth.shape), caption).shrunk()
 
     def take(self, result: Result) -> None:
-        """Keeps the row; nothing of a picture that has failed before, and was told then."""
+        """Keeps the row. What fails here has failed before, and was told then."""
         example = result.made.get(self)
         if example:
             self.examples.append(example)
@@ -491,7 +506,7 @@ class ThresholdChoice(Output):
             self.histograms.append(counts)
 
     def best(self) -> float:
-        """The threshold, which is printed. UserError: nothing could be compared."""
+        """The best threshold, which is printed. UserError: no picture could be compared."""
         if not self.histograms:
             raise UserError("None of the pictures with masks can be read, so no threshold can be chosen.")
         chosen = best_threshold(self.histograms)
@@ -520,9 +535,9 @@ def histogram(logits: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """
     scaled = np.exp(-np.clip(logits, -30, 30))
     scaled += 1
-    np.divide(_BINS, scaled, out=scaled)
+    np.divide(_BINS, scaled, out=scaled)  # the probability times _BINS, in place because pictures are large
     bins = np.clip(np.ceil(scaled) - 1, 0, _BINS - 1).astype(np.uint16)
-    bins += _BINS * truth.astype(np.uint16)
+    bins += _BINS * truth.astype(np.uint16)  # foreground is counted in the second row
     return np.bincount(bins.ravel(), minlength=2 * _BINS).reshape(2, _BINS)
 
 
@@ -561,7 +576,7 @@ class UniformMasks(Output):
             self.labels[result.picture] = result.made[self]
 
     def report(self) -> None:
-        """Prints it: of one foreground by picture, of classes where all pictures are of the same one."""
+        """Prints the pictures in which nothing is predicted, or the class that is predicted everywhere."""
         cure = "are picture and IMAGE_SIZE as in training?"
         if self.mask_rule.has_classes:
             labels = set(self.labels.values())

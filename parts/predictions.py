@@ -89,6 +89,7 @@ class PictureReader:
     def read(self, picture: Picture) -> Loaded:
         """The picture, decoded and resized; called in threads. UnusableFile."""
         image = read_image(picture.path, self.size, picture.page, self.value_range)
+        # With a range of training's nothing is lost that was not lost there.
         if self.value_range is None and _is_dark(picture):
             self.dark.add(picture)
         size = (image.shape[0], image.shape[1])
@@ -112,7 +113,7 @@ def _is_dark(picture: Picture) -> bool:
 
 
 class Prediction:
-    """What a network says of one picture. Its labels are {0, 1} of one foreground, or the indices of classes.
+    """What a network says of one picture: labels, {0, 1} of one foreground or the indices of classes.
 
     The outputs ask for masks at the picture's own size and at that of the true mask; each is made once.
     """
@@ -164,7 +165,7 @@ class ForegroundPrediction(Prediction):
         return self._resized[size]
 
     def probabilities(self, bits: int) -> Iterable[np.ndarray]:
-        """One map."""
+        """The map of the foreground."""
         return [probability_map(self.logits_at(self.size), bits)]
 
     def _decide(self, size: Size) -> np.ndarray:
@@ -181,8 +182,8 @@ class ClassPrediction(Prediction):
         self._lead = np.zeros(0)  # of the mask at the picture's own size, once that is made
 
     def probabilities(self, bits: int) -> Iterable[np.ndarray]:
-        """C maps, one after another."""
-        self.mask_at(self.size)
+        """The maps of the C classes, one after another."""
+        self.mask_at(self.size)  # which leaves the lead
         return class_probabilities(self.logits, self._lead, bits)
 
     def _decide(self, size: Size) -> np.ndarray:
@@ -193,10 +194,10 @@ class ClassPrediction(Prediction):
 
 
 class BandedPrediction(Prediction):
-    """Of a network for C classes and a picture that runs in windows at its own size: decided band by band.
+    """Of a network for C classes, decided band by band, for a large picture that runs in windows at its own size.
 
-    So that C planes of logits, each as large as the picture, are never in memory together. The maps of probabilities
-    are made along the way where `bits` says that they are wanted: C planes of 8 or 16 bits.
+    C planes of logits, each as large as the picture, would fill memory. If maps of probabilities are wanted, `bits`
+    says so beforehand, and they are made band by band too: C planes of 8 or 16 bits.
     """
 
     def __init__(self, loaded: Loaded, num_classes: int, bits: int | None = None) -> None:
@@ -241,7 +242,7 @@ def classify(logits: np.ndarray, size: Size) -> Classified:
     of class 0, so that two classes give the mask that one foreground gives with the difference of their logits. Of
     equal ones the first wins.
     """
-    mask, lead = np.zeros(size, np.uint8), np.zeros(size, np.float32)
+    mask, lead = np.zeros(size, np.uint8), np.zeros(size, np.float32)  # class 0 leads itself by 0
     for label in range(1, len(logits)):
         plane = resize_image(logits[label] - logits[0], size)
         np.copyto(mask, label, where=plane > lead)
@@ -252,6 +253,7 @@ def classify(logits: np.ndarray, size: Size) -> Classified:
 def probability_map(logits: np.ndarray, bits: int) -> np.ndarray:
     """The probabilities of logits (sigmoid) as uint8 or uint16, 1 being the type's largest value."""
     kind = _type_of(bits)
+    # Beyond 30 a probability of 16 bits is 0 or 1, and exp of float32 would overflow at 88.
     return (np.iinfo(kind).max / (1 + np.exp(-logits.clip(-30, 30)))).round().astype(kind)
 
 
@@ -264,6 +266,7 @@ def class_probabilities(logits: np.ndarray, lead: np.ndarray, bits: int) -> Iter
         plane = resize_image(logits[label] - logits[0], lead.shape) if label else np.zeros_like(lead)
         return np.exp(plane - lead)
 
+    # Twice over the classes, because their planes together would fill memory
     total = sum(power(label) for label in range(len(logits)))
     for label in range(len(logits)):
         yield (power(label) * (np.iinfo(kind).max / total)).round().astype(kind)
@@ -283,13 +286,13 @@ class ForegroundDecision:
     threshold: float = 0.5
 
     def predict(self, loaded: Loaded, logits: np.ndarray) -> ForegroundPrediction:
-        """Of a picture's logits (h, w)."""
+        """The prediction of logits (h, w)."""
         return ForegroundPrediction(loaded, logits, math.log(self.threshold / (1 - self.threshold)))
 
     def predict_in_windows(
         self, loaded: Loaded, runner: Runner, say: OnWindow, bits: int | None = None
     ) -> ForegroundPrediction:
-        """Of a picture that does not fit into one piece. All of its logits are kept, as they are one plane."""
+        """The prediction of a picture that does not fit into one piece; its logits are kept, as they are one plane."""
         return self.predict(loaded, runner.logits_in_windows(loaded.image, say))
 
 
@@ -300,15 +303,16 @@ class ClassDecision:
     num_classes: int
 
     def predict(self, loaded: Loaded, logits: np.ndarray) -> ClassPrediction:
-        """Of a picture's logits (C, h, w)."""
+        """The prediction of logits (C, h, w)."""
         return ClassPrediction(loaded, logits)
 
     def predict_in_windows(
         self, loaded: Loaded, runner: Runner, say: OnWindow, bits: int | None = None
     ) -> ClassPrediction | BandedPrediction:
-        """Of a picture that does not fit into one piece; `bits` of the maps that will be asked for, if any will.
+        """The prediction of a picture that does not fit into one piece.
 
         At the picture's own size it is decided band by band. Otherwise all logits are needed, to be resized.
+        bits: of the maps of probabilities that will be asked for, if any will
         """
         if not loaded.is_at_own_size:
             return self.predict(loaded, runner.logits_in_windows(loaded.image, say))
@@ -382,10 +386,10 @@ def predict_pictures(
     wait at most; or one single picture, if that runs in windows, so that memory is bounded however large pictures are.
     `say(window, windows)` is called while a picture runs in windows.
     """
-    pool = ThreadPoolExecutor(threads)
+    pool = ThreadPoolExecutor(threads)  # threads do, as decoders, encoders and numpy run beside each other
     capacity = runner.batch_size + 2 * threads
     ahead, behind = _Queue(capacity), _Queue(capacity)
-    bits = max((output.map_bits or 0 for output in outputs), default=0) or None
+    bits = next((output.map_bits for output in outputs if output.map_bits), None)
     try:
         items = _read_ahead(pictures, runner, reader, pool, ahead)
         for batch in _batches(items, runner, reader.any_size):
@@ -394,6 +398,7 @@ def predict_pictures(
                 wait([*ahead.futures, *behind.futures])
             for item, predict in zip(batch, _run_network(batch, runner, decision, say, bits)):
                 behind.put(pool.submit(_make, item, predict, outputs), item.fills_queue)
+            # Results that are ready are given out at once, and waited for where too many are not.
             while behind.futures and (behind.is_overfull or behind.futures[0].done()):
                 yield behind.get()
         while behind.futures:
@@ -433,9 +438,11 @@ class _Queue:
 
     @property
     def is_overfull(self) -> bool:
+        """Whether the first result has to be taken before anything else is done."""
         return len(self.futures) > 1 and sum(self._counts) > self.capacity
 
     def put(self, future: Future, fills_queue: bool) -> None:
+        """Appends a picture's future."""
         self.futures.append(future)
         self._counts.append(self._count(fills_queue))
 
@@ -457,13 +464,15 @@ def _read_ahead(
         ready = []
         while not ahead.has_room(item.fills_queue):
             ready.append(ahead.get())
-        ahead.put(pool.submit(_read, item, reader), item.fills_queue)  # before the network gets the ones that are ready
+        # Only then the network gets those that are ready, so that this one is read meanwhile.
+        ahead.put(pool.submit(_read, item, reader), item.fills_queue)
         yield from ready
     while ahead.futures:
         yield ahead.get()
 
 
 def _runs_in_windows(picture: Picture, runner: Runner, reader: PictureReader) -> bool:
+    """Whether a picture is too large for the network in one piece, by the head of its file."""
     try:
         return not runner.fits(reader.size_of(picture))
     except UserError:  # reading it will say so
@@ -471,6 +480,7 @@ def _runs_in_windows(picture: Picture, runner: Runner, reader: PictureReader) ->
 
 
 def _read(item: _Item, reader: PictureReader) -> _Item:
+    """Reads a picture, in a thread."""
     try:
         item.loaded = reader.read(item.picture)
     except UserError as mistake:
@@ -479,10 +489,10 @@ def _read(item: _Item, reader: PictureReader) -> _Item:
 
 
 def _batches(items: Iterator[_Item], runner: Runner, any_size: bool) -> Iterator[list[_Item]]:
-    """Lists of neighbours of one shape, for one call of the network.
+    """Joins neighbours of one size, for one call of the network.
 
     A picture that could not be read, or runs in windows, is alone. Where pictures are of any size a batch has no more
-    pixels than a window.
+    pixels than a window, as a picture nearly as large as a window may come any number of times.
     """
     for size, neighbours in groupby(items, lambda item: item.network_size):
         most = runner.batch_size
@@ -502,7 +512,7 @@ def _run_network(
     if not pictures:
         return [None]
     first = pictures[0]
-    if not runner.fits(first.network_size):
+    if not runner.fits(first.network_size):  # it is alone
         prediction = decision.predict_in_windows(first, runner, say, bits)
         return [lambda: prediction]
     fetch = runner.logits(np.stack([loaded.image for loaded in pictures]))
@@ -514,7 +524,7 @@ def _run_network(
 
 
 def _make(item: _Item, predict: Callable[[], Prediction] | None, outputs: Sequence[Output]) -> Result:
-    """What the outputs make of one picture; a problem of one of them does not keep the others from it."""
+    """Lets the outputs work on one picture, in a thread; a problem of one of them does not stop the others."""
     result = Result(item.picture)
     if predict is None:
         result.problems.append(item.problem or "")
