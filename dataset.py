@@ -64,7 +64,7 @@ class Batch(list):
 
 
 class PairDataset(Dataset):
-    """What the datasets below have in common: pairs of images and masks, their reading, and the epoch.
+    """The base of the datasets below: pairs of images and masks, how they are read, and the epoch.
 
     A sample is an image and its mask, both uint8: the image in RGB; the mask of {0, 1} or class indices, and IGNORED
     (255) where a pixel is neither trained on nor scored. `files` (parts.arrays.Files) says which pairs there are and
@@ -87,10 +87,12 @@ class PairDataset(Dataset):
 
     @property
     def pairs(self) -> list[Pair]:
+        """The pairs of an image and its mask, or masks."""
         return self.files.pairs
 
     @property
     def mask_rule(self) -> MaskRule:
+        """How the values of masks become labels."""
         return self.files.mask_rule
 
     @property
@@ -100,6 +102,7 @@ class PairDataset(Dataset):
 
     @property
     def epoch(self) -> int:
+        """The epoch that random draws are those of; `set_epoch` sets it."""
         return int(self._epoch)
 
     def set_epoch(self, epoch: int) -> None:
@@ -323,7 +326,8 @@ class CropDataset(ArrayDataset):
         return draw.integers(first, last + 1)
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
+    """Audits the folders of the command line, prints the report, and refuses data that would spoil training."""
     folders: list[tuple[str, dict]] = [(name, {}) for name in ("img_dir", "mask_dir")]
     folders += [(name, {"nargs": "?", "default": None}) for name in ("val_img_dir", "val_mask_dir")]
     s = settings_of(globals(), argv, rules=_RULES, positionals=folders)
