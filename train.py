@@ -204,7 +204,9 @@ def main(argv: list[str] | None = None) -> None:
         assert rule is not None, "the audit refuses masks without a rule in common"
 
         # Network: with random weights, or those of ENCODER_WEIGHTS or PRETRAINED
-        architecture = dict(in_channels=3, out_channels=rule.channels, features=list(s.FEATURES), encoder=s.ENCODER)
+        architecture = dict(
+            in_channels=3, out_channels=rule.channels, features=list(s.FEATURES), encoder=s.ENCODER, pads=True
+        )
         model = build_network(**architecture)
         refuse_small_size(s, model.smallest, len(report.train))
         load_first_weights(model, s, rule)

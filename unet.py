@@ -33,17 +33,23 @@ class DoubleConv(nn.Module):
 class UNet(nn.Module):
     """The network of figure 1: `features` gives the channels of each encoder level, top down.
 
-    Input (N, in_channels, H, W), output logits (N, out_channels, H, W). H and W must be at least
-    2 ** len(features), or a ValueError says so; they need not be multiples of it.
-    The default has 31,037,633 parameters.
+    Input (N, in_channels, H, W), output logits (N, out_channels, H, W). H and W need not be multiples of the stride,
+    2 ** len(features). With `pads` the last row and column are repeated up to the next multiple, and the logits are cut
+    again, so that each level is exactly half of the one above: train.py's networks. Without it, as in the article, what
+    comes up is stretched by the row or column that a pooling has dropped; H and W must be at least the stride then, or
+    a ValueError says so. The default has 31,037,633 parameters.
     """
 
     def __init__(
-        self, in_channels: int = 3, out_channels: int = 1, features: Sequence[int] = (64, 128, 256, 512)
+        self,
+        in_channels: int = 3,
+        out_channels: int = 1,
+        features: Sequence[int] = (64, 128, 256, 512),
+        pads: bool = False,
     ) -> None:
         super().__init__()
         features = list(features)
-        self.in_channels, self.smallest = in_channels, 2 ** len(features)
+        self.in_channels, self.smallest, self.pads = in_channels, 2 ** len(features), pads
         self.encoder = nn.ModuleList()
         self.decoder = nn.ModuleList()
         self.pool = nn.MaxPool2d(2)
@@ -58,35 +64,47 @@ class UNet(nn.Module):
         self.output_conv = nn.Conv2d(features[0], out_channels, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        check_input(x, self.in_channels, self.smallest)
+        height, width = x.shape[2:]
+        x = checked_input(x, self.in_channels, self.smallest, self.pads)
         skips = []
         for block in self.encoder:
             x = block(x)
             skips.append(x)
             x = self.pool(x)
-        return decode(self.decoder, self.output_conv, self.middle(x), skips)
+        return decode(self.decoder, self.output_conv, self.middle(x), skips, self.pads)[..., :height, :width]
 
 
-def check_input(x: torch.Tensor, in_channels: int, smallest: int) -> None:
-    """Refuses, with a ValueError, images that the network cannot take: not (N, in_channels, H, W), H, W >= smallest."""
+def checked_input(x: torch.Tensor, in_channels: int, stride: int, pads: bool) -> torch.Tensor:
+    """Images as the encoder takes them: with `pads` their last row and column repeated up to a multiple of `stride`.
+
+    ValueError: they are not (N, in_channels, H, W), or smaller than the stride and not padded.
+    """
     if x.dim() != 4 or x.shape[1] != in_channels:
         raise ValueError(f"the network takes images of shape (N, {in_channels}, H, W), got {tuple(x.shape)}")
-    if min(x.shape[2:]) < smallest:
+    if pads:
+        below, beside = -x.shape[2] % stride, -x.shape[3] % stride
+        if torch.compiler.is_exporting() or below or beside:  # an exported network must find out when it runs
+            x = F.pad(x, (0, beside, 0, below), mode="replicate")
+    elif min(x.shape[2:]) < stride:
         raise ValueError(
             f"images of {x.shape[2]}x{x.shape[3]} are too small: the poolings of this network "
-            f"need at least {smallest}x{smallest} (fewer FEATURES need less)"
+            f"need at least {stride}x{stride} (fewer FEATURES need less)"
         )
+    return x
 
 
-def decode(decoder: nn.ModuleList, output_conv: nn.Conv2d, x: torch.Tensor, skips: list[torch.Tensor]) -> torch.Tensor:
+def decode(
+    decoder: nn.ModuleList, output_conv: nn.Conv2d, x: torch.Tensor, skips: list[torch.Tensor], even: bool
+) -> torch.Tensor:
     """The way up, from the deepest feature map `x` to the logits.
 
     `decoder` alternates upsampling and DoubleConv. `skips`, the encoder's feature maps from top to bottom, is emptied.
+    `even`: each of them is exactly twice as large as the next one, as where images are padded.
     """
     for upsample, block in zip(decoder[::2], decoder[1::2]):
         x, skip = upsample(x), skips.pop()
-        # The pooling drops an odd row or column. Exporting takes this way in any case, so that odd sizes work as well.
-        if torch.compiler.is_exporting() or x.shape[2:] != skip.shape[2:]:
+        # The pooling drops an odd row or column; an exported network must find out when it runs.
+        if not even and (torch.compiler.is_exporting() or x.shape[2:] != skip.shape[2:]):
             x = F.interpolate(x, size=skip.shape[2:], mode="bilinear", antialias=False)
         x = torch.cat([skip, x], dim=1)
         del skip  # without gradients its memory is free from here on

@@ -127,6 +127,7 @@ class Run:
             )
         processes.say("=> Loading checkpoint")
         load_weights(self.model, saved["state_dict"], str(path))
+        self.model.pads = self.architecture["pads"] = was_padded(saved)
         self.history = saved.get("history", [])
         epochs, planned = len(self.history), self.settings.NUM_EPOCHS
         if epochs >= planned:
@@ -311,7 +312,7 @@ def load_network(path: str | Path) -> tuple[UNet | EncoderUNet, dict[str, Any]]:
     if architecture is None:
         raise UserError(f"{path}: does not say what network it is of, and its weights are not those of the plain one.")
     try:
-        network = build_network(**architecture)
+        network = build_network(**{"pads": was_padded(checkpoint), **architecture})
         _complete_mask_rule(checkpoint, network.output_conv.out_channels)
         channels = MaskRule.from_dict(checkpoint["mask_rule"]).channels if "mask_rule" in checkpoint else 1
     except TypeError as error:
@@ -319,6 +320,23 @@ def load_network(path: str | Path) -> tuple[UNet | EncoderUNet, dict[str, Any]]:
     _refuse_channels(path, network, channels)
     load_weights(network, checkpoint.pop("state_dict"), str(path))  # popped: its memory is free again
     return network.eval(), checkpoint
+
+
+def was_padded(checkpoint: dict[str, Any]) -> bool:
+    """Whether the images that a checkpoint's network was trained on were padded to its stride (see UNet).
+
+    Older files do not say it. Their networks stretched what pooling had dropped, and learnt that where the size of
+    training was not a multiple of the stride; elsewhere there was nothing to stretch, and padding is right for all
+    other sizes.
+    """
+    network = checkpoint.get("network") or {}
+    if "pads" in network:
+        return bool(network["pads"])
+    stride = 2 ** len(network.get("features", (64, 128, 256, 512)))
+    if network.get("encoder"):
+        stride = 32
+    size = checkpoint.get("crop") or checkpoint.get("image_size") or ()
+    return all(side % stride == 0 for side in size)
 
 
 def _complete_mask_rule(checkpoint: dict[str, Any], channels: int) -> None:

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
-import cv2
 import numpy as np
 import torch
 from torch import nn
@@ -42,7 +41,7 @@ def say_nothing(window: int, windows: int) -> None:
 
 
 def stride_of(network: nn.Module) -> int:
-    """How many pixels of the picture one pixel of the deepest level stands for; sizes are padded to multiples of it."""
+    """How many pixels of the picture one pixel of the deepest level stands for."""
     return 2 ** (len(cast(nn.ModuleList, network.decoder)) // 2)
 
 
@@ -167,7 +166,7 @@ class Runner:
         Returns a function that gives picture number i its logits. It waits for a GPU only when it is called, so that
         the next batch can be prepared meanwhile.
         """
-        logits = self._padded(images)
+        logits = self._run(images)
         if self.channels == 1:
             logits = logits[:, 0]
         arrived = None
@@ -202,7 +201,7 @@ class Runner:
         """
         height, width = image.shape[:2]
         if self.fits((height, width)):
-            yield Band(0, self._padded(image[None])[0])
+            yield Band(0, self._run(image[None])[0])
             return
         # The canvas is as high as a window. Whenever the next row of windows begins lower, the rows above it are
         # complete: they are given out, and the canvas moves down.
@@ -242,15 +241,11 @@ class Runner:
 
     def _add_window(self, canvas: torch.Tensor, image: np.ndarray, row: Span, column: Span) -> None:
         """Adds the weighted logits of one window to a canvas (C, h, W), whose first row is the window's."""
-        piece = image[row.pixels, column.pixels]
-        height, width = piece.shape[:2]
-        # At the picture's end, which is no multiple of the stride, the last pixels are repeated.
-        below, beside = len(row) - height, len(column) - width
-        piece = cv2.copyMakeBorder(piece, 0, below, 0, beside, cv2.BORDER_REPLICATE)
-        down = torch.from_numpy(row.weights).to(self.device)
-        across = torch.from_numpy(column.weights).to(self.device)
-        logits = self._run(piece[None])[0] * down[:, None] * across
-        canvas[:, :height, column.start : column.start + width] += logits[:, :height, :width]
+        logits = self._run(image[None, row.pixels, column.pixels])[0]  # smaller than the window at the picture's end
+        height, width = logits.shape[1:]
+        down = torch.from_numpy(row.weights[:height]).to(self.device)
+        across = torch.from_numpy(column.weights[:width]).to(self.device)
+        canvas[:, :height, column.start : column.start + width] += logits * down[:, None] * across
 
     def _ramp(self) -> np.ndarray:
         """Weights over an overlap: zero where the window's edge is within reach, then rising smoothly."""
@@ -262,16 +257,9 @@ class Runner:
         """`length`, rounded up to a multiple of the stride."""
         return math.ceil(length / self.stride) * self.stride
 
-    def _padded(self, images: np.ndarray) -> torch.Tensor:
-        """Logits (N, C, H, W) on the device of uint8 (N, H, W, 3) of any size, in one piece."""
-        height, width = images.shape[1:3]
-        below, beside = self._rounded_up(height) - height, self._rounded_up(width) - width
-        padded = np.pad(images, ((0, 0), (0, below), (0, beside), (0, 0)), mode="edge")
-        return self._run(padded)[..., :height, :width]
-
     @torch.inference_mode()
     def _run(self, images: np.ndarray) -> torch.Tensor:
-        """Logits float32 (N, C, H, W) on the device, of uint8 (N, H, W, 3); H and W are multiples of the stride."""
+        """Logits float32 (N, C, H, W) on the device, of uint8 (N, H, W, 3) of any size, in one piece."""
         batch = torch.from_numpy(images)
         if self.device.type == "cuda":
             batch = batch.pin_memory()

@@ -4,7 +4,7 @@ A pretrained encoder starts from features learnt on ImageNet, as in Iglovikov an
 2018, https://arxiv.org/abs/1801.05746, with VGG-11.
 
 Every network takes images (N, in_channels, H, W) in [0, 1], gives logits (N, out_channels, H, W), and has these
-attributes: `smallest`, the least height and width that it takes; `decoder`, two modules a level; `output_conv`, the
+attributes: `smallest`, its stride, which is the least height and width that it is trained on; `pads`; `decoder`, two modules a level; `output_conv`, the
 last convolution, whose out_channels are the network's.
 """
 
@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from parts.errors import UserError
-from unet import DoubleConv, UNet, check_input, decode
+from unet import DoubleConv, UNet, checked_input, decode
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of channels in [0, 1]
 
@@ -37,16 +37,18 @@ def build_network(
     out_channels: int = 1,
     features: Sequence[int] = (64, 128, 256, 512),
     encoder: str | None = None,
+    pads: bool = False,
 ) -> UNet | EncoderUNet:
     """UNet(in_channels, out_channels, features), or an EncoderUNet where `encoder` names one.
 
-    UserError: there is no such encoder, or it takes other channels.
+    `pads`: images are padded to the network's stride, and logits cut again (see UNet): one geometry for training,
+    scoring and prediction at any size. UserError: there is no such encoder, or it takes other channels.
     """
     if encoder is None:
-        return UNet(in_channels, out_channels, features)
+        return UNet(in_channels, out_channels, features, pads)
     if in_channels != 3:
         raise UserError(f"ENCODER = {encoder!r} takes images of 3 channels, not {in_channels}.")
-    return EncoderUNet(encoder, out_channels)
+    return EncoderUNet(encoder, out_channels, pads)
 
 
 class EncoderUNet(nn.Module):
@@ -59,7 +61,7 @@ class EncoderUNet(nn.Module):
     mean: torch.Tensor
     std: torch.Tensor
 
-    def __init__(self, name: str, out_channels: int = 1) -> None:
+    def __init__(self, name: str, out_channels: int = 1, pads: bool = False) -> None:
         super().__init__()
         if name not in NODES:
             raise UserError(f"ENCODER = {name!r}: choose {', '.join(NODES)}, or None for the plain U-Net.")
@@ -67,7 +69,7 @@ class EncoderUNet(nn.Module):
         from torchvision.models import get_model
         from torchvision.models.feature_extraction import create_feature_extractor
 
-        self.in_channels = 3
+        self.in_channels, self.pads = 3, pads
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).reshape(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(IMAGENET_STD).reshape(1, 3, 1, 1))
         self.encoder = create_feature_extractor(get_model(name, weights=None), NODES[name])
@@ -89,9 +91,10 @@ class EncoderUNet(nn.Module):
         self.output_conv = nn.Conv2d(channels[0], out_channels, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        check_input(x, self.in_channels, self.smallest)
+        height, width = x.shape[2:]
+        x = checked_input(x, self.in_channels, self.smallest, self.pads)
         x = (x - self.mean) / self.std
         *skips, deepest = self.encoder(x).values()
         if self.stem is not None:
             skips.insert(0, self.stem(x))
-        return decode(self.decoder, self.output_conv, deepest, skips)
+        return decode(self.decoder, self.output_conv, deepest, skips, self.pads)[..., :height, :width]

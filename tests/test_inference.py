@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
 def network():
     """A U-Net with random weights and statistics, of whose logits half are above 0."""
     torch.manual_seed(0)
-    network = UNet(features=(8, 16)).eval()
+    network = UNet(features=(8, 16), pads=True).eval()
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.running_mean.normal_(0, 0.2)
@@ -36,7 +36,7 @@ def network():
 def classes(network):
     """A network of three classes: the first layer is the one of `network`, and each class is the best somewhere."""
     torch.manual_seed(1)
-    several = UNet(features=(8, 16), out_channels=3).eval()
+    several = UNet(features=(8, 16), out_channels=3, pads=True).eval()
     weights = network.state_dict()
     for key in ("output_conv.weight", "output_conv.bias"):
         weights[key] = torch.cat([weights[key], *(torch.randn_like(weights[key]) for _ in range(2))])

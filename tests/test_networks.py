@@ -1,7 +1,12 @@
+import copy
+
+import numpy as np
 import pytest
 import torch
 
 from parts.errors import UserError
+from parts.inference import BatchPredictor, make_runner
+from parts.masks import MaskRule
 from parts.networks import EncoderUNet, build_network
 from unet import UNet
 
@@ -59,3 +64,50 @@ def test_a_checkpoints_network_is_rebuilt_without_its_weights_file(name):
     images = torch.rand(1, 3, 33, 50)
     with torch.no_grad():
         assert torch.equal(again(images), first(images))
+
+
+# ---- one geometry for training, scoring and prediction
+
+
+@pytest.mark.parametrize("encoder", [None, slow("resnet18")])
+@pytest.mark.parametrize("size", [(33, 57), (60, 80), (75, 112)])
+def test_what_is_scored_is_what_is_predicted(encoder, size):
+    """At sizes that are no multiples of the stride, after a short training."""
+    torch.manual_seed(0)
+    network = build_network(features=(4, 8, 8), encoder=encoder, pads=True)
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = 0.5  # its statistics follow at once
+    optimizer, loss_fn = torch.optim.Adam(network.parameters(), lr=0.01), torch.nn.BCEWithLogitsLoss()
+    images = torch.randint(0, 256, (4, 3, *size), dtype=torch.uint8)
+    images[:, :, size[0] // 3 :, size[1] // 3 :] //= 4
+    truths = (images.float().mean(1, keepdim=True) < 40).float()
+    for _ in range(8):
+        optimizer.zero_grad()
+        loss_fn(network(images / 255), truths).backward()
+        optimizer.step()
+    device = torch.device("cpu")
+    scored = BatchPredictor(network, MaskRule(), device).labels(images)[:, 0].numpy()
+    whole = BatchPredictor(network, MaskRule(), device, in_windows=True).labels(images)[:, 0].numpy()
+    program = torch.export.export(network.eval(), (images[:1] / 255,)).module()
+    exported = torch.cat([program(image[None] / 255) for image in images])[:, 0] > 0
+    runner = make_runner(copy.deepcopy(network), "cpu", "float32")
+    fetch = runner.logits(images.permute(0, 2, 3, 1).numpy())
+    predicted = np.stack([fetch(index) > 0 for index in range(4)])
+    assert 0.01 < scored.mean() < 0.99, "something is to be told apart"
+    assert (scored == predicted).all() and (scored == whole).all() and (scored == exported.numpy()).all()
+
+
+def test_padding_is_of_the_stride_and_cut_again():
+    network = build_network(features=(4, 8), pads=True).eval()
+    images = torch.rand(1, 3, 10, 13)
+    padded = torch.nn.functional.pad(images, (0, 3, 0, 2), mode="replicate")
+    assert torch.equal(network(images), network(padded)[..., :10, :13])
+    assert network(images[..., :1, :2]).shape == (1, 1, 1, 2)  # smaller than the stride as well
+
+
+def test_the_articles_network_stretches_as_it_always_did():
+    padding, stretching = build_network(features=(4, 8), pads=True).eval(), UNet(features=(4, 8)).eval()
+    stretching.load_state_dict(padding.state_dict())
+    even, odd = torch.rand(1, 3, 12, 16), torch.rand(1, 3, 13, 18)
+    assert torch.equal(padding(even), stretching(even)) and not torch.equal(padding(odd), stretching(odd))
