@@ -260,7 +260,7 @@ class Runner:
     @torch.inference_mode()
     def _run(self, images: np.ndarray) -> torch.Tensor:
         """Logits float32 (N, C, H, W) on the device, of uint8 (N, H, W, 3) of any size, in one piece."""
-        batch = torch.from_numpy(images)
+        batch = torch.from_numpy(np.array(images))  # a copy, because pictures may be read-only
         if self.device.type == "cuda":
             batch = batch.pin_memory()
         batch = batch.to(self.device, non_blocking=True).permute(0, 3, 1, 2)  # a channels-last view

@@ -73,7 +73,7 @@ def to_images(array):
 def network():
     """A U-Net with random weights, for which about half of a picture is foreground, and surely so."""
     torch.manual_seed(0)
-    network = UNet(features=(8, 16)).eval()
+    network = UNet(features=(8, 16), pads=True).eval()
     with torch.no_grad():
         logits = network(to_images(blobs(96, 128)))
         network.output_conv.bias -= logits.median()
@@ -87,7 +87,7 @@ def classes_network(network):
     """That U-Net with four random output channels, none of which is the best everywhere."""
     torch.manual_seed(1)
     weights = network.state_dict()
-    several = UNet(features=(8, 16), out_channels=4).eval()
+    several = UNet(features=(8, 16), out_channels=4, pads=True).eval()
     weights |= {key: torch.randn(4, *weights[key].shape[1:]) for key in ("output_conv.weight", "output_conv.bias")}
     several.load_state_dict(weights)
     with torch.no_grad():
