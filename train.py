@@ -81,7 +81,9 @@ FLIP = True  # mirror each training image left-right half of the time, on the de
 COLOR_JITTER = 0.4  # how far contrast, brightness and colours of training images vary; the article's: 0
 PATIENCE = 0  # end after so many epochs without a better Dice; 0 for never
 DEVICE = "auto"  # or cuda, mps, cpu
-PRECISION = "auto"  # bfloat16 where the hardware has it, float16 on older CUDA, else float32; or one of these
+PRECISION = (
+    "auto"  # bfloat16 where that is faster (a CPU is timed), float16 on older CUDA, else float32; or one of these
+)
 COMPILE = True  # torch.compile, on CUDA alone
 SYNC_BATCHNORM = False  # with several processes: normalise over all their batches together
 LOAD_MODEL = False  # go on from OUTPUT_DIR/checkpoint.pth
@@ -220,14 +222,15 @@ def main(argv: list[str] | None = None) -> None:
         # Learning rate by the step, and mixed precision, of which float16 alone could underflow
         steps = -(-len(train_loader) // s.ACCUMULATE)
         schedule = recipe.Schedule(optimizer, s.SCHEDULE, steps, s.NUM_EPOCHS, s.WARMUP, s.PLATEAU_PATIENCE)
-        dtype = recipe.autocast_dtype(device, s.PRECISION)
-        scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+        precision = processes.first(lambda: recipe.choose_precision(device, s.PRECISION))
+        scaler = torch.amp.GradScaler(device.type, enabled=precision.name == "float16")
 
         # The run: all that a checkpoint holds, and that LOAD_MODEL resumes
         scored_on = val_loader.dataset.identity()
         run = Run(model, optimizer, schedule, scaler, architecture, rule, report.value_range, scored_on, s)
         if s.LOAD_MODEL:
             run.resume(folder.path / "checkpoint.pth")
+        dtype = settle_precision(s, precision)
         trained = processes.wrap(model, device, s.SYNC_BATCHNORM)  # with torchrun it averages the gradients
         compile_for_gpu(trained, device, dtype, s)
         processes.say(describe_run(model, device, dtype, steps))
@@ -333,10 +336,30 @@ def tell_settings(s: SimpleNamespace) -> None:
 
 
 def prepare_device(device: torch.device) -> None:
-    """Sets what makes training faster for the whole process."""
+    """Sets what makes training faster for the whole process, and says where other programs slow it down."""
     torch.backends.cudnn.benchmark = True  # tries its kernels once for each size
     if device.type == "cpu":
         processes.keep_freed_memory()
+        if torch.get_num_threads() > 1 and processes.world_size() == 1:
+            slowdown = recipe.convolution_times().slowdown_by_threads
+            if slowdown > 1.5:
+                print(
+                    f"PyTorch's {torch.get_num_threads()} threads take {slowdown:.1f} times as long as one of them: "
+                    "other programs use the cores, and the threads wait for each other. Stop those, or start with "
+                    "OMP_NUM_THREADS=1 python train.py ..."
+                )
+
+
+def settle_precision(s: SimpleNamespace, precision: recipe.Precision) -> torch.dtype | None:
+    """Sets PRECISION to what "auto" stands for, so that a checkpoint keeps it; returns autocast's dtype.
+
+    A run that goes on has that of its first part already (Run.resume).
+    """
+    if s.PRECISION == "auto":
+        s.PRECISION = precision.name
+        if precision.reason:
+            processes.say(f"PRECISION = {precision.name}: {precision.reason}.")
+    return recipe.PRECISIONS[s.PRECISION]
 
 
 def settle_crop(s: SimpleNamespace) -> str:

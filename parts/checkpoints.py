@@ -128,6 +128,9 @@ class Run:
         processes.say("=> Loading checkpoint")
         load_weights(self.model, saved["state_dict"], str(path))
         self.model.pads = self.architecture["pads"] = was_padded(saved)
+        if self.settings.PRECISION == "auto" and next(self.model.parameters()).device.type == "cpu":
+            # What is faster was measured when the run began; another machine may choose otherwise.
+            self.settings.PRECISION = saved.get("settings", {}).get("PRECISION", "auto")
         self.history = saved.get("history", [])
         epochs, planned = len(self.history), self.settings.NUM_EPOCHS
         if epochs >= planned:

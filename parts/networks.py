@@ -4,8 +4,8 @@ A pretrained encoder starts from features learnt on ImageNet, as in Iglovikov an
 2018, https://arxiv.org/abs/1801.05746, with VGG-11.
 
 Every network takes images (N, in_channels, H, W) in [0, 1], gives logits (N, out_channels, H, W), and has these
-attributes: `smallest`, its stride, which is the least height and width that it is trained on; `pads`; `decoder`, two modules a level; `output_conv`, the
-last convolution, whose out_channels are the network's.
+attributes: `smallest`, its stride, which is the least height and width that it is trained on; `pads` (see UNet);
+`decoder`, two modules a level; `output_conv`, the last convolution, whose out_channels are the network's.
 """
 
 from __future__ import annotations

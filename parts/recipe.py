@@ -5,8 +5,11 @@ from __future__ import annotations
 import math
 import platform
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,32 +31,84 @@ FULL_SIZE_FROM = 0.95  # share of the steps after which images that have grown h
 # ---- precision
 
 
+@dataclass(frozen=True)
+class Precision:
+    """What a network computes in."""
+
+    name: str  # a key of PRECISIONS
+    reason: str = ""  # why "auto" chose it, in words
+
+
 def autocast_dtype(device: torch.device, precision: str = "auto") -> torch.dtype | None:
-    """Autocast's dtype on `device`, or None for float32. UserError: float16 on a CPU, where it would crawl."""
-    if precision == "auto":
-        return best_dtype(device.type, has_bfloat16(device))
+    """Autocast's dtype on `device`, or None for float32. UserError: float16 on a CPU."""
+    return PRECISIONS[choose_precision(device, precision).name]
+
+
+def choose_precision(device: torch.device, precision: str = "auto") -> Precision:
+    """What PRECISION means on a device.
+
+    "auto" is bfloat16 on CUDA that computes it, and float16 on older CUDA. On a CPU that has bfloat16 it is what makes
+    a convolution faster: some compute bfloat16 at half the speed of float32, and their lists of features do not tell.
+    UserError: float16 on a CPU, where it would crawl.
+    """
     if precision == "float16" and device.type == "cpu":
         raise UserError('PRECISION = "float16" is some thirty times slower on a CPU. Choose "auto".')
-    return PRECISIONS[precision]
-
-
-def best_dtype(device_type: str, bfloat16: bool) -> torch.dtype | None:
-    """bfloat16 where the hardware computes it, float16 on CUDA that does not, else float32 (None)."""
-    if device_type in ("cuda", "cpu") and bfloat16:
-        return torch.bfloat16
-    if device_type == "cuda":
-        return torch.float16
-    return None
-
-
-def has_bfloat16(device: torch.device) -> bool:
-    """Whether `device` multiplies bfloat16 matrices in hardware; emulated, they are slower than float32."""
+    if precision != "auto":
+        return Precision(precision)
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    if device.type == "cpu" and platform.system() == "Linux":
-        flags = Path("/proc/cpuinfo").read_text().split()
-        return "avx512_bf16" in flags or "amx_bf16" in flags or "bf16" in flags  # x86, x86, Arm
-    return False
+        return Precision("bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16")
+    if device.type != "cpu" or not cpu_lists_bfloat16():
+        return Precision("float32")
+    ratio = convolution_times().bfloat16 / convolution_times().float32
+    reason = f"a convolution in bfloat16 takes {ratio:.2f} times as long as in float32 here"
+    return Precision("bfloat16" if ratio < 0.9 else "float32", reason)
+
+
+def cpu_lists_bfloat16() -> bool:
+    """Whether the CPU's list of features has products in bfloat16; emulated, they are far slower than float32."""
+    if platform.system() != "Linux":
+        return False
+    features = Path("/proc/cpuinfo").read_text().split()
+    return "avx512_bf16" in features or "amx_bf16" in features or "bf16" in features  # x86, x86, Arm
+
+
+@dataclass(frozen=True)
+class ConvolutionTimes:
+    """Seconds that a convolution, forward and backward, takes on the CPU."""
+
+    float32: float
+    bfloat16: float
+    one_thread: float  # float32 on one thread
+
+    @property
+    def slowdown_by_threads(self) -> float:
+        """How many times as long all of PyTorch's threads take as one: above 1 where other programs use the cores."""
+        return self.float32 / self.one_thread
+
+
+@cache
+def convolution_times() -> ConvolutionTimes:
+    """Times a convolution of 128 channels on the CPU, in some 50 ms; the best of several trials of each kind."""
+    layer = nn.Conv2d(128, 128, 3, padding=1, bias=False).to(memory_format=torch.channels_last)
+    images = torch.ones(1, 128, 24, 32).contiguous(memory_format=torch.channels_last).requires_grad_()
+
+    def best_time(dtype: torch.dtype | None) -> float:
+        times = []
+        for _ in range(6):  # the first makes ready what the others use
+            start = time.perf_counter()
+            with torch.autocast("cpu", dtype=dtype, enabled=dtype is not None):
+                logits = layer(images)
+            logits.backward(torch.ones_like(logits))
+            times.append(time.perf_counter() - start)
+        return min(times)
+
+    threads = torch.get_num_threads()
+    float32, bfloat16 = best_time(None), best_time(torch.bfloat16)
+    torch.set_num_threads(1)
+    try:
+        return ConvolutionTimes(float32, bfloat16, best_time(None))
+    finally:
+        torch.set_num_threads(threads)
 
 
 def describe_dtype(device: torch.device, dtype: torch.dtype | None) -> str:

@@ -26,6 +26,7 @@ TRAIN = dict(
     BATCH_SIZE=4,
     LEARNING_RATE=0.01,
     DEVICE="cpu",
+    PRECISION="float32",  # what "auto" takes is timed, and may differ from one run to the next
 )
 
 

@@ -14,14 +14,29 @@ from unet import UNet
 CPU = torch.device("cpu")
 
 
-def test_the_dtype_follows_the_hardware():
-    assert recipe.best_dtype("cuda", True) == torch.bfloat16 and recipe.best_dtype("cuda", False) == torch.float16
-    assert recipe.best_dtype("cpu", True) == torch.bfloat16 and recipe.best_dtype("cpu", False) is None
-    assert recipe.best_dtype("mps", True) is None
+def test_the_dtype_follows_the_constant():
     assert recipe.autocast_dtype(CPU, "float32") is None and recipe.autocast_dtype(CPU, "bfloat16") == torch.bfloat16
-    assert recipe.autocast_dtype(CPU) in (torch.bfloat16, None)
+    assert recipe.choose_precision(torch.device("mps")).name == "float32"
     with pytest.raises(UserError, match="float16"):
         recipe.autocast_dtype(CPU, "float16")
+
+
+@pytest.mark.parametrize("listed, bfloat16, chosen", [
+    (True, 0.5, "bfloat16"), (True, 0.95, "float32"), (True, 2.0, "float32"), (False, 0.5, "float32"),
+])  # fmt: skip
+def test_a_cpu_computes_in_what_is_faster_there(monkeypatch, listed, bfloat16, chosen):
+    monkeypatch.setattr(recipe, "cpu_lists_bfloat16", lambda: listed)
+    monkeypatch.setattr(recipe, "convolution_times", lambda: recipe.ConvolutionTimes(1.0, bfloat16, 1.0))
+    precision = recipe.choose_precision(CPU)
+    assert precision.name == chosen and (f"{bfloat16:.2f} times as long" in precision.reason) == listed
+    assert recipe.autocast_dtype(CPU) == recipe.PRECISIONS[chosen]
+
+
+def test_a_convolution_is_timed_and_threads_are_left_as_they_were():
+    threads = torch.get_num_threads()
+    times = recipe.convolution_times()
+    assert times.float32 > 0 and times.bfloat16 > 0 and times.slowdown_by_threads > 0
+    assert torch.get_num_threads() == threads
 
 
 def test_an_overflow_leaves_a_step_out_and_halves_the_scale():

@@ -31,6 +31,7 @@ from helpers import (
 from PIL import Image
 
 import train
+from parts import recipe
 from parts.errors import UserError
 from unet import UNet
 
@@ -609,3 +610,27 @@ def test_the_loop_waits_for_the_device_once_in_twenty_steps(tmp_path, flags):
         for what in ("copies to the device", "synchronisations")
     ]
     assert of_loop[0] == [steps] * 3 and sum(of_loop[1]) == -(-steps // 20), counts
+
+
+def test_a_run_goes_on_in_the_precision_that_it_began_with(prepared, monkeypatch, capsys):
+    """Also on a machine that would choose another one: resuming is exact."""
+    monkeypatch.chdir(prepared)
+    monkeypatch.setattr(recipe, "cpu_lists_bfloat16", lambda: True)
+
+    def times(bfloat16):
+        monkeypatch.setattr(recipe, "convolution_times", lambda: recipe.ConvolutionTimes(1.0, bfloat16, 1.0))
+
+    same = dict(SCHEDULE="constant", WARMUP=0.0, PRECISION="auto")
+    times(0.5)
+    train.main(helpers.flags(**same, NUM_EPOCHS=2, OUTPUT_DIR="whole"))
+    train.main(helpers.flags(**same, NUM_EPOCHS=1, OUTPUT_DIR="parts"))
+    assert "PRECISION = bfloat16: a convolution in bfloat16 takes 0.50 times as long" in capsys.readouterr().out
+    times(2.0)
+    train.main(helpers.flags(**same, NUM_EPOCHS=2, OUTPUT_DIR="other"))
+    assert "on cpu, float32" in capsys.readouterr().out
+    train.main([*helpers.flags(**same, NUM_EPOCHS=2, OUTPUT_DIR="parts"), "--load-model"])
+    output = capsys.readouterr().out
+    assert "on cpu, bfloat16" in output and "PRECISION '" not in output
+    whole, parts, other = (torch.load(f"{name}/checkpoint.pth")["state_dict"] for name in ("whole", "parts", "other"))
+    assert all(torch.equal(whole[key], parts[key]) for key in whole)
+    assert not all(torch.equal(whole[key], other[key]) for key in whole)
