@@ -475,11 +475,7 @@ def _sample(items: list[Item], rows: int = 5) -> list[Item]:
 
 
 def _draw_preview(
-    output_dir: Path,
-    items: list[Item],
-    count: int,
-    mask_rule: MaskRule | None,
-    value_range: tuple[float, float] | None,
+    output_dir: Path, items: list[Item], count: int, mask_rule: MaskRule | None, value_range: tuple[float, float] | None
 ) -> None:
     """Draws a sheet of some of the `count` training images with every copy, masks laid over them."""
     palette = pictures.Palette.of(mask_rule)
@@ -627,10 +623,10 @@ class _Manifest:
         if (mine.version, mine.settings) != (other.version, other.settings):
             return set()
         kept: set[str] = set()
-        for kind in _KINDS.values():
-            changes = other.changes(mine, kind)
-            for name in other.sources[kind].keys() - {*changes.changed, *changes.new}:
-                kept.update(self.files[name])
+        for kind, sources in other.sources.items():
+            for name, made_from in sources.items():
+                if mine.sources.get(kind, {}).get(name) == made_from:
+                    kept.update(self.files[name])
         return kept
 
 

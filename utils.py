@@ -336,10 +336,7 @@ def refuse_infinite(losses: list[float], loader: Loader, epoch: int, first: int)
 
 
 def check_accuracy(
-    loader: DataLoader,
-    model: nn.Module,
-    device: torch.device | str | None = None,
-    dtype: torch.dtype | None = None,
+    loader: DataLoader, model: nn.Module, device: torch.device | str | None = None, dtype: torch.dtype | None = None
 ) -> Scores:
     """Prints and returns the Scores of `model` over every image of the loader's dataset, each counted once.
 

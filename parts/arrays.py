@@ -19,6 +19,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
@@ -72,11 +73,9 @@ class Files:
     def __post_init__(self) -> None:
         object.__setattr__(self, "pairs", list(self.pairs))
         if self.value_range is not None:
-            low, high = self.value_range
-            object.__setattr__(self, "value_range", (float(low), float(high)))
+            object.__setattr__(self, "value_range", tuple(map(float, self.value_range)))
         if self.image_size is not None:
-            height, width = self.image_size
-            object.__setattr__(self, "image_size", (int(height), int(width)))
+            object.__setattr__(self, "image_size", tuple(map(int, self.image_size)))
 
     @cached_property
     def sizes(self) -> list[Size]:
@@ -98,10 +97,7 @@ class Files:
         if mask.shape != image.shape[:2]:
             sizes = "is {}x{}, and its image {}x{}".format(*mask.shape, *image.shape[:2])
             raise UnusableFile(pair.mask, sizes, "Give each image a mask of its size")
-        points = NO_POINTS
-        if self.with_points:
-            points = points_of(mask, self.mask_rule)
-        return Sample(image, mask, points)
+        return Sample(image, mask, points_of(mask, self.mask_rule) if self.with_points else NO_POINTS)
 
     def batch(self, numbers: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         """The images (n, H, W, 3) and the masks (n, H, W) of pairs of one size."""
@@ -110,8 +106,7 @@ class Files:
 
 
 def _size_of(pair: Pair) -> Size:
-    height, width = image_size(pair.image, pair.image_page)
-    return height, width
+    return image_size(pair.image, pair.image_page)
 
 
 def points_of(mask: np.ndarray, mask_rule: MaskRule) -> np.ndarray:
@@ -120,9 +115,7 @@ def points_of(mask: np.ndarray, mask_rule: MaskRule) -> np.ndarray:
     A position is row * W + column. Of a label with more pixels than POINTS they are spread evenly over all of its
     pixels; a label with fewer has -1 in the rest of its row.
     """
-    labels: Sequence[int] = (1,)
-    if mask_rule.has_classes:
-        labels = range(mask_rule.num_labels)
+    labels = range(mask_rule.num_labels) if mask_rule.has_classes else [1]
     points = np.full((len(labels), POINTS), -1, np.int32)
     for positions, label in zip(points, labels):
         # Row by row, because np.flatnonzero of the whole mask would take 10 bytes a pixel.
@@ -148,10 +141,8 @@ class Arrays:
     def __init__(self, folder: Path, files: Files, key: str) -> None:
         self.folder = folder
         self._digest = hashlib.sha256(key.encode()).hexdigest()
-        self._own_sizes: list[Size] | None = None
-        self._starts: list[int] = []  # the first pixel of each image, where each has its own size
-        if files.image_size is None:
-            self._own_sizes, self._starts = files.sizes, _first_pixels(files.sizes)
+        self._own_sizes = files.sizes if files.image_size is None else None
+        self._starts = _first_pixels(self._own_sizes or [])
         self._opened: list[np.ndarray] | None = None
         self.open()  # at once: open files stay readable even if another run replaces them
 
@@ -176,9 +167,7 @@ class Arrays:
     def sample(self, number: int) -> Sample:
         """One pair, as views of the files: pixels that nobody looks at are not read."""
         images, masks, *rest = self.open()
-        points = NO_POINTS
-        if rest:
-            points = rest[0][number]
+        points = rest[0][number] if rest else NO_POINTS
         if self._own_sizes is None:
             return Sample(images[number], masks[number], points)
         height, width = self._own_sizes[number]
@@ -217,7 +206,7 @@ def make_arrays(
     that cannot be decoded, are gone, or change meanwhile.
     """
     folder = Path(folder)
-    plan = _Plan.of(files, folder)
+    plan = _Plan(files, folder)
     try:
         if plan.mismatch() is not None:
             folder.parent.mkdir(parents=True, exist_ok=True)
@@ -229,9 +218,8 @@ def make_arrays(
                 if reason is not None:
                     _make(plan, num_workers, progress)
     except OSError as error:
-        cost = "Every epoch decodes the files"
-        if files.with_points:
-            cost = "Every crop decodes its whole image, which is far slower"
+        crops, epochs = "Every crop decodes its whole image, which is far slower", "Every epoch decodes the files"
+        cost = crops if files.with_points else epochs
         print(f"{printable(folder)}: no arrays can be kept here ({error.strerror or error}). {cost}.")
         return None
     return Arrays(folder, files, plan.key)
@@ -262,29 +250,23 @@ class _ArrayFile:
         return start
 
 
-@dataclass(frozen=True)
 class _Plan:
-    """What the arrays of some Files are to be."""
+    """What the arrays of some Files are to be. UserError names all files that are gone."""
 
-    files: Files
-    folder: Path
-    stamps: list[list[list[int]]]  # of the files of each pair
-    provenance: Provenance
-    key: str  # the content of key.json
-
-    @classmethod
-    def of(cls, files: Files, folder: Path) -> "_Plan":
-        """Looks at the files' stamps. UserError names all files that are gone."""
-        stamps = _stamps_of(files.pairs)
-        provenance = _provenance_of(files, stamps, folder)
-        return cls(files, folder, stamps, provenance, json.dumps(provenance.to_dict()))
+    def __init__(self, files: Files, folder: Path) -> None:
+        self.files, self.folder = files, folder
+        self.stamps = {path: stamp(path) for pair in files.pairs for path, _ in pair.sources}
+        gone = [printable(path) for path, state in self.stamps.items() if state is None]
+        if gone:
+            raise UserError("\n".join(f"{path}: has just gone. Put it back, or start again." for path in gone))
+        self.provenance = _provenance_of(files, self.stamps, folder)
+        self.key = json.dumps(self.provenance.to_dict())  # the content of key.json
 
     @cached_property
     def array_files(self) -> list[_ArrayFile]:
+        """The files; made when they are needed, because images of their own sizes are opened for these."""
         count, size = len(self.files.pairs), self.files.image_size
-        shape: tuple[int, ...] = (_first_pixels(self.files.sizes)[-1],)
-        if size is not None:
-            shape = (count, *size)
+        shape = (_first_pixels(self.files.sizes)[-1],) if size is None else (count, *size)
         array_files = [_ArrayFile(_NAMES[0], "|u1", (*shape, 3)), _ArrayFile(_NAMES[1], "|u1", shape)]
         if self.files.with_points:
             array_files.append(_ArrayFile(_NAMES[2], "<i4", (count, self.files.mask_rule.channels, POINTS)))
@@ -296,48 +278,28 @@ class _Plan:
             stored = (self.folder / _KEY).read_text()
         except OSError:
             return ""
-        try:
+        with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
             if stored != self.key:
                 difference = self.provenance.difference(Provenance.from_dict(json.loads(stored)), _describe)
                 return difference or "the files come in another order, or belong together in another way"
-            shapes = [array.shape for array in _load(self.folder)]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            return "the arrays there are damaged"
-        if shapes != [array_file.shape for array_file in self.array_files]:
-            return "the arrays there are damaged"
-        return None
+            if [array.shape for array in _load(self.folder)] == [file.shape for file in self.array_files]:
+                return None
+        return "the arrays there are damaged"
 
 
-def _stamps_of(pairs: Sequence[Pair]) -> list[list[list[int]]]:
-    """The stamp of each file of each pair. UserError names all that are gone."""
-    stamps, gone = [], []
-    for pair in pairs:
-        of_pair = []
-        for path, _ in pair.sources:
-            file_stamp = stamp(path)
-            if file_stamp is None:
-                gone.append(f"{printable(path)}: has just gone. Put it back, or start again.")
-            else:
-                of_pair.append(file_stamp)
-        stamps.append(of_pair)
-    if gone:
-        raise UserError("\n".join(gone))
-    return stamps
-
-
-def _provenance_of(files: Files, stamps: list[list[list[int]]], folder: Path) -> Provenance:
+def _provenance_of(files: Files, stamps: dict[Path, Any], folder: Path) -> Provenance:
     """The Provenance of arrays in `folder`; names are relative to it, so that a dataset may move with its arrays."""
     prefixes: dict[str, str] = {}  # of each folder of images or masks
     sources: dict[str, dict[str, list]] = {"images": {}, "masks": {}}
     order = hashlib.sha256()
-    for pair, of_pair in zip(files.pairs, stamps):
+    for pair in files.pairs:
         kind = "images"
-        for (path, page), file_stamp in zip(pair.sources, of_pair):
+        for path, page in pair.sources:
             parent, name = os.path.split(path)
             if parent not in prefixes:
                 prefixes[parent] = _relative(parent, folder)
             name = f"{prefixes[parent]}/{name}"
-            sources[kind][name] = file_stamp
+            sources[kind][name] = stamps[path]
             order.update(json.dumps([kind, name, page]).encode())
             kind = "masks"  # all but the first file of a pair
     settings = {
@@ -426,9 +388,8 @@ def _remove_unfinished(folder: Path) -> None:
 class _Writer:
     """Decodes pairs and writes their pixels to their places in the files of arrays, from any process."""
 
-    def __init__(self, files: Files, stamps: list[list[list[int]]], targets: dict[Path, int]) -> None:
-        self.files = files
-        self.stamps = stamps
+    def __init__(self, files: Files, stamps: dict[Path, Any], targets: dict[Path, int]) -> None:
+        self.files, self.stamps = files, stamps
         self.targets = targets  # images, masks, points: the byte of each file at which its data begin
         self.first_pixels = _first_pixels(files.sizes)
 
@@ -437,26 +398,21 @@ class _Writer:
         pair = self.files.pairs[number]
         problem = None
         try:
-            sample = self.files.sample(number)
-            self._check_size(pair, sample, self.files.sizes[number])
+            sample, size = self.files.sample(number), self.files.sizes[number]
+            if sample.mask.shape != size:
+                sizes = "is {}x{} by its head, and {}x{} when it is decoded".format(*size, *sample.mask.shape)
+                raise UnusableFile(pair.image, sizes, "Save it again")
         except UserError as error:
             problem = str(error)
         except OSError as error:
             problem = f"{printable(pair.image)} or its mask: {error}"
-        for (path, _), before in zip(pair.sources, self.stamps[number]):
-            if stamp(path) != before:
-                name = printable(path)
-                return f"{name}: changed, or went, while it was decoded. Start again once its folder is at rest."
+        for path, _ in pair.sources:
+            if stamp(path) != self.stamps[path]:
+                cure = "Start again once its folder is at rest."
+                return f"{printable(path)}: changed, or went, while it was decoded. {cure}"
         if problem is None:
             self._write(number, sample)
         return problem
-
-    @staticmethod
-    def _check_size(pair: Pair, sample: Sample, size: Size) -> None:
-        height, width = sample.mask.shape
-        if (height, width) != size:
-            problem = f"is {size[0]}x{size[1]} by its head, and {height}x{width} when it is decoded"
-            raise UnusableFile(pair.image, problem, "Save it again")
 
     def _write(self, number: int, sample: Sample) -> None:
         first = self.first_pixels[number]

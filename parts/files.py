@@ -123,27 +123,12 @@ def stamp(path: Place) -> list[int] | None:
 # ---- what files were made from
 
 
-def describe_setting(name: str, old: Any, new: Any) -> str:
-    """One changed setting in words, as `Provenance.difference` tells it by default."""
-    return f"{name} was {old}, now {new}"
-
-
-@dataclass(frozen=True)
-class Changes:
-    """Names of sources that differ between two Provenances, each list in the order of its Provenance."""
-
-    changed: list[str]
-    new: list[str]
-    gone: list[str]
-
-
 @dataclass(frozen=True)
 class Provenance:
     """From which files something on disk was made, by which settings, and in which layout.
 
     It is stored beside what was made. The next run builds its own and compares the two: where they are equal,
-    the stored files can be used; where they differ, `difference` says why they are made again. Where each stored
-    file depends on a few sources only, `changes` names those that have to be made again.
+    the stored files can be used; where they differ, `difference` says why they are made again.
     """
 
     version: Any  # of the layout, or of the code that makes the files; raise it when either changes
@@ -173,16 +158,9 @@ class Provenance:
         except (AttributeError, KeyError, TypeError) as error:
             raise ValueError(f"no provenance: {error}") from error
 
-    def changes(self, old: "Provenance", kind: str) -> Changes:
-        """Which sources of one kind have changed since `old`, are new, or gone."""
-        before, after = old.sources.get(kind, {}), self.sources.get(kind, {})
-        return Changes(
-            changed=[name for name in after if name in before and after[name] != before[name]],
-            new=[name for name in after if name not in before],
-            gone=[name for name in before if name not in after],
-        )
-
-    def difference(self, old: "Provenance", describe: Callable[[str, Any, Any], str] = describe_setting) -> str:
+    def difference(
+        self, old: "Provenance", describe: Callable[[str, Any, Any], str] = "{} was {}, now {}".format
+    ) -> str:
         """What differs from an `old` Provenance, in words; "" where nothing does.
 
         `describe(name, old value, new value)` words a changed setting; what it gives "" for is left out.
@@ -191,11 +169,16 @@ class Provenance:
             return "another version of this program made them"
         reasons = []
         for name in {**old.settings, **self.settings}:
-            before, after = old.settings.get(name), self.settings.get(name)
-            if before != after:
-                reasons.append(describe(name, before, after))
+            was, now = old.settings.get(name), self.settings.get(name)
+            if was != now:
+                reasons.append(describe(name, was, now))
         for kind in {**old.sources, **self.sources}:
-            for change, names in vars(self.changes(old, kind)).items():
+            before, after = old.sources.get(kind, {}), self.sources.get(kind, {})
+            for change, names in (
+                ("changed", [name for name in after if name in before and after[name] != before[name]]),
+                ("new", [name for name in after if name not in before]),
+                ("gone", [name for name in before if name not in after]),
+            ):
                 if names:
                     example = printable(os.path.basename(names[0]))
                     reasons.append(f"{kind}: {counted(len(names), 'file')} {change}, e.g. {example}")
@@ -270,9 +253,7 @@ def parallel_map(
     computes. `function` and `items` must be picklable. Each process has its own copy of `function`, which may keep
     state between calls. An exception of `function` is raised here. UserError: a process was killed.
     """
-    if num_workers is None:
-        num_workers = cores()
-    workers = min(num_workers, len(items) // 8)
+    workers = min(cores() if num_workers is None else num_workers, len(items) // 8)
     if workers <= 1:
         yield from map(function, items)
         return
