@@ -25,7 +25,7 @@ ENDS = {
     "1 / 0": 1,
     "signal.raise_signal(signal.SIGTERM)": -signal.SIGTERM,
     "os.kill(os.getpid(), signal.SIGKILL)": -signal.SIGKILL,
-    "signal.raise_signal(signal.SIGINT)": -signal.SIGINT,
+    "signal.signal(signal.SIGINT, signal.default_int_handler)\nsignal.raise_signal(signal.SIGINT)": -signal.SIGINT,
     "from parts.errors import UserError, run\nrun(lambda: 7)": 7,
 }
 

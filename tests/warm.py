@@ -61,12 +61,12 @@ def become(request, out, err):
             code = file.read()
     sys.path[:] = [place, *added, *PATH]
     sys.modules["__main__"] = module
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGINT, ON_CTRL_C)
     return compile(code, file_name, "exec"), module.__dict__
 
 
 PATH = [path for path in sys.path[1:] if path not in os.environ.get("PYTHONPATH", "").split(os.pathsep)]
-signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the script; this process ends with its parent
+ON_CTRL_C = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the script; this process ends with its parent
 gc.collect()
 gc.freeze()  # or each fork, when it ends, copies the memory of all these modules to look for garbage
 exec(*become(*serve(socket.socket(fileno=int(sys.argv[1])))))  # ... and ends as the script does
