@@ -81,9 +81,7 @@ FLIP = True  # mirror each training image left-right half of the time, on the de
 COLOR_JITTER = 0.4  # how far contrast, brightness and colours of training images vary; the article's: 0
 PATIENCE = 0  # end after so many epochs without a better Dice; 0 for never
 DEVICE = "auto"  # or cuda, mps, cpu
-PRECISION = (
-    "auto"  # bfloat16 where that is faster (a CPU is timed), float16 on older CUDA, else float32; or one of these
-)
+PRECISION = "auto"  # bfloat16 where it is faster (a CPU is timed), float16 on older CUDA, else float32; or one of these
 COMPILE = True  # torch.compile, on CUDA alone
 SYNC_BATCHNORM = False  # with several processes: normalise over all their batches together
 LOAD_MODEL = False  # go on from OUTPUT_DIR/checkpoint.pth

@@ -332,9 +332,12 @@ def _comments(tree: ast.Module, written: str) -> dict[str, str]:
     """{name: the comment behind its assignment}."""
     tokens = tokenize.generate_tokens(io.StringIO(written).readline)
     by_line = {token.start[0]: token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT}
-    return {
-        name: by_line[statement.end_lineno] for name, statement in _assignments(tree) if statement.end_lineno in by_line
-    }
+    comments = {}
+    for name, statement in _assignments(tree):
+        for line in range(statement.lineno, (statement.end_lineno or 0) + 1):  # the last one, where there are several
+            if line in by_line:
+                comments[name] = by_line[line]
+    return comments
 
 
 # ---- constants
