@@ -76,9 +76,7 @@ EXPORT: str | None = None  # write the network as .onnx or .pt2, and end
 BATCH_SIZE: int | None = None  # images a call; None: 16, on a CPU 1 (more is slower there)
 NUM_WORKERS: int | None = None  # threads that read and write pictures; None: as many as there are cores
 DEVICE = "auto"  # or cuda, mps, cpu
-PRECISION = (
-    "auto"  # bfloat16 where that is faster (a CPU is timed), float16 on older CUDA, else float32; or one of these
-)
+PRECISION = "auto"  # bfloat16 where it is faster (a CPU is timed), float16 on older CUDA, else float32; or one of these
 # What the constants may be, where their values alone do not tell; MASK_NAME stands in dataset.py.
 _RULES = dict(
     PROBABILITIES=one_of(None, 8, 16),

@@ -1,7 +1,7 @@
 """A process that has imported what takes seconds to load, and runs each script in a fork of itself: helpers.script.
 
-Nothing of this repository is imported before the fork. A fork differs from a process of its own in one thing more: all of
-them have the same hash seed (helpers.fresh_script gives another one).
+Nothing of this repository is imported before the fork. A fork differs from a process of its own in this: all of them
+have the same hash seed (that of helpers.fresh_script is another one each time).
 """
 
 import gc
