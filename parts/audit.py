@@ -1,7 +1,7 @@
 """Looks at every file of a dataset before the first epoch, and tells in words what is wrong with it.
 
 The audit has three steps. `_look_at_files` decodes each image and each mask once, on all cores, and remembers what it
-saw until a file changes, so that a second audit decodes nothing again. `_survey` decides how the masks are read and
+saw until a file changes, so that a second audit decodes nothing again. `_Survey` decides how the masks are read and
 counts their pixels. Then each of the checks (`_CHECKS`) goes through that survey and yields what it finds.
 """
 
@@ -40,7 +40,7 @@ from parts.names import (
     LEAVE_OUT,
     NAME_MASKS,
     Folder,
-    Note,
+    Matches,
     Pair,
     by_pages,
     fits_group,
@@ -163,13 +163,12 @@ def audit(
     if sheet:
         _check_sheet_path(Path(sheet), folders)
         others.append(Path(sheet).parent)
-    sides = [_Side.of(name, both, spec, others) for name, both in named]
+    sides = [_Side(name, both, spec, others) for name, both in named]
     _look_at_files(sides, spec, _Looker(cache, num_workers))
 
-    survey = _survey(sides, spec, image_size, num_workers)
-    report = Report(sides[0].pairs, [], survey.mask_rule, survey.value_range)
-    if len(sides) > 1:
-        report.val = sides[1].pairs
+    survey = _Survey(sides, spec, image_size, num_workers)
+    val_pairs = sides[1].pairs if len(sides) > 1 else []
+    report = Report(sides[0].pairs, val_pairs, survey.mask_rule, survey.value_range)
     report.findings = [finding for check in _CHECKS for finding in check(survey)]
     report.facts = [fact for facts in _FACTS for fact in facts(survey)]
     if sheet and survey.mask_rule:
@@ -185,9 +184,8 @@ def _check_sheet_path(sheet: Path, folders: list[Folder]) -> None:
     if sheet.suffix.lower() not in (".png", ".jpg", ".jpeg"):
         raise UserError(f"{printable(sheet)}: the sheet of overlays is a .png or a .jpg file.")
     if sheet.resolve().parent in [Path(folder).resolve() for folder in folders]:
-        raise UserError(
-            f"{printable(sheet)}: there the sheet would be taken for one of the images. Give another folder."
-        )
+        problem = "there the sheet would be taken for one of the images. Give another folder."
+        raise UserError(f"{printable(sheet)}: {problem}")
 
 
 # ---- what is known of training, of validation, and of both
@@ -223,49 +221,34 @@ class _Example:
     @property
     def foreground(self) -> float:
         """The share of foreground, or of all classes but the first, in the pixels that are not ignored."""
-        return _foreground(self.counts)
+        return float(1 - self.counts[0] / max(self.counts[:-1].sum(), 1))
 
 
-def _foreground(counts: np.ndarray) -> float:
-    return float(1 - counts[0] / max(counts[:-1].sum(), 1))
-
-
-@dataclass
 class _Side:
     """Training or validation: its files, which of them belong together, and what was seen in them."""
 
-    name: str
-    folders: tuple[Folder, Folder]  # of the images, of the masks
-    problem: str = ""  # why there is no pair at all
-    pairs: list[Pair] = field(default_factory=list)
-    unpaired: list[UnusableFile] = field(default_factory=list)
-    unequal_pages: list[UnusableFile] = field(default_factory=list)  # images whose masks have other pages
-    notes: list[Note] = field(default_factory=list)  # facts about the names
-    left_out: list[Path] = field(default_factory=list)
-    unusable: list[UnusableFile] = field(default_factory=list)
-    images: list[ImageFacts] = field(default_factory=list)  # all that can be decoded
-    masks: list[Observation] = field(default_factory=list)  # all that can be decoded
-    examples: list[_Example] = field(default_factory=list)
-
-    @classmethod
-    def of(cls, name: str, folders: tuple[Folder, Folder], spec: DataSpec, apart: list[Folder]) -> "_Side":
-        """The side with the pairs of two folders; nothing is decoded yet."""
-        side = cls(name, folders)
+    def __init__(self, name: str, folders: tuple[Folder, Folder], spec: DataSpec, apart: list[Folder]) -> None:
+        """Lists the pairs of two folders, of the images and of the masks; nothing is decoded yet."""
+        self.name, self.folders = name, folders
+        self.problem = ""  # why there is no pair at all
+        matches, self.left_out = Matches([], [], []), []
         try:
             images, masks = list_both(*folders, spec, apart)
         except UserError as error:
-            side.problem = str(error)
-            return side
-        matches = match(images, masks, spec)
-        side.left_out = images.left_out + masks.left_out
-        side.pairs, side.unpaired, side.notes = matches.pairs, matches.faults, matches.notes
-        if not side.pairs:
-            img_dir, mask_dir = map(printable, folders)
-            side.problem = (
-                f"{img_dir}, {mask_dir}: no image there has a mask. Names must agree, like a.jpg and a.png, "
-                f"a_mask.gif or a.mask.png. {NAME_MASKS}."
+            self.problem = str(error)
+        else:
+            matches, self.left_out = match(images, masks, spec), images.left_out + masks.left_out
+        self.pairs, self.unpaired, self.notes = matches.pairs, matches.faults, matches.notes
+        if not self.pairs and not self.problem:
+            self.problem = (
+                f"{', '.join(map(printable, folders))}: no image there has a mask. Names must agree, like a.jpg and "
+                f"a.png, a_mask.gif or a.mask.png. {NAME_MASKS}."
             )
-        return side
+        self.unequal_pages: list[UnusableFile] = []  # images whose masks have other pages
+        self.unusable: list[UnusableFile] = []
+        self.images: list[ImageFacts] = []  # all that can be decoded
+        self.masks: list[Observation] = []  # likewise
+        self.examples: list[_Example] = []
 
     def add(self, pair: Pair, image: ImageFacts | UnusableFile, masks: list[Observation | UnusableFile]) -> None:
         """Takes what was seen in the files of a pair, or why they cannot be used."""
@@ -283,27 +266,33 @@ class _Side:
         return np.sum([example.counts for example in self.examples], axis=0)
 
 
-@dataclass(frozen=True)
 class _Survey:
     """What all checks look at."""
 
-    sides: list[_Side]
-    spec: DataSpec
-    image_size: tuple[int, int] | None
-    num_workers: int | None
-    mask_rule: MaskRule | None
-    mask_rule_problem: str  # why there is no rule; "" also where there is no mask to find one from
-    value_range: tuple[float, float] | None
-
-    @property
-    def examples(self) -> list[_Example]:
-        """The examples of all sides."""
-        return [example for side in self.sides for example in side.examples]
-
-    @property
-    def deep(self) -> list[_Example]:
-        """The examples whose image has more than 8 bits."""
-        return [example for example in self.examples if example.image.depth]
+    def __init__(
+        self, sides: list[_Side], spec: DataSpec, image_size: tuple[int, int] | None, num_workers: int | None
+    ) -> None:
+        """Decides how masks and images of more than 8 bits are read, and counts the pixels of each label."""
+        self.sides, self.spec, self.image_size, self.num_workers = sides, spec, image_size, num_workers
+        self.examples = [example for side in sides for example in side.examples]
+        self.deep = [example for example in self.examples if example.image.depth]  # of more than 8 bits
+        self.value_range = _decide_value_range(sides, spec)
+        self.mask_rule: MaskRule | None = None
+        self.mask_rule_problem = ""  # why there is no rule; "" also where there is no mask to find one from
+        masks = [mask for side in sides for mask in side.masks]
+        if masks and spec.foreground != ALPHA:
+            self.mask_rule_problem = _photographs(sides, masks)
+        if not masks or self.mask_rule_problem:
+            return
+        try:
+            if spec.classes is not None:
+                refuse_united_classes(pair for side in sides for pair in side.pairs)
+            self.mask_rule = decide_mask_rule(masks, spec)
+        except UserError as error:
+            self.mask_rule_problem = str(error)
+            return
+        for example in self.examples:
+            example.counts = _count_united(example.masks, self.mask_rule)
 
     @property
     def is_one_folder(self) -> bool:
@@ -317,26 +306,6 @@ class _Survey:
         if len(self.sides) < 2 or self.is_one_folder:
             return []
         return [(self.sides[0], self.sides[1])]
-
-
-def _survey(sides: list[_Side], spec: DataSpec, image_size: tuple[int, int] | None, num_workers: int | None) -> _Survey:
-    """Decides how masks and images of more than 8 bits are read, and counts the pixels of each label."""
-    mask_rule, problem = None, ""
-    masks = [mask for side in sides for mask in side.masks]
-    if masks and spec.foreground != ALPHA:
-        problem = _photographs(sides, masks)
-    if masks and not problem:
-        try:
-            if spec.classes is not None:
-                refuse_united_classes(pair for side in sides for pair in side.pairs)
-            mask_rule = decide_mask_rule(masks, spec)
-        except UserError as error:
-            problem = str(error)
-    if mask_rule is not None:
-        for side in sides:
-            for example in side.examples:
-                example.counts = _count_united(example.masks, mask_rule)
-    return _Survey(sides, spec, image_size, num_workers, mask_rule, problem, _decide_value_range(sides, spec))
 
 
 def _photographs(sides: list[_Side], masks: list[Observation]) -> str:
@@ -421,7 +390,7 @@ def _look_at_files(sides: list[_Side], spec: DataSpec, looker: "_Looker") -> Non
     image_kind = EIGHTH if all_jpeg else IMAGE
     try:
         looker.look(file for side in sides for file in _files_of(side.pairs, image_kind))
-        looker.look_for_pages()
+        looker.look(_File(PAGES, file.path) for file, facts in looker.facts.items() if facts["frames"])
         for side in sides:
             side.pairs, side.unequal_pages = by_pages(side.pairs, looker.pages_of)
         looker.look(file for side in sides for file in _files_of(side.pairs, image_kind))  # the pages after the first
@@ -469,7 +438,7 @@ class _Looker:
             key = file.key
             stamps[file] = stamp(file.path)  # before it is decoded
             if key in self.old_facts and self.old_stamps[key] == stamps[file]:
-                self._keep(file, stamps[file], self.old_facts[key])
+                self.facts[file], self.stamps[key] = self.old_facts[key], stamps[file]
             else:
                 unknown.append(file)
         hidden = None if unknown else True  # None: shown on a terminal
@@ -479,14 +448,7 @@ class _Looker:
                 if isinstance(facts, UnusableFile):
                     self.faults[file] = facts
                 else:
-                    self._keep(file, stamps[file], facts)
-
-    def _keep(self, file: _File, its_stamp: Any, facts: dict[str, Any]) -> None:
-        self.facts[file], self.stamps[file.key] = facts, its_stamp
-
-    def look_for_pages(self) -> None:
-        """Finds the pages of those files that have several."""
-        self.look([_File(PAGES, file.path) for file, facts in self.facts.items() if facts["frames"]])
+                    self.facts[file], self.stamps[file.key] = facts, stamps[file]
 
     def look_wholly(self) -> None:
         """Looks at the full size of those images that an eighth of it does not tell apart."""
@@ -502,9 +464,7 @@ class _Looker:
     def image_facts(self, file: _File) -> ImageFacts | UnusableFile:
         """What was seen in an image, or why it cannot be used."""
         file = self.whole.get(file, file)
-        if file in self.faults:
-            return self.faults[file]
-        return ImageFacts(**self.facts[file])
+        return self.faults[file] if file in self.faults else ImageFacts(**self.facts[file])
 
     def observation(self, file: _File, spec: DataSpec) -> Observation | UnusableFile:
         """What was seen in a mask, or why it cannot be used."""
@@ -544,9 +504,7 @@ def _see_image(file: _File) -> ImageFacts:
     decoded = decode(file.path, smallest, file.page)
     pixels = pixels_of(decoded, file.path)
     sample = pixels[:: max(1, len(pixels) // 32), :: max(1, pixels.shape[1] // 32)]
-    alpha = None
-    if decoded.picture.mode in ("LA", "PA", "RGBA"):
-        alpha = alpha_of(decoded.picture)
+    alpha = alpha_of(decoded.picture) if decoded.picture.mode in ("LA", "PA", "RGBA") else None
     # Processors have instructions for SHA-1, which makes it the fastest digest that is long enough here.
     digest = hashlib.sha1(repr(decoded.size).encode(), usedforsecurity=False)
     digest.update(np.ascontiguousarray(pixels).data)
@@ -967,13 +925,9 @@ def _facts_of_values(survey: _Survey) -> Iterator[tuple[str, str]]:
         yield "classes", _shares_in_words(survey, mask_rule)
     else:
         shares = np.array([example.foreground for example in survey.examples])
-        yield (
-            "foreground",
-            (
-                f"least {shares.min():.2%}, median {np.median(shares):.2%}, most {shares.max():.2%} of a mask; "
-                f"{np.count_nonzero(shares == 0):,} masks empty, {np.count_nonzero(shares == 1):,} all foreground"
-            ),
-        )
+        ends = f"{np.count_nonzero(shares == 0):,} masks empty, {np.count_nonzero(shares == 1):,} all foreground"
+        text = f"least {shares.min():.2%}, median {np.median(shares):.2%}, most {shares.max():.2%} of a mask; {ends}"
+        yield "foreground", text
     if mask_rule.ignored:
         pixels = np.sum([example.counts for example in survey.examples], axis=0)
         yield "ignored", f"{pixels[-1] / pixels.sum():.2%} of all pixels are neither trained on nor scored"
@@ -1031,9 +985,8 @@ def _draw_sheet(survey: _Survey, mask_rule: MaskRule, path: Path) -> Path | None
         images.append(read_image(pair.image, size, pair.image_page, survey.value_range))
         masks.append(read_mask(pair.masks, mask_rule, size, pair.mask_page))
         captions.append(pair.name if mask_rule.has_classes else f"{pair.name}  {example.foreground:.1%}")
-    title = f"{len(examples):,} pairs; foreground is tinted, its share stands below"
-    if mask_rule.has_classes:
-        title = f"{len(examples):,} pairs; each class has its colour"
+    classes, foreground = "each class has its colour", "foreground is tinted, its share stands below"
+    title = f"{len(examples):,} pairs; {classes if mask_rule.has_classes else foreground}"
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet = pictures.overlay_sheet(images, masks, captions, title, pictures.Palette.of(mask_rule))
     pictures.save_image(path, sheet)
