@@ -23,6 +23,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -59,7 +60,7 @@ _RULES = dict(JPEG_QUALITY=whole(1, 100), NUM_WORKERS=optional(whole(1)), SEED=w
 _PREVIEW = "augmented_preview.png"
 _TRAIN, _TEST = "augmented_train", "augmented_test"
 _FOLDERS = [f"{side}_{kind}" for side in (_TRAIN, _TEST) for kind in ("images", "masks")]
-_JPEG_SUFFIXES = (".jpg", ".jpeg", ".jfif")
+_JPEG_SUFFIXES, _TIFF_SUFFIXES = (".jpg", ".jpeg", ".jfif"), (".tif", ".tiff")
 
 
 @dataclass(frozen=True)
@@ -230,7 +231,10 @@ def make_augmented(
     output_dir.mkdir(parents=True, exist_ok=True)
     waiting = f"Another augment.py is at work in {printable(output_dir)}; waiting for it ..."
     with one_at_a_time(output_dir / ".augmented.lock", waiting):
-        missing = _prepare(output_dir, items, _settings(spec, jpeg_quality, seed))
+        settings: dict[str, object] = {"JPEG_QUALITY": jpeg_quality, "SEED": seed}
+        if spec.mask_name is not None:
+            settings["MASK_NAME"] = spec.mask_name
+        missing = _prepare(output_dir, items, settings)
         start = time.perf_counter()
         _make(missing, items, _Maker(output_dir, jpeg_quality, seed), num_workers)
         seconds = time.perf_counter() - start
@@ -296,7 +300,8 @@ def _plan(sides: Split, mask_name: str | None) -> list[Item]:
             images = [f"{side}_images/{stem}{_image_suffix(pair)}" for stem in stems]
             masks = []
             for mask, _ in pair.sources[1:]:
-                names = [_mask_stem(pair, mask, stem, mask_name) + _mask_suffix(mask) for stem in stems]
+                suffix = ".tif" if mask.suffix.lower() in _TIFF_SUFFIXES else ".png"  # of 32 bits, which PNG has not
+                names = [_mask_stem(pair, mask, stem, mask_name) + suffix for stem in stems]
                 masks.append([f"{side}_masks/{name}" for name in names])
             items.append(Item(side, pair, images, masks))
     _refuse_same_files(items)
@@ -325,17 +330,12 @@ def _image_suffix(pair: Pair) -> str:
     suffix = pair.image.suffix
     if suffix.lower() in _JPEG_SUFFIXES:
         return suffix
-    if suffix.lower() in (".tif", ".tiff"):
+    if suffix.lower() in _TIFF_SUFFIXES:
         with suppress(Exception), Image.open(pair.image) as picture:  # if it is damaged, _Maker will say so
             picture.seek(pair.image_page)
             if picture.mode in ("I", "F"):
                 return ".tif"
     return ".png"
-
-
-def _mask_suffix(mask: Path) -> str:
-    """The suffix of a mask's copies; a TIFF may have 32 bits, which PNG cannot hold."""
-    return ".tif" if mask.suffix.lower() in (".tif", ".tiff") else ".png"
 
 
 def _mask_stem(pair: Pair, mask: Path, stem: str, mask_name: str | None) -> str:
@@ -399,17 +399,14 @@ class _Maker:
             return fault
         for target, pixels in zip(item.images, images):
             if target == item.images[0] and _can_be_copied(opened.image, target):
-                self._copy_original(item.pair.image, target)
+                with open(item.pair.image, "rb") as original:
+                    self._write(target, partial(shutil.copyfileobj, original, length=1 << 20))
             else:
                 self._write_image(target, pixels)
         for targets, copies, like in zip(item.masks, masks, opened.masks):
             for target, values in zip(targets, copies):
                 self._write_mask(target, values, like)
         return None
-
-    def _copy_original(self, image: Path, target: str) -> None:
-        with open(image, "rb") as original:
-            self._write(target, lambda file: shutil.copyfileobj(original, file, 1 << 20))
 
     def _write_image(self, target: str, pixels: np.ndarray) -> None:
         """Writes uint8 or uint16 (H, W, 3), uint16 or float32 (H, W), in their depth."""
@@ -430,9 +427,8 @@ class _Maker:
     def _write_mask(self, target: str, values: np.ndarray, like: Image.Image) -> None:
         """Writes a mask of these values in the encoding of the mask `like`, without loss."""
         values = np.ascontiguousarray(values)
-        options: dict = {"format": "PNG", "compress_level": 1}
-        if target.endswith(".tif"):
-            options = {"format": "TIFF"}
+        tiff, png = {"format": "TIFF"}, {"format": "PNG", "compress_level": 1}
+        options: dict = tiff if target.endswith(".tif") else png
         if like.mode == "P":
             picture = Image.frombytes("P", values.shape[1::-1], values.tobytes())
             picture.putpalette(like.getpalette("RGB") or [])
@@ -544,16 +540,14 @@ def _missing_classes(mask_rule: MaskRule, train: list[Observation], val: list[Ob
     warnings = []
     in_train, in_val = (np.sum([count_classes(mask, mask_rule) for mask in masks], axis=0) for masks in (train, val))
     for name, train_pixels, val_pixels in zip(mask_rule.names, in_train, in_val):
-        if not train_pixels and not val_pixels:
-            warnings.append(f"class {name} is in no mask at all: take it out of CLASSES, or give it another value")
-        elif not train_pixels:
-            warnings.append(
-                f"class {name} is in no training mask and cannot be learnt: lower VAL_IMAGES or change GROUP"
-            )
-        elif not val_pixels:
-            warnings.append(
-                f"class {name} is in no validation mask and is not scored: raise VAL_IMAGES or change GROUP"
-            )
+        if train_pixels and val_pixels:
+            continue
+        text = "is in no mask at all: take it out of CLASSES, or give it another value"
+        if val_pixels:
+            text = "is in no training mask and cannot be learnt: lower VAL_IMAGES or change GROUP"
+        elif train_pixels:
+            text = "is in no validation mask and is not scored: raise VAL_IMAGES or change GROUP"
+        warnings.append(f"class {name} {text}")
     return warnings
 
 
@@ -572,7 +566,7 @@ _KINDS = {_TRAIN: "training images", _TEST: "validation images"}  # of sources
 class _Manifest:
     """From which sources the files were made, and which files belong to each, by the pair's name."""
 
-    provenance: Provenance = Provenance(_VERSION, {}, {kind: {} for kind in _KINDS.values()})
+    provenance: Provenance = Provenance(_VERSION, {}, {})
     files: dict[str, list[str]] = field(default_factory=dict)
 
     @classmethod
@@ -586,8 +580,7 @@ class _Manifest:
                 made_from.append(path.name)
                 made_from += stamp(path) or ["gone"]
             sources[_KINDS[item.side]][item.pair.name] = made_from
-        files = {item.pair.name: item.files for item in items}
-        return cls(Provenance(_VERSION, settings, sources), files)
+        return cls(Provenance(_VERSION, settings, sources), {item.pair.name: item.files for item in items})
 
     @classmethod
     def load(cls, folder: Path) -> "_Manifest":
@@ -606,16 +599,16 @@ class _Manifest:
     @classmethod
     def _from_items(cls, stored: dict) -> "_Manifest":
         """The manifest of what an older augment.py wrote: {name: {"from": [...], "files": [...]}} as its items."""
-        sources: dict[str, dict[str, list]] = {kind: {} for kind in _KINDS.values()}
+        manifest = cls(Provenance(stored["version"], stored["settings"], {kind: {} for kind in _KINDS.values()}), {})
         for name, item in stored["items"].items():
             side = item["files"][0].partition("_images/")[0]
-            sources[_KINDS[side]][name] = item["from"]
-        files = {name: item["files"] for name, item in stored["items"].items()}
-        return cls(Provenance(stored["version"], stored["settings"], sources), files)
+            manifest.provenance.sources[_KINDS[side]][name] = item["from"]
+            manifest.files[name] = item["files"]
+        return manifest
 
     def save(self, folder: Path) -> None:
-        stored = {"provenance": self.provenance.to_dict(), "files": self.files}
-        write_text(folder / _MANIFEST, json.dumps(stored))
+        """Writes the manifest."""
+        write_text(folder / _MANIFEST, json.dumps({"provenance": self.provenance.to_dict(), "files": self.files}))
 
     def files_as_in(self, new: "_Manifest") -> set[str]:
         """The files that the manifest `new` would make in the same way."""
@@ -630,16 +623,11 @@ class _Manifest:
         return kept
 
 
-def _settings(spec: DataSpec, jpeg_quality: int, seed: int) -> dict[str, object]:
-    """The constants on which the made files depend."""
-    settings: dict[str, object] = {"JPEG_QUALITY": jpeg_quality, "SEED": seed}
-    if spec.mask_name is not None:
-        settings["MASK_NAME"] = spec.mask_name
-    return settings
-
-
 def _prepare(output_dir: Path, items: list[Item], settings: dict[str, object]) -> list[Item]:
-    """Removes what is not to stay in the output folder and writes the manifest; gives the Items yet to be made."""
+    """Removes what is not to stay in the output folder and writes the manifest; gives the Items yet to be made.
+
+    settings: the constants on which the made files depend
+    """
     old, new = _Manifest.load(output_dir), _Manifest.of(items, settings)
     listed = {file for files in old.files.values() for file in files}
     _refuse_foreign(output_dir, listed)

@@ -3,7 +3,7 @@
 import math
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -96,9 +96,7 @@ def get_loaders(
     if arrays:
         _keep_arrays(train_data, Path(train_dir), Path(output_dir))
         _keep_arrays(val_data, Path(val_dir), Path(output_dir))
-    val_batch_size = batch_size
-    if crop is not None and image_size is None:
-        val_batch_size = 1  # because sizes differ
+    val_batch_size = 1 if crop is not None and image_size is None else batch_size  # 1 where sizes differ
     train_loader = _make_loader(train_data, batch_size, num_workers, pin_memory, shuffle=True)
     return train_loader, _make_loader(val_data, val_batch_size, num_workers, pin_memory, shuffle=False)
 
@@ -135,13 +133,12 @@ def _image_dataset(files: Files, transform: Transform | None, seed: int) -> Imag
 
 
 def _make_loader(data: PairDataset, batch_size: int, num_workers: int, pin_memory: bool, shuffle: bool) -> "Loader":
-    if data.arrays is not None:
-        num_workers = 0  # a slice is read sooner than another process could hand it over
     return Loader(
         data,
         batch_size=batch_size,
         sampler=EpochSampler(data, shuffle, data.seed),
-        num_workers=num_workers,
+        # A slice of arrays is read sooner than another process could hand it over.
+        num_workers=num_workers if data.arrays is None else 0,
         pin_memory=pin_memory and torch.cuda.is_available(),
         drop_last=shuffle and len(data) >= batch_size * processes.world_size(),
     )
@@ -181,9 +178,7 @@ def affordable(files: Files, crops: CropDataset) -> Files:
 def _labels_held(files: Files, number: int) -> list[bool]:
     """Whether a pair's mask holds each class, or the foreground."""
     mask = files.mask(number)
-    labels: Sequence[int] = (1,)
-    if files.mask_rule.has_classes:
-        labels = range(files.mask_rule.num_labels)
+    labels = range(files.mask_rule.num_labels) if files.mask_rule.has_classes else [1]
     return [bool((mask == label).any()) for label in labels]
 
 
@@ -195,12 +190,8 @@ def _keep_arrays(data: PairDataset, image_dir: Path, output_dir: Path) -> None:
     name = image_dir.name
     if beside.parent != image_dir.parent:  # in OUTPUT_DIR, train/images and val/images would both be images
         name = "-".join(image_dir.absolute().parts[-2:])
-    size = "own"
-    if data.image_size is not None:
-        size = "{}x{}".format(*data.image_size)
-    folder = beside / f"{name}-{size}"
-    if isinstance(data, CropDataset):
-        folder = beside / f"{name}-{size}-crops"
+    size = "own" if data.image_size is None else "{}x{}".format(*data.image_size)
+    folder = beside / (f"{name}-{size}-crops" if isinstance(data, CropDataset) else f"{name}-{size}")
     if processes.first(lambda: data.keep_arrays(folder)) and processes.rank():
         data.keep_arrays(folder, progress=False)  # on another machine, which makes its own
 
@@ -208,9 +199,7 @@ def _keep_arrays(data: PairDataset, image_dir: Path, output_dir: Path) -> None:
 def arrays_folder(image_dir: Folder, output_dir: Folder) -> Path:
     """Where arrays of the images in `image_dir` lie: beside it, or in `output_dir` for a dataset that is read-only."""
     beside = Path(image_dir).parent / ".arrays"
-    existing = beside
-    if not os.path.exists(beside):
-        existing = beside.parent
+    existing = beside if os.path.exists(beside) else beside.parent
     if os.access(existing, os.W_OK, effective_ids=os.access in os.supports_effective_ids):
         return beside
     return Path(output_dir) / ".arrays"
@@ -454,9 +443,8 @@ def save_examples(
 
     examples: dict[int, Example] = {}
     for name, indices in (("examples", spread), ("worst", worst)):
-        batches = [indices]
-        if predictor.in_windows:  # images of different sizes make no batch
-            batches = [[index] for index in indices if index not in examples]
+        alone = [[index] for index in indices if index not in examples]
+        batches = alone if predictor.in_windows else [indices]  # images of different sizes make no batch
         for batch in batches:
             examples |= _examples_of(loader, predictor, scores, batch)
         sheet = pictures.examples_sheet([examples[index] for index in indices], f"{name}, epoch {epoch}", palette)
@@ -493,10 +481,10 @@ def _save_strip(folder: Path, example: Example, epoch: int, dice: float, palette
     files = sorted(masks_folder.glob(pattern))
     chosen = sorted(set(np.linspace(0, len(files) - 1, 8).round().astype(int)))
     masks, captions = [], []
-    for file in (files[index] for index in chosen):
-        number, its_dice = file.stem.split("_")
+    for index in chosen:
+        number, its_dice = files[index].stem.split("_")
         captions.append(f"epoch {int(number)}, Dice {its_dice}")
-        mask = pictures.load_mask(file, palette)
+        mask = pictures.load_mask(files[index], palette)
         if mask.shape != example.truth.shape:  # from before IMAGE_SIZE was changed
             mask = resize_mask(mask, example.truth.shape)
         masks.append(mask)

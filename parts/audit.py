@@ -746,13 +746,6 @@ def _check_classes(survey: _Survey) -> Iterator[Finding]:
             end = "cannot be learnt" if side is survey.sides[0] else "are not scored"
             heading = f"Classes that no mask for {side.name} holds, so that they {end}: {', '.join(absent)}."
             yield Finding(heading, is_error=False)
-
-
-def _check_rare_classes(survey: _Survey) -> Iterator[Finding]:
-    """Classes that hardly any pixel has."""
-    mask_rule = survey.mask_rule
-    if not mask_rule or not mask_rule.has_classes:
-        return
     for shares in _class_shares(survey)[:1]:
         rare = [f"{name} ({100 * share:.2g} %)" for name, share in zip(mask_rule.names, shares) if 0 < share < RARE]
         if rare:
@@ -867,7 +860,6 @@ _CHECKS: tuple[Callable[[_Survey], Iterable[Finding]], ...] = (
     _check_ignored,
     _check_foreground,
     _check_classes,
-    _check_rare_classes,
     _check_what_vanishes,
 )
 
@@ -889,7 +881,7 @@ def _facts_of_files(survey: _Survey) -> Iterator[tuple[str, str]]:
 
 
 def _facts_of_odd_files(survey: _Survey) -> Iterator[tuple[str, str]]:
-    """Images that are turned upright, are pages, or have several masks."""
+    """Images that are turned upright, are pages, or have several masks; files that are no pictures."""
     turned = sum(example.image.orientation > 1 for example in survey.examples)
     if turned:
         yield "EXIF", f"{counted(turned, 'image')} set upright"
@@ -901,12 +893,8 @@ def _facts_of_odd_files(survey: _Survey) -> Iterator[tuple[str, str]]:
     if several:
         count = f"{counted(len(several), 'image')} with 2 to {max(several)} masks"
         yield "united", f"{count}, by MASK_NAME, whose foregrounds are united"
-
-
-def _facts_left_out(survey: _Survey) -> Iterator[tuple[str, str]]:
-    """Files that are no pictures."""
     left_out = [printable(path.name) for side in survey.sides for path in side.left_out]
-    if left_out and survey.examples:
+    if left_out and pairs:
         more = ", ..." if len(left_out) > 5 else ""
         yield "left out", f"{len(left_out):,} that are no pictures by their names: {', '.join(left_out[:5])}{more}"
 
@@ -943,7 +931,7 @@ def _shares_in_words(survey: _Survey, mask_rule: MaskRule) -> str:
     return f"{rows[0]}{', '.join(rows[1:41])}{more}"
 
 
-_FACTS = (_facts_of_files, _facts_of_odd_files, _facts_left_out, _facts_of_values)
+_FACTS = (_facts_of_files, _facts_of_odd_files, _facts_of_values)
 
 
 def _most_common(texts: Iterable[str]) -> str:

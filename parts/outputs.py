@@ -13,7 +13,7 @@ import shutil
 import sys
 import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -35,12 +35,12 @@ from parts.predictions import ForegroundPrediction, Output, Prediction, Result
 from parts.scores import (
     Scores,
     class_columns,
-    class_scores,
     class_table,
     count_confusion,
     dice_from_counts,
     iou_from_counts,
     overlap_of,
+    scores_of,
     selection_dice,
 )
 
@@ -59,9 +59,15 @@ def check_outputs(outputs: Sequence[Output], wanted: Sequence[Picture], truths: 
         inputs += [mask for mask, _ in pair.sources[1:]]
     originals = {os.path.realpath(path) for path in inputs}
 
+    written: list[tuple[Path, str]] = []  # each file that outputs write, and in words what it is of
+    for output in outputs:
+        for picture in wanted:
+            written += [(path, str(picture)) for path in output.paths(picture)]
+        written += output.summaries().items()
+
     problems = []
     by_place: dict[str, list[str]] = defaultdict(list)  # some file systems do not tell A.png from a.png
-    for path, source in _files_written(outputs, wanted):
+    for path, source in written:
         place = os.path.realpath(path)
         by_place[folded_path(place)].append(f"{printable(path)} of {source}")
         if place in originals or os.path.isdir(path):
@@ -74,16 +80,6 @@ def check_outputs(outputs: Sequence[Output], wanted: Sequence[Picture], truths: 
         raise UserError(f"These outputs would overwrite something. {cures}:\n  " + "\n  ".join(problems))
     for output in outputs:
         output.check(wanted)
-
-
-def _files_written(outputs: Sequence[Output], wanted: Sequence[Picture]) -> Iterator[tuple[Path, str]]:
-    """Each file that outputs write, and in words what it is of."""
-    for output in outputs:
-        for picture in wanted:
-            for path in output.paths(picture):
-                yield path, str(picture)
-    for output in outputs:
-        yield from output.summaries().items()
 
 
 # ---- files of every picture
@@ -114,9 +110,7 @@ class Overlays(Output):
     def __init__(self, folder: Path, mask_rule: MaskRule) -> None:
         self.folder = folder
         self.palette = Palette.of(mask_rule)
-        self.legends: list[Path] = []
-        if mask_rule.has_classes:
-            self.legends.append(folder / "legend.png")
+        self.legends = [folder / "legend.png"] if mask_rule.has_classes else []
 
     def paths(self, picture: Picture) -> list[Path]:
         """The file of a picture's overlay."""
@@ -147,9 +141,8 @@ class Probabilities(Output):
     def __init__(self, folder: Path, mask_rule: MaskRule, bits: int) -> None:
         self.folder = folder
         self.bits = self.map_bits = bits
-        self.endings = [".png"]
-        if mask_rule.has_classes:
-            self.endings = [f"_{_as_file_name(name)}.png" for name in mask_rule.names]
+        endings = [f"_{_as_file_name(name)}.png" for name in mask_rule.names]
+        self.endings = endings if mask_rule.has_classes else [".png"]
 
     def paths(self, picture: Picture) -> list[Path]:
         """The file of a picture's map, or one for each class."""
@@ -323,7 +316,8 @@ class PictureScores(Output):
         # Of L labels and each picture, int64 (3, L): pixels in both, predicted and true
         self.counts: dict[Picture, np.ndarray] = {}
         self.confusion = np.zeros((mask_rule.num_labels, mask_rule.num_labels), np.int64)  # of all pictures
-        self.dice = np.zeros(0)  # of each picture, by `finish`
+        self.scores: Scores  # of all pictures, by `finish`
+        self.dice = np.zeros(0)  # of each picture, likewise
         self.captions: list[str] = []  # likewise
 
     @staticmethod
@@ -358,8 +352,11 @@ class PictureScores(Output):
     def finish(self) -> None:
         """Writes scores.csv."""
         if self.counts:
+            counts = np.stack(list(self.counts.values()))
+            self.scores = scores_of(counts, self.confusion, self.mask_rule.names)
+            self.dice = np.array(self.scores.per_image)
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._score(list(map(str, self.counts)), np.stack(list(self.counts.values())))
+            self._write(list(map(str, self.counts)), counts)
 
     def worst(self) -> dict[Picture, str]:
         """The pictures with the lowest Dice, lowest first, and a caption of each."""
@@ -380,8 +377,8 @@ class PictureScores(Output):
     def _lowest(self) -> list[int]:
         return np.argsort(self.dice, kind="stable")[:_WORST].tolist()
 
-    def _score(self, names: list[str], counts: np.ndarray) -> None:
-        """Writes scores.csv, sets `dice` and `captions`; of the pictures' names and counts (N, 3, L)."""
+    def _write(self, names: list[str], counts: np.ndarray) -> None:
+        """Writes scores.csv and sets `captions`; of the pictures' names and counts (N, 3, L)."""
         raise NotImplementedError
 
     def _report_means(self) -> None:
@@ -392,38 +389,30 @@ class ForegroundScores(PictureScores):
     """The scores of one foreground: Dice, IoU and counts of pixels."""
 
     iou: np.ndarray  # of each picture, by `finish`
-    _foreground: np.ndarray  # likewise: pixels in both, predicted and true, int64 (N, 3)
 
-    def _score(self, names: list[str], counts: np.ndarray) -> None:
-        self._foreground = counts[..., 1]
-        both, predicted, true = self._foreground.T
-        self.dice, self.iou = dice_from_counts(both, predicted, true), iou_from_counts(both, predicted, true)
+    def _write(self, names: list[str], counts: np.ndarray) -> None:
+        foreground = counts[..., 1]
+        self.iou = iou_from_counts(*foreground.T)
         rows: list[list] = []
-        for name, dice, iou, numbers in zip(names, self.dice, self.iou, self._foreground.tolist()):
-            rows.append([name, f"{dice:.6f}", f"{iou:.6f}", *numbers])
+        for name, dice, iou, numbers in zip(names, self.dice, self.iou, foreground.tolist()):
+            rows.append([name, *_cells([dice, iou]), *numbers])
             self.captions.append(f"{name}  Dice {dice:.4f}, IoU {iou:.4f}")
-        rows.append(["mean", f"{self.dice.mean():.6f}", f"{self.iou.mean():.6f}", "", "", ""])
+        rows.append(["mean", *_cells([self.scores.dice, self.scores.iou]), "", "", ""])
         write_csv(self.path, ["image", "dice", "iou", "pixels_in_both", "predicted_pixels", "true_pixels"], rows)
 
     def _report_means(self) -> None:
-        both, predicted, true = self._foreground.T
-        if not true.any():
+        dice, nonempty = self.scores.dice, self.scores.dice_nonempty
+        if not self.scores.true_share:
             print("No pixel of these masks reads as foreground. If they are not empty, MASK_FOREGROUND says what is.")
-        mean = self.dice.mean()
-        print(f"Dice {mean:.4f}, IoU {self.iou.mean():.4f}: means over {len(self.dice)} images at their masks' size")
-        nonempty = selection_dice(both, predicted, true)
-        if nonempty != mean:
+        print(f"Dice {dice:.4f}, IoU {self.scores.iou:.4f}: means over {len(self.dice)} images at their masks' size")
+        if nonempty != dice:
             print(f"Dice {nonempty:.4f} without those that are empty and predicted to be, each of which counts 1 there")
 
 
 class ClassScores(PictureScores):
     """The scores of classes: each picture's Dice, and that of each class that is true or predicted in it."""
 
-    scores: Scores  # of all pictures, by `finish`
-
-    def _score(self, names: list[str], counts: np.ndarray) -> None:
-        self.scores = class_scores(counts, self.confusion, self.mask_rule.names)
-        self.dice = np.array(self.scores.per_image)
+    def _write(self, names: list[str], counts: np.ndarray) -> None:
         self.captions = [f"{name}  Dice {dice:.4f}" for name, dice in zip(names, self.dice)]
         both, predicted, true = np.moveaxis(counts, 1, 0)
         by_class = np.full(both.shape, None)  # a class that is neither true nor predicted in a picture has no Dice
@@ -566,9 +555,7 @@ class UniformMasks(Output):
     def make(self, prediction: Prediction) -> int | None:
         """The label of all pixels, if there is one."""
         low, high = int(prediction.mask.min()), int(prediction.mask.max())
-        if low != high:
-            return None
-        return low
+        return low if low == high else None
 
     def take(self, result: Result) -> None:
         """Keeps the label."""

@@ -71,16 +71,9 @@ class PictureReader:
 
     def __init__(self, size: Size | None, value_range: Sequence[float] | None = None) -> None:
         self.size = size
-        self.value_range: tuple[float, float] | None = None
-        if value_range:
-            low, high = value_range
-            self.value_range = (low, high)
+        self.any_size = size is None  # pictures may differ in size, and be as large as they come
+        self.value_range = (value_range[0], value_range[1]) if value_range else None
         self.dark: set[Picture] = set()
-
-    @property
-    def any_size(self) -> bool:
-        """Whether pictures may differ in size, and be as large as they come."""
-        return self.size is None
 
     def size_of(self, picture: Picture) -> Size:
         """The size at which the network takes a picture, without decoding it. UnusableFile."""
@@ -92,9 +85,7 @@ class PictureReader:
         # With a range of training's nothing is lost that was not lost there.
         if self.value_range is None and _is_dark(picture):
             self.dark.add(picture)
-        size = (image.shape[0], image.shape[1])
-        if self.size is not None:
-            size = image_size(picture.path, picture.page)
+        size = (image.shape[0], image.shape[1]) if self.size is None else image_size(picture.path, picture.page)
         return Loaded(picture, size, image, self.value_range)
 
 
@@ -419,9 +410,7 @@ class _Item:
     @property
     def network_size(self) -> Size | None:
         """The size at which the network takes it; None where it could not be read."""
-        if self.loaded is None:
-            return None
-        return self.loaded.network_size
+        return self.loaded.network_size if self.loaded else None
 
 
 class _Queue:
