@@ -46,9 +46,7 @@ class Observation:
     kind: str  # NUMBERS or COLOURS
     counts: Counts  # of all pixels; of colours only the MOST_COLOURS most frequent ones
     thick: Counts  # of those pixels whose eight neighbours have the same value, which those of a soft edge have not
-    slopes: list[
-        int
-    ]  # [pixels that lie between a lower and a higher neighbour in their row, how many values those have]
+    slopes: list[int]  # [pixels between a lower and a higher neighbour in their row, how many values those have]
     palette: list[list[int]] | None  # [index, 0xRRGGBB] of the used indices, where a colour palette was read by index
     lossy: bool  # whether the file's compression changes values
     size: list[int]  # height, width
@@ -86,13 +84,10 @@ class Observation:
         """The same mask with its values as colours: by its palette, or as greys."""
         if self.kind == COLOURS:
             return self
-        if self.palette:
-            colours = {index: colour for index, colour in self.palette}  # noqa: C416  # mypy takes no list for a pair
-        else:
-            colours = {value: min(value, 255) * 0x010101 for value in self.values}
-        return replace(
-            self, kind=COLOURS, counts=_recounted(self.counts, colours), thick=_recounted(self.thick, colours)
-        )
+        colours = {value: min(value, 255) * 0x010101 for value in self.values}
+        colours |= {index: colour for index, colour in self.palette or ()}  # noqa: C416  # mypy takes no list for a pair
+        counts, thick = _recounted(self.counts, colours), _recounted(self.thick, colours)
+        return replace(self, kind=COLOURS, counts=counts, thick=thick)
 
     def without(self, values: Iterable[int]) -> "Observation":
         """The same mask, which is not blurred, as if these values had no pixels."""
@@ -114,27 +109,21 @@ def observe_mask(path: PathLike, page: int = 0) -> Observation:
     """The Observation of a mask file, or of one page of it. UnusableFile: it cannot be decoded or has no values."""
     decoded = decode(path, page=page)
     read = values_of(decoded, path)
-    values = read.packed()
+    values = pack(read.array) if read.kind == COLOURS else read.array
     counts = count_values(values)
     thick, slopes = counts, [0, 0]
     if len(counts) > 2:
         slopes = _slopes(values)
         thick = count_values(values[_inside_areas(read.array)])
     if read.kind == COLOURS:
-        most_frequent = sorted(counts, key=lambda pair: -pair[1])[:MOST_COLOURS]
-        counts = sorted(most_frequent)
+        counts = sorted(sorted(counts, key=lambda pair: -pair[1])[:MOST_COLOURS])
         listed = {value for value, _ in counts}
         thick = [pair for pair in thick if pair[0] in listed]
-    palette = None
-    if read.palette is not None:
-        palette = [[index, read.palette[index]] for index, _ in counts]
+    palette = None if read.palette is None else [[index, read.palette[index]] for index, _ in counts]
     alpha = alpha_of(decoded.picture)
-    alpha_counts = None
-    if alpha is not None:
-        alpha_counts = count_values(alpha)
-    has_alpha = alpha_counts is not None and len(alpha_counts) > 1
+    alpha_counts = None if alpha is None else count_values(alpha)
     # A photograph that is cut out: its colours are so many that the alpha need not tell any apart.
-    cut_out = read.kind == COLOURS and len(counts) == MOST_COLOURS and has_alpha
+    cut_out = read.kind == COLOURS and len(counts) == MOST_COLOURS and len(alpha_counts or ()) > 1
     return Observation(
         path=str(path),
         kind=read.kind,
@@ -187,12 +176,6 @@ class Values:
     array: np.ndarray  # whole numbers (H, W), or uint8 (H, W, 3) in RGB
     palette: dict[int, int] | None = None  # index -> 0xRRGGBB, where the numbers are indices of a colour palette
 
-    def packed(self) -> np.ndarray:
-        """One number for each pixel, (H, W): colours as 0xRRGGBB."""
-        if self.kind == NUMBERS:
-            return self.array
-        return pack(self.array)
-
 
 def values_of(decoded: Decoded, path: PathLike) -> Values:
     """The Values of a decoded mask: greys as grey values in whatever way they are stored, a colour palette as indices.
@@ -208,9 +191,7 @@ def values_of(decoded: Decoded, path: PathLike) -> Values:
         return Values(NUMBERS, np.asarray(picture))
     if picture.mode == "F" or picture.mode.startswith("I"):
         return Values(NUMBERS, _whole_numbers(np.asarray(picture), path))
-    if picture.mode == "P":
-        return _palette_values(picture)
-    if picture.mode == "PA":
+    if picture.mode in ("P", "PA"):
         return _palette_values(picture.convert("P"))
     colours = rgb(picture, path)
     if (colours == colours[..., :1]).all():
@@ -236,9 +217,7 @@ def _whole_numbers(array: np.ndarray, path: PathLike) -> np.ndarray:
         array = np.clip(array, -1, 2**31 - 256).astype(np.int32)
     if array.min() < 0:
         raise UnusableFile(path, "has negative values", cure)
-    if array.max() < 65536:
-        array = array.astype(np.uint16)
-    return array
+    return array.astype(np.uint16) if array.max() < 65536 else array
 
 
 def _palette_values(picture: Image.Image) -> Values:
@@ -305,9 +284,7 @@ def _inside_areas(array: np.ndarray) -> np.ndarray:
         array = array.astype(np.float64)  # OpenCV's morphology does not take int32
     square = np.ones((3, 3), np.uint8)
     equal = cv2.erode(array, square) == cv2.dilate(array, square)
-    if equal.ndim == 3:
-        return equal.all(axis=2)
-    return equal
+    return equal.all(axis=2) if equal.ndim == 3 else equal
 
 
 def _slopes(values: np.ndarray) -> list[int]:
@@ -369,9 +346,7 @@ class MaskRule:
     @property
     def label_names(self) -> tuple[str, ...]:
         """The name of each label: those of the classes, or background and foreground."""
-        if self.has_classes:
-            return self.names
-        return ("background", "foreground")
+        return self.names if self.has_classes else ("background", "foreground")
 
     @property
     def is_binary(self) -> bool:
@@ -380,9 +355,8 @@ class MaskRule:
 
     def labels_of(self, logits: "torch.Tensor") -> "torch.Tensor":
         """The predicted labels, uint8 (N, 1, H, W), of logits (N, channels, H, W)."""
-        if self.has_classes:
-            return logits.argmax(1, keepdim=True).byte()
-        return (logits > 0).byte()
+        labels = logits.argmax(1, keepdim=True) if self.has_classes else logits > 0
+        return labels.byte()
 
     def to_dict(self) -> dict[str, Any]:
         """The rule as plain types, for JSON and checkpoints."""
@@ -391,16 +365,15 @@ class MaskRule:
     @classmethod
     def from_dict(cls, plain: dict[str, Any]) -> "MaskRule":
         """The rule of which `to_dict` made `plain`; fields that older checkpoints lack have their defaults."""
-        fields: dict[str, Any] = dict(plain)
-        fields |= {name: tuple(value) for name, value in plain.items() if isinstance(value, list)}
-        return cls(**fields)
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()})
 
     def describe(self) -> str:
         """The rule in one line of words."""
-        if not self.ignored:
-            return self._describe_labels()
-        verb = "is" if len(self.ignored) == 1 else "are"
-        return f"{self._describe_labels()}; {list_values(self.ignored, self.kind)} {verb} ignored"
+        text = self._describe_labels()
+        if self.ignored:
+            verb = "is" if len(self.ignored) == 1 else "are"
+            text += f"; {list_values(self.ignored, self.kind)} {verb} ignored"
+        return text
 
     def _describe_labels(self) -> str:
         if self.kind == ALPHA:
@@ -450,38 +423,7 @@ def read_mask(
     what any other ignores. UnusableFile: a file cannot be decoded, holds a value that `mask_rule` does not know, or
     has another size than the others. UserError: several files under a rule of classes.
     """
-    if isinstance(path, tuple):
-        mask = _read_united(path, mask_rule, page)
-    else:
-        mask = _read_one(path, mask_rule, page)
-    if size is None:
-        return mask
-    return resize_mask(mask, size)
-
-
-def _read_one(path: PathLike, mask_rule: MaskRule, page: int) -> np.ndarray:
-    decoded = decode(path, page=page)
-    if mask_rule.kind == ALPHA:
-        alpha = alpha_of(decoded.picture)
-        if alpha is None:
-            raise _unknown(path, "has no alpha channel", mask_rule)
-        mask = _labels_of_numbers(alpha, mask_rule)
-    elif mask_rule.kind == COLOURS:
-        mask = _labels_of_values(pack(colours_of(decoded, path)), mask_rule)
-    else:
-        if _alpha_separates(decoded.picture):
-            raise _hidden_in_alpha(path)
-        values = values_of(decoded, path)
-        if values.kind == COLOURS:
-            raise _unknown(path, "is coloured", mask_rule)
-        mask = _labels_of_numbers(values.array, mask_rule)
-    if mask.max() > 1 and (mask == _UNKNOWN).any():
-        raise _unknown(path, "holds other values", mask_rule)
-    return mask
-
-
-def _read_united(paths: tuple[PathLike, ...], mask_rule: MaskRule, page: int) -> np.ndarray:
-    """Several masks of one image as one."""
+    paths = path if isinstance(path, tuple) else (path,)
     if mask_rule.has_classes and len(paths) > 1:
         raise UserError(
             f"{list_files(paths)}: several masks of one image are united, which CLASSES leaves unclear: one of two "
@@ -500,55 +442,63 @@ def _read_united(paths: tuple[PathLike, ...], mask_rule: MaskRule, page: int) ->
         foreground = (mask == 1) | (other == 1)
         mask = np.maximum(mask, other)  # IGNORED is the highest label
         mask[foreground] = 1
+    return mask if size is None else resize_mask(mask, size)
+
+
+def _read_one(path: PathLike, mask_rule: MaskRule, page: int) -> np.ndarray:
+    decoded = decode(path, page=page)
+    if mask_rule.kind == ALPHA:
+        values = alpha_of(decoded.picture)
+        if values is None:
+            raise _unknown(path, "has no alpha channel", mask_rule)
+    elif mask_rule.kind == COLOURS:
+        values = pack(colours_of(decoded, path))
+    else:
+        if _alpha_separates(decoded.picture):
+            raise _hidden_in_alpha(path)
+        read = values_of(decoded, path)
+        if read.kind == COLOURS:
+            raise _unknown(path, "is coloured", mask_rule)
+        values = read.array
+    mask = _labels_of_values(values, mask_rule)
+    if mask.max() > 1 and (mask == _UNKNOWN).any():
+        raise _unknown(path, "holds other values", mask_rule)
     return mask
 
 
 def _unknown(path: PathLike, problem: str, mask_rule: MaskRule) -> UnusableFile:
-    cure = "set MASK_FOREGROUND"
-    if mask_rule.has_classes:
-        cure = "add what it holds to CLASSES or to MASK_IGNORE"
-    return UnusableFile(
-        path, f"{problem}, but in these masks {mask_rule.describe()}", f"Write it like the others, or {cure}"
-    )
+    cure = "add what it holds to CLASSES or to MASK_IGNORE" if mask_rule.has_classes else "set MASK_FOREGROUND"
+    problem += f", but in these masks {mask_rule.describe()}"
+    return UnusableFile(path, problem, f"Write it like the others, or {cure}")
 
 
 def count_classes(observation: Observation, mask_rule: MaskRule) -> np.ndarray:
     """The pixels of each label in an observed mask, int64 (num_labels + 1,); those of ignored pixels come last."""
-    if mask_rule.kind == ALPHA:
-        pairs = observation.alpha
-    elif mask_rule.kind == COLOURS:
-        pairs = observation.as_colours().counts
-    else:
-        pairs = observation.counts
-    values, pixels = np.array(pairs).T
+    if mask_rule.kind == COLOURS:
+        observation = observation.as_colours()
+    values, pixels = np.array(observation.alpha if mask_rule.kind == ALPHA else observation.counts).T
     counts = np.zeros(256, np.int64)
     np.add.at(counts, _labels_of_values(values, mask_rule), pixels)
     return np.append(counts[: mask_rule.num_labels], counts[IGNORED])
 
 
-def _labels_of_numbers(values: np.ndarray, mask_rule: MaskRule) -> np.ndarray:
-    """As _labels_of_values; of uint8 by a table, which is faster."""
-    if values.dtype == np.uint8:
-        return cv2.LUT(np.ascontiguousarray(values), _labels_of_values(np.arange(256), mask_rule))
-    return _labels_of_values(values, mask_rule)
-
-
 def _labels_of_values(values: np.ndarray, mask_rule: MaskRule) -> np.ndarray:
     """The label of each value, uint8 of the same shape; _UNKNOWN where the rule does not know the value."""
+    if values.dtype == np.uint8:  # by a table, which is faster
+        return cv2.LUT(np.ascontiguousarray(values), _labels_of_values(np.arange(256), mask_rule))
     if mask_rule.has_classes:
         return _class_indices(values, mask_rule)
     if mask_rule.soft:
         (low,), (high,) = mask_rule.background, mask_rule.foreground
         twice = 2 * values.astype(np.int32)  # against the sum of the ends, without fractions
-        if high > low:
-            return (twice > low + high).astype(np.uint8)
-        return (twice < low + high).astype(np.uint8)
+        is_foreground = twice > low + high if high > low else twice < low + high
+        return is_foreground.astype(np.uint8)
+    background = np.isin(values, mask_rule.background)
     if not mask_rule.foreground:
-        labels = (~np.isin(values, mask_rule.background)).astype(np.uint8)
+        labels = (~background).astype(np.uint8)
     else:
         foreground = np.isin(values, mask_rule.foreground)
-        known = foreground | mask_rule.rest | np.isin(values, mask_rule.background)
-        labels = np.where(known, foreground, _UNKNOWN).astype(np.uint8)
+        labels = np.where(foreground | mask_rule.rest | background, foreground, _UNKNOWN).astype(np.uint8)
     if mask_rule.ignored:
         labels[np.isin(values, mask_rule.ignored)] = IGNORED
     return labels
@@ -596,19 +546,14 @@ def resize_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     Of {0, 1} a pixel is foreground if at least half of its area is. Of more labels it has the one with the largest
     area there, and of equal ones the higher; IGNORED counts as a label.
     """
-    if mask.max() > 1:
-        return _resize_labels(mask, size)
-    return (resize_image(mask * np.uint8(255), size) > 127).astype(np.uint8)
-
-
-def _resize_labels(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    if mask.max() <= 1:
+        return (resize_image(mask * np.uint8(255), size) > 127).astype(np.uint8)
     pixels = cv2.calcHist([np.ascontiguousarray(mask)], [0], None, [256], [0, 256])  # in a tenth of bincount's time
-    labels = np.flatnonzero(pixels)
+    labels = np.flatnonzero(pixels).tolist()
     if len(labels) == 2:  # as {0, 1}, rounding included
         return np.where(_area_of(mask, labels[1], size) > 127, labels[1], labels[0]).astype(np.uint8)
-    resized = np.full(size, labels[0], np.uint8)
-    largest = _area_of(mask, labels[0], size)
-    for label in labels[1:]:
+    resized, largest = np.zeros((2, *size), np.uint8)  # of each pixel the label, and the area that this has in it
+    for label in labels:
         area = _area_of(mask, label, size)
         resized[area >= largest] = label
         np.maximum(largest, area, out=largest)
