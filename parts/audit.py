@@ -275,7 +275,6 @@ class _Survey:
         """Decides how masks and images of more than 8 bits are read, and counts the pixels of each label."""
         self.sides, self.spec, self.image_size, self.num_workers = sides, spec, image_size, num_workers
         self.examples = [example for side in sides for example in side.examples]
-        self.deep = [example for example in self.examples if example.image.depth]  # of more than 8 bits
         self.value_range = _decide_value_range(sides, spec)
         self.mask_rule: MaskRule | None = None
         self.mask_rule_problem = ""  # why there is no rule; "" also where there is no mask to find one from
@@ -293,6 +292,11 @@ class _Survey:
             return
         for example in self.examples:
             example.counts = _count_united(example.masks, self.mask_rule)
+
+    @property
+    def deep(self) -> list[_Example]:
+        """The examples whose image has more than 8 bits."""
+        return [example for example in self.examples if example.image.depth]
 
     @property
     def is_one_folder(self) -> bool:
@@ -727,7 +731,7 @@ def _check_foreground(survey: _Survey) -> Iterator[Finding]:
 
 
 def _check_classes(survey: _Survey) -> Iterator[Finding]:
-    """Classes that one side lacks, and those that hardly any pixel has."""
+    """Classes that one side lacks."""
     mask_rule = survey.mask_rule
     if not mask_rule or not mask_rule.has_classes:
         return
@@ -746,8 +750,13 @@ def _check_classes(survey: _Survey) -> Iterator[Finding]:
             end = "cannot be learnt" if side is survey.sides[0] else "are not scored"
             heading = f"Classes that no mask for {side.name} holds, so that they {end}: {', '.join(absent)}."
             yield Finding(heading, is_error=False)
+
+
+def _check_rare_classes(survey: _Survey) -> Iterator[Finding]:
+    """Classes that hardly any pixel has."""
+    names = survey.mask_rule.names if survey.mask_rule else ()  # also () of one foreground
     for shares in _class_shares(survey)[:1]:
-        rare = [f"{name} ({100 * share:.2g} %)" for name, share in zip(mask_rule.names, shares) if 0 < share < RARE]
+        rare = [f"{name} ({100 * share:.2g} %)" for name, share in zip(names, shares) if 0 < share < RARE]
         if rare:
             heading = f"Classes that hardly any pixel for training has: {', '.join(rare)}."
             yield Finding(heading, is_error=False)
@@ -860,6 +869,7 @@ _CHECKS: tuple[Callable[[_Survey], Iterable[Finding]], ...] = (
     _check_ignored,
     _check_foreground,
     _check_classes,
+    _check_rare_classes,
     _check_what_vanishes,
 )
 
@@ -881,7 +891,7 @@ def _facts_of_files(survey: _Survey) -> Iterator[tuple[str, str]]:
 
 
 def _facts_of_odd_files(survey: _Survey) -> Iterator[tuple[str, str]]:
-    """Images that are turned upright, are pages, or have several masks; files that are no pictures."""
+    """Images that are turned upright, are pages, or have several masks."""
     turned = sum(example.image.orientation > 1 for example in survey.examples)
     if turned:
         yield "EXIF", f"{counted(turned, 'image')} set upright"
@@ -893,8 +903,12 @@ def _facts_of_odd_files(survey: _Survey) -> Iterator[tuple[str, str]]:
     if several:
         count = f"{counted(len(several), 'image')} with 2 to {max(several)} masks"
         yield "united", f"{count}, by MASK_NAME, whose foregrounds are united"
+
+
+def _facts_left_out(survey: _Survey) -> Iterator[tuple[str, str]]:
+    """Files that are no pictures."""
     left_out = [printable(path.name) for side in survey.sides for path in side.left_out]
-    if left_out and pairs:
+    if left_out and survey.examples:
         more = ", ..." if len(left_out) > 5 else ""
         yield "left out", f"{len(left_out):,} that are no pictures by their names: {', '.join(left_out[:5])}{more}"
 
@@ -931,7 +945,7 @@ def _shares_in_words(survey: _Survey, mask_rule: MaskRule) -> str:
     return f"{rows[0]}{', '.join(rows[1:41])}{more}"
 
 
-_FACTS = (_facts_of_files, _facts_of_odd_files, _facts_of_values)
+_FACTS = (_facts_of_files, _facts_of_odd_files, _facts_left_out, _facts_of_values)
 
 
 def _most_common(texts: Iterable[str]) -> str:
