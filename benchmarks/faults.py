@@ -24,7 +24,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 os.environ["OMP_NUM_THREADS"] = "1"  # or forked children wait for threads that only their parent has
 
 import torch  # noqa: E402
-from helpers import SMALL, draw_pairs, same_runs  # noqa: E402
+from helpers import SMALL, assert_same, draw_pairs, same_runs  # noqa: E402
 
 import train  # noqa: E402
 from parts.checkpoints import read_checkpoint  # noqa: E402
@@ -33,7 +33,8 @@ from utils import save_checkpoint  # noqa: E402
 
 PARTS = ".*.pth.*.part"  # how files.py calls a checkpoint that is being written
 # Weights enough for a checkpoint to take a while, pictures few enough that an epoch does not
-SETTINGS = ["--features", "16", "32", "64", "--num-epochs", "2", "--picture-batches", "0"]
+EPOCHS = 2
+SETTINGS = ["--features", "16", "32", "64", "--num-epochs", str(EPOCHS), "--picture-batches", "0"]
 
 
 def start(folder, output, *flags):
@@ -91,7 +92,14 @@ def kill_and_resume(folder, kills, draw):
             saving += any(output.glob(PARTS))
             for path in output.glob("*.pth"):
                 read_checkpoint(path)
-        same_runs(folder / "whole", output)
+            if checkpoint.exists() and read_checkpoint(checkpoint)["epoch"] == EPOCHS:
+                break  # all that it had left to write were history.csv and pictures
+        if status == 0:
+            same_runs(folder / "whole", output)
+        else:
+            whole, killed_last = (read_checkpoint(run / "checkpoint.pth") for run in (folder / "whole", output))
+            for key in ("state_dict", "optimizer", "history"):
+                assert_same(whole[key], killed_last[key], key)
         trainings += 1
     return killed, trainings, saving
 
