@@ -4,7 +4,9 @@ Without torchrun's variables nothing of torch.distributed is used, and every fun
 process. Sums travel by gloo or NCCL, whichever the tensor's device needs.
 """
 
+import atexit
 import ctypes
+import gc
 import importlib
 import os
 import sys
@@ -40,9 +42,11 @@ def together(device: str = "auto") -> Iterator[torch.device]:
     if alone:
         yield own_device
         return
-    # DistributedDataParallel imports it. If that happens after the processes have joined, it holds on to their group,
-    # whose threads then outlive destroy_process_group and, now and then, abort the interpreter at its end.
+    # The group's threads end with the last object that holds on to it; where they outlive the interpreter they abort
+    # it, now and then. DistributedDataParallel imports this module, which would hold on for ever if the group was there
+    # already. The network is one more such object, and frames that imports leave behind may hold it until collected.
     importlib.import_module("torch._dynamo")
+    atexit.register(gc.collect)
     backend = "gloo"
     if own_device.type == "cuda":
         backend = "cpu:gloo,cuda:nccl"
