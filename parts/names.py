@@ -8,16 +8,16 @@ import os
 import re
 import sys
 import unicodedata
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache, partial
+from functools import cache
 from pathlib import Path, PurePath
 from typing import NamedTuple
 
 from parts.errors import UnusableFile, UserError, counted, list_files, printable
 from parts.images import pages_of
-from parts.spec import CARVANA_GROUP, DataSpec
+from parts.spec import CARVANA_GROUP, DataSpec, compile_group
 
 HOW_TO_GET_CARVANA = """\
 To get Carvana's photographs: sign in to Kaggle, accept the rules of the competition
@@ -64,8 +64,7 @@ def mask_stems(path: Path, mask_name: str | None = None) -> list[str]:
     if ends_in_mask(path):
         order.reverse()  # as in a.jpg_mask.png
     for endings in order:
-        shorter = _without(stems[-1], endings)
-        if shorter is not None:
+        if shorter := _without(stems[-1], endings):
             stems.append(shorter)
     return stems
 
@@ -79,8 +78,7 @@ def _fillings(text: str, mask_name: str) -> list[str]:
         lengths = lengths[:1]  # all of the text but what stands around {}
     fillings = []
     for length in lengths:
-        match = re.fullmatch(pattern.replace(r"\{\}", f"(.{{{length}}})"), text, re.IGNORECASE)
-        if match:
+        if match := re.fullmatch(pattern.replace(r"\{\}", f"(.{{{length}}})"), text, re.IGNORECASE):
             fillings.append(match[1])
     return fillings
 
@@ -102,13 +100,9 @@ class ImageNames:
 
     def __init__(self, names: Iterable[str]) -> None:
         self._names = set(names)
-        self._by_lower_case: dict[str, str | None] = {}  # None: several names differ in case alone
-        for name in self._names:
-            lower = name.casefold()
-            if lower in self._by_lower_case:
-                self._by_lower_case[lower] = None
-            else:
-                self._by_lower_case[lower] = name
+        folded = Counter(name.casefold() for name in self._names)
+        # Of names that differ in case alone none is meant by another case
+        self._by_lower_case = {name.casefold(): name for name in self._names if folded[name.casefold()] == 1}
 
     def owner(self, stems: Sequence[str]) -> str | None:
         """The name of the image that a mask of these stems belongs to, or None.
@@ -119,24 +113,9 @@ class ImageNames:
             if stem in self._names:
                 return stem
         for stem in stems:
-            name = self._by_lower_case.get(stem.casefold())
-            if name:
+            if name := self._by_lower_case.get(stem.casefold()):
                 return name
         return None
-
-    def sort_masks(
-        self, masks: Iterable[Path], stems_of: Callable[[Path], list[str]]
-    ) -> tuple[dict[str, list[Path]], list[Path]]:
-        """({name of an image: its masks}, masks of no image); `stems_of`: the stems of a mask, see `owner`."""
-        by_owner: dict[str, list[Path]] = defaultdict(list)
-        strays = []
-        for mask in masks:
-            owner = self.owner(stems_of(mask))
-            if owner is None:
-                strays.append(mask)
-            else:
-                by_owner[owner].append(mask)
-        return dict(by_owner), strays
 
 
 def source_stem(stem: str) -> str:
@@ -166,11 +145,8 @@ def fits_group(stem: str, pattern: str) -> re.Match[str] | None:
 
     For an image in a subfolder, whose stem is folder/name, the pattern is tried on the whole stem, then on the name.
     """
-    stem = source_stem(stem)
-    try:
-        return re.match(pattern, stem) or re.match(pattern, stem.rpartition("/")[2])
-    except re.error as error:
-        raise UserError(f"GROUP = {pattern!r}: is no regular expression ({error}). Mend it.") from None
+    stem, group = source_stem(stem), compile_group(pattern)
+    return group.match(stem) or group.match(stem.rpartition("/")[2])
 
 
 # ---- the files in a folder
@@ -222,42 +198,25 @@ def walk(folder: Folder, apart: Iterable[Folder] = ()) -> Listing:
     # Folders are compared by their real paths, because links may lead to them, or back to where they came from.
     kept_apart = {os.path.realpath(other) for other in apart} - {os.path.realpath(folder)}
     listed = set()
-    waiting = [listing.folder]
-    while waiting:
-        place = waiting.pop()
-        real = os.path.realpath(place)
-        if real in kept_apart:
-            listing.left_out.append(place)
-            continue
-        if real in listed:  # its pictures are listed, by another path
+    for place, subfolders, files in os.walk(listing.folder, onerror=listing.errors.append, followlinks=True):
+        here, real = Path(place), os.path.realpath(place)
+        if real in kept_apart or real in listed:  # or its pictures are listed, by another path
+            subfolders.clear()
+            if real in kept_apart:
+                listing.left_out.append(here)
             continue
         listed.add(real)
-        try:
-            entries = sorted(os.scandir(place), key=lambda entry: entry.name)
-        except OSError as error:
-            listing.errors.append(error)
-            continue
-        if not entries and place != listing.folder:
-            listing.left_out.append(place)
-        subfolders = []
-        for entry in entries:
-            path = place / entry.name
-            hidden = entry.name.startswith(".")
-            if _is_folder(entry) and not hidden:
-                subfolders.append(path)
-            elif not hidden and path.suffix.lower() in SUFFIXES:
+        if not subfolders and not files and here != listing.folder:
+            listing.left_out.append(here)
+        hidden = [name for name in subfolders if name.startswith(".")]
+        subfolders[:] = sorted(set(subfolders).difference(hidden))  # which is what os.walk visits next, in this order
+        for name in sorted(files + hidden):
+            path = here / name
+            if path.suffix.lower() in SUFFIXES and not name.startswith("."):
                 listing.pictures.append(path)
             else:
                 listing.left_out.append(path)
-        waiting += reversed(subfolders)  # the first one is next, with all that lies below it
     return listing
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a symbolic link that leads to itself; reading it will say so
-        return False
 
 
 def list_pictures(folder: Folder, apart: Iterable[Folder] = ()) -> Listing:
@@ -266,25 +225,21 @@ def list_pictures(folder: Folder, apart: Iterable[Folder] = ()) -> Listing:
     UserError: there is no such folder, it or a folder below it cannot be read, it holds no picture.
     """
     listing = walk(folder, apart)
-    for error in listing.errors:
-        raise UserError(f"{printable(error.filename)}: {_problem_of_folder(error)}") from None
+    if listing.errors:
+        error = listing.errors[0]
+        problem = f"cannot be read ({error.strerror}). Change its permissions, or give another folder."
+        if isinstance(error, FileNotFoundError):
+            problem = "there is no such folder. Check its name, or make it and fill it."
+        elif isinstance(error, NotADirectoryError):
+            problem = "is a file. Give the folder that the pictures lie in."
+        raise UserError(f"{printable(error.filename)}: {problem}")
     if not listing.pictures:
-        others = ""
-        if listing.left_out:
-            others = f" ({len(listing.left_out)} others are left out)"
+        others = f" ({len(listing.left_out)} others are left out)" if listing.left_out else ""
         cures = [f"{note.text}." for note in _notes_on_other_kinds(listing.left_out)]
         cures = cures or ["Put some there, or give another folder."]
         raise UserError(" ".join([f"{printable(folder)}: holds no pictures{others}.", *cures]))
     pictures = sorted(listing.pictures, key=lambda path: path.relative_to(listing.folder).as_posix())
     return replace(listing, pictures=pictures)
-
-
-def _problem_of_folder(error: OSError) -> str:
-    if isinstance(error, FileNotFoundError):
-        return "there is no such folder. Check its name, or make it and fill it."
-    if isinstance(error, NotADirectoryError):
-        return "is a file. Give the folder that the pictures lie in."
-    return f"cannot be read ({error.strerror}). Change its permissions, or give another folder."
 
 
 def list_both(
@@ -300,30 +255,25 @@ def list_both(
         return list_pictures(img_dir, [mask_dir, *apart]), list_pictures(mask_dir, [img_dir, *apart])
     # One folder for both: it is listed once, and divided by the names of the files.
     both = list_pictures(img_dir, apart)
+    names = ImageNames(map(both.name_of, both.pictures))
+
+    def is_mask(path: Path) -> bool:
+        if spec.mask_name is None:
+            return ends_in_mask(path)
+        owners = both.owners_of(path, spec.mask_name)
+        if not _takes_several(spec.mask_name):
+            return bool(owners)
+        # img_1 fits {}_* in any case, and is a mask only where there is another picture called img.
+        return names.owner([owner for owner in owners if owner != both.name_of(path)]) is not None
+
     files = {*both.pictures, *both.left_out}
-    masks = set(filter(_mask_test(both, spec.mask_name), files))
+    masks = set(filter(is_mask, files))
     if masks.isdisjoint(both.pictures):
         raise UserError(
             f"{printable(img_dir)}: is given both for images and for masks, and no file there ends in _mask. Give the "
             f"folder of the masks, or name them like a_mask.png. {NAME_MASKS}."
         )
     return both.only(files - masks), both.only(masks)
-
-
-def _mask_test(both: Listing, mask_name: str | None) -> Callable[[Path], bool]:
-    """The function that tells masks from images where they lie in one folder."""
-    if mask_name is None:
-        return ends_in_mask
-    if not _takes_several(mask_name):
-        return lambda path: bool(mask_stems(path, mask_name))
-    names = ImageNames(map(both.name_of, both.pictures))
-
-    def belongs_to_another(path: Path) -> bool:
-        """img_1 fits {}_* in any case, and is a mask only where there is another picture called img."""
-        own_name = both.name_of(path)
-        return names.owner([name for name in both.owners_of(path, mask_name) if name != own_name]) is not None
-
-    return belongs_to_another
 
 
 # ---- pictures of kinds that are not read
@@ -336,19 +286,18 @@ class Note(NamedTuple):
     text: str
 
 
-def _unread_pictures(paths: Iterable[Path]) -> list[Path]:
-    return [path for path in paths if UNREAD.search(path.name) and not path.name.startswith(".")]
+def _of_kind(kind: re.Pattern[str], paths: Iterable[Path]) -> list[Path]:
+    """Those of `paths` whose names are of a kind that is not read (UNREAD, VIDEO), without hidden files."""
+    return [path for path in paths if kind.search(path.name) and not path.name.startswith(".")]
 
 
 def _notes_on_other_kinds(paths: Sequence[Path]) -> list[Note]:
     """Notes on those of `paths` that hold pictures of kinds that are not read, and what to do with them."""
     notes = []
-    unread = _unread_pictures(paths)
-    if unread:
+    if unread := _of_kind(UNREAD, paths):
         text = f"{counted(len(unread), 'picture')} of a kind that is not read: {_first_names(unread)}. "
         notes.append(Note("not read", f"{text}To use {_them(unread)}, save as PNG (images also as JPEG)"))
-    videos = [path for path in paths if VIDEO.search(path.name) and not path.name.startswith(".")]
-    if videos:
+    if videos := _of_kind(VIDEO, paths):
         text = f"{counted(len(videos), 'video')}: {_first_names(videos)}. To use {_them(videos)}, cut into frames "
         notes.append(Note("videos", f"{text}({_to_frames(videos[0])})"))
     return notes
@@ -446,8 +395,7 @@ def match(images: Listing, masks: Listing, spec: DataSpec = DataSpec()) -> Match
     """
     notes = _notes_on_other_kinds(images.left_out + masks.left_out)
     matching = _Matching(images, masks, spec.mask_name)  # by equal names
-    note = matching.pair_by_scheme()
-    if note:
+    if note := matching.pair_by_scheme():
         notes.append(note)
     faults, lonely, strays = matching.ambiguous(), matching.lonely_images(), matching.stray_masks()
     if not spec.skip_unpaired:
@@ -475,7 +423,14 @@ class _Matching:
         for path in images.pictures:
             self.images_of[images.name_of(path)].append(path)
         self.names = ImageNames(self.images_of)
-        self.masks_of, self.strays = self.names.sort_masks(masks.pictures, self._owners_of)
+        self.masks_of: dict[str, list[Path]] = defaultdict(list)
+        self.strays: list[Path] = []
+        for path in masks.pictures:
+            owner = self.names.owner(self._owners_of(path))
+            if owner is None:
+                self.strays.append(path)
+            else:
+                self.masks_of[owner].append(path)
 
     def _owners_of(self, mask: Path) -> list[str]:
         return self.masks.owners_of(mask, self.mask_name)
@@ -486,13 +441,14 @@ class _Matching:
         # MASK_NAME leaves nothing to guess; and a rule that leaves one file over is none.
         if self.mask_name or not lonely or len(lonely) != len(self.strays):
             return None
-        scheme = _find_scheme(lonely, [self.masks.name_of(path) for path in self.strays], affixes=not self.masks_of)
-        if scheme is None:
+        stray_names = [self.masks.name_of(path) for path in self.strays]
+        owners, rule = _find_scheme(lonely, stray_names, affixes=not self.masks_of)
+        if not owners:
             return None
-        self.masks_of.update((owner, [path]) for owner, path in zip(scheme.owners, self.strays))
+        self.masks_of.update((owner, [path]) for owner, path in zip(owners, self.strays))
         self.strays = []
         image, mask = self.images_of[lonely[0]][0], self.masks_of[lonely[0]][0]
-        return Note("names", f"{scheme.text}; e.g. {printable(mask.name)} for {printable(image.name)}")
+        return Note("names", f"{rule}; e.g. {printable(mask.name)} for {printable(image.name)}")
 
     def _is_ambiguous(self, name: str) -> bool:
         several_masks = len(self.masks_of.get(name, [])) > 1 and not _takes_several(self.mask_name)
@@ -520,34 +476,31 @@ class _Matching:
     def lonely_images(self) -> list[UnusableFile]:
         """A fault for each image without a mask."""
         # A mask of a kind that is not read, such as x.npy, says more than that there is no mask.
-        not_read = {}
-        for path in _unread_pictures(self.masks.left_out):
-            not_read[self.names.owner(self._owners_of(_as_png(path)))] = path
+        not_read = {
+            self.names.owner(self._owners_of(_as_png(path))): path for path in _of_kind(UNREAD, self.masks.left_out)
+        }
         faults = []
         for name, files in sorted(self.images_of.items()):
             if name in self.masks_of or self._is_ambiguous(name):
                 continue
-            problem = "has no mask"
-            cure = f"Add {printable(self._expected_stem(name))}.png or the like, or remove it"
+            expected = name
+            if self.mask_name is not None:
+                expected = self.mask_name.replace("{}", PurePath(name).name).replace("*", "1")
+            problem, cure = "has no mask", f"Add {printable(expected)}.png or the like, or remove it"
             if name in not_read:
                 problem = f"has its mask in {printable(not_read[name])}, which is of a kind that is not read"
                 cure = "Save that as PNG"
             faults.append(UnusableFile(files[0], problem, cure))
         return faults
 
-    def _expected_stem(self, name: str) -> str:
-        """The stem that a mask of the image should have."""
-        if self.mask_name is None:
-            return name
-        return self.mask_name.replace("{}", PurePath(name).name).replace("*", "1")
-
     def stray_masks(self) -> list[UnusableFile]:
         """A fault for each mask of no image, sorted by the names of the images that they are likely to belong to."""
-        not_read = {self.images.name_of(_as_png(path)): path for path in _unread_pictures(self.images.left_out)}
+        not_read = {self.images.name_of(_as_png(path)): path for path in _of_kind(UNREAD, self.images.left_out)}
         names_not_read = ImageNames(not_read)
         scheme = self._scheme_of_several()
         faults = []
-        for path in sorted(self.strays, key=self._likely_name):
+        # The last owner has the shortest name; a mask that is not named as MASK_NAME says has none, but its own name.
+        for path in sorted(self.strays, key=lambda path: [self.masks.name_of(path), *self._owners_of(path)][-1]):
             owners = self._owners_of(path)
             owner = names_not_read.owner(owners)
             problem = "is the mask of no image"
@@ -559,16 +512,11 @@ class _Matching:
             elif scheme:
                 name = f"MASK_NAME = {scheme!r} (--mask-name)"
                 cure = f"If it is one of several of an image, set {name}, which unites them"
-            elif _takes_several(self.mask_name):
-                cure = f"Add the image {printable(owners[0])}, or remove it"
             else:
-                cure = f"Add the image {printable(owners[-1])}, or remove it"
+                likely = owners[0] if self.mask_name else owners[-1]
+                cure = f"Add the image {printable(likely)}, or remove it"
             faults.append(UnusableFile(path, problem, cure))
         return faults
-
-    def _likely_name(self, mask: Path) -> str:
-        """The shortest name that the image of a mask may have; the mask's own name, if it is not as MASK_NAME says."""
-        return [self.masks.name_of(mask), *self._owners_of(mask)][-1]
 
     def _scheme_of_several(self) -> str | None:
         """The MASK_NAME with a * by which every mask belongs to an image; None: there is none, or none is needed."""
@@ -595,14 +543,6 @@ def _as_png(path: Path) -> Path:
 
 
 @dataclass(frozen=True)
-class _Scheme:
-    """A rule by which masks are named after their images: the image of each mask, and the rule in words."""
-
-    owners: list[str]
-    text: str
-
-
-@dataclass(frozen=True)
 class _Affixes:
     """What all names of one side have around the part that tells them apart."""
 
@@ -617,16 +557,15 @@ class _Affixes:
         return f'"{self.before}{{}}{self.after}"'
 
 
-def _find_scheme(image_names: list[str], mask_names: list[str], affixes: bool) -> _Scheme | None:
-    """The rule by which each image has one of the masks, and each mask one image; None: there is none.
+def _find_scheme(image_names: list[str], mask_names: list[str], affixes: bool) -> tuple[list[str], str]:
+    """(owners, rule): the image of each mask by a rule that gives each image one mask, and the rule in words.
 
-    affixes: whether names may differ in a prefix or a suffix, and not in leading zeros alone.
+    affixes: whether names may differ in a prefix or a suffix, and not in leading zeros alone. There are no owners where
+    there is no such rule.
     """
     owners = _one_to_one(image_names, _keys(image_names, zeros=True), _keys(mask_names, zeros=True))
-    if owners:
-        return _Scheme(owners, "numbers are compared without leading zeros")
-    if not affixes:
-        return None
+    if owners or not affixes:
+        return owners, "numbers are compared without leading zeros"
     for zeros in (False, True):
         image_keys, mask_keys = _keys(image_names, zeros), _keys(mask_names, zeros)
         both = _find_affixes([name for _, name in image_keys], [name for _, name in mask_keys])
@@ -635,11 +574,9 @@ def _find_scheme(image_names: list[str], mask_names: list[str], affixes: bool) -
         of_images, of_masks = both
         owners = _one_to_one(image_names, of_images.strip(image_keys), of_masks.strip(mask_keys))
         if owners:
-            text = f"the mask of an image {of_images} is taken to be {of_masks}"
-            if zeros:
-                text += ", leading zeros aside"
-            return _Scheme(owners, text)
-    return None
+            rule = f"the mask of an image {of_images} is taken to be {of_masks}"
+            return owners, f"{rule}, leading zeros aside" if zeros else rule
+    return [], ""
 
 
 def _one_to_one(
@@ -725,13 +662,16 @@ def by_pages(pairs: Iterable[Pair], pages: Callable[[Path], list[int] | None]) -
     names = {pair.name for pair in pairs}
     by_page, faults = [], []
     for pair in pairs:
-        image_pages, mask_pages, *others = [pages(path) for path in (pair.image, pair.mask, *pair.more)]
+        image_pages, mask_pages, *others = [pages(path) for path, _ in pair.sources]
         if not image_pages or not mask_pages:  # reading the file will say what is wrong
             by_page.append(pair)
             continue
         counts = {len(mask_pages), *(len(other or mask_pages) for other in others)}
         if counts != {len(image_pages)}:
-            faults.append(_unequal_pages(pair, pages))
+            masks = ", ".join(f"{printable(path)} {len(pages(path) or [0]):,}" for path in (pair.mask, *pair.more))
+            held = f"{counted(len(image_pages), 'picture')} (pages or frames), and its mask {masks}"
+            cure = "Save both with as many, or each page as a file of its own"
+            faults.append(UnusableFile(pair.image, f"holds {held}", cure))
             continue
         if len(image_pages) == 1:
             by_page.append(replace(pair, image_page=image_pages[0], mask_page=mask_pages[0]))
@@ -746,13 +686,6 @@ def by_pages(pairs: Iterable[Pair], pages: Callable[[Path], list[int] | None]) -
             faults.append(UnusableFile(pair.image, problem, "Rename one of the two"))
         by_page += apart
     return by_page, faults
-
-
-def _unequal_pages(pair: Pair, pages: Callable[[Path], list[int] | None]) -> UnusableFile:
-    masks = ", ".join(f"{printable(path)} {len(pages(path) or [0]):,}" for path in (pair.mask, *pair.more))
-    count = counted(len(pages(pair.image) or [0]), "picture")
-    problem = f"holds {count} (pages or frames), and its mask {masks}"
-    return UnusableFile(pair.image, problem, "Save both with as many, or each page as a file of its own")
 
 
 # ---- the pictures that predict.py is given, and their true masks
@@ -791,101 +724,74 @@ def find_pictures(
     where it is a picture to a person. UserError: a folder is given for images and masks, and no name there ends in
     _mask.
     """
-    search = _Search(output_dir, mask_dir, among_others=len(inputs) > 1)
-    for place in inputs:
-        search.add(Path(place))
-    left_out = list(dict.fromkeys(search.left_out))
+    own = {os.path.realpath(folder) for folder in (output_dir, mask_dir) if folder}
+    masks = os.path.realpath(mask_dir) if mask_dir else None
+    files: dict[str, tuple[Path, PurePath]] = {}  # {absolute path: (file, what its outputs are called)}
+    missing: list[str] = []
+    left_out: list[Path] = []
+    for place in map(Path, inputs):
+        listing, problems = _list_input(place, own, masks, among_others=len(inputs) > 1)
+        missing += problems
+        left_out += listing.left_out
+        for file in listing.pictures:  # a file that is given twice keeps its first name
+            name = PurePath(file.relative_to(listing.folder)).with_suffix("")
+            files.setdefault(os.path.abspath(file), (file, name))
+    left_out = list(dict.fromkeys(left_out))
     if left_out:
         kinds = "that are no pictures by their names, hidden, or of this run"
         print(f"Left out: {len(left_out):,} {kinds}: {list_files(left_out, 5)}.")
+    if len({folded_path(name) for _, name in files.values()}) < len(files):
+        common = os.path.commonpath([os.path.dirname(path) for path in files])
+        for path, (file, _) in files.items():
+            files[path] = (file, PurePath(os.path.relpath(path, common)).with_suffix(""))
     pictures = []
-    for path, name in zip(search.files.values(), search.distinct_names()):
-        pictures += _pages_as_pictures(path, name)
-    return pictures, list(dict.fromkeys(search.missing))
+    for file, name in files.values():
+        pages = pages_of(file) or [0]  # a file that cannot be read is one picture, so that reading it says why
+        for number, page in enumerate(pages):
+            page_name = name.with_name(f"{name.name}_{number}") if len(pages) > 1 else name
+            pictures.append(Picture(file, page_name, page, number, len(pages)))
+    return pictures, list(dict.fromkeys(missing))
 
 
-class _Search:
-    """The picture files that predict.py is given, each once.
+def _list_input(place: Path, own: set[str], masks: str | None, among_others: bool) -> tuple[Listing, list[str]]:
+    """(listing, missing): the pictures of a file or folder that is given, and in words what of it cannot be read.
 
-    files      {absolute path: file}
-    names      for each of them, what its outputs are called
-    missing    in words: inputs that are not there, folders and pictures that cannot be read
-    left_out   what else the folders hold
+    own            real paths of the run's own folders, OUTPUT_DIR and MASKS, which are left out
+    masks          that of MASKS, if it is given
+    among_others   whether there are several inputs, as where the shell expands a *
     """
-
-    def __init__(self, output_dir: Folder | None, mask_dir: Folder | None, among_others: bool) -> None:
-        self.files: dict[str, Path] = {}
-        self.names: list[PurePath] = []
-        self.missing: list[str] = []
-        self.left_out: list[Path] = []
-        self._among_others = among_others  # whether there are several inputs, as where the shell expands a *
-        self._own = {os.path.realpath(folder) for folder in (output_dir, mask_dir) if folder}
-        self._mask_dir = os.path.realpath(mask_dir) if mask_dir else None
-
-    def add(self, place: Path) -> None:
-        """Adds one of the inputs, a file or a folder."""
-        if not os.path.exists(place):
-            self.missing.append(f"{printable(place)}: there is no such file or folder.")
-            return
-        if place.is_dir():
-            self._add_folder(place)
-            return
+    if not os.path.exists(place):
+        return Listing(place, [], []), [f"{printable(place)}: there is no such file or folder."]
+    if not place.is_dir():
         problem = _problem_of_kind(place)
         if problem and pages_of(place) is None:  # a file that is given by its name may have any suffix
-            self.missing.append(problem)
+            return Listing(place, [], []), [problem]
+        return Listing(place.parent, [place], []), []
+    real = os.path.realpath(place)
+    listing = walk(place, own - {real})
+    missing = [f"{printable(error.filename)}: cannot be read ({error.strerror})." for error in listing.errors]
+    if real in own:  # one of the run's own folders is asked for by its name
+        images = [file for file in listing.pictures if not ends_in_mask(file)]
+        if real == masks and len(images) < len(listing.pictures):
+            listing = replace(listing, pictures=images)
+        elif among_others:
+            print(f"{printable(place)}: left out, because it is OUTPUT_DIR or MASKS.", file=sys.stderr)
+            return Listing(place, [], []), missing
+        elif real == masks:
+            raise UserError(
+                f"{printable(place)}: is given both for images and for MASKS, and no file there ends in _mask. "
+                "Name the masks like a_mask.png, or keep them in another folder."
+            )
+    left_out, problems = [], []
+    for path in listing.left_out:  # files that are pictures to a person are missed
+        problem = None if path.name.startswith(".") else _problem_of_kind(path)
+        if problem:
+            problems.append(problem)
         else:
-            self._take(place, place.parent)
-
-    def _take(self, file: Path, folder: Path) -> None:
-        """Adds a file that is named by its path below `folder`, unless it was added before."""
-        path = os.path.abspath(file)
-        if path not in self.files:
-            self.files[path] = file
-            self.names.append(PurePath(file.relative_to(folder)).with_suffix(""))
-
-    def _add_folder(self, folder: Path) -> None:
-        real = os.path.realpath(folder)
-        listing = walk(folder, self._own - {real})
-        self.missing += [f"{printable(error.filename)}: cannot be read ({error.strerror})." for error in listing.errors]
-        files = listing.pictures
-        if real in self._own:  # one of the run's own folders is asked for by its name
-            images = [file for file in files if not ends_in_mask(file)]
-            has_masks_beside = real == self._mask_dir and len(images) < len(files)
-            if has_masks_beside:
-                files = images
-            elif self._among_others:  # as where the shell's * names all that there is
-                print(f"{printable(folder)}: left out, because it is OUTPUT_DIR or MASKS.", file=sys.stderr)
-                return
-            elif real == self._mask_dir:
-                raise UserError(
-                    f"{printable(folder)}: is given both for images and for MASKS, and no file there ends in _mask. "
-                    "Name the masks like a_mask.png, or keep them in another folder."
-                )
-        problems = self._sort_others(listing.left_out)
-        if not files and not problems and self._among_others:
-            self.missing.append(f"{printable(folder)}: there is no image in it.")
-        for file in files:
-            self._take(file, folder)
-
-    def _sort_others(self, paths: Iterable[Path]) -> int:
-        """Adds files that are pictures to a person to `missing`, others to `left_out`; returns how many are missing."""
-        before = len(self.missing)
-        for path in paths:
-            problem = None
-            if not path.name.startswith("."):
-                problem = _problem_of_kind(path)
-            if problem:
-                self.missing.append(problem)
-            else:
-                self.left_out.append(path)
-        return len(self.missing) - before
-
-    def distinct_names(self) -> list[PurePath]:
-        """`names`, or where two are the same, all as paths below the folder that all files have in common."""
-        if len({folded_path(name) for name in self.names}) == len(self.names):
-            return self.names
-        common = os.path.commonpath([os.path.dirname(path) for path in self.files])
-        return [PurePath(os.path.relpath(path, common)).with_suffix("") for path in self.files]
+            left_out.append(path)
+    if among_others and not listing.pictures and not problems:
+        problems.append(f"{printable(place)}: there is no image in it.")
+    return replace(listing, left_out=left_out), missing + problems
 
 
 def _problem_of_kind(file: Path) -> str | None:
@@ -895,17 +801,6 @@ def _problem_of_kind(file: Path) -> str | None:
     if UNREAD.search(file.name) or (file.suffix.lower() not in SUFFIXES and pages_of(file)):
         return f"{printable(file)}: its kind or its name is not read. Save it as PNG or TIFF."
     return None
-
-
-def _pages_as_pictures(file: Path, name: PurePath) -> list[Picture]:
-    """The Pictures of a file, one for each page; a file that cannot be read is one, so that reading it says why."""
-    pages = pages_of(file) or [0]
-    if len(pages) == 1:
-        return [Picture(file, name, pages[0])]
-    pictures = []
-    for number, page in enumerate(pages):
-        pictures.append(Picture(file, name.with_name(f"{name.name}_{number}"), page, number, len(pages)))
-    return pictures
 
 
 def folded_path(path: PurePath | str) -> str:
@@ -923,17 +818,20 @@ def find_masks(pictures: Sequence[Picture], mask_dir: Folder, spec: DataSpec = D
     """
     if not os.path.isdir(mask_dir):
         raise UserError(f"{mask_dir}: there is no such folder. MASKS names the one with the true masks.")
-    masks = _TrueMasks(pictures, mask_dir, spec.mask_name)
+    masks_of = _masks_by_stem(pictures, mask_dir, spec.mask_name)
+    page_numbers_of = cache(pages_of)
     pairs, doubtful = {}, []
     for picture in pictures:
-        for wanted in _wanted_masks(picture):
-            fitting = masks.fitting(picture, wanted)
+        for stem, pages in _wanted_masks(picture):
+            fitting = masks_of.get((_place(picture.name.parent), stem)) or masks_of.get((None, stem), [])
             if len(fitting) > 1 and not _takes_several(spec.mask_name):
                 doubtful.append(f"{picture}: {', '.join(map(printable, fitting))}")
                 continue
-            page = masks.page_of(fitting, wanted)
-            if page is not None:
+            # A file that cannot be read counts as right: reading it will say what is wrong.
+            page_numbers = [page_numbers_of(mask) or range(pages) for mask in fitting]
+            if fitting and all(len(numbers) == pages for numbers in page_numbers):
                 mask, *more = fitting
+                page = page_numbers[0][picture.number if pages > 1 else 0]
                 pairs[picture] = Pair(picture.name.as_posix(), picture.path, mask, picture.page, page, tuple(more))
     if doubtful:
         raise UserError("More than one mask fits these pictures; keep one of each:\n  " + "\n  ".join(doubtful))
@@ -945,49 +843,25 @@ def find_masks(pictures: Sequence[Picture], mask_dir: Folder, spec: DataSpec = D
     return pairs
 
 
-@dataclass(frozen=True)
-class _WantedMask:
-    """A file that may hold a picture's true mask: its stem, and as which of how many pages."""
-
-    stem: str
-    number: int = 0
-    pages: int = 1
-
-
-def _wanted_masks(picture: Picture) -> list[_WantedMask]:
-    """The files that may hold the picture's mask, the best one last."""
-    own_file = _WantedMask(_composed(picture.name.name))
+def _wanted_masks(picture: Picture) -> list[tuple[str, int]]:
+    """(stem, number of pages) of the files that may hold the picture's mask, the best one last."""
+    own_file = (_composed(picture.name.name), 1)
     if picture.pages == 1:
         return [own_file]
-    return [_WantedMask(_composed(picture.path.stem), picture.number, picture.pages), own_file]
+    return [(_composed(picture.path.stem), picture.pages), own_file]
 
 
-class _TrueMasks:
-    """The mask files below a folder, by the names of the pictures that they may belong to."""
-
-    def __init__(self, pictures: Sequence[Picture], mask_dir: Folder, mask_name: str | None) -> None:
-        names = ImageNames(wanted.stem for picture in pictures for wanted in _wanted_masks(picture))
-        images = {os.path.realpath(picture.path) for picture in pictures}  # which may lie beside their masks
-        listing = walk(mask_dir)
-        files = [file for file in listing.pictures if os.path.realpath(file) not in images]
-        self._by_name, _ = names.sort_masks(files, partial(mask_stems, mask_name=mask_name))
-        self._by_place: dict[tuple[str, str], list[Path]] = defaultdict(list)  # the same by (subfolder, name)
-        for name, masks in self._by_name.items():
-            for mask in masks:
-                self._by_place[listing.place_of(mask), name].append(mask)
-        self._pages_of = cache(pages_of)
-
-    def fitting(self, picture: Picture, wanted: _WantedMask) -> list[Path]:
-        """The masks of that name in the picture's own subfolder, or if there are none, in any."""
-        in_place = self._by_place.get((_place(picture.name.parent), wanted.stem))
-        return in_place or self._by_name.get(wanted.stem, [])
-
-    def page_of(self, masks: Sequence[Path], wanted: _WantedMask) -> int | None:
-        """The wanted page's number in `masks`; None: there is no mask, or it has not as many pages."""
-        if not masks:
-            return None
-        # A file that cannot be read counts as right: reading it will say what is wrong.
-        pages = [self._pages_of(mask) or range(wanted.pages) for mask in masks]
-        if any(len(numbers) != wanted.pages for numbers in pages):
-            return None
-        return pages[0][wanted.number]
+def _masks_by_stem(
+    pictures: Sequence[Picture], mask_dir: Folder, mask_name: str | None
+) -> dict[tuple[str | None, str], list[Path]]:
+    """{(subfolder, stem): the mask files there that belong to this stem}; None is any subfolder."""
+    names = ImageNames(stem for picture in pictures for stem, _ in _wanted_masks(picture))
+    images = {os.path.realpath(picture.path) for picture in pictures}  # which may lie beside their masks
+    listing = walk(mask_dir)
+    masks_of: dict[tuple[str | None, str], list[Path]] = defaultdict(list)
+    for mask in listing.pictures:
+        stem = names.owner(mask_stems(mask, mask_name))
+        if stem is not None and os.path.realpath(mask) not in images:
+            masks_of[None, stem].append(mask)
+            masks_of[listing.place_of(mask), stem].append(mask)
+    return masks_of

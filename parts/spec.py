@@ -64,10 +64,7 @@ class DataSpec:
         _check_image_range(self.image_range)
         if self.mask_name is not None:
             object.__setattr__(self, "mask_name", _composed_mask_name(self.mask_name))
-        try:
-            re.compile(self.group)
-        except re.error as error:
-            raise UserError(f"GROUP = {self.group!r}: is no regular expression ({error}). Mend it.") from None
+        compile_group(self.group)
         # Each of these properties raises UserError where its constant cannot be read.
         _ = self.foreground_values, self.ignored_values, self.listed_classes
         if self.classes is not None and self.foreground is not None:
@@ -117,6 +114,14 @@ class DataSpec:
                 "(255, 0, 0)."
             )
         return classes
+
+
+def compile_group(pattern: str) -> re.Pattern[str]:
+    """GROUP as a regular expression. UserError: it is none."""
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise UserError(f"GROUP = {pattern!r}: is no regular expression ({error}). Mend it.") from None
 
 
 def pack_color(color: Sequence[int]) -> int:
