@@ -71,7 +71,7 @@ class UNet(nn.Module):
             x = block(x)
             skips.append(x)
             x = self.pool(x)
-        return decode(self.decoder, self.output_conv, self.middle(x), skips, self.pads)[..., :height, :width]
+        return cut(decode(self.decoder, self.output_conv, self.middle(x), skips, self.pads), height, width)
 
 
 def checked_input(x: torch.Tensor, in_channels: int, stride: int, pads: bool) -> torch.Tensor:
@@ -91,6 +91,14 @@ def checked_input(x: torch.Tensor, in_channels: int, stride: int, pads: bool) ->
             f"need at least {stride}x{stride} (fewer FEATURES need less)"
         )
     return x
+
+
+def cut(logits: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """The logits of the images themselves, without those of the padding."""
+    if torch.compiler.is_exporting():
+        # A view of free sizes is contiguous or not, which the exported network would hold to; padding by less copies.
+        return F.pad(logits, (0, width - logits.shape[3], 0, height - logits.shape[2]))
+    return logits[..., :height, :width]
 
 
 def decode(

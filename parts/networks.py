@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from parts.errors import UserError
-from unet import DoubleConv, UNet, checked_input, decode
+from unet import DoubleConv, UNet, checked_input, cut, decode
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of channels in [0, 1]
 
@@ -97,4 +97,4 @@ class EncoderUNet(nn.Module):
         *skips, deepest = self.encoder(x).values()
         if self.stem is not None:
             skips.insert(0, self.stem(x))
-        return decode(self.decoder, self.output_conv, deepest, skips, self.pads)[..., :height, :width]
+        return cut(decode(self.decoder, self.output_conv, deepest, skips, self.pads), height, width)
