@@ -97,12 +97,11 @@ class Census:
     """All observed masks of one dataset, with values of one kind, and what the constants say of these values."""
 
     observations: tuple[Observation, ...]
-    kind: str = NUMBERS  # or COLOURS
-    foreground: tuple[int, ...] = ()  # what MASK_FOREGROUND lists
-    nonzero: bool = False  # MASK_FOREGROUND = "nonzero"
-    ignored: tuple[int, ...] = ()  # what MASK_IGNORE lists
-    has_classes: bool = False  # whether CLASSES is given
-    listed: tuple[ListedClass, ...] = ()  # what CLASSES lists; () for "all"
+    spec: DataSpec
+    kind: str  # NUMBERS or COLOURS
+    foreground: tuple[int, ...]  # what MASK_FOREGROUND lists
+    ignored: tuple[int, ...]  # what MASK_IGNORE lists
+    listed: tuple[ListedClass, ...]  # what CLASSES lists; () for "all"
 
     @cached_property
     def counts(self) -> dict[int, int]:
@@ -137,13 +136,11 @@ class Census:
         """The two ends of grey masks with soft edges, or None where more than half of the masks are no such masks."""
         if self.kind != NUMBERS or not self.inexact:
             return None
-        ends = _find_ends(self)
-        if ends is None or not _are_soft_edges(self.inexact, ends):
+        soft = _find_ends(self.observations)
+        if soft is None or not _are_soft_edges(self.inexact, soft):
             return None
-        odd = [observation for observation in self.observations if not _fits(observation, ends)]
-        if len(odd) > len(self.observations) / 2:
-            return None
-        return SoftEdges(ends, odd)
+        odd = [observation for observation in self.observations if not _fits(observation, soft)]
+        return replace(soft, odd=tuple(odd)) if len(odd) <= len(self.observations) / 2 else None
 
     @cached_property
     def kept(self) -> "Census":
@@ -167,8 +164,8 @@ def take_census(observations: Sequence[Observation], spec: DataSpec) -> Census:
 
     UserError: palettes contradict each other, a value is foreground and ignored.
     """
-    any_coloured = any(observation.kind == COLOURS for observation in observations)
-    if any_coloured or any(entry.is_color for entry in spec.listed_classes):
+    coloured = [observation for observation in observations if observation.kind == COLOURS]
+    if coloured or any(entry.is_color for entry in spec.listed_classes):
         kind = COLOURS  # numbers have colours too, by their palette or as greys
         observations = [observation.as_colours() for observation in observations]
     else:
@@ -181,15 +178,7 @@ def take_census(observations: Sequence[Observation], spec: DataSpec) -> Census:
         raise UserError(
             f"{list_values(both, kind)} stands in MASK_FOREGROUND and in MASK_IGNORE. Take it out of one of them."
         )
-    return Census(
-        observations=tuple(observations),
-        kind=kind,
-        foreground=foreground,
-        nonzero=spec.foreground == NONZERO,
-        ignored=ignored,
-        has_classes=spec.classes is not None,
-        listed=spec.listed_classes,
-    )
+    return Census(tuple(observations), spec, kind, foreground, ignored, spec.listed_classes)
 
 
 def _of_kind(values: tuple[int, ...], kind: str) -> tuple[int, ...]:
@@ -228,71 +217,54 @@ def _listing_constant(spec: DataSpec) -> str:
 
 
 @dataclass(frozen=True)
-class Ends:
-    """The two values that nearly all pixels of soft masks are near."""
+class SoftEdges:
+    """Grey masks that are cut at the middle between two ends, the values that nearly all of their pixels are near."""
 
     low: int
     high: int
+    odd: tuple[Observation, ...] = ()  # the masks that do not fit
 
-    @cached_property
-    def reach(self) -> float:
-        """How far from an end a value is still near it."""
-        return (self.high - self.low) * NEAR
+    @property
+    def mask_rule(self) -> MaskRule:
+        """The rule of all masks but the odd ones."""
+        return MaskRule(NUMBERS, (self.low,), (self.high,), soft=True)
+
+    @property
+    def is_dark(self) -> bool:
+        """Whether the lower end is black, or nearly."""
+        return self.low <= DARK * max(self.high, 255) / 255
 
     def place(self, value: int) -> str:
         """_LOW near the lower end, or below it; _HIGH near the higher end, or above it; else _BETWEEN."""
-        if value <= self.low + self.reach:
+        near = (self.high - self.low) * NEAR
+        if value <= self.low + near:
             return _LOW
-        if value >= self.high - self.reach:
-            return _HIGH
-        return _BETWEEN
+        return _HIGH if value >= self.high - near else _BETWEEN
 
     def beyond(self, value: int) -> float:
         """How far outside both ends a value lies, as a share of their distance."""
         return max(self.low - value, value - self.high, 0) / (self.high - self.low)
 
 
-@dataclass(frozen=True)
-class SoftEdges:
-    """Masks that are cut at the middle between two ends, and those among them that do not fit."""
-
-    ends: Ends
-    odd: list[Observation]
-
-    @property
-    def mask_rule(self) -> MaskRule:
-        """The rule of all masks but the odd ones."""
-        return MaskRule(NUMBERS, (self.ends.low,), (self.ends.high,), soft=True)
-
-    @property
-    def is_dark(self) -> bool:
-        """Whether the lower end is black, or nearly."""
-        return self.ends.low <= DARK * max(self.ends.high, 255) / 255
-
-
-def _find_ends(census: Census) -> Ends | None:
+def _find_ends(observations: Iterable[Observation]) -> SoftEdges | None:
     """The two most frequent values of areas that are far apart, or None where there is only one."""
-    thick = list(_pool(observation.thick for observation in census.observations))  # the most frequent first
-    if not thick:
-        return None
-    distance = FAR * _scale(max(thick))
+    thick = list(_pool(observation.thick for observation in observations))  # the most frequent first
+    distance = FAR * _scale(max(thick, default=0))
     for value in thick[1:]:
         if abs(value - thick[0]) >= distance:
-            return Ends(min(value, thick[0]), max(value, thick[0]))
+            return SoftEdges(min(value, thick[0]), max(value, thick[0]))
     return None
 
 
 def _scale(highest: int) -> int:
     """What a step of 8 bits is among values up to `highest`: 257 in 16 bits."""
-    if highest > 255:
-        return 257
-    return 1
+    return 257 if highest > 255 else 1
 
 
-def _are_soft_edges(inexact: list[Observation], ends: Ends) -> bool:
+def _are_soft_edges(inexact: list[Observation], soft: SoftEdges) -> bool:
     """Whether nearly all pixels of these masks are near the two ends, and the rest are soft edges between them."""
     pixels = _pool(observation.counts for observation in inexact)
-    between = [pixels[value] for value in pixels if ends.place(value) == _BETWEEN]
+    between = [pixels[value] for value in pixels if soft.place(value) == _BETWEEN]
     if sum(between) > sum(pixels.values()) / 10:
         return False
     if any(observation.lossy for observation in inexact):
@@ -300,31 +272,29 @@ def _are_soft_edges(inexact: list[Observation], ends: Ends) -> bool:
     if between:
         # Soft edges pass through many greys. Where there are few, each of them means something.
         return len(between) >= 3 and max(between) <= sum(between) / 2
-    if ends.low == 0 and all(value == 0 or value >= 250 * _scale(ends.high) for value in pixels):
+    if soft.low == 0 and all(value == 0 or value >= 250 * _scale(soft.high) for value in pixels):
         return True  # white that is not quite white
     # Good JPEG that was saved as PNG has several values at each end.
-    places = Counter(ends.place(value) for value in pixels)
+    places = Counter(soft.place(value) for value in pixels)
     return min(places[_LOW], places[_HIGH]) >= 3
 
 
-def _fits(observation: Observation, ends: Ends) -> bool:
+def _fits(observation: Observation, soft: SoftEdges) -> bool:
     """Whether one mask is what soft edges between these ends give: little between them, and that thin.
 
     JPEG and smoothing overshoot the ends, by half of their distance or little more, and thinly; what lies farther out
     is a class of its own.
     """
     thick_values = {value for value, _ in observation.thick}
-    if any(ends.beyond(value) > 3 / 4 for value in observation.values):
+    if max(map(soft.beyond, observation.values)) > 3 / 4 or max(map(soft.beyond, thick_values), default=0) > 1 / 4:
         return False
-    if any(ends.beyond(value) > 1 / 4 for value in thick_values):
-        return False
-    between = sum(pixels for value, pixels in observation.counts if ends.place(value) == _BETWEEN)
-    thick_between = sum(pixels for value, pixels in observation.thick if ends.place(value) == _BETWEEN)
+    between = sum(pixels for value, pixels in observation.counts if soft.place(value) == _BETWEEN)
+    thick_between = sum(pixels for value, pixels in observation.thick if soft.place(value) == _BETWEEN)
     if between > sum(pixels for _, pixels in observation.counts) / 4 or thick_between > between / 10:
         return False
     # {0, 1} among {0, 255}: areas near one end, but not of its value, and nothing at the other end
-    places = {ends.place(value) for value in thick_values} - {_BETWEEN}
-    return len(places) == 2 or thick_values <= {ends.low, ends.high}
+    places = {soft.place(value) for value in thick_values} - {_BETWEEN}
+    return len(places) == 2 or thick_values <= {soft.low, soft.high}
 
 
 # ---- the readings
@@ -344,40 +314,33 @@ def _read_classes(census: Census) -> MaskRule:
     present = set(census.counts) - set(census.ignored)
     values = [entry.value for entry in census.listed]
     unknown = sorted(present - set(values))
-    if census.kind == NUMBERS:
-        _refuse_blurred(census, "classes")
-    elif unknown:
+    if census.kind == NUMBERS and census.blurred:
+        raise _blurred(census.blurred, "classes")
+    if census.kind == COLOURS and unknown:
         _refuse_soft_colours(census.kept)
     if not census.listed:  # "all"
         _refuse_object_numbers(census)
         values, unknown = sorted(present), []
     faults = _class_faults(census, values)
     if faults:
-        raise UserError(f"CLASSES = {_classes_text(census, values)}: {'; '.join(faults)}. Change CLASSES.")
+        raise UserError(f"CLASSES = {_classes_text(census)}: {'; '.join(faults)}. Change CLASSES.")
     if unknown:
         _refuse_unknown_values(census, unknown)
     names = [entry.name for entry in census.listed if entry.name is not None]
     if not names:
         names = [name_value(value, census.kind) for value in values]
-    colours = tuple(values)
-    if census.kind == NUMBERS:
-        colours = _class_colours(values, census.palette)
+    colours = tuple(values) if census.kind == COLOURS else _class_colours(values, census.palette)
     return MaskRule(census.kind, (), (), classes=tuple(values), names=tuple(names), colours=colours)
 
 
 def _class_faults(census: Census, values: list[int]) -> list[str]:
     """What is wrong with the classes of these values, in words."""
-    faults = []
-    for value in _repeated(values):
-        faults.append(f"{name_value(value, census.kind)} is given to two classes")
-    for name in _repeated([entry.name for entry in census.listed if entry.name is not None]):
-        faults.append(f"two classes are called {name}")
-    for value in values:
-        if value in census.ignored:
-            faults.append(f"{name_value(value, census.kind)} is in MASK_IGNORE too")
-    for value in values:
-        if census.kind == NUMBERS and value > 65535:
-            faults.append(f"{value} is more than the 65535 of 16 bits")
+    names = [entry.name for entry in census.listed if entry.name is not None]
+    faults = [f"{name_value(value, census.kind)} is given to two classes" for value in _repeated(values)]
+    faults += [f"two classes are called {name}" for name in _repeated(names)]
+    faults += [f"{name_value(value, census.kind)} is in MASK_IGNORE too" for value in values if value in census.ignored]
+    if census.kind == NUMBERS:
+        faults += [f"{value} is more than the 65535 of 16 bits" for value in values if value > 65535]
     if len(values) > MOST_CLASSES:
         faults.append(f"these are {len(values):,} classes, and {MOST_CLASSES} is the most")
     if len(values) < 2:
@@ -402,9 +365,8 @@ def _class_colours(values: list[int], palette: dict[int, int]) -> tuple[int, ...
     colours = {value: palette[value] for value in values if value in palette}
     for value in values:
         if value not in colours:
-            taken = set(colours.values())
             candidates = map(_voc_colour, range(value, value + 256))
-            colours[value] = next(colour for colour in candidates if colour not in taken)
+            colours[value] = next(colour for colour in candidates if colour not in colours.values())
     return tuple(colours[value] for value in values)
 
 
@@ -423,7 +385,7 @@ def _ignores_in_blurred(census: Census) -> bool:
 
 def _refuse_ignored(census: Census) -> NoReturn:
     files = census.blurred or [observation.path for observation in census.kept.inexact]
-    _refuse_files_as_blurred(files, f"MASK_IGNORE = {list_values(census.ignored, census.kind)}")
+    raise _blurred(files, f"MASK_IGNORE = {list_values(census.ignored, census.kind)}")
 
 
 def _read_nonzero(census: Census) -> MaskRule:
@@ -432,7 +394,7 @@ def _read_nonzero(census: Census) -> MaskRule:
     if masks.blurred:
         soft = masks.soft_edges
         if soft is None or soft.odd or not soft.is_dark:
-            _refuse_files_as_blurred(masks.blurred, f"MASK_FOREGROUND = {NONZERO}")
+            raise _blurred(masks.blurred, f"MASK_FOREGROUND = {NONZERO}")
         return soft.mask_rule
     black = sorted(index for index, colour in masks.palette.items() if colour == 0)
     if not black or not masks.palette.get(0):  # index 0 is black, or has no colour
@@ -446,14 +408,15 @@ def _read_listed_foreground(census: Census) -> MaskRule:
     if masks.kind == COLOURS:
         _refuse_soft_colours(masks)
     soft = masks.soft_edges
-    if soft is not None and not soft.odd and all(soft.ends.beyond(value) <= NEAR for value in masks.foreground):
-        places = {soft.ends.place(value) for value in masks.foreground}
+    if soft is not None and not soft.odd and all(soft.beyond(value) <= NEAR for value in masks.foreground):
+        places = {soft.place(value) for value in masks.foreground}
         if places == {_HIGH}:
             return soft.mask_rule
         if places == {_LOW}:
-            return replace(soft.mask_rule, background=(soft.ends.high,), foreground=(soft.ends.low,))
+            return replace(soft.mask_rule, background=(soft.high,), foreground=(soft.low,))
     constant = f"MASK_FOREGROUND = {list_values(masks.foreground, masks.kind)}"
-    _refuse_blurred(masks, constant)
+    if masks.blurred:
+        raise _blurred(masks.blurred, constant)
     if not set(masks.counts) & set(masks.foreground):
         raise UserError(
             f"{constant}: no mask holds that. {_tell_shares(masks)} Set MASK_FOREGROUND to one or more of these values."
@@ -485,8 +448,8 @@ def _read_soft_edges(census: Census) -> MaskRule:
     assert soft is not None  # the table has tested it
     if soft.odd:
         _refuse_odd(soft)
-    if not soft.is_dark and masks.palette.get(soft.ends.low) != 0:
-        _refuse_unclear_sides(soft.ends.low, soft.ends.high, NUMBERS)
+    if not soft.is_dark and masks.palette.get(soft.low) != 0:
+        _refuse_unclear_sides(soft.low, soft.high, NUMBERS)
     return soft.mask_rule
 
 
@@ -501,9 +464,9 @@ def _refuse_the_rest(census: Census) -> NoReturn:
 
 
 READINGS = (  # tried in order
-    Reading("CLASSES", lambda census: census.has_classes, _read_classes),
+    Reading("CLASSES", lambda census: census.spec.classes is not None, _read_classes),
     Reading("MASK_IGNORE in blurred masks", _ignores_in_blurred, _refuse_ignored),
-    Reading('MASK_FOREGROUND = "nonzero"', lambda census: census.nonzero, _read_nonzero),
+    Reading('MASK_FOREGROUND = "nonzero"', lambda census: census.spec.foreground == NONZERO, _read_nonzero),
     Reading("MASK_FOREGROUND lists values", lambda census: bool(census.foreground), _read_listed_foreground),
     Reading("two values", lambda census: len(census.kept.counts) <= 2, _read_two_values),
     Reading("soft edges between two values", lambda census: census.kept.soft_edges is not None, _read_soft_edges),
@@ -525,13 +488,8 @@ def refuse_united_classes(pairs: Iterable["Pair"]) -> None:
             )
 
 
-def _refuse_blurred(census: Census, constant: str) -> None:
-    if census.blurred:
-        _refuse_files_as_blurred(census.blurred, constant)
-
-
-def _refuse_files_as_blurred(files: list[str], constant: str) -> NoReturn:
-    raise UserError(
+def _blurred(files: list[str], constant: str) -> UserError:
+    return UserError(
         f"{list_files(files)}: compression has blurred the values of the masks (or smoothing has; PNG keeps what "
         f"JPEG has done before), so {constant} cannot be told from the neighbours. Save the masks as PNG from their "
         "source."
@@ -582,12 +540,11 @@ def _are_numbered(groups: Iterable[tuple[int, ...]]) -> bool:
 def _refuse_unknown_values(census: Census, unknown: list[int]) -> NoReturn:
     """Masks hold values that are neither a class nor ignored."""
     files = [observation.path for observation in census.observations if not set(unknown).isdisjoint(observation.values)]
-    values = [entry.value for entry in census.listed]
     ignored = sorted({*unknown, *census.ignored})
     flag = " ".join(name_value(value, census.kind) for value in ignored)
     raise UserError(
         f"{list_files(files)}: values that are no class: {_list_shares(census, unknown)}. Add them "
-        f"(CLASSES = {_classes_text(census, values, unknown[:12])}), or leave their pixels out of training and scores: "
+        f"(CLASSES = {_classes_text(census, unknown[:12])}), or leave their pixels out of training and scores: "
         f"MASK_IGNORE = {_constant_text(ignored, census.kind)} (--mask-ignore {flag})."
     )
 
@@ -603,9 +560,7 @@ def _refuse_unclear_sides(background: int, foreground: int, kind: str) -> NoRetu
 
 def _refuse_odd(soft: SoftEdges) -> NoReturn:
     """Most masks have soft edges between two ends, and some hold something else."""
-    lines = []
-    for observation in soft.odd:
-        lines.append(f"  {list_files([observation.path])} holds {list_values(observation.values[:12], NUMBERS)}")
+    lines = [f"  {list_files([odd.path])} holds {list_values(odd.values[:12], NUMBERS)}" for odd in soft.odd]
     cure = _AS_ONE
     if any(observation.is_blurred for observation in soft.odd):
         cure = "Values there are blurred by JPEG or smoothing: save the masks as PNG from their source"
@@ -623,7 +578,8 @@ def _refuse_several_classes(census: Census) -> NoReturn:
             "MASK_FOREGROUND"
         )
     else:
-        example = name_value(_likely_class(masks), masks.kind)
+        # Likely a class: the most frequent value that is not the background's
+        example = name_value(next(value for value in masks.counts if value), masks.kind)
         cure = (
             "For one of them, or some, against the rest, set MASK_FOREGROUND to the value, or the values "
             f'(--mask-foreground {example}). For all of them, each a class of its own, set CLASSES = "{ALL}" '
@@ -634,8 +590,10 @@ def _refuse_several_classes(census: Census) -> NoReturn:
                 f'. If they number single objects, and all of them are foreground, set MASK_FOREGROUND = "{NONZERO}" '
                 f"(--mask-foreground {NONZERO})"
             )
-    void = _likely_void(masks)
-    if void is not None:
+    # What may stand for pixels without a label: 255 beside small numbers, or VOC's colour
+    values = set(masks.counts)
+    void = VOID if masks.kind == COLOURS else 255
+    if void in values and (masks.kind == COLOURS or (max(values) == 255 and max(values - {255}) < 64)):
         name = name_value(void, masks.kind)
         cure += (
             f". {name} may mark borders, or what has no label; if it does, MASK_IGNORE = {name} "
@@ -643,22 +601,6 @@ def _refuse_several_classes(census: Census) -> NoReturn:
         )
     # The shares are those of all values, the ignored ones too.
     raise UserError(f"The masks hold several classes, e.g. {list_files(several)}. {_tell_shares(census)} {cure}.")
-
-
-def _likely_class(census: Census) -> int:
-    """An example of a class: the most frequent value that is not the background's."""
-    frequent = list(census.counts)[:2]
-    return next((value for value in frequent if value), frequent[0])
-
-
-def _likely_void(census: Census) -> int | None:
-    """The value that may stand for pixels without a label: 255 beside small numbers, or VOC's colour; None: none."""
-    values = set(census.counts)
-    if census.kind == COLOURS:
-        void, is_void = VOID, VOID in values
-    else:
-        void, is_void = 255, max(values) == 255 and max(values - {255}) < 64
-    return void if is_void else None
 
 
 def _refuse_mixture(census: Census) -> NoReturn:
@@ -696,18 +638,16 @@ def _list_shares(census: Census, values: list[int]) -> str:
 def _constant_text(values: Sequence[int], kind: str) -> str:
     """A value, or several, as a user would write them in a constant."""
     text = list_values(values, kind)
-    if len(values) > 1:
-        return f"({text})"
-    return text
+    return f"({text})" if len(values) > 1 else text
 
 
-def _classes_text(census: Census, values: Sequence[int], added: Sequence[int] = ()) -> str:
-    """CLASSES as a user would write it: the classes of these values, and values that might be added."""
+def _classes_text(census: Census, added: Sequence[int] = ()) -> str:
+    """CLASSES as a user would write it: what it lists, and values that might be added."""
     if not census.listed:
         return f'"{ALL}"'
-    texts = [name_value(value, census.kind) for value in [*values, *added]]
+    texts = [name_value(value, census.kind) for value in [*(entry.value for entry in census.listed), *added]]
     if census.listed[0].name is None:
         comma = "," if len(texts) == 1 else ""
         return f"({', '.join(texts)}{comma})"
-    names = [entry.name for entry in census.listed] + texts[len(values) :]  # a value that is added has no name yet
+    names = [entry.name for entry in census.listed] + texts[len(census.listed) :]  # what is added has no name yet
     return "{" + ", ".join(f'"{name}": {text}' for name, text in zip(names, texts)) + "}"

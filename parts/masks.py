@@ -365,7 +365,8 @@ class MaskRule:
     @classmethod
     def from_dict(cls, plain: dict[str, Any]) -> "MaskRule":
         """The rule of which `to_dict` made `plain`; fields that older checkpoints lack have their defaults."""
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()})
+        fields: dict[str, Any] = {name: tuple(x) if isinstance(x, list) else x for name, x in plain.items()}
+        return cls(**fields)
 
     def describe(self) -> str:
         """The rule in one line of words."""

@@ -7,8 +7,9 @@ says how the labels are drawn. Nothing here knows networks or folders.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
+from itertools import accumulate, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -43,6 +44,7 @@ FIRST_COLOURS: tuple[Color, ...] = (
     (213, 94, 0),
 )
 APART = 8  # of 255: where two colours of the masks differ by less in every channel, the eye does not tell them apart
+Arrays = Sequence[np.ndarray]  # images or masks
 TEXT, FAINT, FRAME = (30, 30, 30), (110, 110, 110), (190, 190, 190)
 MARGIN = 12  # pixels around and between tiles
 TILE_HEIGHT = 240  # pixels
@@ -320,10 +322,7 @@ def save_image(path: str | Path, picture: np.ndarray | Image.Image) -> None:
 
     PNG is packed at its fast level: a tenth of the time, a little more disk.
     """
-    if isinstance(picture, Image.Image):
-        image = picture
-    else:
-        image = Image.fromarray(np.ascontiguousarray(picture))
+    image = picture if isinstance(picture, Image.Image) else Image.fromarray(np.ascontiguousarray(picture))
     kind = Image.registered_extensions()[Path(path).suffix.lower()]
     options: dict[str, Any] = {"PNG": {"compress_level": 1}, "JPEG": {"quality": 92}}.get(kind, {})
     write_whole(path, lambda file: image.save(file, format=kind, **options), sync=False)
@@ -368,12 +367,8 @@ class Example:
         if scale == 1:
             return self
         size = max(1, round(self.image.shape[0] * scale)), max(1, round(self.image.shape[1] * scale))
-        return replace(
-            self,
-            image=resize_image(self.image, size),
-            truth=resize_mask(self.truth, size),
-            prediction=resize_mask(self.prediction, size),
-        )
+        image, truth = resize_image(self.image, size), resize_mask(self.truth, size)
+        return Example(image, truth, resize_mask(self.prediction, size), self.caption)
 
 
 def examples_sheet(
@@ -391,11 +386,7 @@ def examples_sheet(
 
 
 def overlay_sheet(
-    images: Sequence[np.ndarray],
-    masks: Sequence[np.ndarray],
-    captions: Sequence[str],
-    title: str,
-    palette: Palette = ONE_FOREGROUND,
+    images: Arrays, masks: Arrays, captions: Sequence[str], title: str, palette: Palette = ONE_FOREGROUND
 ) -> Image.Image:
     """Overlays of the masks on their images, four in a row, a caption under each."""
     tiles = [overlay(image, mask, palette) for image, mask in zip(images, masks)]
@@ -405,7 +396,7 @@ def overlay_sheet(
 def strip(
     image: np.ndarray,
     truth: np.ndarray,
-    predictions: Sequence[np.ndarray],
+    predictions: Arrays,
     captions: Sequence[str],
     palette: Palette = ONE_FOREGROUND,
 ) -> Image.Image:
@@ -423,118 +414,62 @@ def _rows_of(tiles: Sequence[np.ndarray], captions: Sequence[str], across: int) 
 
 
 def sheet(
-    rows: Sequence[Row],
-    title: str | None = None,
-    headings: Sequence[str] = (),
-    legend: Sequence[LegendEntry] = (),
+    rows: Sequence[Row], title: str | None = None, headings: Sequence[str] = (), legend: Sequence[LegendEntry] = ()
 ) -> Image.Image:
     """Rows of images on white, as a PIL image: title, headings above the columns, rows, and the legend at the bottom.
 
     The legend takes as many lines as it needs.
     """
     tiles = [[_tile(tile) for tile in row.tiles] for row in rows]
-    columns, width = _columns_of(tiles)
-    width = max(width, 320)
-    heights = [_row_height(row, row_tiles) for row, row_tiles in zip(rows, tiles)]
-    placed, legend_height = _lay_out(legend, width)
-    top = MARGIN  # of the first row
+    # Each column is as wide as its widest tile
+    widths = [max(tile.width for tile in column if tile) for column in zip_longest(*tiles)]
+    *lefts, right = accumulate(widths, lambda left, width: left + width + MARGIN, initial=MARGIN)
+    width = max(right, 320)
+    # As high as rows and legend can be; what is not needed is cut off in the end
+    height = 2 * _LINE + len(rows) * (TILE_HEIGHT + 2 * _LINE + MARGIN) + len(legend) * _LINE + 4 * MARGIN
+    page = Image.new("RGB", (width, height), "white")
+    draw = ImageDraw.Draw(page)
+
+    top = MARGIN
     if title:
+        _write(page, MARGIN, top - 3, title, width - 2 * MARGIN, FONT + 5)
         top += _LINE + 10
     if headings:
         top += _LINE
-
-    page = Image.new("RGB", (width, top + sum(heights) + legend_height), "white")
-    if title:
-        _write(page, MARGIN, MARGIN - 3, title, width - 2 * MARGIN, FONT + 5)
-    for column, heading in zip(columns, headings):
-        _write(page, column.left, top - _LINE, heading, column.width, colour=FAINT)
-    for row, row_tiles, height in zip(rows, tiles, heights):
-        _draw_row(page, top, row, row_tiles, columns)
-        top += height
-    for entry in placed:
-        entry.draw(page, top)
-    return page
-
-
-@dataclass(frozen=True)
-class _Column:
-    """Where the tiles of a column stand on a sheet, in pixels."""
-
-    left: int
-    width: int
+    for left, column_width, heading in zip(lefts, widths, headings):
+        _write(page, left, top - _LINE, heading, column_width, colour=FAINT)
+    for row, row_tiles in zip(rows, tiles):
+        if row.title:
+            _write(page, MARGIN, top, row.title, width - 2 * MARGIN)
+            top += _LINE
+        for left, tile in zip(lefts, row_tiles):
+            draw.rectangle((left - 1, top - 1, left + tile.width, top + tile.height), outline=FRAME)
+            page.paste(tile, (left, top))
+        for left, column_width, tile, caption in zip(lefts, widths, row_tiles, row.captions):
+            _write(page, left, top + tile.height + 2, caption, column_width)
+        top += max(tile.height for tile in row_tiles) + MARGIN
+        if row.captions:
+            top += _LINE
+    return page.crop((0, 0, width, _draw_legend(page, top, legend)))
 
 
-def _columns_of(rows: Sequence[Sequence[Image.Image]]) -> tuple[list[_Column], int]:
-    """The columns of a sheet, each as wide as its widest tile, and the width of all with their margins."""
-    widths: list[int] = []
-    for row in rows:
-        widths += [0] * (len(row) - len(widths))
-        for index, tile in enumerate(row):
-            widths[index] = max(widths[index], tile.width)
-    columns, left = [], MARGIN
-    for width in widths:
-        columns.append(_Column(left, width))
-        left += width + MARGIN
-    return columns, left
-
-
-def _row_height(row: Row, tiles: Sequence[Image.Image]) -> int:
-    """The height of a row on a sheet, with a line for its title or its captions, and the margin below."""
-    height = max(tile.height for tile in tiles) + MARGIN
-    if row.title or row.captions:
-        height += _LINE
-    return height
-
-
-def _draw_row(page: Image.Image, top: int, row: Row, tiles: Sequence[Image.Image], columns: Sequence[_Column]) -> None:
-    """Draws a row of a sheet that begins at `top`."""
-    if row.title:
-        _write(page, MARGIN, top, row.title, page.width - 2 * MARGIN)
-        top += _LINE
-    draw = ImageDraw.Draw(page)
-    for column, tile in zip(columns, tiles):
-        draw.rectangle((column.left - 1, top - 1, column.left + tile.width, top + tile.height), outline=FRAME)
-        page.paste(tile, (column.left, top))
-    for column, tile, caption in zip(columns, tiles, row.captions):
-        _write(page, column.left, top + tile.height + 2, caption, column.width)
-
-
-@dataclass(frozen=True)
-class _PlacedEntry:
-    """An entry of a legend, and where it stands below the rows of a sheet."""
-
-    entry: LegendEntry
-    left: int
-    down: int
-
-    def draw(self, page: Image.Image, top: int) -> None:
-        """Draws the entry of a legend that begins at the row `top` of `page`."""
-        draw = ImageDraw.Draw(page)
-        text, left, top = self.entry.text, self.left, top + self.down
-        if self.entry.colour is None and not self.entry.hatched:
-            draw.text((left, top), text, fill=FAINT, font=_font(FONT))
-            return
-        if self.entry.hatched:
-            swatch = mask_image(np.full((FONT, FONT), IGNORED, np.uint8))
-            page.paste(Image.fromarray(swatch), (left, top + 2))
-        draw.rectangle((left, top + 2, left + FONT, top + 2 + FONT), fill=self.entry.colour, outline=TEXT)
-        draw.text((left + FONT + 6, top), text, fill=TEXT, font=_font(FONT))
-
-
-def _lay_out(legend: Sequence[LegendEntry], width: int) -> tuple[list[_PlacedEntry], int]:
-    """The entries of a legend in lines of `width` pixels, and the height of all lines."""
-    placed, left, down = [], MARGIN, 0
+def _draw_legend(page: Image.Image, top: int, legend: Sequence[LegendEntry]) -> int:
+    """Draws a legend that begins at `top`, in as many lines as it needs; returns where it ends, its margin included."""
+    draw, left = ImageDraw.Draw(page), MARGIN
     for entry in legend:
         heading = entry.colour is None and not entry.hatched
-        text, length = _fitted(entry.text, min(14 * FONT, width - 2 * MARGIN - FONT - 6))
+        swatch_width = 0 if heading else FONT + 6
+        text, length = _fitted(entry.text, min(14 * FONT, page.width - 2 * MARGIN - FONT - 6))
+        length += swatch_width
+        if left > MARGIN and (heading or left + length > page.width - MARGIN):
+            left, top = MARGIN, top + _LINE
+        if entry.hatched:
+            page.paste(Image.fromarray(mask_image(np.full((FONT, FONT), IGNORED, np.uint8))), (left, top + 2))
         if not heading:
-            length += FONT + 6  # the swatch
-        if left > MARGIN and (heading or left + length > width - MARGIN):
-            left, down = MARGIN, down + _LINE
-        placed.append(_PlacedEntry(replace(entry, text=text), left, down))
+            draw.rectangle((left, top + 2, left + FONT, top + 2 + FONT), fill=entry.colour, outline=TEXT)
+        draw.text((left + swatch_width, top), text, fill=FAINT if heading else TEXT, font=_font(FONT))
         left += length + 2 * MARGIN
-    height = down + _LINE + MARGIN
-    return placed, height if placed else 0
+    return top + _LINE + MARGIN if legend else top
 
 
 def _tile(array: np.ndarray) -> Image.Image:
@@ -577,27 +512,21 @@ def _font(size: int) -> Any:
     from matplotlib import get_data_path  # here, as it takes half a second to load
 
     file = Path(get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"  # Pillow's own has no accents
-    if not file.is_file():
-        return ImageFont.load_default(size=size)
-    return ImageFont.truetype(file, size)
+    return ImageFont.truetype(file, size) if file.is_file() else ImageFont.load_default(size=size)
 
 
 # ---- curves and the confusion matrix
 
 
-@dataclass(frozen=True)
-class _Curve:
-    """How one column of the history is drawn."""
-
-    label: str
-    colour: str
-    width: float = 1.8
-
-
-_LOSS = _Curve("training loss", "#0072b2")
-_CURVES = {"loss": _LOSS, "dice": _Curve("Dice", "#009e73"), "iou": _Curve("IoU", "#56b4e9")}
-# Beside curves of classes, whose colours are also those above
-_CURVES_AMONG_CLASSES = {"loss": _LOSS, "dice": _Curve("Dice", "0", 2.6), "iou": _Curve("IoU", "0.5")}
+_CURVES = {  # how columns of the history are drawn
+    "loss": dict(label="training loss", color="#0072b2", linewidth=1.8),
+    "dice": dict(label="Dice", color="#009e73", linewidth=1.8),
+    "iou": dict(label="IoU", color="#56b4e9", linewidth=1.8),
+}
+_CURVES_AMONG_CLASSES = _CURVES | {  # whose colours are also those above
+    "dice": dict(label="Dice", color="0", linewidth=2.6),
+    "iou": dict(label="IoU", color="0.5", linewidth=1.8),
+}
 
 
 def draw_curves(history: Sequence[dict[str, Any]], path: str | Path) -> None:
@@ -607,52 +536,34 @@ def draw_curves(history: Sequence[dict[str, Any]], path: str | Path) -> None:
     and `dice_NAME` of each class. The best epoch is marked: by `dice_nonempty` (the Dice of images that hold
     something or are predicted to) where there is one, else by `dice`.
     """
+    from matplotlib.ticker import MaxNLocator
+
     scores = [name for name in ("dice", "iou") if name in history[-1]]
     by_class = [name for name in history[-1] if name.startswith("dice_") and name != "dice_nonempty"]
-    panels = width = 11.0  # inches
-    curves = _CURVES
-    if by_class:
-        width += 2.2  # for their legend
-        curves = _CURVES_AMONG_CLASSES
+    curves = _CURVES_AMONG_CLASSES if by_class else _CURVES
+    panels = 11.0  # inches
+    width = panels + 2.2 if by_class else panels  # the classes have a legend beside the panels
     figure = _figure(width, 4)
     share = panels / width
     figure.subplots_adjust(left=0.065 * share, right=0.985 * share, bottom=0.13, top=0.96, wspace=0.16)
     loss_axes, score_axes = figure.subplots(1, 2)
     if by_class:
         _draw_classes(score_axes, history, by_class)
-    for axes, label, names in (
-        (loss_axes, "loss", ["loss"]),
-        (score_axes, "score on validation images", scores),
-    ):
-        _draw_panel(axes, label, history, {name: curves[name] for name in names})
+    epochs = _values(history, "epoch")
+    for axes, label, names in ((loss_axes, "loss", ["loss"]), (score_axes, "score on validation images", scores)):
+        for name in names:
+            axes.plot(epochs, _values(history, name), marker=_marker(history), markersize=4, **curves[name])
+        axes.set_xlabel("epoch")
+        axes.set_ylabel(label)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=12, integer=True, min_n_ticks=1))
+        axes.set_xlim(min(epochs) - 0.5, max(epochs) + 0.5)
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
         if "dice" in names:
             _mark_best(axes, history)
         if names:
             axes.legend(frameon=bool(by_class), edgecolor="none", framealpha=0.8, loc="best")
     _save_figure(figure, path)
-
-
-def _draw_panel(axes: Axes, label: str, history: Sequence[dict[str, Any]], curves: dict[str, _Curve]) -> None:
-    """Draws columns of the history by epoch, and what surrounds them."""
-    from matplotlib.ticker import MaxNLocator
-
-    epochs = _values(history, "epoch")
-    for name, curve in curves.items():
-        axes.plot(
-            epochs,
-            _values(history, name),
-            label=curve.label,
-            marker=_marker(history),
-            markersize=4,
-            linewidth=curve.width,
-            color=curve.colour,
-        )
-    axes.set_xlabel("epoch")
-    axes.set_ylabel(label)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=12, integer=True, min_n_ticks=1))
-    axes.set_xlim(min(epochs) - 0.5, max(epochs) + 0.5)
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
 
 
 def _draw_classes(axes: Axes, history: Sequence[dict[str, Any]], names: Sequence[str]) -> None:
@@ -669,21 +580,14 @@ def _draw_classes(axes: Axes, history: Sequence[dict[str, Any]], names: Sequence
         title = f"Dice, the worst {len(named)} of {len(names)} classes"
 
     lines = []
+    epochs, dots = _values(history, "epoch"), _marker(history)
     for index, (values, own_colour) in enumerate(zip(columns, class_colours())):
         colour: str | list[float] = "0.75"
         order = 1.8
         if index in named:
             # Darker than in masks, as light ones are faint on white
             colour, order = [channel / 255 * 0.85 for channel in own_colour], 1.9
-        lines += axes.plot(
-            _values(history, "epoch"),
-            values,
-            marker=_marker(history),
-            markersize=2,
-            linewidth=0.9,
-            color=colour,
-            zorder=order,
-        )
+        lines += axes.plot(epochs, values, marker=dots, markersize=2, linewidth=0.9, color=colour, zorder=order)
     legend = axes.figure.legend(
         [lines[index] for index in named],
         [_shortened(names[index].removeprefix("dice_")) for index in named],
@@ -706,16 +610,16 @@ def _mark_best(axes: Axes, history: Sequence[dict[str, Any]]) -> None:
     if np.isnan(selection).all():
         return
     best = int(np.nanargmax(selection))
+    label = f"best: Dice {dice[best]:.4f}, epoch {history[best]['epoch']}"
     axes.plot(
         epochs[best],
         dice[best],
-        linestyle="none",
-        marker="o",
+        "o",
+        label=label,
         markersize=11,
-        markerfacecolor="none",
-        markeredgecolor="#d55e00",
+        fillstyle="none",
+        color="#d55e00",
         markeredgewidth=1.8,
-        label=f"best: Dice {dice[best]:.4f}, epoch {history[best]['epoch']}",
     )
 
 
@@ -763,7 +667,11 @@ def draw_confusion(confusion: Sequence[Sequence[int]], names: Sequence[str], pat
     axes.tick_params(which="both", length=0)
     axes.spines[:].set_visible(False)
     if count <= LETTERED:
-        _write_cells(axes, share)
+        for row, column in zip(*np.nonzero(~np.ma.getmaskarray(share))):
+            value = share[row, column]
+            if value >= 0.5 or row == column:  # what rounds to 0 stands only on the diagonal
+                colour = "white" if value > 55 else "0.15"
+                axes.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=9, color=colour)
     axes.set_title("What became of each true class", fontsize=11, loc="left")
 
     bar_axes = figure.add_axes(((start + side + 0.2) / width, start / height, 0.14 / width, side / height))
@@ -771,15 +679,6 @@ def draw_confusion(confusion: Sequence[Sequence[int]], names: Sequence[str], pat
     bar.set_label("% of the true class")
     bar.outline.set_visible(False)
     _save_figure(figure, path)
-
-
-def _write_cells(axes: Axes, share: np.ma.MaskedArray) -> None:
-    """Writes the per cents of a confusion matrix into its cells; those that round to 0 only on the diagonal."""
-    for row, column in zip(*np.nonzero(~np.ma.getmaskarray(share))):
-        value = share[row, column]
-        if value >= 0.5 or row == column:
-            colour = "white" if value > 55 else "0.15"
-            axes.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=9, color=colour)
 
 
 def _figure(width: float, height: float) -> Figure:
@@ -794,9 +693,7 @@ def _figure(width: float, height: float) -> Figure:
 
 def _save_figure(figure: Figure, path: str | Path) -> None:
     kind = Path(path).suffix.lower().lstrip(".") or "png"
-    options: dict[str, Any] = {}
-    if kind == "png":
-        options["pil_kwargs"] = {"compress_level": 1}  # a tenth of the time
+    options: dict[str, Any] = {"pil_kwargs": {"compress_level": 1}} if kind == "png" else {}  # a tenth of the time
     write_whole(path, lambda file: figure.savefig(file, format=kind, dpi=110, **options), sync=False)
 
 
