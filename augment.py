@@ -37,9 +37,9 @@ from tqdm import tqdm
 
 import dataset
 from parts import pictures
-from parts.errors import UnusableFile, UserError, counted, printable, run
+from parts.errors import UnusableFile, UserError, counted, printable, run, within_memory
 from parts.files import Provenance, one_at_a_time, parallel_map, remove_leftovers, stamp, write_text, write_whole
-from parts.images import Decoded, choose_value_range, decode, depth_of, image_size, pixels_of, read_image
+from parts.images import Decoded, choose_value_range, decode, depth_of, head_of, image_size, pixels_of, read_image
 from parts.mask_rules import decide_mask_rule, refuse_united_classes
 from parts.masks import MaskRule, Observation, count_classes, observe_mask, read_mask
 from parts.names import COPIES, HOW_TO_GET_CARVANA, Folder, Pair, group_of, list_pictures, pair_files
@@ -130,17 +130,25 @@ def _open(pair: Pair) -> _Opened:
         pixels = pixels[..., 0]  # greys stay grey
     masks = []
     for path, page in pair.sources[1:]:
-        mask = decode(path, page=page).picture
-        if mask.mode.startswith("I;16"):
-            mask = Image.fromarray(np.asarray(mask).astype(np.uint16))  # in this machine's byte order
-        elif mask.mode not in ("1", "L", "P", "I", "F", "RGB", "RGBA", "LA"):
-            mask = mask.convert("RGBA" if "a" in mask.mode.lower() else "RGB")
+        mask = _in_writable_mode(decode(path, page=page))
         height, width = pixels.shape[:2]
         if mask.size != (width, height):
             sizes = f"is {mask.height}×{mask.width} (height × width), but its image {printable(pair.image)}"
             raise UnusableFile(path, f"{sizes} {height}×{width}", "Export one of them again, or remove both")
         masks.append(mask)
     return _Opened(pair, decoded, pixels, masks)
+
+
+def _in_writable_mode(mask: Decoded) -> Image.Image:
+    """A mask in a mode of Pillow's that can be written, with the same values."""
+    picture = mask.picture
+    values = np.asarray(picture)
+    # Greys of 16 bits: in this machine's byte order; or of a PGM, for which Pillow has 32, and PNG has not.
+    if picture.mode.startswith("I;16") or (mask.format in ("PNG", "PPM") and picture.mode == "I"):
+        return Image.fromarray(values.astype(np.uint16))
+    if picture.mode in ("1", "L", "P", "I", "F", "RGB", "RGBA", "LA"):
+        return picture
+    return picture.convert("RGBA" if "a" in picture.mode.lower() else "RGB")
 
 
 class Split(NamedTuple):
@@ -331,9 +339,8 @@ def _image_suffix(pair: Pair) -> str:
     if suffix.lower() in _JPEG_SUFFIXES:
         return suffix
     if suffix.lower() in _TIFF_SUFFIXES:
-        with suppress(Exception), Image.open(pair.image) as picture:  # if it is damaged, _Maker will say so
-            picture.seek(pair.image_page)
-            if picture.mode in ("I", "F"):
+        with suppress(UnusableFile):  # if it is damaged, _Maker will say so
+            if head_of(pair.image, pair.image_page).mode in ("I", "F"):
                 return ".tif"
     return ".png"
 
@@ -389,14 +396,22 @@ class _Maker:
     def __call__(self, item: Item) -> UnusableFile | None:
         """Makes the files, or gives back the UnusableFile that prevents it."""
         try:
-            opened = _open(item.pair)
-            _refuse_depth(item.pair.image, opened.pixels, item.images[0])
-            images, masks = [opened.pixels], [[values] for values in opened.mask_values]
-            if item.side == _TRAIN:
-                # The draw is that of the name without its subfolder, as in `augmentation`.
-                images, masks = _make_copies(opened, self.seed, item.pair.name.rpartition("/")[2])
+            with within_memory(item.pair.image):
+                self._make(item)
         except UnusableFile as fault:
             return fault
+        return None
+
+    def _make(self, item: Item) -> None:
+        """Makes the files. UnusableFile: nothing is written."""
+        opened = _open(item.pair)
+        _refuse_depth(item.pair.image, opened.pixels, item.images[0])
+        images, masks = [opened.pixels], [[values] for values in opened.mask_values]
+        for (path, _), (values,), targets in zip(item.pair.sources[1:], masks, item.masks):
+            _refuse_depth(path, values, targets[0])
+        if item.side == _TRAIN:
+            # The draw is that of the name without its subfolder, as in `augmentation`.
+            images, masks = _make_copies(opened, self.seed, item.pair.name.rpartition("/")[2])
         for target, pixels in zip(item.images, images):
             if target == item.images[0] and _can_be_copied(opened.image, target):
                 with open(item.pair.image, "rb") as original:
@@ -406,7 +421,6 @@ class _Maker:
         for targets, copies, like in zip(item.masks, masks, opened.masks):
             for target, values in zip(targets, copies):
                 self._write_mask(target, values, like)
-        return None
 
     def _write_image(self, target: str, pixels: np.ndarray) -> None:
         """Writes uint8 or uint16 (H, W, 3), uint16 or float32 (H, W), in their depth."""
@@ -530,7 +544,8 @@ def _observe(pairs: Sequence[Pair], num_workers: int | None) -> list[Observation
 
 def _observe_or_none(mask: tuple[Path, int]) -> Observation | None:
     try:
-        return observe_mask(*mask)
+        with within_memory(mask[0]):
+            return observe_mask(*mask)
     except UnusableFile:
         return None
 

@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from parts.errors import UnusableFile, UserError, printable
+from parts.errors import UnusableFile, UserError, printable, within_memory
 from parts.files import Provenance, one_at_a_time, parallel_map, stamp, write_text
 from parts.images import image_size, read_image
 from parts.masks import MaskRule, read_mask
@@ -398,7 +398,8 @@ class _Writer:
         pair = self.files.pairs[number]
         problem = None
         try:
-            sample, size = self.files.sample(number), self.files.sizes[number]
+            with within_memory(pair.image):
+                sample, size = self.files.sample(number), self.files.sizes[number]
             if sample.mask.shape != size:
                 sizes = "is {}x{} by its head, and {}x{} when it is decoded".format(*size, *sample.mask.shape)
                 raise UnusableFile(pair.image, sizes, "Save it again")

@@ -20,7 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 from parts import pictures
-from parts.errors import UnusableFile, UserError, counted, printable
+from parts.errors import UnusableFile, UserError, counted, printable, within_memory
 from parts.files import Provenance, parallel_map, stamp, write_text
 from parts.images import choose_value_range, decode, depth_of, pages_of, pixels_of, read_image
 from parts.mask_rules import decide_mask_rule, refuse_united_classes
@@ -51,7 +51,7 @@ from parts.names import (
 )
 from parts.spec import ALPHA, DataSpec
 
-VERSION = 6  # of the remembered facts; raise it when other facts are taken from the same files
+VERSION = 7  # of the remembered facts; raise it when other facts are taken from the same files
 LINES = 20  # files that one finding lists
 DARK = 4096  # 16-bit images that stay below have fewer than 16 greys left at 8 bits
 TILES = 16  # overlays on the sheet
@@ -495,7 +495,8 @@ def _look_at(file: _File) -> dict[str, Any] | UnusableFile:
     try:
         if file.kind == PAGES:
             return {"pages": pages_of(file.path) or [0]}
-        facts = dict(vars(observe_mask(file.path, file.page) if file.kind == MASK else _see_image(file)))
+        with within_memory(file.path):
+            facts = dict(vars(observe_mask(file.path, file.page) if file.kind == MASK else _see_image(file)))
         facts.pop("path", None)  # a memory that names it could not be moved
         return facts
     except UnusableFile as fault:

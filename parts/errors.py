@@ -8,7 +8,8 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -81,6 +82,18 @@ def ran_out_of_memory(error: BaseException) -> bool:
     Only some of these exceptions have a type of their own; the others are known by their messages.
     """
     return type(error).__name__ == "OutOfMemoryError" or any(text in str(error) for text in _OUT_OF_MEMORY)
+
+
+@contextmanager
+def within_memory(path: str | Path) -> Iterator[None]:
+    """What is done with one picture: where memory is too small for it, UnusableFile says so, and others can go on."""
+    try:
+        yield
+    except Exception as error:
+        if not isinstance(error, MemoryError) and "Insufficient memory" not in str(error):  # OpenCV's words
+            raise
+        error.__traceback__ = None  # which holds what did fit, as long as the UnusableFile is kept
+        raise UnusableFile(path, "does not fit into memory", "Shrink it, or cut it into tiles") from None
 
 
 _DENIED = "permission denied. Change the folder's permissions, or give another one"

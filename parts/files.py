@@ -51,8 +51,8 @@ def write_whole(path: Place, write: Callable[[BinaryIO], Any], sync: bool = True
         os.replace(part, path)
     except BaseException as error:
         part.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename in (None, str(part)):
-            error.filename = str(path)  # "disk full" should say where
+        if isinstance(error, OSError) and error.errno and error.filename in (None, str(part)):
+            error.filename = str(path)  # "disk full" should say where; Pillow's errors have no number, but words
         raise
     if sync:
         _sync_folder(path.parent)

@@ -3,19 +3,22 @@
 import os
 import re
 import stat
+import threading
 import warnings
+import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps, TiffImagePlugin
+from PIL import Image, TiffImagePlugin
 from PIL.ExifTags import Base as Tag
 
-from parts.errors import UnusableFile, counted
+from parts.errors import UnusableFile, counted, within_memory
 
 LARGEST = 500_000_000  # pixels; one picture of that size fills 1.5 GB
 SET_RANGE = 'IMAGE_RANGE = (low, high) or "auto" (--image-range) says which of its values become 0 and 255'
@@ -23,21 +26,92 @@ _AGAIN = "Fetch or export it again, or remove it"
 _SAVE_SHALLOWER = f"Save it with 8 or 16 bits; {SET_RANGE}, if it is an image"
 _REDUCED_OR_MASK = 0b101  # bits of a TIFF's NewSubfileType: a smaller copy of another page, or its transparency mask
 
+# Only these of Pillow's decoders are open to a file, those of names.SUFFIXES and TGA's: others start programs (EPS), or
+# are hardly used and hardly tested.
+_FORMATS = ["JPEG", "PNG", "TIFF", "GIF", "BMP", "PPM", "WEBP"]
+if find_spec("PIL.AvifImagePlugin"):  # which older versions of Pillow lack
+    _FORMATS.append("AVIF")
+
+_MARKS = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # of the commonest of them
+
+# Pictures of kinds that are not read: (place, what files have there, what they are).
+_OTHER_KINDS = (
+    (0, b"%!PS", "an EPS picture"),
+    (0, b"\xc5\xd0\xd3\xc6", "an EPS picture"),
+    (0, b"8BPS", "a PSD picture"),
+    (0, b"SIMPLE  =", "a FITS picture"),
+    (0, b"\0\0\1\0", "an ICO picture"),
+    (0, b"icns", "an ICNS picture"),
+    (0, b"\0\0\0\x0cjP  ", "a JPEG 2000 picture"),
+    (0, b"\xff\x4f\xff\x51", "a JPEG 2000 picture"),
+    (4, b"ftyphei", "a HEIC picture"),
+    (0, b"\xd7\xcd\xc6\x9a", "a WMF picture"),
+    (40, b" EMF", "an EMF picture"),
+    (2048, b"PCD_", "a Photo CD picture"),
+    (0, b"DDS ", "a DDS picture"),
+    (0, b"qoif", "a QOI picture"),
+    (0, b"\n\5\1", "a PCX picture"),
+    (0, b"\x01\xda\0\1", "an SGI picture"),
+    (0, b"\x01\xda\1\1", "an SGI picture"),
+    (0, b"\x59\xa6\x6a\x95", "a Sun raster picture"),
+    (0, b"/* XPM */", "an XPM picture"),
+    (0, b"\x89HDF", "an HDF5 file"),
+    (0, b"GRIB", "a GRIB file"),
+    (0, b"BUFR", "a BUFR file"),
+)
+
+# What EXIF's orientations are undone by
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+# Of the files of several pages that a thread has read last, so many stay open, such as those of an image and its masks.
+# Files of larger pages do not, because each holds a page in memory.
+_MOST_OPEN = 4
+_LARGEST_OPEN = 16_000_000  # pixels
+
 Size = tuple[int, int]  # height, width
 Range = tuple[float, float]  # what becomes 0, what becomes 255
 
 
 @dataclass(frozen=True)
-class Decoded:
-    """The decoded picture of a file, upright, and what the file said about it."""
+class Head:
+    """What a file says about one of its pages, before that is decoded."""
 
-    picture: Image.Image  # decoded to its end
     format: str  # Pillow's name of the file format, such as "JPEG"
+    mode: str  # Pillow's, such as "RGB"
     raw: str  # how the file lays out a pixel, in Pillow's terms, such as "RGB;16B"
     size: Size  # upright, and not reduced by a draft
     frames: bool  # whether the file has more frames or pages
     turned: int  # EXIF's orientation, 1 to 8; 1 is upright
-    page: int = 0
+    page: int
+
+    @classmethod
+    def of(cls, picture: Any) -> "Head":
+        """The head of the page at which an open picture is, which is not decoded yet."""
+        turned = _orientation(picture)
+        return cls(
+            format=picture.format or "",
+            mode=picture.mode,
+            raw=str(picture.tile[0][3]) if picture.tile else "",
+            size=_upright_size(picture, turned),
+            frames=picture.format != "MPO" and getattr(picture, "is_animated", False),  # an MPO has previews
+            turned=turned,
+            page=picture.tell(),
+        )
+
+
+@dataclass(frozen=True)
+class Decoded(Head):
+    """The decoded picture of a file's page, upright, and what the file said about it."""
+
+    picture: Image.Image  # decoded to its end; its mode may differ from what the head says
 
 
 # ---- reading
@@ -78,31 +152,34 @@ def decode(path: str | Path, draft: Size | None = None, page: int = 0) -> Decode
 
     draft: (height, width); a JPEG may be decoded at a half, a quarter or an eighth, if it stays as large as that
     """
-    with _opened(path, page) as picture:
-        turned = _orientation(picture)
-        raw = _raw_layout(picture)
-        size = _upright_size(picture, turned)
-        frames = picture.format != "MPO" and getattr(picture, "is_animated", False)  # an MPO has previews
-        _refuse_misread(picture)
-        if draft and picture.format in ("JPEG", "MPO"):
+    with _opened(path, page) as file:
+        picture, head = file.picture, file.head
+        file.refuse_misread()
+        if draft and head.format in ("JPEG", "MPO"):
             height, width = draft
-            if turned >= 5:  # on its side
+            if head.turned >= 5:  # on its side
                 height, width = width, height
             picture.draft(None, (width, height))
-        if picture.format == "TIFF" and picture.tag_v2.get(Tag.Orientation, 1) > 4:
+        if head.format == "TIFF" and picture.tag_v2.get(Tag.Orientation, 1) > 4:
             picture.filename = ""  # else Pillow maps the file into memory at the turned size, which scrambles greys
         picture.load()
         upright = picture
-        if turned > 1:
-            picture.info.pop("exif", None)  # exif_transpose would write it anew, and fail where it is damaged
-            upright = ImageOps.exif_transpose(picture)
-        return Decoded(upright, picture.format or "", raw, size, frames, turned, picture.tell())
+        if head.turned > 1:
+            upright = picture.transpose(_TURNS[head.turned])
+        elif file.stays_open:  # and goes on to other pages
+            upright = picture.copy()
+        return Decoded(**vars(head), picture=upright)
+
+
+def head_of(path: str | Path, page: int = 0) -> Head:
+    """What a file says about a page, which is not decoded. UnusableFile."""
+    with _opened(path, page) as file:
+        return file.head
 
 
 def image_size(path: str | Path, page: int = 0) -> Size:
     """(height, width) of a picture after EXIF's orientation, from the head of its file. UnusableFile."""
-    with _opened(path, page) as picture:
-        return _upright_size(picture, _orientation(picture))
+    return head_of(path, page).size
 
 
 def pages_of(path: str | Path) -> list[int] | None:
@@ -111,43 +188,107 @@ def pages_of(path: str | Path) -> list[int] | None:
     The previews in an MPO, the smaller copies and transparency masks in a TIFF and the layers of a PSD are none.
     """
     try:
-        with _opened(path) as picture:
-            if picture.format == "TIFF":
-                return _tiff_pages(picture) or [0]
-            if picture.format in ("AVIF", "GIF", "PNG", "WEBP"):
-                return list(range(getattr(picture, "n_frames", 1)))
+        with _opened(path) as file:
+            if file.head.format == "TIFF":
+                return _tiff_pages(file.picture) or [0]
+            if file.head.format in ("AVIF", "GIF", "PNG", "WEBP"):
+                return list(range(getattr(file.picture, "n_frames", 1)))
             return [0]
     except UnusableFile:
         return None
 
 
 def _tiff_pages(picture: Any) -> list[int]:
+    """The numbers of a TIFF's pages that are pictures of their own. The open picture is left at its first page."""
     pages: list[int] = []
     page = 0
     while True:
         try:
             picture.seek(page)
         except EOFError:
-            return pages
+            break
         except Exception:  # as where the rest is lost, which reading this page will say
-            return [*pages, page]
+            pages.append(page)
+            break
         if not picture.tag_v2.get(Tag.NewSubfileType, 0) & _REDUCED_OR_MASK:
             pages.append(page)
         page += 1
+    picture.seek(0)
+    return pages
+
+
+# ---- open files
+
+
+class _OpenFile:
+    """An open file at one of its pages. Turned to the next page, it goes on from there.
+
+    To reach a page of a GIF all pages before it must be decoded, and those of a TIFF be found one after another.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self._files = ExitStack()
+        self.path = path
+        self.picture = self._files.enter_context(_open(path))
+        self.head = Head.of(self.picture)
+        self._is_checked = False
+
+    @property
+    def stays_open(self) -> bool:
+        """Whether other pages may be asked for, and memory allows to wait for them."""
+        height, width = self.head.size
+        return self.head.frames and height * width <= _LARGEST_OPEN
+
+    def turn_to(self, page: int) -> None:
+        """Goes to a page."""
+        if page != self.head.page:
+            self.picture.seek(page)
+            self.head = Head.of(self.picture)
+
+    def refuse_misread(self) -> None:
+        """UnusableFile for a page that Pillow would decode to wrong pixels without an error."""
+        _refuse_misread(self.picture, _with_page(self.path, self.head.page))
+        if self.head.format == "PNG" and not self._is_checked:
+            _refuse_wrong_checksums(self.path)
+            self._is_checked = True
+
+    def close(self) -> None:
+        """Closes the file; what has been decoded stays."""
+        self._files.close()
+
+
+_open_files = threading.local()
+
+
+def _waiting() -> dict[tuple, _OpenFile]:
+    """The files that this thread has left open, by what they were then, the last one last."""
+    if getattr(_open_files, "process", None) != os.getpid():  # a forked process would share the place in its parent's
+        _open_files.process, _open_files.files = os.getpid(), {}
+    return _open_files.files
 
 
 @contextmanager
-def _opened(path: str | Path, page: int = 0) -> Iterator[Any]:
-    """The PIL picture in a file, at that page; whatever goes wrong inside becomes an UnusableFile."""
+def _opened(path: str | Path, page: int = 0) -> Iterator[_OpenFile]:
+    """A file, open at that page; whatever goes wrong inside becomes an UnusableFile.
+
+    One of several pages stays open for this thread's next call, which goes on from there.
+    """
     # Both settings belong to the process and are made each time: changes for a while would mix up threads.
     warnings.filterwarnings("ignore", module=r"PIL\.")  # remarks on odd metadata; what matters raises
     Image.MAX_IMAGE_PIXELS = LARGEST // 2  # Pillow refuses twice this
     try:
-        _refuse_special(path)
-        with Image.open(path) as picture:
-            if page:
-                picture.seek(page)
-            yield picture
+        state = _refuse_special(path)
+        key = (str(path), state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns)
+        with within_memory(_with_page(path, page)), ExitStack() as at_end:
+            file = _waiting().pop(key, None) or _OpenFile(path)
+            at_end.callback(file.close)
+            file.turn_to(page)
+            yield file
+            if file.stays_open:
+                at_end.pop_all()
+                _waiting()[key] = file
+        if len(_waiting()) > _MOST_OPEN:
+            _waiting().pop(next(iter(_waiting()))).close()
     except UnusableFile:
         raise
     except Exception as error:  # the decoders raise nearly every kind
@@ -157,14 +298,33 @@ def _opened(path: str | Path, page: int = 0) -> Iterator[Any]:
         raise fault or _unusable(_with_page(path, page), error) from None
 
 
+def _open(path: str | Path) -> Any:
+    """The PIL picture in a file, at its first page. UnusableFile: it is of a kind that is not read."""
+    try:
+        return Image.open(path, formats=_FORMATS)
+    except Image.UnidentifiedImageError:
+        kind = other_kind(path)
+        if kind:
+            raise UnusableFile(path, f"is {kind}, which is not read", "Save it as PNG or TIFF") from None
+        return Image.open(path, formats=["TGA"])  # last: it has no mark, and takes some of the others for its own
+
+
+def other_kind(path: str | Path) -> str | None:
+    """What a file is, by its content, if it is a picture of a kind that is not read; None: it is something else."""
+    start = _start_of(path)
+    return next((kind for place, mark, kind in _OTHER_KINDS if start.startswith(mark, place)), None)
+
+
+def _start_of(path: str | Path) -> bytes:
+    """The first bytes of a file, all in which the kinds of pictures differ; none of a file that cannot be read."""
+    with suppress(OSError), open(path, "rb") as file:
+        return file.read(2052)
+    return b""
+
+
 def _with_page(path: str | Path, page: int) -> str | Path:
     """A file as messages name it, with the page in brackets unless it is the first."""
     return f"{path}[{page}]" if page else path
-
-
-def _raw_layout(picture: Any) -> str:
-    """How a file lays out a pixel, in Pillow's terms, such as "RGB;16B"."""
-    return str(picture.tile[0][3]) if picture.tile else ""
 
 
 def _upright_size(picture: Any, turned: int) -> Size:
@@ -194,8 +354,8 @@ def _orientation(picture: Any) -> int:
 # ---- what is refused
 
 
-def _refuse_special(path: str | Path) -> None:
-    """UnusableFile for what is no file with content."""
+def _refuse_special(path: str | Path) -> os.stat_result:
+    """What the system says about a file. UnusableFile for what is no file with content."""
     state = os.stat(path)
     if stat.S_ISDIR(state.st_mode):
         raise UnusableFile(path, "is a folder", "Give a picture file")
@@ -203,26 +363,74 @@ def _refuse_special(path: str | Path) -> None:
         raise UnusableFile(path, "is no ordinary file", "Replace it by a picture, or remove it")
     if state.st_size == 0:
         raise UnusableFile(path, "is empty (0 bytes)", _AGAIN)
+    return state
 
 
-def _refuse_misread(picture: Any) -> None:
+def _refuse_misread(picture: Any, path: str | Path) -> None:
     """UnusableFile for open pictures that Pillow would decode to wrong pixels without an error."""
     if picture.format in ("JPEG", "MPO"):
-        _refuse_blank_end(picture)
+        _refuse_blank_end(picture, path)
     if picture.format == "BMP" and picture.mode == "1":
         stride = picture.tile[0][3][1]  # bytes in a row of the file; rows of 1 bit are filled up to 4 bytes
         if stride > (picture.size[0] + 31) // 32 * 4:
             problem = "is a BMP with a palette of black and white in more than 1 bit, which is not read right"
-            raise UnusableFile(picture.filename, problem, "Save it as PNG")
+            raise UnusableFile(path, problem, "Save it as PNG")
     if picture.format == "TIFF":
+        _refuse_missing_rows(picture.tag_v2, path)
         bits = picture.tag_v2.get(Tag.BitsPerSample, (1,))
         is_planar = picture.tag_v2.get(Tag.PlanarConfiguration) == 2
         if is_planar and len(bits) > 1 and max(bits) > 8:
             problem = "keeps each channel by itself (planar) with more than 8 bits, which is not read right"
-            raise UnusableFile(picture.filename, problem, "Save it with its channels together (contiguous), or as PNG")
+            raise UnusableFile(path, problem, "Save it with its channels together (contiguous), or as PNG")
 
 
-def _refuse_blank_end(picture: Any) -> None:
+def _refuse_missing_rows(tags: Any, path: str | Path) -> None:
+    """UnusableFile where a TIFF's page holds fewer rows than its head says: Pillow would fill up with black.
+
+    The rows stand in strips, one below another, or in tiles, of which several lie side by side.
+    """
+    height, width = tags[Tag.ImageLength], tags[Tag.ImageWidth]
+    channels, bits = tags.get(Tag.SamplesPerPixel, 1), tags.get(Tag.BitsPerSample, (1,))
+    places, lengths = tags.get(Tag.StripOffsets), tags.get(Tag.StripByteCounts)
+    rows, columns = min(height, tags.get(Tag.RowsPerStrip, height)), width
+    if Tag.TileOffsets in tags:
+        places, lengths = tags[Tag.TileOffsets], tags.get(Tag.TileByteCounts)
+        rows, columns = tags[Tag.TileLength], tags[Tag.TileWidth]
+    if places is None:  # some old ones keep a JPEG instead
+        return
+    needed = -(-height // rows) * -(-width // columns)
+    if tags.get(Tag.PlanarConfiguration) == 2:
+        needed *= channels
+    is_short = len(places) < needed
+    if lengths and tags.get(Tag.Compression, 1) == 1 and tags.get(Tag.PhotometricInterpretation) != 6:
+        # Without compression as many bytes as pixels need; 6 is YCbCr, whose colours may have fewer pixels.
+        least = height * (width * channels * sum(bits) // len(bits) // 8)
+        is_short = is_short or 0 < sum(lengths) < least  # some programs write no lengths, but 0
+    if is_short:
+        raise UnusableFile(path, f"is damaged or cut short (it holds fewer than the {height:,} rows it should)", _AGAIN)
+
+
+def _refuse_wrong_checksums(path: str | Path) -> None:
+    """UnusableFile where the checksum of a PNG's chunk is not that of its content: Pillow does not look at all of them.
+
+    A chunk is its length, its kind, the content, and CRC-32 of kind and content.
+    """
+    with open(path, "rb") as file:
+        file.seek(8)  # the mark of a PNG
+        kind = b""
+        while kind != b"IEND":
+            length, kind = file.read(4), file.read(4)
+            if not length:  # the mark of the end is missing, which no pixel needs
+                return
+            left, checksum = int.from_bytes(length, "big"), zlib.crc32(kind)
+            while left > 0 and (content := file.read(min(left, 1 << 20))):
+                checksum = zlib.crc32(content, checksum)
+                left -= len(content)
+            if left or file.read(4) != checksum.to_bytes(4, "big"):
+                raise UnusableFile(path, "is damaged or cut short (a checksum does not fit its content)", _AGAIN)
+
+
+def _refuse_blank_end(picture: Any, path: str | Path) -> None:
     """UnusableFile where zeros stand for the rest of a JPEG, as an interrupted download may leave them.
 
     libjpeg would decode them to grey without an error.
@@ -234,11 +442,13 @@ def _refuse_blank_end(picture: Any) -> None:
     picture.fp.seek(place)
     content = end.rstrip(b"\0")
     if len(end) - len(content) > 64 and not content.endswith(b"\xff\xd9"):  # the marker of a JPEG's end
-        raise UnusableFile(picture.filename, "ends in zeros, where the rest of the picture should be", _AGAIN)
+        raise UnusableFile(path, "ends in zeros, where the rest of the picture should be", _AGAIN)
 
 
 def _unusable(path: str | Path, error: Exception) -> UnusableFile:
     """The UnusableFile for what Pillow or the operating system raised."""
+    if "\0" in str(path):
+        return UnusableFile(path, "is no name of a file, because it holds the character NUL", "Check its name")
     if isinstance(error, FileNotFoundError):
         if os.path.islink(path):
             return UnusableFile(path, "is a symbolic link to a file that is not there", "Mend the link, or remove it")
@@ -249,11 +459,11 @@ def _unusable(path: str | Path, error: Exception) -> UnusableFile:
         return UnusableFile(path, "is a symbolic link that leads to itself", "Mend the link, or remove it")
     if isinstance(error, Image.DecompressionBombError):
         return UnusableFile(path, f"has more than {LARGEST // 10**6} million pixels", "Cut it into tiles")
-    if isinstance(error, Image.UnidentifiedImageError):
-        return UnusableFile(path, "is no picture, whatever its name says", _AGAIN)
-    if isinstance(error, MemoryError):
-        return UnusableFile(path, "does not fit into memory", "Shrink it, or cut it into tiles")
     reason = str(error).strip().rstrip(".") or type(error).__name__
+    if isinstance(error, Image.UnidentifiedImageError):
+        if not _start_of(path).startswith(_MARKS):
+            return UnusableFile(path, "is no picture of a kind that is read, whatever its name says", _AGAIN)
+        reason = "its head cannot be read"
     return UnusableFile(path, f"is damaged or cut short ({reason})", _AGAIN)
 
 
@@ -261,8 +471,8 @@ def _odd_tiff(path: str | Path, page: int) -> UnusableFile | None:
     """The UnusableFile for a TIFF of a kind that Pillow does not read; None: it is no such file, or damaged."""
     try:
         tags = _tiff_tags(path, page)
-        channels = tags.get(Tag.SamplesPerPixel, 1)
-        bits = max(tags.get(Tag.BitsPerSample, (1,)))
+        channels = int(tags.get(Tag.SamplesPerPixel, 1))  # an odd tag may hold bytes
+        bits = int(max(tags.get(Tag.BitsPerSample, (1,))))
         values = {2: "signed ", 3: "floating-point ", 5: "complex ", 6: "complex "}
         kind = values.get(tags.get(Tag.SampleFormat, (1,))[0], "")
         size = f"{tags[Tag.ImageLength]}x{tags[Tag.ImageWidth]}"
@@ -359,8 +569,8 @@ def _stretched(values: np.ndarray, value_range: Range) -> np.ndarray:
 
 def may_be_deep(path: str | Path, page: int = 0) -> bool:
     """Whether the head of a file leaves it open that `depth_of` finds more than 8 bits. UnusableFile."""
-    with _opened(path, page) as picture:
-        return picture.mode[0] in "IF" or ";16" in _raw_layout(picture) or picture.format == "PPM"
+    head = head_of(path, page)
+    return head.mode[0] in "IF" or ";16" in head.raw or head.format == "PPM"
 
 
 def depth_of(decoded: Decoded, path: str | Path) -> dict[str, Any] | None:

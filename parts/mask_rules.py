@@ -11,7 +11,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from parts.errors import UnusableFile, UserError, list_files
+from parts.errors import UnusableFile, UserError, list_files, within_memory
 from parts.files import parallel_map
 from parts.masks import (
     COLOURS,
@@ -66,7 +66,8 @@ def find_mask_rule(
 def _observation_or_fault(mask: Mask, foreground: Any) -> Observation | UnusableFile:
     path, page = mask if isinstance(mask, tuple) else (mask, 0)
     try:
-        observation = observe_mask(path, page)
+        with within_memory(path):
+            observation = observe_mask(path, page)
     except UnusableFile as fault:
         return fault
     return alpha_fault(observation, foreground) or observation

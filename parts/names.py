@@ -16,7 +16,7 @@ from pathlib import Path, PurePath
 from typing import NamedTuple
 
 from parts.errors import UnusableFile, UserError, counted, list_files, printable
-from parts.images import pages_of
+from parts.images import other_kind, pages_of
 from parts.spec import CARVANA_GROUP, DataSpec, compile_group
 
 HOW_TO_GET_CARVANA = """\
@@ -798,9 +798,14 @@ def _problem_of_kind(file: Path) -> str | None:
     """What to do with a file that is not read by its name, but is a picture or a video to a person; or None."""
     if VIDEO.search(file.name):
         return f"{printable(file)}: is a video. Cut it into frames ({_to_frames(file)}), and give their folder."
-    if UNREAD.search(file.name) or (file.suffix.lower() not in SUFFIXES and pages_of(file)):
+    if UNREAD.search(file.name) or (file.suffix.lower() not in SUFFIXES and _is_picture(file)):
         return f"{printable(file)}: its kind or its name is not read. Save it as PNG or TIFF."
     return None
+
+
+def _is_picture(file: Path) -> bool:
+    """Whether a file is a picture by its content, of a kind that is read or of another one."""
+    return bool(pages_of(file)) or (file.is_file() and other_kind(file) is not None)
 
 
 def folded_path(path: PurePath | str) -> str:

@@ -569,6 +569,10 @@ def _refuse_wrong(settings: Mapping[str, Any], constants: Mapping[str, _Constant
     for name, constant in constants.items():
         if constant.rule is not None and not constant.rule.accepts(settings[name]):
             wrong.append(f"{name} = {settings[name]!r}: {constant.rule.wanted}")
+    for name, value in settings.items():
+        texts = value if isinstance(value, list | tuple) else [value]
+        if any(isinstance(text, str | os.PathLike) and "\0" in os.fspath(text) for text in texts):
+            wrong.append(f"{name} = {value!r}: without the character NUL, which no name of a file holds")
     if wrong:
         raise UserError("These constants cannot be used:\n  " + "\n  ".join(wrong))
 

@@ -19,7 +19,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image, ImageDraw, ImageFont
 
 from parts.files import write_whole
-from parts.images import resize_image
+from parts.images import decode, resize_image
 from parts.masks import IGNORED, MaskRule, resize_mask
 from parts.spec import Color
 
@@ -335,8 +335,7 @@ def save_mask(path: str | Path, mask: np.ndarray, palette: Palette = ONE_FOREGRO
 
 def load_mask(path: str | Path, palette: Palette = ONE_FOREGROUND) -> np.ndarray:
     """The mask (H, W) of a picture that save_mask wrote."""
-    with Image.open(path) as picture:
-        grey = np.asarray(picture.convert("L"))
+    grey = np.asarray(decode(path).picture.convert("L"))
     return grey // np.uint8(palette.grey_step)
 
 

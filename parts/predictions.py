@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from parts.audit import DARK
-from parts.errors import UserError
+from parts.errors import UserError, within_memory
 from parts.images import decode, depth_of, image_size, may_be_deep, read_image, resize_image
 from parts.inference import OnWindow, Runner, say_nothing
 from parts.masks import resize_mask
@@ -471,7 +471,8 @@ def _runs_in_windows(picture: Picture, runner: Runner, reader: PictureReader) ->
 def _read(item: _Item, reader: PictureReader) -> _Item:
     """Reads a picture, in a thread."""
     try:
-        item.loaded = reader.read(item.picture)
+        with within_memory(str(item.picture)):
+            item.loaded = reader.read(item.picture)
     except UserError as mistake:
         item.problem = str(mistake)
     return item
@@ -525,7 +526,8 @@ def _make(item: _Item, predict: Callable[[], Prediction] | None, outputs: Sequen
         return result
     for output in outputs:
         try:
-            result.made[output] = output.make(prediction)
+            with within_memory(str(item.picture)):
+                result.made[output] = output.make(prediction)
         except UserError as mistake:
             result.problems.append(str(mistake))
     return result

@@ -209,6 +209,29 @@ def test_masks_keep_their_own_encoding(tmp_path, encoding):
         assert sheet.width > 800
 
 
+def test_deep_masks_in_pgm_become_png_of_16_bits_or_are_refused(tmp_path):
+    raw = plain_set(tmp_path / "raw", 3)
+    values = np.random.default_rng(0).choice([0, 300, 65535], (24, 36)).astype(">u2")
+    for path in sorted((raw / "train_masks").iterdir()):
+        path.unlink()
+        path.with_suffix(".pgm").write_bytes(b"P5 36 24 65535\n" + values.tobytes())
+    make(raw, tmp_path / "out", val_images=1)
+    copies = sorted((tmp_path / "out" / TRAIN_MASKS).iterdir())
+    assert len(copies) == 8
+    for path in copies:
+        flip = {"hflip": values[:, ::-1], "vflip": values[::-1], "grid": None}.get(path.stem.split("_")[-1], values)
+        copy = np.asarray(decode(path).picture)
+        assert copy.dtype == np.uint16 and set(np.unique(copy)) == {0, 300, 65535}
+        assert flip is None or np.array_equal(copy, flip)
+    for name, picture in (("floats", np.zeros((24, 36), np.float32)), ("long", np.full((24, 36), 70_000, np.int32))):
+        for path in (raw / "train_masks").iterdir():
+            Image.fromarray(picture).save(path, "TIFF")
+        with pytest.raises(
+            UserError, match="pgm: has pixels of 32 bits, whatever its name says. Give it the suffix .tif"
+        ):
+            make(raw, tmp_path / name, val_images=1)
+
+
 def test_a_palettes_transparency_is_kept(tmp_path):
     raw, out = plain_set(tmp_path / "raw", 4), tmp_path / "out"
     for path in (raw / "train_masks").iterdir():

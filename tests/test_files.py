@@ -10,6 +10,7 @@ import time
 
 import pytest
 from helpers import ROOT, WAIT, children_of, wait_for_end
+from PIL import Image
 
 from parts.errors import UserError
 from parts.files import (
@@ -39,6 +40,11 @@ def test_a_file_is_whole_or_absent(tmp_path):
     with pytest.raises(OSError) as told:
         write_text(tmp_path / "no" / "file.txt", "x")
     assert told.value.filename == str(tmp_path / "no" / "file.txt")  # the name that the reader knows
+
+
+def test_an_error_of_pillows_keeps_its_words(tmp_path):
+    with pytest.raises(OSError, match="cannot write mode F as PNG"):
+        write_whole(tmp_path / "a.png", lambda file: Image.new("F", (2, 2)).save(file, "PNG"))
 
 
 def test_permissions_are_those_that_the_system_gives(tmp_path):

@@ -2,32 +2,42 @@
 
 import io
 import json
+import multiprocessing
 import os
 import struct
 import subprocess
 import sys
 import tempfile
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
-from helpers import ROOT, WAIT
+import torch
+from helpers import ROOT, WAIT, draw_pairs
 from PIL import Image
 
-from parts.errors import UnusableFile, printable
+from augment import make_augmented
+from parts import images
+from parts.audit import audit
+from parts.errors import UnusableFile, UserError, printable
 from parts.images import (
     bytes_of,
     choose_value_range,
     decode,
     depth_of,
     image_size,
+    may_be_deep,
     pages_of,
     pixels_of,
     read_image,
     resize_image,
 )
+from parts.inference import Runner
+from parts.names import find_pictures
+from parts.predictions import ForegroundDecision, Output, PictureReader, predict_pictures
 
 H, W = 24, 36
 
@@ -49,6 +59,7 @@ def smooth():
 
 GREY = colours()[..., 0]
 THREE = [GREY] * 3
+WIDE = (GREY.astype(np.uint16) << 8) | 77
 
 
 def save(array, mode=None, **options):
@@ -97,6 +108,7 @@ def tiff(array, photometric=1, planar=1, compression=1, more=()):
         tags = {256: [width], 257: [height], 258: [array.dtype.itemsize * 8] * channels, 259: [compression]}
         tags |= {262: [photometric], 273: places, 277: [channels], 278: [height]}
         tags |= {279: [len(data) // planes] * planes, 284: [planar], 339: [kind] * channels, **dict(more)}
+        tags = {tag: numbers for tag, numbers in tags.items() if numbers is not None}
         head, values = struct.pack("<2sHIH", b"II", 42, 8, len(tags)), b""
         for tag, numbers in sorted(tags.items()):  # all of 32 bits; several of them stand behind the others
             place = numbers[0] if len(numbers) == 1 else 2048 + len(values)
@@ -105,6 +117,37 @@ def tiff(array, photometric=1, planar=1, compression=1, more=()):
         path.write_bytes((head.ljust(2048, b"\0") + values).ljust(4096, b"\0") + data)
 
     return make
+
+
+def tiled(more=()):
+    """A maker of a TIFF of GREY in tiles of 16 by 16."""
+    rows, columns = -(-H // 16), -(-W // 16)
+    whole = np.zeros((rows * 16, columns * 16), np.uint8)
+    whole[:H, :W] = GREY
+    tiles = whole.reshape(rows, 16, columns, 16).swapaxes(1, 2).reshape(-1, 16, 1)
+    places = [4096 + 256 * number for number in range(rows * columns)]
+    tags = {256: [W], 257: [H], 322: [16], 323: [16], 324: places, 325: [256] * len(places), 273: None, 279: None}
+    return tiff(tiles, more={**tags, 278: None, **dict(more)})
+
+
+def claiming(rows, array, **options):
+    """A maker of a TIFF whose head says that it has so many rows."""
+
+    def make(path):
+        Image.fromarray(array).save(path, "TIFF", **options)
+        data = bytearray(path.read_bytes())
+        for place in tags_of(data):
+            if struct.unpack_from("<H", data, place)[0] == 257:
+                struct.pack_into("<HHII", data, place, 257, 4, 1, rows)
+        path.write_bytes(data)
+
+    return make
+
+
+def tags_of(data):
+    """The places of the tags of a TIFF's first page, each of 12 bytes."""
+    first = struct.unpack_from("<I", data, 4)[0]
+    return range(first + 2, first + 2 + 12 * struct.unpack_from("<H", data, first)[0], 12)
 
 
 def cut(kind, share, **options):
@@ -143,8 +186,19 @@ def giant(path):
     path.write_bytes(data)
 
 
+def starting_with(mark, place=0):
+    """A maker of a file that begins as pictures of some kind do."""
+    return lambda path: path.write_bytes(bytes(place) + mark + bytes(4000))
+
+
+def icon(path):
+    """An ICO that TGA's decoder would take: its third byte says colours by number, its 17th a bit a pixel."""
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (160, 160, 3), np.uint8)).save(
+        path, "ICO", sizes=[(160, 160)], bitmap_format="bmp"
+    )
+
+
 OPENED = "what Pillow itself makes of the file"  # for lossy kinds
-WIDE = (GREY.astype(np.uint16) << 8) | 77
 
 # name -> (maker, the image it holds) or (maker, words of the message)
 IMAGES = {
@@ -199,6 +253,15 @@ IMAGES = {
     "planar.tif": (tiff(colours().astype(np.uint16), 2, planar=2), "planar"),
     "zero.png": (lambda path: path.write_bytes(b""), "empty (0 bytes)"),
     "text.png": (lambda path: path.write_text("not a picture\n" * 50), "no picture"),
+    "program.jpg": (
+        lambda path: path.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 6 4\n"),
+        "is an EPS picture",
+    ),
+    "jp2.png": (lambda path: Image.fromarray(colours()).save(path, "JPEG2000"), "is a JPEG 2000 picture, which is not"),
+    "icon.png": (icon, "is an ICO picture"),
+    "layers.tif": (starting_with(b"8BPS"), "is a PSD picture"),
+    "phone.jpg": (starting_with(b"\0\0\0\x18ftypheic"), "is a HEIC picture"),
+    "disc.jpg": (starting_with(b"PCD_", 2048), "is a Photo CD picture"),
     "html.jpg": (lambda path: path.write_text("<!DOCTYPE html><title>Sign in</title>"), "no picture"),
     "folder.png": (lambda path: path.mkdir(), "is a folder"),
     "head only.png": (cut("PNG", 0.01), "cut short"),
@@ -220,6 +283,16 @@ IMAGES = {
     "dangling.png": (lambda path: path.symlink_to(path.parent / "nothing"), "link"),
     "pipe.png": (lambda path: os.mkfifo(path), "no ordinary file"),
     "missing.png": (lambda path: None, "not there"),
+    "long IHDR.png": (lambda path: path.write_bytes(b"\x89PNG\r\n\x1a\n\0\0\0\x0eIHDR" + bytes(99)), "damaged"),
+    "more rows.tif": (claiming(7_000_000, GREY), "cut short (it holds fewer than the 7,000,000 rows it should)"),
+    "more rows of colours.tif": (claiming(H + 1, colours()), "cut short"),
+    "more rows of 16 bits.tif": (claiming(2 * H, WIDE), "cut short"),
+    "more rows of LZW.tif": (claiming(2 * H, colours(), compression="tiff_lzw"), "cut short"),
+    "more rows in one strip.tif": (tiff(GREY[..., None], more={257: [H + 9], 278: [2**32 - 1]}), "cut short"),
+    "more rows, planar.tif": (tiff(colours(), 2, planar=2, more={257: [2 * H]}), "cut short"),
+    "tiles.tif": (tiled(), np.dstack(THREE)),
+    "more rows of tiles.tif": (tiled({257: [4 * H]}), "cut short"),
+    "one strip of any height.tif": (tiff(GREY[..., None], more={278: [2**32 - 1]}), np.dstack(THREE)),
 }
 
 
@@ -527,3 +600,173 @@ def test_a_bitmap_that_pillow_misreads_is_refused(tmp_path):
         decode(tmp_path / "two.bmp")
     Image.fromarray(mask > 0).save(tmp_path / "one.bmp")
     np.testing.assert_array_equal(np.asarray(decode(tmp_path / "one.bmp").picture), mask > 0)
+
+
+def test_one_function_opens_and_says_which_kinds():
+    """Else Pillow opens a file by whatever decoder fits, some of which start programs."""
+    for path in [*ROOT.glob("*.py"), *ROOT.glob("parts/*.py")]:
+        lines = [line for line in path.read_text().splitlines() if "Image.open(" in line]
+        assert path.name == "images.py" or not lines, path
+        assert all("formats=" in line for line in lines)
+
+
+# ---- pages are read by going through the file once
+
+
+def drawn_frames(count):
+    """Frames of which each differs from the one before in some places, so that each is made of those before it."""
+    frames, array = [], np.zeros((12, 16, 3), np.uint8)
+    for number in range(count):
+        array[number % 12, number % 7 : number % 7 + 5] = number * 37 % 256, number, 255 - number
+        frames.append(Image.fromarray(array))
+    return frames
+
+
+KINDS_OF_PAGES = {
+    "a.gif": {},
+    "b.gif": dict(disposal=2),
+    "a.png": {},
+    "b.png": dict(disposal=1, blend=1),
+    "a.webp": dict(lossless=True),
+    "a.tif": {},
+    "b.tif": dict(compression="tiff_lzw"),
+}
+
+
+@pytest.mark.parametrize("name", KINDS_OF_PAGES)
+def test_pages_are_read_in_one_pass_whoever_reads_them(tmp_path, name, monkeypatch):
+    count, path = 40, tmp_path / name
+    first, *rest = drawn_frames(count)
+    first.save(path, save_all=True, append_images=rest, **KINDS_OF_PAGES[name])
+    right = []
+    for number in range(count):
+        with Image.open(path) as picture:
+            picture.seek(number)
+            right.append(np.asarray(picture.convert("RGB")))
+    opened, real_open = [], Image.open
+    monkeypatch.setattr(Image, "open", lambda *given, **options: opened.append(1) or real_open(*given, **options))
+
+    def check(number):
+        assert may_be_deep(path, number) is False and image_size(path, number) == (12, 16)
+        again = [read_image(path, page=number) for _ in range(2)]
+        assert np.array_equal(again[0], right[number]) and np.array_equal(again[1], right[number])
+        return number
+
+    assert pages_of(path) == list(range(count))
+    pages = [decode(path, page=number) for number in range(count)]
+    assert len(opened) == 1, "pages are quadratic where each is looked for from the first"
+    kept = [np.asarray(page.picture.convert("RGB")) for page in pages]  # each is its own, though the file went on
+    assert np.array_equal(kept, right)
+    child = multiprocessing.get_context("fork").Process(target=lambda: list(map(check, range(count))))
+    child.start()  # with a file that its parent reads too
+    for number in [*range(count), 7, 39, 0, 21]:
+        check(number)
+    child.join()
+    assert child.exitcode == 0
+    with ThreadPoolExecutor(3) as pool:
+        assert list(pool.map(check, range(count))) == list(range(count))
+    assert len(opened) <= 4, "one a thread"
+    path.write_bytes((tmp_path / name).read_bytes()[:-60])  # which is another file by now
+    with pytest.raises(UnusableFile):
+        list(map(check, range(count)))
+
+
+def test_every_page_is_turned_and_few_files_stay_open(tmp_path):
+    exif = Image.Exif()
+    exif[274] = 6
+    first, *rest = drawn_frames(3)
+    for number in range(30):
+        first.save(tmp_path / f"{number}.webp", save_all=True, append_images=rest, exif=exif, lossless=True)
+    before = len(os.listdir("/proc/self/fd")) if os.path.exists("/proc/self/fd") else 0
+    for number in range(30):
+        for page, frame in enumerate([first, *rest]):
+            image = read_image(tmp_path / f"{number}.webp", page=page)
+            np.testing.assert_array_equal(image, np.rot90(np.asarray(frame), -1))
+    if before:
+        assert len(os.listdir("/proc/self/fd")) <= before + 6
+
+
+# ---- damage that Pillow does not see
+
+
+@pytest.mark.parametrize("pages", [1, 3])
+def test_a_png_with_any_bit_flipped_is_refused(tmp_path, pages):
+    """Of its data, the checksum alone tells it: where it lies among zeros, it moves pixels and no decoder complains."""
+    mask = np.zeros((40, 60), np.uint8)
+    mask[9:30, 20:50] = 255
+    first, *rest = (Image.fromarray(np.roll(mask, 3 * number, 1)) for number in range(pages))
+    first.save(tmp_path / "a.png", save_all=pages > 1, append_images=rest)
+    data = (tmp_path / "a.png").read_bytes()
+    assert len(pages_of(tmp_path / "a.png")) == pages
+    for place in range(len(data)):
+        damaged = bytearray(data)
+        damaged[place] ^= 1 << place % 8
+        (tmp_path / "a.png").write_bytes(damaged)
+        with pytest.raises(UnusableFile, match="damaged|no picture"):
+            decode(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("array", [GREY, colours(), WIDE, GREY.astype(np.int32)], ids=["8", "RGB", "16", "32"])
+def test_a_changed_tag_of_a_tiff_ends_nothing(tmp_path, array):
+    """Whatever a tag says: pixels, or an UnusableFile."""
+    path = tmp_path / "a.tif"
+    Image.fromarray(array).save(path)
+    data, refused = path.read_bytes(), 0
+    for tag in tags_of(data):
+        for place in range(tag, tag + 12):
+            for value in (0, 2, 7, 12, 255):
+                path.write_bytes(data[:place] + bytes([value]) + data[place + 1 :])
+                pages_of(path)
+                try:
+                    decoded = decode(path)
+                    pixels_of(decoded, path), depth_of(decoded, path), image_size(path), may_be_deep(path)
+                except UnusableFile:
+                    refused += 1
+    assert refused > 100
+
+
+def test_nul_is_in_no_name(tmp_path):
+    with pytest.raises(UnusableFile, match=r"a\\x00b.png: is no name of a file, .* NUL"):
+        read_image(f"{tmp_path}/a\0b.png")
+
+
+# ---- too little memory for one picture
+
+
+class TooLarge(Output):
+    """What cannot be made of one picture, for want of memory."""
+
+    def __init__(self, name, error):
+        self.name, self.error = name, error
+
+    def make(self, prediction):
+        if prediction.picture.path.name == self.name:
+            raise self.error
+
+
+@pytest.mark.parametrize("error", [MemoryError(), cv2.error("Insufficient memory in function 'OutOfMemoryError'")])
+def test_a_picture_that_does_not_fit_into_memory_fails_alone(tmp_path, monkeypatch, error, network):
+    draw_pairs(tmp_path / "i", tmp_path / "m", 3)
+    wanted, _ = find_pictures([tmp_path / "i"])
+
+    def run_network(outputs=()):
+        runner, reader = Runner(network, torch.device("cpu")), PictureReader(None)
+        results = list(predict_pictures(wanted, runner, reader, ForegroundDecision(), outputs, threads=2))
+        return [result.problems for result in results]
+
+    words = "img_000.png: does not fit into memory"
+    told, *others = run_network([TooLarge("img_000.png", error)])
+    assert words in told[0] and others == [[], []], "as it is written"
+
+    def rgb(picture, path, real=images.rgb):
+        if Path(path).name == "img_000.png":
+            raise error
+        return real(picture, path)
+
+    monkeypatch.setattr(images, "rgb", rgb)
+    told, *others = run_network()
+    assert words in told[0] and others == [[], []], "as it is read"
+    assert words in "".join(audit((tmp_path / "i", tmp_path / "m")).problems)
+    with pytest.raises(UserError, match=words):
+        make_augmented(tmp_path / "i", tmp_path / "m", tmp_path / "out", val_images=1)
+    assert len(list((tmp_path / "out").rglob("*.png"))) == 2 * 5, "the other two pairs are made"

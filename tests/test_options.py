@@ -7,6 +7,7 @@ import pytest
 from helpers import script as run_script
 
 import dataset
+import predict
 import train
 from parts import options
 from parts.errors import UserError
@@ -185,6 +186,13 @@ def test_all_that_is_wrong_is_told_at_once(script):
     lines = str(told.value).splitlines()
     assert [line.split()[0] for line in lines[1:]] == ["COUNT", "SHARE", "SIZE", "FLIP", "FOLDER"]
     assert "COUNT = 'x': a whole number, 1 or more" in str(told.value)
+
+
+def test_nul_is_in_no_name_of_a_file(script):
+    with pytest.raises(UserError, match=r"FOLDER = 'a\\x00b': without the character NUL"):
+        settings_of(script() | {"FOLDER": "a\0b"})
+    with pytest.raises(UserError, match="inputs = .*: without the character NUL"):
+        predict.main(["a.png", "a\0b"])
 
 
 def test_a_dictionary_is_shown_as_it_is_typed(script, capsys):

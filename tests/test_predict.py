@@ -276,7 +276,9 @@ def test_names_that_are_no_unicode(call, tmp_path):
 UNREAD = "its kind or its name is not read"
 SPOILT = {  # what a file's name and content are, and words that are said of it
     "empty.jpg": (b"", "is empty"),
-    "text.png": (b"hello", "no picture, whatever its name says"),
+    "text.png": (b"hello", "no picture of a kind that is read, whatever its name says"),
+    "photo.jpg": (b"%!PS-Adobe-3.0 EPSF-3.0\n", "is an EPS picture, which is not read"),
+    "layers.psd": (b"8BPS" + bytes(40), UNREAD),
     "short.jpg": (lambda image: image[:900], "damaged or cut short"),
     "scan.jp2": ("JPEG2000", UNREAD),
     "array.npy": (b"\x93NUMPY", UNREAD),
@@ -304,19 +306,25 @@ def test_what_cannot_be_read_is_told_by_name_and_the_rest_is_done(photos, call, 
 
     status, out = call(photos, photos / "nosuch.jpg", "--submission", photos / "rows.csv")
     said = capsys.readouterr()
-    assert status == 1 and "12 of the inputs failed" in said.err and "5 images done" in said.out
+    assert status == 1 and "14 of the inputs failed" in said.err and "5 images done" in said.out
     for name, words in said_of.items():
         assert re.search(rf"/{re.escape(name)}: .*{words}", said.err), name
     left_out = re.search(r"Left out: 3 that are .*: (.*)\.\n", said.out)[1]
     assert {Path(name).name for name in left_out.split(", ")} == {*LEFT_OUT, "folder.jpg"}
     assert len(list(out.rglob("*.png"))) == 5 and len((photos / "rows.csv").read_text().splitlines()) == 6
-    lacking = re.search(r"rows.csv: lacks the rows of 12 inputs: (.*) and 2 more\.", said.err)[1]
+    lacking = re.search(r"rows.csv: lacks the rows of 14 inputs: (.*) and 4 more\.", said.err)[1]
     assert len(lacking.split(", ")) == 10 and all(Path(name).name in said_of for name in lacking.split(", "))
 
 
 def test_unread_pictures_among_masks_or_alone_are_told_too(photos, call, capsys):
     Image.fromarray(blobs(40, 60)).save(photos / "scan.jp2")
-    assert call(photos / "scan.jp2")[0] == 0, "by its own name it may be tried"
+    (photos / "scan.jp2").rename(photos / "scan.xyz")
+    assert call(photos / "a.jpg", photos / "scan.xyz")[0] == 1
+    assert f"scan.xyz: {UNREAD}" in capsys.readouterr().err, "whatever its suffix"
+    (photos / "a.jpg").rename(photos / "a.xyz")
+    assert call(photos / "a.xyz")[0] == 0, "by its own name a picture of a kind that is read may have any suffix"
+    (photos / "a.xyz").rename(photos / "a.jpg")
+    (photos / "scan.xyz").rename(photos / "scan.jp2")
     save(photos / "a_mask.png", np.zeros((100, 150), np.uint8))  # in a folder that is also that of the masks
     assert len(find_pictures([str(photos)], mask_dir=str(photos))[1]) == 1
     for name in ("phone.heic", "film.mp4"):
