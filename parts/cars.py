@@ -6,13 +6,14 @@ A picture depends on (seed, car, view, size) and the turntable's step alone, so 
 """
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from pathlib import Path
 
 import numpy as np
+from numpy.random import Generator, default_rng
 from numpy.typing import ArrayLike
 from PIL import Image, ImageColor, ImageDraw, ImageFilter
 from tqdm import tqdm
@@ -24,12 +25,7 @@ Size = tuple[int, int]  # height, width
 
 
 def draw_dataset(
-    folder: str | Path,
-    cars: int = 20,
-    views: int = 16,
-    size: Size = (320, 480),
-    seed: int = 0,
-    progress: bool = True,
+    folder: str | Path, cars: int = 20, views: int = 16, size: Size = (320, 480), seed: int = 0, progress: bool = True
 ) -> tuple[Path, Path]:
     """Draws a dataset in Carvana's layout: `cars` cars, each from `views` sides, at `size` = (height, width).
 
@@ -56,17 +52,17 @@ def draw_dataset(
 def draw_car(seed: int, car: int, view: int, views: int, size: Size) -> tuple[Image.Image, Image.Image]:
     """View 1, 2, … `views` of a car: an RGB image, and its mask, a palette image of 0, black, and 1, white."""
     # One generator for each thing that pictures share, so that none depends on how many pictures are drawn.
-    of_studio = np.random.default_rng([seed, car % STUDIOS, 1000])
-    of_car, of_view = np.random.default_rng([seed, car]), np.random.default_rng([seed, car, view])
+    of_studio = default_rng([seed, car % STUDIOS, 1000])
+    of_car, of_view = default_rng([seed, car]), default_rng([seed, car, view])
     model = Car(of_car)
     scene = Scene(of_studio, of_car, of_view, 2 * np.pi * (view - 1) / views, size)
     canvas = scene.background()
     # The car's shadow on the floor, its reflection in the floor, then the car itself
     shadow = scene.draw(canvas.copy(), model, up=0).filter(ImageFilter.GaussianBlur(scene.focal / 60))
-    canvas.paste((12, 12, 14), mask=shadow.point(_times(scene.dark)))
+    canvas.paste((12, 12, 14), mask=shadow.point(lambda value: int(value * scene.dark)))
     mirrored = canvas.copy()
     reflected = scene.draw(mirrored, model, up=-1)
-    canvas.paste(mirrored, mask=reflected.point(_times(scene.polish)))
+    canvas.paste(mirrored, mask=reflected.point(lambda value: int(value * scene.polish)))
     outline = scene.draw(canvas, model)
     # What the camera makes of it: exposure and grain
     pixels = np.asarray(canvas.reduce(FINER)).astype(np.float32) * scene.exposure
@@ -74,10 +70,6 @@ def draw_car(seed: int, car: int, view: int, views: int, size: Size) -> tuple[Im
     mask = Image.fromarray((np.asarray(outline.reduce(FINER)) >= 128).astype(np.uint8)).convert("P")
     mask.putpalette([0, 0, 0, 255, 255, 255])
     return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)), mask
-
-
-def _times(factor: float) -> Callable[[int], int]:
-    return lambda value: int(value * factor)
 
 
 # ---- the car: a 3D model of quads
@@ -120,10 +112,8 @@ SHAPES = {
 }  # fmt: skip
 COLOURS = ["#ecedee", "#e2e3e0", "#bec1c4", "#96999d", "#686b70", "#3e4044", "#1a1b1d", "#121214"]  # studio greys
 COLOURS += ["#96161c", "#1c3a80", "#122446", "#245c44", "#c4a028", "#78543a", "#c4541a", "#bcb29e"]
-FIXED_COLOURS = [  # red, green, blue of BELOW, CHROME, LAMP, TAIL, PLATE, TYRE
-    *((14, 14, 15), (188, 190, 194), (214, 218, 222)),
-    *((150, 20, 22), (226, 222, 200), (38, 38, 40)),
-]
+FIXED_COLOURS = [(14, 14, 15), (188, 190, 194), (214, 218, 222)]  # red, green, blue of BELOW, CHROME, LAMP
+FIXED_COLOURS += [(150, 20, 22), (226, 222, 200), (38, 38, 40)]  # TAIL, PLATE, TYRE
 
 
 @dataclass(frozen=True)
@@ -142,7 +132,7 @@ class Car:
     colours (12, 3): red, green, blue of each material
     """
 
-    def __init__(self, rng: np.random.Generator) -> None:
+    def __init__(self, rng: Generator) -> None:
         shape = list(SHAPES.values())[rng.integers(len(SHAPES))]
         length, width = np.array(shape.size) * rng.uniform(0.95, 1.05, 2)
         body, house = _body(rng, shape, length, width)
@@ -150,8 +140,7 @@ class Car:
         panels = [Panel(skin, _skin(rng, shape, house)), *_fittings(rng, body, length, shape.glass[0])]
         radius = (0.24 + 0.35 * shape.clearance) * rng.uniform(0.97, 1.1)
         axles = rng.uniform(0.175, 0.2), rng.uniform(0.78, 0.81)
-        paint = _paint(rng)
-        spokes = int(rng.integers(5, 11))
+        paint, spokes = _paint(rng), int(rng.integers(5, 11))
         rim = np.array([1, 1, 1.03]) * rng.choice([45, 120, 190])
         self.colours = np.concatenate([paint, FIXED_COLOURS, [0.5 * rim, 1.5 * rim]])
         for axle in axles:
@@ -164,14 +153,11 @@ class Car:
         self.nearer = np.tile(np.concatenate([np.full(len(panel.quads), panel.nearer) for panel in panels]), 2)
 
 
-def _paint(rng: np.random.Generator) -> np.ndarray:
+def _paint(rng: Generator) -> np.ndarray:
     """(4, 3): red, green, blue of the materials that differ from car to car: PAINT, ROOF, TRIM, GLASS."""
     paint = np.clip(ImageColor.getrgb(COLOURS[rng.integers(len(COLOURS))]) + rng.uniform(-12, 12, 3), 8, 245)
-    roof, trim = paint, np.array([38, 39, 41])
-    if rng.random() < 0.15:
-        roof = np.array([28, 28, 30])
-    if rng.random() < 0.3:
-        trim = paint
+    roof = np.array([28, 28, 30]) if rng.random() < 0.15 else paint
+    trim = paint if rng.random() < 0.3 else np.array([38, 39, 41])
     return np.stack([paint, roof, trim, np.array([30, 36, 40]) * rng.uniform(0.6, 1.8)])
 
 
@@ -180,7 +166,7 @@ def _strip(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     return np.stack([one[:-1], one[1:], other[1:], other[:-1]], -2)
 
 
-def _body(rng: np.random.Generator, shape: Shape, length: float, width: float) -> tuple[np.ndarray, np.ndarray]:
+def _body(rng: Generator, shape: Shape, length: float, width: float) -> tuple[np.ndarray, np.ndarray]:
     """(50, ROWS, 3) points of the right half of the cross-sections, each from below; (50,) heights of the cabin."""
     tall = rng.uniform(0.95, 1.05)
     top_x, top_z = np.array(shape.top)
@@ -206,7 +192,7 @@ def _body(rng: np.random.Generator, shape: Shape, length: float, width: float) -
     return body, house
 
 
-def _skin(rng: np.random.Generator, shape: Shape, house: np.ndarray) -> np.ndarray:
+def _skin(rng: Generator, shape: Shape, house: np.ndarray) -> np.ndarray:
     """(49 (ROWS - 1),) materials of the body's quads: which are windows, which are lamps."""
     glass = shape.glass
     table = np.full((len(ALONG) - 1, ROWS - 1), PAINT)
@@ -228,7 +214,7 @@ def _skin(rng: np.random.Generator, shape: Shape, house: np.ndarray) -> np.ndarr
     return table.ravel()
 
 
-def _fittings(rng: np.random.Generator, body: np.ndarray, length: float, cowl: float) -> Iterator[Panel]:
+def _fittings(rng: Generator, body: np.ndarray, length: float, cowl: float) -> Iterator[Panel]:
     """The Panels of grille, lamps, plates, doors with handles, and mirror; `cowl`: where the windscreen begins."""
 
     def upright(xs: ArrayLike, ys: ArrayLike, low: ArrayLike, high: ArrayLike) -> np.ndarray:
@@ -237,9 +223,7 @@ def _fittings(rng: np.random.Generator, body: np.ndarray, length: float, cowl: f
         return _strip(line, line + [0, 0, np.subtract(high, low)])
 
     lamp = rng.uniform(0.5, 0.7)
-    grille = CHROME
-    if rng.random() < 0.6:
-        grille = TRIM
+    grille = TRIM if rng.random() < 0.6 else CHROME
     # At the front and at the back: the cross-section, where it faces, what is at its sides and in its middle, and how
     # high its plate hangs
     for ring, facing, light, middle, plate in ((body[1], -1, LAMP, grille, 0.02), (body[-2], 1, TAIL, PAINT, 0.3)):
@@ -276,9 +260,7 @@ def _wheel(x: float, y: float, radius: float, spokes: int) -> Iterator[Panel]:
         (np.array([0.08, 0.68, 0.68, 0.08]), spoke, 0.005, RIM, 10.9),
         (0.14, disc, 0.006, WELL, 11.2),
     ):
-        lowest = -1.0
-        if material == BELOW:
-            lowest = -0.3  # the arch ends above the body's lower edge
+        lowest = -0.3 if material == BELOW else -1.0  # the arch ends above the body's lower edge
         up = np.maximum(r * np.sin(angles), lowest)
         corners = x - radius * r * np.cos(angles), y + out, radius * (1 + up)
         yield Panel(np.stack(np.broadcast_arrays(*corners), -1), material, nearer)
@@ -302,20 +284,13 @@ class Scene:
     size                         (height, width) of the picture
     """
 
-    def __init__(
-        self,
-        of_studio: np.random.Generator,
-        of_car: np.random.Generator,
-        of_view: np.random.Generator,
-        turn: float,
-        size: Size,
-    ) -> None:
+    def __init__(self, of_studio: Generator, of_car: Generator, of_view: Generator, turn: float, size: Size) -> None:
         self.size = width, height = size[1] * FINER, size[0] * FINER
         self.focal = min(width, 1.5 * height) * of_car.uniform(0.98, 1.12)
         self.wall = of_studio.uniform(120, 230) * of_studio.uniform(0.96, 1.04, 3)
         self.ground = np.minimum(self.wall * of_studio.uniform(0.72, 1.08) * of_studio.uniform(0.97, 1.03, 3), 240)
         self.polish = of_studio.uniform(0.03, 0.3)  # of the floor: how much it mirrors
-        self.props = np.random.default_rng(of_studio.integers(2**32))
+        self.props = default_rng(of_studio.integers(2**32))
         self.sun = np.array([of_car.uniform(-0.8, 0.8), -0.5, 0.8])
         # How the light changes across the wall and down it; how dark the car's shadow is
         self.lean, self.fall, self.dark = of_car.uniform((-0.3, -0.25, 0.35), (0.3, 0.3, 0.7))
@@ -334,42 +309,35 @@ class Scene:
 
     def background(self) -> Image.Image:
         """The studio without the car: wall, floor and turntable, and edges that are not a car's."""
-        width, height = self.size
+        (width, height), rng = self.size, self.props
         y, x, _ = np.mgrid[0 : 1 : height // 4 * 1j, 0 : 1 : width // 4 * 1j, :1]  # smooth, so a coarse grid will do
         floor = 1 / (1 + np.exp((0.46 + 0.1 * (x - 0.5) ** 2 - y) / 0.025))
         light = 1 + self.lean * (x - 0.5) + self.fall * (y - 0.4) - 0.5 * ((x - 0.5) ** 2 + (y - 0.5) ** 2)
         pixels = (self.wall * (1 - floor) + self.ground * floor * (0.9 + 0.2 * y)) * light
         canvas = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).resize(self.size, Image.Resampling.BILINEAR)
         draw, thin = ImageDraw.Draw(canvas), max(1, round(width / 400))
-        self._draw_wall(draw, thin)
-        self._draw_lamps(draw, thin)
-        circle = np.exp(1j * np.linspace(0, 2 * np.pi, 73))
-        for radius, factor in ((3.1, self.props.uniform(0.86, 0.97)), (3.02, self.props.uniform(0.97, 1.06))):
-            points, _ = self.project(radius * np.stack([circle.real, circle.imag, 0 * circle.real], -1))
-            draw.polygon(points.ravel().tolist(), fill=_ink(self.ground * factor))  # the turntable: rim, then top
-        return canvas
-
-    def _draw_wall(self, draw: ImageDraw.ImageDraw, thin: int) -> None:
-        """Seams in the wall, and signs on it."""
-        (width, height), rng = self.size, self.props
+        # Seams in the wall, and signs on it
         for at in np.arange(rng.uniform(0, 0.3), 1, rng.uniform(0.12, 0.4)):
             line = [(at * width, 0), ((0.02 + 0.96 * at) * width, 0.44 * height)]
             draw.line(line, fill=_ink(self.wall * rng.uniform(0.8, 0.95)), width=thin)
         for sign in rng.permutation(SIGNS)[: rng.integers(0, 3)].tolist():
-            x, y, tall = rng.uniform((0, 0.06, 0.06), (0.75, 0.34, 0.16)) * (width, height, height)
+            left, top, tall = rng.uniform((0, 0.06, 0.06), (0.75, 0.34, 0.16)) * (width, height, height)
             ink = _ink(self.wall * 0.45) if rng.random() < 0.6 else _ink(rng.integers(20, 200, 3))
-            draw.text((x, y), sign, fill=ink, font_size=max(6, round(tall)))
-
-    def _draw_lamps(self, draw: ImageDraw.ImageDraw, thin: int) -> None:
-        """Lamps on the ceiling, and on every other set one on a stand."""
-        (width, height), rng = self.size, self.props
+            draw.text((left, top), sign, fill=ink, font_size=max(6, round(tall)))
+        # Lamps on the ceiling, and on every other set one on a stand
         for _ in range(rng.integers(0, 4)):
-            x, wide, tall = rng.uniform((0, 0.04, 0.015), (1, 0.12, 0.05)) * (width, width, height)
-            draw.rounded_rectangle([x - wide, -9, x + wide, tall], radius=4 * thin, fill=(252, 252, 250))
+            at, wide, tall = rng.uniform((0, 0.04, 0.015), (1, 0.12, 0.05)) * (width, width, height)
+            draw.rounded_rectangle([at - wide, -9, at + wide, tall], radius=4 * thin, fill=(252, 252, 250))
         if rng.random() < 0.5:
-            x, grey = rng.choice([rng.uniform(0.03, 0.13), rng.uniform(0.87, 0.97)]) * width, int(rng.uniform(24, 120))
-            draw.line([(x, 0.14 * height), (x, 0.66 * height)], fill=(grey, grey, grey), width=3 * thin)
-            draw.regular_polygon((x, 0.14 * height, 0.09 * height), 4, rotation=-9, fill=(grey, grey, grey))
+            at, grey = rng.choice([rng.uniform(0.03, 0.13), rng.uniform(0.87, 0.97)]) * width, int(rng.uniform(24, 120))
+            draw.line([(at, 0.14 * height), (at, 0.66 * height)], fill=(grey, grey, grey), width=3 * thin)
+            draw.regular_polygon((at, 0.14 * height, 0.09 * height), 4, rotation=-9, fill=(grey, grey, grey))
+        # The turntable: rim, then top
+        circle = np.exp(1j * np.linspace(0, 2 * np.pi, 73))
+        for radius, factor in ((3.1, rng.uniform(0.86, 0.97)), (3.02, rng.uniform(0.97, 1.06))):
+            points, _ = self.project(radius * np.stack([circle.real, circle.imag, 0 * circle.real], -1))
+            draw.polygon(points.ravel().tolist(), fill=_ink(self.ground * factor))
+        return canvas
 
     def draw(self, canvas: Image.Image, car: Car, up: float = 1) -> Image.Image:
         """Paints the car `up` times as high (-1: mirrored in the floor, 0: a shadow); returns its outline, 0 or 255."""

@@ -609,17 +609,9 @@ def _mark_best(axes: Axes, history: Sequence[dict[str, Any]]) -> None:
     if np.isnan(selection).all():
         return
     best = int(np.nanargmax(selection))
-    label = f"best: Dice {dice[best]:.4f}, epoch {history[best]['epoch']}"
-    axes.plot(
-        epochs[best],
-        dice[best],
-        "o",
-        label=label,
-        markersize=11,
-        fillstyle="none",
-        color="#d55e00",
-        markeredgewidth=1.8,
-    )
+    epoch, best_dice = epochs[best], dice[best]
+    label = f"best: Dice {best_dice:.4f}, epoch {epoch:.0f}"
+    axes.plot(epoch, best_dice, "o", label=label, markersize=11, fillstyle="none", color="#d55e00", markeredgewidth=1.8)
 
 
 def _values(history: Sequence[dict[str, Any]], name: str) -> np.ndarray:

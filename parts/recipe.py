@@ -6,8 +6,8 @@ import math
 import platform
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from parts.errors import UserError, ran_out_of_memory
 from parts.masks import IGNORED, MaskRule
@@ -165,25 +166,18 @@ class Loss(nn.Module):
             probabilities = logs.exp()
         loss = cross_entropy / kept.sum().clamp(min=1)
         if self.dice:
-            loss = loss + self._dice_of_labels(probabilities, truth, kept)
+            both, true = (probabilities * truth).sum((2, 3)), truth.sum((2, 3))  # (N, C)
+            dice = (2 * both + 1) / ((probabilities * kept).sum((2, 3)) + true + 1)
+            # Of several classes those that an image holds
+            counted = true > 0 if truth.shape[1] > 1 else torch.ones_like(true)
+            loss = loss + (((1 - dice) * counted).sum(1) / counted.sum(1).clamp(min=1)).mean()
         return loss
-
-    def _dice_of_labels(self, probabilities: torch.Tensor, truth: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
-        """The soft Dice loss of probabilities and truth (N, C, H, W), over the pixels that are kept (N, 1, H, W)."""
-        both, true = (probabilities * truth).sum((2, 3)), truth.sum((2, 3))  # (N, C)
-        dice = (2 * both + 1) / ((probabilities * kept).sum((2, 3)) + true + 1)
-        counted = torch.ones_like(true)
-        if truth.shape[1] > 1:
-            counted = true > 0  # the classes that an image holds
-        return (((1 - dice) * counted).sum(1) / counted.sum(1).clamp(min=1)).mean()
 
 
 # ---- optimizer and schedule
 
 
-def make_optimizer(
-    network: nn.Module, name: str, learning_rate: float, weight_decay: float
-) -> torch.optim.Adam | torch.optim.AdamW:
+def make_optimizer(network: nn.Module, name: str, learning_rate: float, weight_decay: float) -> torch.optim.Optimizer:
     """Adam or AdamW, fused where the device can; biases and normalisation are not decayed."""
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
     weights = [parameter for parameter in parameters if parameter.dim() > 1]
@@ -226,11 +220,9 @@ class Schedule:
         self.steps_per_epoch, self.total = steps_per_epoch, steps_per_epoch * epochs
         self.start: float = optimizer.param_groups[0]["lr"]  # LEARNING_RATE
         self.height = self.start  # after the warm-up; the plateau schedule lowers it
-        self.plateau: torch.optim.lr_scheduler.ReduceLROnPlateau | None = None
+        self.plateau: ReduceLROnPlateau | None = None
         if name == "plateau":
-            self.plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
-                optimizer, mode="max", factor=0.1, patience=plateau_patience
-            )
+            self.plateau = ReduceLROnPlateau(optimizer, mode="max", factor=0.1, patience=plateau_patience)
 
     def before_step(self, step: int) -> None:
         """Sets the learning rate of `step`, counted from 0 over the whole run."""
@@ -384,15 +376,15 @@ def compile_or_not(model: nn.Module, shape: Sequence[int], dtype: torch.dtype | 
     torch._dynamo.config.suppress_errors = False
     device = next(network.parameters()).device
     images = torch.zeros(tuple(shape), device=device).contiguous(memory_format=torch.channels_last)
+    statistics = [buffer.clone() for buffer in network.buffers()]
     try:
         # Convolutions stay channels-last; left alone, inductor decides by the sizes at hand, and so compiles again for
         # each that HALF_SIZE passes through.
         model.compile(options={"force_layout_optimization": True})
-        with _unchanged(network):
-            for factor in {1.0, size_factor(0.0, half_size)}:
-                batch, _ = shrink_batch(images, images, factor, network.smallest)
-                with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
-                    model(batch).sum().backward()
+        for factor in {1.0, size_factor(0.0, half_size)}:
+            batch, _ = shrink_batch(images, images, factor, network.smallest)
+            with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+                model(batch).sum().backward()
     except Exception as error:  # whatever the compiler fails with: training goes on without it
         if ran_out_of_memory(error):
             raise
@@ -400,21 +392,13 @@ def compile_or_not(model: nn.Module, shape: Sequence[int], dtype: torch.dtype | 
         print(f"torch.compile failed, training goes on without it ({type(error).__name__}: {line}).")
         torch.compiler.set_stance("force_eager")
         return False
-    torch._dynamo.config.suppress_errors = True
-    return True
-
-
-@contextmanager
-def _unchanged(network: nn.Module) -> Iterator[None]:
-    """Whatever runs in this context leaves a network's statistics as they were, and no gradients."""
-    before = [buffer.clone() for buffer in network.buffers()]
-    try:
-        yield
-    finally:
+    finally:  # the network is as it was: without gradients, and its statistics know nothing of the zeros
         network.zero_grad(set_to_none=True)
         with torch.no_grad():
-            for buffer, value in zip(network.buffers(), before):
+            for buffer, value in zip(network.buffers(), statistics):
                 buffer.copy_(value)
+    torch._dynamo.config.suppress_errors = True
+    return True
 
 
 def as_written() -> AbstractContextManager[None]:
@@ -431,11 +415,7 @@ def as_written() -> AbstractContextManager[None]:
 
 
 def out_of_memory_message(
-    error: BaseException,
-    batch_size: int,
-    size: Sequence[int],
-    accumulate: int,
-    constant: str = "IMAGE_SIZE",
+    error: BaseException, batch_size: int, size: Sequence[int], accumulate: int, constant: str = "IMAGE_SIZE"
 ) -> str:
     """The cures for memory that has run out, with numbers; `constant` names the `size` that is trained on."""
     lines = [f"The device has run out of memory with BATCH_SIZE = {batch_size} at {constant} = {tuple(size)}."]

@@ -97,11 +97,6 @@ def scores_of(overlap: np.ndarray, confusion: np.ndarray, class_names: Sequence[
     """
     if class_names:
         return class_scores(overlap, confusion, class_names)
-    return foreground_scores(overlap, confusion)
-
-
-def foreground_scores(overlap: np.ndarray, confusion: np.ndarray) -> Scores:
-    """The Scores of one foreground, from each image's counts (N, 3, 2) and the sum of confusions (2, 2)."""
     both, predicted, true = np.asarray(overlap)[..., 1].T
     confusion = np.asarray(confusion).astype(np.int64)
     pixels = max(1, int(confusion.sum()))
