@@ -204,14 +204,12 @@ def main(argv: list[str] | None = None) -> None:
         assert rule is not None, "the audit refuses masks without a rule in common"
 
         # Network: with random weights, or those of ENCODER_WEIGHTS or PRETRAINED
-        architecture = dict(
-            in_channels=3, out_channels=rule.channels, features=list(s.FEATURES), encoder=s.ENCODER, pads=True
-        )
+        channels = dict(in_channels=3, out_channels=rule.channels)
+        architecture = dict(**channels, features=list(s.FEATURES), encoder=s.ENCODER, pads=True)
         model = build_network(**architecture)
         refuse_small_size(s, model.smallest, len(report.train))
         load_first_weights(model, s, rule)
-        layout = torch.contiguous_format if device.type == "mps" else torch.channels_last
-        model = model.to(device).to(memory_format=layout)
+        model = model.to(device).to(memory_format=memory_format_for(device))
         # Loss and optimizer
         loss_fn = recipe.Loss(s.LOSS)
         optimizer = recipe.make_optimizer(model, s.OPTIMIZER, s.LEARNING_RATE, s.WEIGHT_DECAY)
@@ -346,6 +344,13 @@ def prepare_device(device: torch.device) -> None:
                     "other programs use the cores, and the threads wait for each other. Stop those, or start with "
                     "OMP_NUM_THREADS=1 python train.py ..."
                 )
+
+
+def memory_format_for(device: torch.device) -> torch.memory_format:
+    """The order of a network's weights in memory that is fastest on a device."""
+    if device.type == "mps":
+        return torch.contiguous_format
+    return torch.channels_last
 
 
 def settle_precision(s: SimpleNamespace, precision: recipe.Precision) -> torch.dtype | None:

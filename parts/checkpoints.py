@@ -49,7 +49,7 @@ class Run:
     made of (SEED, epoch, index), so an epoch is the same in a resumed run and in one that was never stopped.
     """
 
-    model: nn.Module  # the network itself, not the DistributedDataParallel around it
+    model: UNet | EncoderUNet  # the network itself, not the DistributedDataParallel around it
     optimizer: torch.optim.Optimizer
     schedule: Schedule
     scaler: torch.amp.GradScaler
@@ -127,7 +127,8 @@ class Run:
             )
         processes.say("=> Loading checkpoint")
         load_weights(self.model, saved["state_dict"], str(path))
-        self.model.pads = self.architecture["pads"] = was_padded(saved)
+        self.architecture["pads"] = was_padded(saved)
+        self.model.pads = self.architecture["pads"]
         if self.settings.PRECISION == "auto" and next(self.model.parameters()).device.type == "cpu":
             # What is faster was measured when the run began; another machine may choose otherwise.
             self.settings.PRECISION = saved.get("settings", {}).get("PRECISION", "auto")
