@@ -27,10 +27,7 @@ class UnusableFile(UserError):
     """
 
     def __init__(self, path: str | Path, problem: str | None = None, cure: str | None = None):
-        message = str(path)
-        if problem is not None:
-            message = f"{printable(path)}: {problem}. {cure}."
-        super().__init__(message)
+        super().__init__(str(path) if problem is None else f"{printable(path)}: {problem}. {cure}.")
         self.path, self.problem, self.cure = path, problem, cure
 
     def __reduce__(self) -> tuple[type["UnusableFile"], tuple[str | Path, str | None, str | None]]:
@@ -115,10 +112,8 @@ def describe(error: OSError) -> str | None:
     """An error of the operating system in words, or None where a traceback says more."""
     if error.errno not in _CURES:
         return None
-    text = f"{_CURES[error.errno]}."
-    if error.filename:
-        text = f"{error.filename}: {text}"
-    return text
+    place = f"{error.filename}: " if error.filename else ""
+    return f"{place}{_CURES[error.errno]}."
 
 
 # ---- how a script ends

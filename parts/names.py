@@ -760,26 +760,31 @@ def _list_input(place: Path, own: set[str], masks: str | None, among_others: boo
     masks          that of MASKS, if it is given
     among_others   whether there are several inputs, as where the shell expands a *
     """
+    if os.path.isdir(place):
+        return _list_folder(place, own, masks, among_others)
     if not os.path.exists(place):
         return Listing(place, [], []), [f"{printable(place)}: there is no such file or folder."]
-    if not place.is_dir():
-        problem = _problem_of_kind(place)
-        if problem and pages_of(place) is None:  # a file that is given by its name may have any suffix
-            return Listing(place, [], []), [problem]
-        return Listing(place.parent, [place], []), []
-    real = os.path.realpath(place)
-    listing = walk(place, own - {real})
+    problem = _problem_of_kind(place)
+    if problem and pages_of(place) is None:  # a file that is given by its name may have any suffix
+        return Listing(place, [], []), [problem]
+    return Listing(place.parent, [place], []), []
+
+
+def _list_folder(folder: Path, own: set[str], masks: str | None, among_others: bool) -> tuple[Listing, list[str]]:
+    """The same of a folder."""
+    real = os.path.realpath(folder)
+    listing = walk(folder, own - {real})
     missing = [f"{printable(error.filename)}: cannot be read ({error.strerror})." for error in listing.errors]
     if real in own:  # one of the run's own folders is asked for by its name
         images = [file for file in listing.pictures if not ends_in_mask(file)]
         if real == masks and len(images) < len(listing.pictures):
             listing = replace(listing, pictures=images)
         elif among_others:
-            print(f"{printable(place)}: left out, because it is OUTPUT_DIR or MASKS.", file=sys.stderr)
-            return Listing(place, [], []), missing
+            print(f"{printable(folder)}: left out, because it is OUTPUT_DIR or MASKS.", file=sys.stderr)
+            return Listing(folder, [], []), missing
         elif real == masks:
             raise UserError(
-                f"{printable(place)}: is given both for images and for MASKS, and no file there ends in _mask. "
+                f"{printable(folder)}: is given both for images and for MASKS, and no file there ends in _mask. "
                 "Name the masks like a_mask.png, or keep them in another folder."
             )
     left_out, problems = [], []
@@ -790,7 +795,7 @@ def _list_input(place: Path, own: set[str], masks: str | None, among_others: boo
         else:
             left_out.append(path)
     if among_others and not listing.pictures and not problems:
-        problems.append(f"{printable(place)}: there is no image in it.")
+        problems.append(f"{printable(folder)}: there is no image in it.")
     return replace(listing, left_out=left_out), missing + problems
 
 

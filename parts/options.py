@@ -23,7 +23,6 @@ import symtable
 import sys
 import textwrap
 import tokenize
-from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -55,9 +54,7 @@ def switch() -> Rule:
 
 def whole(least: int = 0, most: float = math.inf) -> Rule:
     """A whole number from `least` to `most`."""
-    wanted = f"a whole number, {least} or more"
-    if most < math.inf:
-        wanted = f"a whole number from {least} to {most}"
+    wanted = f"a whole number from {least} to {most}" if most < math.inf else f"a whole number, {least} or more"
     return Rule(wanted, lambda value: type(value) is int and least <= value <= most, _read_one, "INT")
 
 
@@ -112,9 +109,8 @@ def either(rule: Rule, *choices: str | None) -> Rule:
     names = [rule.wanted, *(f'"{choice}"' if choice else "None" for choice in choices)]
 
     def accepts(value: Any) -> bool:
-        if value is None or isinstance(value, str):  # others, such as arrays, may not compare
-            return value in choices or rule.accepts(value)
-        return rule.accepts(value)
+        is_word = value is None or isinstance(value, str)  # others, such as arrays, may not compare
+        return (is_word and value in choices) or rule.accepts(value)
 
     def read(given: list[str]) -> Any:
         if len(given) == 1 and given[0].lower() in spelled:
@@ -131,11 +127,7 @@ def optional(rule: Rule) -> Rule:
 
 def sizes(count: int | None = None) -> Rule:
     """`count` whole numbers above 0, or any number of them: 320 480, 320x480 or 320,480 on the command line."""
-    wanted = "one or more whole numbers above 0"
-    if count == 2:
-        wanted = "height and width"
-    elif count:
-        wanted = f"{count} whole numbers above 0"
+    wanted = "height and width" if count == 2 else f"{count or 'one or more'} whole numbers above 0"
 
     def accepts(value: Any) -> bool:
         if not isinstance(value, tuple) or not value or len(value) != (count or len(value)):
@@ -143,11 +135,6 @@ def sizes(count: int | None = None) -> Rule:
         return all(type(side) is int and side > 0 for side in value)
 
     return Rule(wanted, accepts, _read_numbers, "INT", several=True)
-
-
-def numbers() -> Rule:
-    """One number or several, as a tuple."""
-    return Rule("one or more numbers", _are_numbers, _read_numbers, "NUMBER", several=True)
 
 
 def any_value() -> Rule:
@@ -171,9 +158,7 @@ def named_numbers(*, names_needed: bool = True) -> Rule:
         if any("=" in word for word in given):
             return _read_named(given)
         value = _read_values(given)
-        if type(value) in (int, float):
-            return (value,)
-        return value
+        return (value,) if type(value) in (int, float) else value
 
     wanted = "NAME=VALUE for each, where a value is a number (3), or several (3,4)"
     if not names_needed:
@@ -192,7 +177,7 @@ def _rule_of(value: Any) -> Rule | None:
     if isinstance(value, str):
         return any_text()
     if _are_numbers(value):
-        return numbers()
+        return Rule("one or more numbers", _are_numbers, _read_numbers, "NUMBER", several=True)
     if _is_named_numbers(value):
         return named_numbers()
     return None
@@ -228,9 +213,7 @@ def _read_one(given: list[str]) -> Any:
 
 def _read_values(given: list[str]) -> Any:
     """The value of one word, or a tuple of several."""
-    if len(given) == 1:
-        return _literal(given[0])
-    return tuple(map(_literal, given))
+    return _literal(given[0]) if len(given) == 1 else tuple(map(_literal, given))
 
 
 def _read_numbers(given: list[str]) -> Any:
@@ -296,48 +279,36 @@ class _Source:
         except (OSError, SyntaxError):
             return None
         symbols = symtable.symtable(written, file, "exec").get_symbols()
-        assigned = frozenset(s.get_name() for s in symbols if s.is_assigned() and not s.is_namespace())
         names = frozenset(symbol.get_name() for symbol in symbols)
+        assigned = frozenset(s.get_name() for s in symbols if s.is_assigned() and not s.is_namespace())
         imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
         imports_all = any(node.names[0].name == "*" for node in imports)
-        return cls(Path(file).name, names, assigned, _declared(tree), _comments(tree, written), imports_all)
+        return cls(Path(file).name, names, assigned, *_read_assignments(tree, written), imports_all)
 
 
 def _assignments(tree: ast.Module) -> Iterator[tuple[str, ast.Assign | ast.AnnAssign]]:
     """(name, statement) of NAME = ... at the top level."""
     for statement in tree.body:
-        if isinstance(statement, ast.Assign):
-            targets = statement.targets
-        elif isinstance(statement, ast.AnnAssign):
-            targets = [statement.target]
-        else:
-            continue
-        yield from ((target.id, statement) for target in targets if isinstance(target, ast.Name))
+        if isinstance(statement, (ast.Assign, ast.AnnAssign)):
+            targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
+            yield from ((target.id, statement) for target in targets if isinstance(target, ast.Name))
 
 
-def _declared(tree: ast.Module) -> dict[str, Any]:
-    """{name: value} of the names that are assigned once, a value that can be told without running the script."""
-    times = Counter(
-        node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
-    )
-    declared = {}
-    for name, statement in _assignments(tree):
-        if times[name] == 1 and statement.value is not None:
-            with suppress(ValueError, TypeError):  # an expression
-                declared[name] = ast.literal_eval(statement.value)
-    return declared
-
-
-def _comments(tree: ast.Module, written: str) -> dict[str, str]:
-    """{name: the comment behind its assignment}."""
+def _read_assignments(tree: ast.Module, written: str) -> tuple[dict[str, Any], dict[str, str]]:
+    """`declared` and `comments` of a _Source."""
     tokens = tokenize.generate_tokens(io.StringIO(written).readline)
     by_line = {token.start[0]: token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT}
-    comments = {}
+    names = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
+    stored = [node.id for node in names if isinstance(node.ctx, ast.Store)]
+    declared, comments = {}, {}
     for name, statement in _assignments(tree):
         for line in range(statement.lineno, (statement.end_lineno or 0) + 1):  # the last one, where there are several
             if line in by_line:
                 comments[name] = by_line[line]
-    return comments
+        if statement.value is not None and stored.count(name) == 1:
+            with suppress(ValueError, TypeError):  # an expression
+                declared[name] = ast.literal_eval(statement.value)
+    return declared, comments
 
 
 # ---- constants
@@ -408,9 +379,7 @@ def _is_plain(value: Any) -> bool:
 def _question(name: str, known: Collection[str]) -> str:
     """ " Is ... meant?", with the known name that is most like this one; nothing if none is."""
     nearest = difflib.get_close_matches(name, known, n=1)
-    if nearest:
-        return f" Is {nearest[0]} meant?"
-    return ""
+    return f" Is {nearest[0]} meant?" if nearest else ""
 
 
 def _refuse_misspelt(space: Mapping[str, Any], source: _Source | None, known: Collection[str]) -> None:
@@ -456,12 +425,11 @@ def _add_flags(parser: Any, constants: Mapping[str, _Constant]) -> None:
         rule = constant.rule
         if rule is None:
             continue
-        help_text = f"{constant.reason} (default: {_as_typed(constant.value)})".strip().replace("%", "%%")
+        keywords: dict[str, Any] = dict(nargs="+" if rule.several else 1, metavar=rule.metavar)
         if rule.is_switch:
-            parser.add_argument(_flag(name), dest=name, action=argparse.BooleanOptionalAction, help=help_text)
-            continue
-        count = "+" if rule.several else 1
-        parser.add_argument(_flag(name), dest=name, nargs=count, metavar=rule.metavar, help=help_text)
+            keywords = dict(action=argparse.BooleanOptionalAction)
+        help_text = f"{constant.reason} (default: {_as_typed(constant.value)})".strip().replace("%", "%%")
+        parser.add_argument(_flag(name), dest=name, help=help_text, **keywords)
 
 
 def _make_parser(
@@ -482,31 +450,22 @@ def _make_parser(
 
 
 def _parse(parser: argparse.ArgumentParser, argv: Sequence[str], constants: Mapping[str, _Constant]) -> dict[str, Any]:
-    """{name: words, or True or False of a switch} of a command line. UserError: an argument that is none."""
+    """{name: value} of a command line. UserError: an argument that is none, or that cannot be read."""
+    rules = {name: constant.rule for name, constant in constants.items() if constant.rule}
     given, rest = parser.parse_known_args(argv)
     unknown = [word.partition("=")[0] for word in rest if word.startswith("-")] or rest
     if unknown:
-        flags = [_flag(name) for name, constant in constants.items() if constant.rule]
-        flags += [
-            _flag(f"no_{name}") for name, constant in constants.items() if constant.rule and constant.rule.is_switch
-        ]
+        flags = [_flag(name) for name in rules] + [_flag(f"no_{name}") for name in rules if rules[name].is_switch]
         line = f"{unknown[0]} is no argument of `{parser.prog}`.{_question(unknown[0].lower(), flags)}"
         raise UserError(f"{line}\n`{parser.prog} --help` lists all flags.")
-    return vars(given)
-
-
-def _read_flags(given: Mapping[str, Any], constants: Mapping[str, _Constant]) -> dict[str, Any]:
-    """{name: value} of a parsed command line."""
-    read = {}
-    for name, value in given.items():
-        rule = constants[name].rule if name in constants else None  # a positional's is None
-        if rule is not None and not rule.is_switch:
+    values = vars(given)
+    for name, typed in values.items():
+        if name in rules and not rules[name].is_switch:  # others are positional arguments, or read already
             try:
-                value = _plain(rule.read(value))
+                values[name] = _plain(rules[name].read(typed))
             except UserError as error:
                 raise UserError(f"{_flag(name)}: {error}") from None
-        read[name] = value
-    return read
+    return values
 
 
 # ---- settings
@@ -553,7 +512,7 @@ def settings_of(
     if argv is None:
         started = constants["__name__"] == "__main__" and "__file__" in constants  # a notebook's cell has no file
         argv = sys.argv[1:] if started else []
-    flags = _read_flags(_parse(parser, argv, every), every)
+    flags = _parse(parser, argv, every)
     result = {name: constant.value for name, constant in every.items()}
     for name, preset in (presets or {}).items():
         if flags.get(name, result[name]):

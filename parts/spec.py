@@ -83,11 +83,8 @@ class DataSpec:
         """The values that MASK_FOREGROUND lists; None where it lists none ("nonzero", "alpha", None)."""
         if self.foreground is None or self.foreground in (ALPHA, NONZERO):
             return None
-        return _whole_numbers(
-            "MASK_FOREGROUND",
-            self.foreground,
-            f', "{NONZERO}" (every value but 0, or black) or "{ALPHA}" (what is opaque)',
-        )
+        others = f', "{NONZERO}" (every value but 0, or black) or "{ALPHA}" (what is opaque)'
+        return _whole_numbers("MASK_FOREGROUND", self.foreground, others)
 
     @property
     def ignored_values(self) -> tuple[int, ...]:
@@ -103,7 +100,8 @@ class DataSpec:
             return ()
         listed: list[ListedClass | None] = []
         if isinstance(self.classes, Mapping):
-            listed = [_named_class(name, value) for name, value in self.classes.items()]
+            names = [name.strip() if isinstance(name, str) else "" for name in self.classes]
+            listed = [_listed_class(name, value) for name, value in zip(names, self.classes.values())]
         elif isinstance(self.classes, (tuple, list, range)):
             listed = [_listed_class(None, value) for value in self.classes]
         classes = tuple(entry for entry in listed if entry is not None)
@@ -139,35 +137,25 @@ def _whole_numbers(constant: str, given: Any, other_words: str = "") -> tuple[in
     return tuple(values)
 
 
-def _named_class(name: Any, value: Any) -> ListedClass | None:
-    """The class of a name and its value; None: one of them cannot be meant."""
-    if not isinstance(name, str) or not name.strip():
-        return None
-    return _listed_class(name.strip(), value)
-
-
 def _listed_class(name: str | None, value: Any) -> ListedClass | None:
-    """The class of a value, or of a colour given as red, green and blue; None: it is neither."""
+    """The class of a value, or of a colour given as red, green and blue; None: it is neither, or its name is empty."""
     if isinstance(value, np.generic):
         value = value.item()
+    if name == "":
+        return None
     if type(value) is int and value >= 0:
         return ListedClass(name, value, is_color=False)
-    if isinstance(value, (tuple, list)) and len(value) == 3 and all(map(_is_byte, value)):
+    if isinstance(value, (tuple, list)) and len(value) == 3 and all(type(c) is int and 0 <= c <= 255 for c in value):
         return ListedClass(name, pack_color(value), is_color=True)
     return None
-
-
-def _is_byte(channel: Any) -> bool:
-    return type(channel) is int and 0 <= channel <= 255
 
 
 def _check_image_range(given: Any) -> None:
     if given is None or (isinstance(given, str) and given == AUTO):
         return
-    if isinstance(given, (tuple, list)) and len(given) == 2:
-        finite = all(type(bound) in (int, float) and math.isfinite(bound) for bound in given)
-        if finite and given[0] < given[1]:
-            return
+    are_two = isinstance(given, (tuple, list)) and len(given) == 2
+    if are_two and all(type(bound) in (int, float) and math.isfinite(bound) for bound in given) and given[0] < given[1]:
+        return
     raise UserError(
         f"IMAGE_RANGE = {given!r}: give two numbers, the lower one first, which become 0 and 255, such as "
         '(0, 4095) (--image-range 0 4095); or "auto", for most of what the training images hold; or None.'
