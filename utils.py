@@ -443,8 +443,9 @@ def save_examples(
 
     examples: dict[int, Example] = {}
     for name, indices in (("examples", spread), ("worst", worst)):
-        alone = [[index] for index in indices if index not in examples]
-        batches = alone if predictor.in_windows else [indices]  # images of different sizes make no batch
+        batches = [indices]
+        if predictor.in_windows:  # images of different sizes make no batch
+            batches = [[index] for index in indices if index not in examples]
         for batch in batches:
             examples |= _examples_of(loader, predictor, scores, batch)
         sheet = pictures.examples_sheet([examples[index] for index in indices], f"{name}, epoch {epoch}", palette)

@@ -167,7 +167,7 @@ def audit(
     _look_at_files(sides, spec, _Looker(cache, num_workers))
 
     survey = _Survey(sides, spec, image_size, num_workers)
-    val_pairs = sides[1].pairs if len(sides) > 1 else []
+    val_pairs = [pair for side in sides[1:] for pair in side.pairs]
     report = Report(sides[0].pairs, val_pairs, survey.mask_rule, survey.value_range)
     report.findings = [finding for check in _CHECKS for finding in check(survey)]
     report.facts = [fact for facts in _FACTS for fact in facts(survey)]
@@ -468,7 +468,9 @@ class _Looker:
     def image_facts(self, file: _File) -> ImageFacts | UnusableFile:
         """What was seen in an image, or why it cannot be used."""
         file = self.whole.get(file, file)
-        return self.faults[file] if file in self.faults else ImageFacts(**self.facts[file])
+        if file in self.faults:
+            return self.faults[file]
+        return ImageFacts(**self.facts[file])
 
     def observation(self, file: _File, spec: DataSpec) -> Observation | UnusableFile:
         """What was seen in a mask, or why it cannot be used."""
@@ -755,9 +757,11 @@ def _check_classes(survey: _Survey) -> Iterator[Finding]:
 
 def _check_rare_classes(survey: _Survey) -> Iterator[Finding]:
     """Classes that hardly any pixel has."""
-    names = survey.mask_rule.names if survey.mask_rule else ()  # also () of one foreground
+    mask_rule = survey.mask_rule
+    if not mask_rule:
+        return
     for shares in _class_shares(survey)[:1]:
-        rare = [f"{name} ({100 * share:.2g} %)" for name, share in zip(names, shares) if 0 < share < RARE]
+        rare = [f"{name} ({100 * share:.2g} %)" for name, share in zip(mask_rule.names, shares) if 0 < share < RARE]
         if rare:
             heading = f"Classes that hardly any pixel for training has: {', '.join(rare)}."
             yield Finding(heading, is_error=False)
@@ -988,8 +992,9 @@ def _draw_sheet(survey: _Survey, mask_rule: MaskRule, path: Path) -> Path | None
         images.append(read_image(pair.image, size, pair.image_page, survey.value_range))
         masks.append(read_mask(pair.masks, mask_rule, size, pair.mask_page))
         captions.append(pair.name if mask_rule.has_classes else f"{pair.name}  {example.foreground:.1%}")
-    classes, foreground = "each class has its colour", "foreground is tinted, its share stands below"
-    title = f"{len(examples):,} pairs; {classes if mask_rule.has_classes else foreground}"
+    title = f"{len(examples):,} pairs; foreground is tinted, its share stands below"
+    if mask_rule.has_classes:
+        title = f"{len(examples):,} pairs; each class has its colour"
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet = pictures.overlay_sheet(images, masks, captions, title, pictures.Palette.of(mask_rule))
     pictures.save_image(path, sheet)
