@@ -191,6 +191,12 @@ def _of_kind(values: tuple[int, ...], kind: str) -> tuple[int, ...]:
 
 def _refuse_other_palettes(observations: Iterable[Observation], spec: DataSpec) -> None:
     """UserError: an index is one colour in one mask and another colour in another mask."""
+    lists = {
+        "MASK_FOREGROUND": spec.foreground_values,
+        "MASK_IGNORE": spec.ignored_values,
+        "CLASSES": spec.listed_classes,
+    }
+    constant = next((name for name, values in lists.items() if values), "one value")
     first_use: dict[int, tuple[int, str]] = {}
     for observation in observations:
         for index, colour in observation.palette or ():
@@ -199,19 +205,8 @@ def _refuse_other_palettes(observations: Iterable[Observation], spec: DataSpec) 
                 raise UserError(
                     f"{list_files([first_path, observation.path])}: index {index} of their palettes is "
                     f"{name_value(first_colour, COLOURS)} in one and {name_value(colour, COLOURS)} in the other, so "
-                    f"{_listing_constant(spec)} cannot mean both. Save all masks as PNG, with one palette or in RGB."
+                    f"{constant} cannot mean both. Save all masks as PNG, with one palette or in RGB."
                 )
-
-
-def _listing_constant(spec: DataSpec) -> str:
-    """The constant that lists values."""
-    if spec.foreground_values:
-        return "MASK_FOREGROUND"
-    if spec.ignored_values:
-        return "MASK_IGNORE"
-    if spec.listed_classes:
-        return "CLASSES"
-    return "one value"
 
 
 # ---- soft edges: grey masks of two values, with what JPEG or smoothing has left between them
@@ -327,9 +322,7 @@ def _read_classes(census: Census) -> MaskRule:
         raise UserError(f"CLASSES = {_classes_text(census)}: {'; '.join(faults)}. Change CLASSES.")
     if unknown:
         _refuse_unknown_values(census, unknown)
-    names = [entry.name for entry in census.listed if entry.name is not None]
-    if not names:
-        names = [name_value(value, census.kind) for value in values]
+    names = [entry.name for entry in census.listed if entry.name] or [name_value(v, census.kind) for v in values]
     colours = tuple(values) if census.kind == COLOURS else _class_colours(values, census.palette)
     return MaskRule(census.kind, (), (), classes=tuple(values), names=tuple(names), colours=colours)
 

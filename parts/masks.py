@@ -370,32 +370,27 @@ class MaskRule:
 
     def describe(self) -> str:
         """The rule in one line of words."""
-        text = self._describe_labels()
+        foreground, background = list_values(self.foreground, self.kind), list_values(self.background, self.kind)
+        if self.kind == ALPHA:
+            text = "what is more than half opaque (alpha) is foreground, the rest is background"
+        elif self.has_classes:
+            text = self._describe_classes()
+        elif self.soft:
+            text = f"{foreground} is foreground, {background} is background, values between are cut at the middle"
+        elif not self.foreground:
+            text = f"every value but {background} is foreground"
+        elif self.rest:
+            text = f"{foreground} is foreground, every other value is background"
+        else:
+            text = f"{foreground} is foreground, {background} is background"
         if self.ignored:
             verb = "is" if len(self.ignored) == 1 else "are"
             text += f"; {list_values(self.ignored, self.kind)} {verb} ignored"
         return text
 
-    def _describe_labels(self) -> str:
-        if self.kind == ALPHA:
-            return "what is more than half opaque (alpha) is foreground, the rest is background"
-        if self.has_classes:
-            return self._describe_classes()
-        foreground, background = list_values(self.foreground, self.kind), list_values(self.background, self.kind)
-        if self.soft:
-            return f"{foreground} is foreground, {background} is background, values between are cut at the middle"
-        if not self.foreground:
-            return f"every value but {background} is foreground"
-        if self.rest:
-            background = "every other value"
-        return f"{foreground} is foreground, {background} is background"
-
     def _describe_classes(self) -> str:
-        listed = []
-        for value, name in zip(self.classes[:12], self.names):
-            listed.append(name_value(value, self.kind))
-            if name != listed[-1]:
-                listed[-1] += f" {name}"
+        values = [name_value(value, self.kind) for value in self.classes[:12]]
+        listed = [value if name == value else f"{value} {name}" for value, name in zip(values, self.names)]
         text = f"there are {len(self.classes)} classes: {', '.join(listed)}"
         if len(self.classes) > 12:
             text += f" and {len(self.classes) - 12} more"

@@ -108,9 +108,7 @@ class Palette:
         if mask_rule is None or not mask_rule.has_classes:
             return ForegroundPalette(MaskRule().label_names, (BLACK, WHITE))
         own: list[Color] = [(value >> 16, value >> 8 & 255, value & 255) for value in mask_rule.colours]
-        colours = class_colours()[: len(mask_rule.names)]
-        if own and _apart(own):
-            colours = own
+        colours = own if own and _apart(own) else class_colours()[: len(mask_rule.names)]
         return Palette(mask_rule.names, tuple(colours))
 
     @property

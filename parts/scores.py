@@ -177,9 +177,7 @@ def class_table(scores: Scores, most: int = 20) -> str:
     classes = scores.classes or {}
     rows = list(zip(classes["names"], classes["dice"], classes["iou"], classes["share"]))
     rows.sort(key=lambda row: (row[1] is None, row[1]))
-    shown = rows
-    if len(rows) > most:
-        shown = rows[: most - 1]  # the last line counts the rest
+    shown = rows if len(rows) <= most else rows[: most - 1]  # the last line counts the rest
     width = min(30, max(len("class"), *(len(row[0]) for row in shown)))
     lines = [f"  {'class':<{width}}    Dice     IoU  of pixels"]
     for name, dice, iou, share in shown:
