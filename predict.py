@@ -105,14 +105,14 @@ def check(s: SimpleNamespace) -> None:
     """Refuses constants that contradict each other; _RULES say what each may be. UserError."""
     DataSpec(foreground=s.MASK_FOREGROUND, ignore=s.MASK_IGNORE, mask_name=s.MASK_NAME)  # checks them
     kept = s.SAVE_MASKS or s.OVERLAYS or s.PROBABILITIES or s.MASKS or s.SUBMISSION
-    for wrong, words in (
+    for is_wrong, problem in (
         (s.THRESHOLD == "auto" and not s.MASKS, 'THRESHOLD = "auto" needs MASKS to choose it by.'),
         (s.EXPORT and s.inputs, "EXPORT writes the network and takes no images; run it without them."),
         (not s.EXPORT and not kept, "Nothing would be kept: leave SAVE_MASKS on, or ask for more."),
         (not s.EXPORT and not s.inputs, "Which images? Name files or folders; see --help."),
     ):
-        if wrong:
-            raise UserError(words)
+        if is_wrong:
+            raise UserError(problem)
 
 
 def refuse_for_classes(s: SimpleNamespace, names: Sequence[str]) -> None:
