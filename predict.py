@@ -46,15 +46,7 @@ from parts.outputs import (
     WorstSheet,
     check_outputs,
 )
-from parts.predictions import (
-    ClassDecision,
-    Decision,
-    ForegroundDecision,
-    Output,
-    PictureReader,
-    Size,
-    predict_pictures,
-)
+from parts.predictions import ClassDecision, Decision, ForegroundDecision, Output, PictureReader, Size, predict_pictures
 from parts.recipe import PRECISIONS
 from parts.spec import DataSpec
 
@@ -120,9 +112,7 @@ def refuse_for_classes(s: SimpleNamespace, names: Sequence[str]) -> None:
     defaults: dict[str, Any] = dict(THRESHOLD=0.5, SUBMISSION=None, MASK_FOREGROUND=None)
     wrong = [f"{name} = {getattr(s, name)!r}" for name, value in defaults.items() if getattr(s, name) != value]
     if wrong:
-        listed = list(names[:12])
-        if len(names) > 12:
-            listed.append("...")
+        listed = [*names[:12], "..."] if len(names) > 12 else names
         cures = [f"{name} = {value!r}" for name, value in defaults.items()]
         raise UserError(
             f"{s.CHECKPOINT}: its network tells {len(names)} classes ({', '.join(listed)}), and these are for one "
@@ -131,19 +121,6 @@ def refuse_for_classes(s: SimpleNamespace, names: Sequence[str]) -> None:
 
 
 # ---- the pictures and their true masks
-
-
-def find_wanted(s: SimpleNamespace) -> tuple[list[Picture], list[str]]:
-    """(pictures, missing): the pictures of all inputs; and which inputs gave none, in words that are printed.
-
-    UserError: there is no picture at all.
-    """
-    wanted, missing = find_pictures(s.inputs, s.OUTPUT_DIR, s.MASKS)
-    for problem in missing:
-        print(problem, file=sys.stderr)
-    if not wanted:
-        raise UserError(f"There is no image in {', '.join(s.inputs)}.")
-    return wanted, missing
 
 
 def find_truths(
@@ -178,15 +155,13 @@ def choose_rule_of_truths(
     if network_rule.has_classes and s.MASK_IGNORE is None:
         return network_rule
     told = {name.upper(): value for name, value in checkpoint["settings"].items()}  # older ones are in lower case
-    meant = {}
-    for name in ("MASK_FOREGROUND", "MASK_IGNORE"):
-        here = getattr(s, name)
-        meant[name] = told.get(name) if here is None else here
+    names = ("MASK_FOREGROUND", "MASK_IGNORE")
+    given = {name: getattr(s, name) for name in names if getattr(s, name) is not None}
+    foreground, ignore = map((told | given).get, names)
     # A rule that was made of training's masks alone says nothing of these
-    as_in_training = s.MASK_FOREGROUND is None and s.MASK_IGNORE is None and "mask_rule" in checkpoint
-    if as_in_training and meant["MASK_FOREGROUND"] is not None:
+    if not given and foreground is not None and "mask_rule" in checkpoint:
         return MaskRule.from_dict(checkpoint["mask_rule"])
-    spec = DataSpec(foreground=meant["MASK_FOREGROUND"], ignore=meant["MASK_IGNORE"])
+    spec = DataSpec(foreground=foreground, ignore=ignore)
     if network_rule.has_classes:
         spec = DataSpec(ignore=s.MASK_IGNORE, classes=dict(zip(network_rule.names, network_rule.classes)))
     masks = [source for pair in pairs.values() for source in pair.sources[1:]]
@@ -220,8 +195,7 @@ def network_size(asked: Size | str | None, checkpoint: dict[str, Any]) -> Size |
         asked = checkpoint.get("image_size", _ARTICLE_SIZE)  # None: trained on crops of images at their own size
     if asked is None or isinstance(asked, str):
         return None
-    height, width = asked
-    return height, width
+    return asked[0], asked[1]
 
 
 def run_network(
@@ -299,7 +273,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         refuse_for_classes(s, mask_rule.names)
 
     # The pictures, and what is made of them
-    wanted, missing = find_wanted(s)
+    wanted, missing = find_pictures(s.inputs, s.OUTPUT_DIR, s.MASKS)
+    for problem in missing:
+        print(problem, file=sys.stderr)
+    if not wanted:
+        raise UserError(f"There is no image in {', '.join(s.inputs)}.")
     truths = find_truths(s, wanted, checkpoint, mask_rule)
     # Each output takes every picture's result; scores and failures are asked for more afterwards
     scores = PictureScores.of(Path(s.OUTPUT_DIR), truths, mask_rule)

@@ -27,7 +27,10 @@ class UnusableFile(UserError):
     """
 
     def __init__(self, path: str | Path, problem: str | None = None, cure: str | None = None):
-        super().__init__(str(path) if problem is None else f"{printable(path)}: {problem}. {cure}.")
+        message = str(path)
+        if problem is not None:
+            message = f"{printable(path)}: {problem}. {cure}."
+        super().__init__(message)
         self.path, self.problem, self.cure = path, problem, cure
 
     def __reduce__(self) -> tuple[type["UnusableFile"], tuple[str | Path, str | None, str | None]]:

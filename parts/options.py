@@ -54,7 +54,9 @@ def switch() -> Rule:
 
 def whole(least: int = 0, most: float = math.inf) -> Rule:
     """A whole number from `least` to `most`."""
-    wanted = f"a whole number from {least} to {most}" if most < math.inf else f"a whole number, {least} or more"
+    wanted = f"a whole number, {least} or more"
+    if most < math.inf:
+        wanted = f"a whole number from {least} to {most}"
     return Rule(wanted, lambda value: type(value) is int and least <= value <= most, _read_one, "INT")
 
 
@@ -158,7 +160,9 @@ def named_numbers(*, names_needed: bool = True) -> Rule:
         if any("=" in word for word in given):
             return _read_named(given)
         value = _read_values(given)
-        return (value,) if type(value) in (int, float) else value
+        if type(value) in (int, float):
+            return (value,)
+        return value
 
     wanted = "NAME=VALUE for each, where a value is a number (3), or several (3,4)"
     if not names_needed:
