@@ -141,7 +141,9 @@ class Census:
         if soft is None or not _are_soft_edges(self.inexact, soft):
             return None
         odd = [observation for observation in self.observations if not _fits(observation, soft)]
-        return replace(soft, odd=tuple(odd)) if len(odd) <= len(self.observations) / 2 else None
+        if len(odd) > len(self.observations) / 2:
+            return None
+        return replace(soft, odd=tuple(odd))
 
     @cached_property
     def kept(self) -> "Census":
@@ -235,7 +237,9 @@ class SoftEdges:
         near = (self.high - self.low) * NEAR
         if value <= self.low + near:
             return _LOW
-        return _HIGH if value >= self.high - near else _BETWEEN
+        if value >= self.high - near:
+            return _HIGH
+        return _BETWEEN
 
     def beyond(self, value: int) -> float:
         """How far outside both ends a value lies, as a share of their distance."""
@@ -254,7 +258,9 @@ def _find_ends(observations: Iterable[Observation]) -> SoftEdges | None:
 
 def _scale(highest: int) -> int:
     """What a step of 8 bits is among values up to `highest`: 257 in 16 bits."""
-    return 257 if highest > 255 else 1
+    if highest > 255:
+        return 257
+    return 1
 
 
 def _are_soft_edges(inexact: list[Observation], soft: SoftEdges) -> bool:

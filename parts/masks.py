@@ -119,7 +119,9 @@ def observe_mask(path: PathLike, page: int = 0) -> Observation:
         counts = sorted(sorted(counts, key=lambda pair: -pair[1])[:MOST_COLOURS])
         listed = {value for value, _ in counts}
         thick = [pair for pair in thick if pair[0] in listed]
-    palette = None if read.palette is None else [[index, read.palette[index]] for index, _ in counts]
+    palette = None
+    if read.palette is not None:
+        palette = [[index, read.palette[index]] for index, _ in counts]
     alpha = alpha_of(decoded.picture)
     alpha_counts = None if alpha is None else count_values(alpha)
     # A photograph that is cut out: its colours are so many that the alpha need not tell any apart.
@@ -217,7 +219,9 @@ def _whole_numbers(array: np.ndarray, path: PathLike) -> np.ndarray:
         array = np.clip(array, -1, 2**31 - 256).astype(np.int32)
     if array.min() < 0:
         raise UnusableFile(path, "has negative values", cure)
-    return array.astype(np.uint16) if array.max() < 65536 else array
+    if array.max() < 65536:
+        return array.astype(np.uint16)
+    return array
 
 
 def _palette_values(picture: Image.Image) -> Values:
@@ -284,7 +288,9 @@ def _inside_areas(array: np.ndarray) -> np.ndarray:
         array = array.astype(np.float64)  # OpenCV's morphology does not take int32
     square = np.ones((3, 3), np.uint8)
     equal = cv2.erode(array, square) == cv2.dilate(array, square)
-    return equal.all(axis=2) if equal.ndim == 3 else equal
+    if equal.ndim == 3:
+        return equal.all(axis=2)
+    return equal
 
 
 def _slopes(values: np.ndarray) -> list[int]:
@@ -365,7 +371,8 @@ class MaskRule:
     @classmethod
     def from_dict(cls, plain: dict[str, Any]) -> "MaskRule":
         """The rule of which `to_dict` made `plain`; fields that older checkpoints lack have their defaults."""
-        fields: dict[str, Any] = {name: tuple(x) if isinstance(x, list) else x for name, x in plain.items()}
+        fields: dict[str, Any] = dict(plain)
+        fields |= {name: tuple(value) for name, value in plain.items() if isinstance(value, list)}
         return cls(**fields)
 
     def describe(self) -> str:
@@ -463,7 +470,9 @@ def _read_one(path: PathLike, mask_rule: MaskRule, page: int) -> np.ndarray:
 
 
 def _unknown(path: PathLike, problem: str, mask_rule: MaskRule) -> UnusableFile:
-    cure = "add what it holds to CLASSES or to MASK_IGNORE" if mask_rule.has_classes else "set MASK_FOREGROUND"
+    cure = "set MASK_FOREGROUND"
+    if mask_rule.has_classes:
+        cure = "add what it holds to CLASSES or to MASK_IGNORE"
     problem += f", but in these masks {mask_rule.describe()}"
     return UnusableFile(path, problem, f"Write it like the others, or {cure}")
 
@@ -487,8 +496,9 @@ def _labels_of_values(values: np.ndarray, mask_rule: MaskRule) -> np.ndarray:
     if mask_rule.soft:
         (low,), (high,) = mask_rule.background, mask_rule.foreground
         twice = 2 * values.astype(np.int32)  # against the sum of the ends, without fractions
-        is_foreground = twice > low + high if high > low else twice < low + high
-        return is_foreground.astype(np.uint8)
+        if high > low:
+            return (twice > low + high).astype(np.uint8)
+        return (twice < low + high).astype(np.uint8)
     background = np.isin(values, mask_rule.background)
     if not mask_rule.foreground:
         labels = (~background).astype(np.uint8)

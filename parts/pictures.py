@@ -452,10 +452,14 @@ def sheet(
 
 def _draw_legend(page: Image.Image, top: int, legend: Sequence[LegendEntry]) -> int:
     """Draws a legend that begins at `top`, in as many lines as it needs; returns where it ends, its margin included."""
+    if not legend:
+        return top
     draw, left = ImageDraw.Draw(page), MARGIN
     for entry in legend:
         heading = entry.colour is None and not entry.hatched
-        swatch_width = 0 if heading else FONT + 6
+        swatch_width, colour = FONT + 6, TEXT
+        if heading:
+            swatch_width, colour = 0, FAINT
         text, length = _fitted(entry.text, min(14 * FONT, page.width - 2 * MARGIN - FONT - 6))
         length += swatch_width
         if left > MARGIN and (heading or left + length > page.width - MARGIN):
@@ -464,9 +468,9 @@ def _draw_legend(page: Image.Image, top: int, legend: Sequence[LegendEntry]) -> 
             page.paste(Image.fromarray(mask_image(np.full((FONT, FONT), IGNORED, np.uint8))), (left, top + 2))
         if not heading:
             draw.rectangle((left, top + 2, left + FONT, top + 2 + FONT), fill=entry.colour, outline=TEXT)
-        draw.text((left + swatch_width, top), text, fill=FAINT if heading else TEXT, font=_font(FONT))
+        draw.text((left + swatch_width, top), text, fill=colour, font=_font(FONT))
         left += length + 2 * MARGIN
-    return top + _LINE + MARGIN if legend else top
+    return top + _LINE + MARGIN
 
 
 def _tile(array: np.ndarray) -> Image.Image:
@@ -509,7 +513,9 @@ def _font(size: int) -> Any:
     from matplotlib import get_data_path  # here, as it takes half a second to load
 
     file = Path(get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"  # Pillow's own has no accents
-    return ImageFont.truetype(file, size) if file.is_file() else ImageFont.load_default(size=size)
+    if not file.is_file():
+        return ImageFont.load_default(size=size)
+    return ImageFont.truetype(file, size)
 
 
 # ---- curves and the confusion matrix
@@ -537,9 +543,10 @@ def draw_curves(history: Sequence[dict[str, Any]], path: str | Path) -> None:
 
     scores = [name for name in ("dice", "iou") if name in history[-1]]
     by_class = [name for name in history[-1] if name.startswith("dice_") and name != "dice_nonempty"]
-    curves = _CURVES_AMONG_CLASSES if by_class else _CURVES
-    panels = 11.0  # inches
-    width = panels + 2.2 if by_class else panels  # the classes have a legend beside the panels
+    curves, panels = _CURVES, 11.0
+    width = panels  # inches
+    if by_class:
+        curves, width = _CURVES_AMONG_CLASSES, panels + 2.2  # with their legend beside the panels
     figure = _figure(width, 4)
     share = panels / width
     figure.subplots_adjust(left=0.065 * share, right=0.985 * share, bottom=0.13, top=0.96, wspace=0.16)
@@ -682,7 +689,9 @@ def _figure(width: float, height: float) -> Figure:
 
 def _save_figure(figure: Figure, path: str | Path) -> None:
     kind = Path(path).suffix.lower().lstrip(".") or "png"
-    options: dict[str, Any] = {"pil_kwargs": {"compress_level": 1}} if kind == "png" else {}  # a tenth of the time
+    options: dict[str, Any] = {}
+    if kind == "png":
+        options["pil_kwargs"] = {"compress_level": 1}  # a tenth of the time
     write_whole(path, lambda file: figure.savefig(file, format=kind, dpi=110, **options), sync=False)
 
 

@@ -168,8 +168,9 @@ class Loss(nn.Module):
         if self.dice:
             both, true = (probabilities * truth).sum((2, 3)), truth.sum((2, 3))  # (N, C)
             dice = (2 * both + 1) / ((probabilities * kept).sum((2, 3)) + true + 1)
-            # Of several classes those that an image holds
-            counted = true > 0 if truth.shape[1] > 1 else torch.ones_like(true)
+            counted = torch.ones_like(true)
+            if truth.shape[1] > 1:
+                counted = true > 0  # the classes that an image holds
             loss = loss + (((1 - dice) * counted).sum(1) / counted.sum(1).clamp(min=1)).mean()
         return loss
 
