@@ -240,7 +240,10 @@ class _OpenFile:
         return self.head.frames and height * width <= _LARGEST_OPEN
 
     def turn_to(self, page: int) -> None:
-        """Goes to a page."""
+        """Goes to a page; to an earlier one from the beginning again, as animated PNGs go forwards alone."""
+        if page < self.head.page:
+            self._files.close()
+            self.picture = self._files.enter_context(_open(self.path))
         if page != self.head.page:
             self.picture.seek(page)
             self.head = Head.of(self.picture)

@@ -425,3 +425,14 @@ def test_true_masks_of_pages(tmp_path):
         ("a_1", 1, "a_1.png", 0),
         ("a_2", 2, "a.tif", 2),
     ]
+
+
+def test_a_prefix_is_found_in_any_case(tmp_path):
+    for name in ("Scan_A1.jpg", "scan_B2.jpg"):
+        touch(tmp_path / "i", name)
+    for name in ("LABEL_a1.png", "label_b2.png"):
+        touch(tmp_path / "m", name)
+    pairs = pair_files(tmp_path / "i", tmp_path / "m")
+    assert [(pair.image.name, pair.mask.name) for pair in pairs] == [
+        ("Scan_A1.jpg", "LABEL_a1.png"), ("scan_B2.jpg", "label_b2.png"),
+    ]  # fmt: skip

@@ -429,3 +429,9 @@ def test_labels_that_a_transform_has_spoiled_are_refused():
 def test_what_is_scored_are_labels(mask_rule, masks, expected, shape):
     labels = recipe.true_labels(torch.tensor(masks).reshape(shape), CPU, mask_rule)
     assert labels.dtype == torch.uint8 and labels.tolist() == [[expected]]
+
+
+def test_the_learning_rate_rises_from_above_zero_to_its_height():
+    factors = [recipe.learning_rate_factor(step, 20, "linear", 0.2) for step in range(20)]
+    assert factors[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    assert factors[-1] == pytest.approx(1 / 16)

@@ -634,3 +634,14 @@ def test_a_run_goes_on_in_the_precision_that_it_began_with(prepared, monkeypatch
     whole, parts, other = (torch.load(f"{name}/checkpoint.pth")["state_dict"] for name in ("whole", "parts", "other"))
     assert all(torch.equal(whole[key], parts[key]) for key in whole)
     assert not all(torch.equal(whole[key], other[key]) for key in whole)
+
+
+def test_the_best_checkpoint_stays_where_a_later_epoch_is_worse(prepared, monkeypatch):
+    """With a learning rate that ruins the network once it has learnt something."""
+    monkeypatch.chdir(prepared)
+    train.main(helpers.flags(NUM_EPOCHS=4, SCHEDULE="constant", WARMUP=0.0, PATIENCE=0))
+    train.main([*helpers.flags(NUM_EPOCHS=5, SCHEDULE="constant", WARMUP=0.0, LEARNING_RATE=3.0), "--load-model"])
+    best, last = torch.load("best.pth"), torch.load("checkpoint.pth")
+    rows = last["history"]
+    assert rows[-1]["dice_nonempty"] < max(row["dice_nonempty"] for row in rows), "else nothing is shown"
+    assert best["epoch"] == max(rows, key=lambda row: row["dice_nonempty"])["epoch"] < last["epoch"]
