@@ -271,3 +271,23 @@ def test_a_mistake_is_told_once(prepared):
     code, _, err = together(prepared / "look.py", *SMALL, "--train-mask-dir", "nowhere", cwd=prepared)
     assert code != 0 and err.count("nowhere: ") == 1
     assert "gloo" not in err
+
+
+STATISTICS = """
+import sys, torch
+from parts import processes
+with processes.together("cpu"):
+    network = torch.nn.BatchNorm2d(3)
+    network.running_mean.fill_(1.0 + processes.rank())
+    processes.same_everywhere(network)
+    with open(f"{sys.argv[1]}.{processes.rank()}", "w") as file:
+        file.write(str(network.running_mean.tolist()))
+"""
+
+
+@pytest.mark.slow
+def test_statistics_of_batchnorm_are_those_of_process_0(tmp_path):
+    (tmp_path / "mean_of.py").write_text(STATISTICS)
+    code, _, err = together(tmp_path / "mean_of.py", tmp_path / "mean", cwd=tmp_path)
+    assert code == 0, err
+    assert [(tmp_path / f"mean.{rank}").read_text() for rank in (0, 1)] == ["[1.0, 1.0, 1.0]"] * 2
