@@ -227,10 +227,10 @@ def main(argv: list[str] | None = None) -> None:
         if s.LOAD_MODEL:
             run.resume(folder.path / "checkpoint.pth")
         dtype = settle_precision(s, precision)
-        trained = processes.wrap(model, device, s.SYNC_BATCHNORM)  # with torchrun it averages the gradients
-        compile_for_gpu(trained, device, dtype, s)
+        if folder.begin(run, val_loader, dtype):
+            return
+        trained = wrap_and_compile(model, device, dtype, s)
         processes.say(describe_run(model, device, dtype, steps))
-        folder.begin(run, val_loader, dtype)
 
         # Epochs: train, check accuracy, add a row to the history, save, draw
         if not run.history:
@@ -245,8 +245,7 @@ def main(argv: list[str] | None = None) -> None:
             tell_symptom(scores)
             folder.save(run)  # while the next epoch begins
             draw(run, val_loader, folder.path, dtype)
-            if s.PATIENCE and run.epochs_since_best >= s.PATIENCE:
-                processes.say(f"No better Dice for {s.PATIENCE} epochs (PATIENCE): the run ends here.")
+            if out_of_patience(run):
                 break
         folder.finish()
         processes.say(summary(run, folder.path, time.perf_counter() - start, waiting, train_loader))
@@ -474,12 +473,19 @@ def make_loaders(s: SimpleNamespace, report: Report, device: torch.device, outpu
     )
 
 
-def compile_for_gpu(model: nn.Module, device: torch.device, dtype: torch.dtype | None, s: SimpleNamespace) -> None:
-    """torch.compile for the size of training, where COMPILE is on; other devices than CUDA gain nothing from it."""
+def wrap_and_compile(
+    model: nn.Module, device: torch.device, dtype: torch.dtype | None, s: SimpleNamespace
+) -> nn.Module:
+    """The network as it is trained: with torchrun it averages the gradients, and with COMPILE it is compiled.
+
+    It is compiled for the size of training; other devices than CUDA gain nothing from it.
+    """
+    trained = processes.wrap(model, device, s.SYNC_BATCHNORM)
     if s.COMPILE and device.type == "cuda":
         size = getattr(s, size_constant(s))
-        with processes.synchronised(model, last=False):  # its trial exchanges nothing with other processes
-            recipe.compile_or_not(model, (s.BATCH_SIZE, 3, *size), dtype, s.HALF_SIZE)
+        with processes.synchronised(trained, last=False):  # its trial exchanges nothing with other processes
+            recipe.compile_or_not(trained, (s.BATCH_SIZE, 3, *size), dtype, s.HALF_SIZE)
+    return trained
 
 
 def describe_run(model: nn.Module, device: torch.device, dtype: torch.dtype | None, steps: int) -> str:
@@ -495,6 +501,15 @@ def tell_symptom(scores: Scores) -> None:
     """Prints what scores that cannot be right point to, such as a network that predicts background alone."""
     if advice := symptom(scores):
         processes.say(advice)
+
+
+def out_of_patience(run: Run) -> bool:
+    """Whether a run ends before its last epoch, by PATIENCE, which is printed then."""
+    patience = run.settings.PATIENCE
+    if not patience or run.epochs_since_best < patience:
+        return False
+    processes.say(f"No better Dice for {patience} epochs (PATIENCE): the run ends here.")
+    return True
 
 
 class RunFolder:
@@ -517,16 +532,24 @@ class RunFolder:
     def __exit__(self, *failure: object) -> None:
         self._open.close()
 
-    def begin(self, run: Run, val_loader: Loader, dtype: torch.dtype | None) -> None:
-        """Puts the files of an earlier run aside, or sets those of a resumed run right."""
+    def begin(self, run: Run, val_loader: Loader, dtype: torch.dtype | None) -> bool:
+        """Puts the files of an earlier run aside, or sets those of a resumed run right; says whether that is all.
+
+        It is where all epochs are done: a run that was killed after its last checkpoint lacks its pictures still.
+        """
+        done = run.done(self.path / "checkpoint.pth")
         if processes.rank() > 0:
-            return
+            return bool(done)
         remove_leftovers(self.path)
-        if run.scores:  # the run may have been killed while it wrote these
+        if run.history:
             write_history(self.path, run.history)
+        if run.scores and len(run.scores.per_image) == len(val_loader.dataset):
             draw(run, val_loader, self.path, dtype)
-        elif not run.settings.LOAD_MODEL:
+        if not run.settings.LOAD_MODEL:
             set_aside(self.path)
+        if done:
+            print(done)
+        return bool(done)
 
     def save(self, run: Run) -> None:
         """Begins to write the checkpoint and the history. Raises what went wrong with those of the epoch before."""
@@ -588,7 +611,10 @@ def summary(run: Run, output: Path, seconds: float, waiting: float, loader: Load
             cure = "raise NUM_WORKERS"
         lines.append(f"{100 * waiting:.0f} % of the last epoch was spent waiting for data: {cure}.")
     shown = f"{output / 'saved_images'}/ and {output / 'curves.png'}"
-    lines.append(f"Look at {shown}; the network is in {output / 'best.pth'}.")
+    network = f"the network is in {output / 'best.pth'}"
+    if not (output / "best.pth").exists():
+        network = f"best.pth, of epoch {run.best['epoch']}, is gone; the last network is in {output / 'checkpoint.pth'}"
+    lines.append(f"Look at {shown}; {network}.")
     return "\n".join(lines)
 
 

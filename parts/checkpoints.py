@@ -17,7 +17,8 @@ import torch
 from torch import nn
 
 from parts import processes
-from parts.errors import UserError
+from parts.checkpoint_keys import EXPECTED, KEYS, PREDICTED, RESUMED, check_keys, fault_of, shown
+from parts.errors import UserError, list_files, printable
 from parts.masks import IGNORED, MaskRule
 from parts.networks import EncoderUNet, build_network
 from parts.options import plain
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
 
 _WEIGHT_KEYS = ("state_dict", "model_state_dict", "model")  # ours and the article's; then other programs'
 _PREFIXES = ("_orig_mod.", "module.")  # torch.compile and DistributedDataParallel put these before the names
-_EXPECTED = "Expected a file that train.py saved, or another PyTorch file with a state_dict"
+_WEIGHT_TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64, torch.int32, torch.uint8)
+_MOMENTS = {"step", "exp_avg", "exp_avg_sq"}  # what Adam and AdamW keep of each parameter
 
 Weights = dict[str, torch.Tensor]
 
@@ -71,6 +73,16 @@ class Run:
     def epochs_since_best(self) -> int:
         """How many epochs ago the best one was: 0 for the last one."""
         return len(self.history) - self.best["epoch"]
+
+    def done(self, path: str | Path) -> str:
+        """Says that all epochs of the run saved in `path` are done, and how to go on; "" where some are left."""
+        epochs, planned = len(self.history), self.settings.NUM_EPOCHS
+        if epochs < planned:
+            return ""
+        return (
+            f"{path}: all of its {epochs} epochs are done, and NUM_EPOCHS = {planned} counts the epochs of the whole "
+            f"run. To go on, give a larger one (--num-epochs {2 * epochs}). {_new_run(path)}"
+        )
 
     def record(self, loss: float, scores: Scores) -> None:
         """Adds a finished epoch to the history, and gives its Dice to the schedule."""
@@ -115,16 +127,16 @@ class Run:
 
         Prints which settings have changed since. Where the validation images, IMAGE_SIZE or the reading of the masks
         have changed (`scored_on`), old scores do not compare: the best epoch is looked for among the coming ones.
-        UserError: the file is unreadable, of another network or other classes, or all of its epochs are done.
+        UserError: the file is unreadable, of another network or other classes, or holds what it may not hold.
         """
-        saved = read_checkpoint(path, next(self.model.parameters()).device)
-        new_run = (
-            f"To start a new run from these weights, leave LOAD_MODEL off and set PRETRAINED (--pretrained {path})."
-        )
+        saved = check_keys(path, read_checkpoint(path), RESUMED)
         if difference := _class_difference(saved, self.mask_rule):
             raise UserError(
-                f"{path}: {difference}. Going on needs the same ones, in the same order (CLASSES). {new_run}"
+                f"{path}: {difference}. Going on needs the same ones, in the same order (CLASSES). {_new_run(path)}"
             )
+        history, since = saved.get("history", []), saved.get("since", 0)
+        if since >= max(1, len(history)):
+            raise UserError(f"{path}: its since is {since}, and its history has {len(history)} epochs. {EXPECTED}.")
         processes.say("=> Loading checkpoint")
         load_weights(self.model, saved["state_dict"], str(path))
         self.architecture["pads"] = was_padded(saved)
@@ -132,19 +144,12 @@ class Run:
         if self.settings.PRECISION == "auto" and next(self.model.parameters()).device.type == "cpu":
             # What is faster was measured when the run began; another machine may choose otherwise.
             self.settings.PRECISION = saved.get("settings", {}).get("PRECISION", "auto")
-        self.history = saved.get("history", [])
-        epochs, planned = len(self.history), self.settings.NUM_EPOCHS
-        if epochs >= planned:
-            raise UserError(
-                f"{path}: all of its {epochs} epochs are done, and NUM_EPOCHS = {planned} counts the epochs of the "
-                f"whole run. To go on, give a larger one (--num-epochs {2 * epochs}). {new_run}"
-            )
+        self.history, self.since = history, len(history)
         self._load_states(saved, path)
         comparable = saved.get("scored_on", self.scored_on) == self.scored_on
-        self.since = epochs
         if comparable:
-            self.since = saved.get("since", 0)
-            if "scores" in saved:
+            self.since = since
+            if history and "scores" in saved:
                 self.scores = Scores(**saved["scores"])
         self._tell_resumed(saved, comparable)
 
@@ -169,15 +174,44 @@ class Run:
     def _load_states(self, saved: dict[str, Any], path: str | Path) -> None:
         """Restores optimizer, schedule and scaler; one whose state does not fit starts anew, and that is printed."""
         current = [{key: group[key] for key in group if key != "params"} for group in self.optimizer.param_groups]
-        for name in ("optimizer", "schedule", "scaler"):
-            if saved.get(name):
-                try:
-                    getattr(self, name).load_state_dict(saved[name])
-                except (ValueError, KeyError, RuntimeError) as error:
-                    print(f"The {name} starts anew: its state in {path} does not fit ({error}).")
+        for name, part in (("optimizer", self.optimizer), ("schedule", self.schedule), ("scaler", self.scaler)):
+            state = saved.get(name)
+            if state is None or state == {}:
+                continue
+            try:
+                if name in KEYS and (fault := fault_of(name, state, KEYS[name])):
+                    raise ValueError(fault)
+                part.load_state_dict(state)
+                if part is self.optimizer:
+                    fit_moments(self.optimizer)
+            except Exception as error:  # a state of another kind fails in many ways, all of which mean this
+                print(f"The {name} starts anew: its state in {path} does not fit ({printable(error)[:200]}).")
+                if name == "optimizer":
+                    self.optimizer.state.clear()
         # The states hold WEIGHT_DECAY and the like; those of now are obeyed, not the saved ones.
         for group, options in zip(self.optimizer.param_groups, current):
             group.update(options)
+
+
+def fit_moments(optimizer: torch.optim.Optimizer) -> None:
+    """Gives a loaded optimizer's moments the strides of their parameters, where they have others.
+
+    Fused Adam looks at neither shapes nor strides: it reads and writes each moment as if its memory were laid out as
+    the parameter's, beyond its end if need be. ValueError: the state is not Adam's, or has other shapes.
+    """
+    for parameter, state in optimizer.state.items():
+        if state and state.keys() != _MOMENTS:
+            raise ValueError(f"it holds {', '.join(map(str, state))}")
+        for name, value in state.items():
+            shape = torch.Size() if name == "step" else parameter.shape
+            if _is_foreign(value) or value.shape != shape:
+                raise ValueError(f"{name} is no tensor of shape {tuple(shape)}")
+            if name != "step" and value.stride() != parameter.stride():
+                state[name] = torch.empty_like(parameter).copy_(value)
+
+
+def _new_run(path: str | Path) -> str:
+    return f"To start a new run from these weights, leave LOAD_MODEL off and set PRETRAINED (--pretrained {path})."
 
 
 def _list_or_none(values: Any) -> list | None:
@@ -213,8 +247,8 @@ def set_aside(output: Path) -> None:
 # ---- reading a checkpoint
 
 
-def read_checkpoint(filename: str | Path, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """The dictionary in a checkpoint, its weights under `state_dict` without a wrapper's prefixes.
+def read_checkpoint(filename: str | Path) -> dict[str, Any]:
+    """The dictionary in a checkpoint, on the CPU, its weights under `state_dict` without a wrapper's prefixes.
 
     The CRC of every record is checked first, so a damaged file is refused rather than loaded wrong. Files of the
     article's code, bare state dicts and those of torch.compile or DistributedDataParallel are read too.
@@ -223,9 +257,9 @@ def read_checkpoint(filename: str | Path, device: torch.device | str = "cpu") ->
     path = Path(filename)
     if not path.is_file():
         raise UserError(f"{path}: there is no such checkpoint. Train first, or name another file.")
-    checkpoint = _unpickle(path, device)
+    checkpoint = _unpickle(path)
     if not isinstance(checkpoint, dict):
-        raise UserError(f"{path}: holds a {type(checkpoint).__name__}. {_EXPECTED}.")
+        raise UserError(f"{path}: holds a {type(checkpoint).__name__}. {EXPECTED}.")
     for key in _WEIGHT_KEYS:
         if isinstance(checkpoint.get(key), dict):
             weights = checkpoint.pop(key)
@@ -234,29 +268,56 @@ def read_checkpoint(filename: str | Path, device: torch.device | str = "cpu") ->
         weights = {name: value for name, value in checkpoint.items() if isinstance(value, torch.Tensor)}
         checkpoint = {}
     if not weights or not all(isinstance(value, torch.Tensor) for value in weights.values()):
-        raise UserError(f"{path}: holds no weights. {_EXPECTED}.")
+        raise UserError(f"{path}: holds no weights. {EXPECTED}.")
+    _refuse_foreign_weights(path, weights)
     return checkpoint | {"state_dict": without_prefixes(weights)}
 
 
-def _unpickle(path: Path, device: torch.device | str) -> Any:
+def _refuse_foreign_weights(path: Path, weights: dict[Any, torch.Tensor]) -> None:
+    """UserError where a state dict holds other tensors than a network's, or takes more memory than its file."""
+    for name, value in weights.items():
+        if not isinstance(name, str) or _is_foreign(value):
+            raise UserError(f"{path}: its weights hold {shown(name)}, which is no dense tensor of numbers. {EXPECTED}.")
+    if sum(value.nbytes for value in weights.values()) > path.stat().st_size:
+        raise UserError(f"{path}: its weights share numbers, and are larger than the file. {EXPECTED}.")
+
+
+def _is_foreign(value: Any) -> bool:
+    """Whether it is anything but a tensor with a number of its own in each place; a stride of 0 repeats one."""
+    if not isinstance(value, torch.Tensor) or value.layout != torch.strided or value.is_nested or value.is_meta:
+        return True
+    if any(step == 0 and side > 1 for step, side in zip(value.stride(), value.shape)):
+        return True
+    return value.dtype not in _WEIGHT_TYPES or value.nbytes > value.untyped_storage().nbytes()
+
+
+def _unpickle(path: Path) -> Any:
     """What torch.save has put into a file. UserError: it is damaged, or holds more than tensors and plain types."""
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
+                _refuse_compressed(path, archive.infolist())
                 damaged = archive.testzip()
             if damaged:
                 raise UserError(f"{path}: damaged (checksum of {damaged}). Use another checkpoint.")
-        return torch.load(path, map_location=device, weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except UserError:
         raise
     except pickle.UnpicklingError as error:  # PyTorch's own message says how to run the code in it: not repeated
         raise UserError(
             f"{path}: refused, because it is damaged or holds more than tensors and plain values, "
-            f"which could run code. {_EXPECTED}."
+            f"which could run code. {EXPECTED}."
         ) from error
     except Exception as error:  # a truncated or foreign file fails in many ways, all of which mean this
         lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise UserError(f"{path}: not a readable checkpoint ({lines[0][:200]}). {_EXPECTED}.") from error
+        raise UserError(f"{path}: not a readable checkpoint ({lines[0][:200]}). {EXPECTED}.") from error
+
+
+def _refuse_compressed(path: Path, records: list[zipfile.ZipInfo]) -> None:
+    """UserError where a file's records are compressed, as torch.save's never are, or larger than the file."""
+    stored = all(record.compress_type == zipfile.ZIP_STORED for record in records)
+    if not stored or sum(record.file_size for record in records) > path.stat().st_size:
+        raise UserError(f"{path}: its records are compressed, or larger than the file. {EXPECTED}.")
 
 
 def without_prefixes(weights: Weights) -> Weights:
@@ -283,19 +344,16 @@ def load_weights(model: nn.Module, weights: Weights, source: str) -> None:
             if own[name].shape != weights[name].shape
         ],
     }
-    lines = [f"  {label} {_first_few(names, 3)}" for label, names in differences.items() if names]
+    lines = [f"  {label} {list_files(names)}" for label, names in differences.items() if names]
     if lines:
         heading = f"{source} belongs to another architecture (FEATURES, ENCODER or the channels differ):"
         raise UserError("\n".join([heading, *lines]))
-    model.load_state_dict(weights)
-
-
-def _first_few(names: list[str], most: int) -> str:
-    """The first names of a list, and how many more there are."""
-    text = ", ".join(names[:most])
-    if len(names) > most:
-        text += f" and {len(names) - most} more"
-    return text
+    on_meta = any(value.is_meta for value in own.values())
+    if on_meta:  # it has no memory yet; copies have the strides of a new network, by which convolutions are chosen
+        weights = {
+            name: torch.empty(value.shape, dtype=value.dtype).copy_(weights[name]) for name, value in own.items()
+        }
+    model.load_state_dict(weights, assign=on_meta)
 
 
 # ---- a network from a checkpoint
@@ -308,19 +366,19 @@ def load_network(path: str | Path) -> tuple[UNet | EncoderUNet, dict[str, Any]]:
     checkpoint["mask_rule"], a dictionary as of MaskRule. Where a file does not say what its channels are, they are
     classes of the values 0 to C - 1. UserError: it is of another network.
     """
-    checkpoint = read_checkpoint(path)
-    for key in ("network", "settings"):  # files of other programs may hold none, or something else
-        if not isinstance(checkpoint.get(key), dict):
-            checkpoint[key] = {}
-    architecture = checkpoint["network"] or _plain_architecture(checkpoint["state_dict"])
+    checkpoint = check_keys(path, read_checkpoint(path), PREDICTED)
+    checkpoint.setdefault("settings", {})
+    architecture = checkpoint.setdefault("network", {}) or _plain_architecture(checkpoint["state_dict"])
     if architecture is None:
         raise UserError(f"{path}: does not say what network it is of, and its weights are not those of the plain one.")
+    check_keys(path, {"network": architecture}, ["network"])  # where the weights alone say it
     try:
-        network = build_network(**{"pads": was_padded(checkpoint), **architecture})
-        _complete_mask_rule(checkpoint, network.output_conv.out_channels)
-        channels = MaskRule.from_dict(checkpoint["mask_rule"]).channels if "mask_rule" in checkpoint else 1
-    except TypeError as error:
-        raise UserError(f"{path}: says of its network what is not understood here ({error}).") from error
+        with torch.device("meta"):  # without memory: the weights may be of a smaller network than the one that is named
+            network = build_network(**{"pads": was_padded(checkpoint), **architecture})
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    _complete_mask_rule(checkpoint, network.output_conv.out_channels)
+    channels = MaskRule.from_dict(checkpoint["mask_rule"]).channels if "mask_rule" in checkpoint else 1
     _refuse_channels(path, network, channels)
     load_weights(network, checkpoint.pop("state_dict"), str(path))  # popped: its memory is free again
     return network.eval(), checkpoint
@@ -345,10 +403,7 @@ def was_padded(checkpoint: dict[str, Any]) -> bool:
 
 def _complete_mask_rule(checkpoint: dict[str, Any], channels: int) -> None:
     """Gives a checkpoint that says nothing of its masks the rule that its number of channels suggests."""
-    if isinstance(checkpoint.get("mask_rule"), dict):
-        return
-    checkpoint.pop("mask_rule", None)
-    if 1 < channels < IGNORED:
+    if "mask_rule" not in checkpoint and 1 < channels < IGNORED:
         values = tuple(range(channels))
         mask_rule = MaskRule(background=(), foreground=(), classes=values, names=tuple(map(str, values)))
         checkpoint["mask_rule"] = mask_rule.to_dict()
@@ -387,13 +442,14 @@ def load_pretrained(path: str | Path, model: nn.Module, mask_rule: MaskRule | No
 
     An output layer for other classes stays random, and this is printed. UserError: the weights are of another network.
     """
-    saved = read_checkpoint(path)
+    saved = check_keys(path, read_checkpoint(path), ["mask_rule"])
     weights, own = saved["state_dict"], model.state_dict()
     output_layer = [name for name in weights if name.startswith("output_conv.") and name in own]
     difference = _class_difference(saved, mask_rule)
-    if not difference and any(weights[name].shape != own[name].shape for name in output_layer):
-        there, here = weights["output_conv.weight"].shape[0], own["output_conv.weight"].shape[0]
-        difference = f"has {there} output channels, and {here} are needed"
+    shapes = [(weights[name].shape, own[name].shape) for name in output_layer]
+    if not difference and any(there[:1] != here[:1] and there[1:] == here[1:] for there, here in shapes):
+        there, here = shapes[0]
+        difference = f"has {there[0]} output channels, and {here[0]} are needed"
     if difference:
         print(f"{path}: {difference}: the output layer starts anew.")
         weights = weights | {name: own[name] for name in output_layer}
@@ -407,7 +463,7 @@ def _class_difference(checkpoint: dict[str, Any], mask_rule: MaskRule | None) ->
     Files of other programs do not say which classes they have: they agree with all.
     """
     saved = checkpoint.get("mask_rule")
-    if mask_rule is None or not isinstance(saved, dict):
+    if mask_rule is None or saved is None:
         return ""
     old, new = list(saved.get("names", ())), list(mask_rule.names)
     if old == new:
@@ -419,7 +475,7 @@ def _listed_classes(names: list[str]) -> str:
     """The names of classes in a sentence, the first of very many."""
     if not names:
         return "one foreground"
-    return f"the classes {_first_few(names, 12)}"
+    return f"the classes {list_files(names, 12)}"
 
 
 def load_encoder_weights(network: EncoderUNet, name: str, weights: str) -> None:

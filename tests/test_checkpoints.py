@@ -1,17 +1,22 @@
 """Checkpoints: what is saved comes back, what is damaged or foreign is refused, and a run goes on where it stopped."""
 
+import copy
+import functools
+import itertools
 import os
 import pickle
 import random
 import zipfile
+from functools import partial
 
+import numpy as np
 import pytest
 import torch
 import torchvision
 from helpers import ROOT, flags, script
 
 import train
-from parts import recipe
+from parts import checkpoints, recipe
 from parts.checkpoints import (
     Run,
     best_of,
@@ -22,8 +27,9 @@ from parts.checkpoints import (
     snapshot,
 )
 from parts.errors import UserError
-from parts.masks import MaskRule
+from parts.masks import MaskRule, encode_mask
 from parts.networks import build_network
+from parts.predictions import PictureReader
 from parts.scores import Scores
 from unet import UNet
 from utils import load_checkpoint, save_checkpoint
@@ -208,8 +214,13 @@ def make_run(mask_rule, scored_on="same"):
     optimizer = recipe.make_optimizer(model, "adamw", 0.01, 0.0)
     schedule = recipe.Schedule(optimizer, "linear", 2, 4)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
-    s = train.settings(flags(NUM_EPOCHS=4))
+    s = copy.copy(four_epochs())
     return Run(model, optimizer, schedule, scaler, architecture, mask_rule, None, scored_on, s)
+
+
+@functools.cache
+def four_epochs():
+    return train.settings(flags(NUM_EPOCHS=4))
 
 
 def saved_run(path, mask_rule):
@@ -351,6 +362,199 @@ def test_a_network_whose_channels_are_not_its_classes_is_refused(tmp_path, class
     torch.save(UNet(3, 300, (2, 2)).state_dict(), tmp_path / "many.pth")
     with pytest.raises(UserError, match="many.pth.* 300 out"):
         load_network(tmp_path / "many.pth")
+
+
+# ---- values that a file may not hold
+
+
+WRONG = (None, -1, 1.5, 10**9, 10**400, "x", [], [None], [-4, 8], {"a": 1}, {5: 1}, torch.zeros(2), True)
+
+
+def spoilt(content, place, value):
+    """The same dictionary with another value at a place such as ("network", "features", 0); the rest is shared."""
+    if not place:
+        return value
+    other = copy.copy(content)
+    other[place[0]] = spoilt(content[place[0]], place[1:], value)
+    return other
+
+
+def places(content, before=()):
+    """All places in a checkpoint but those of weights, and of most of what repeats itself."""
+    if isinstance(content, dict):
+        names = [name for name in content if name not in ("state_dict", "optimizer")]
+        if before == ("settings",):
+            names = ["PRECISION", "CLASSES"]
+    elif isinstance(content, list):
+        names = list(range(len(content)))[-1:]
+    else:
+        return
+    for name in names:
+        yield (*before, name)
+        yield from places(content[name], (*before, name))
+
+
+def used_by_predict(path):
+    """What predict.py does with a checkpoint, without a picture."""
+    loaded, checkpoint = load_network(path)
+    if loaded.output_conv.out_channels > 1:
+        mask_rule = MaskRule.from_dict(checkpoint["mask_rule"])
+        encode_mask(np.zeros((2, 2), np.uint8), mask_rule)
+        assert mask_rule.describe()
+    height, width = checkpoint.get("image_size") or (1, 1)
+    assert 0 < height * width <= 10**8
+    PictureReader((height, width), checkpoint.get("image_range"))
+    assert all(name.upper() for name in checkpoint["settings"]) and f"{checkpoint.get('epoch')}"
+
+
+def gone_on_from(path, mask_rule):
+    """What train.py does with a checkpoint: it goes on for an epoch."""
+    run = make_run(mask_rule)
+    run.resume(path)
+    run.model(torch.rand(2, 3, 8, 8)).sum().backward()
+    run.optimizer.step()
+    run.record(0.5, scores_of(mask_rule))
+    assert run.state() and run.epochs_since_best == len(run.history) - run.best["epoch"]
+
+
+def load_for_a_new_run(path, mask_rule):
+    network = build_network(in_channels=3, out_channels=mask_rule.channels, features=[4, 8])
+    load_pretrained(path, network, mask_rule)
+
+
+@pytest.mark.parametrize("every", [4, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_value_of_another_kind_is_refused_with_the_file_or_does_no_harm(tmp_path, monkeypatch, every):
+    """Every key, and what is in it, with each of the WRONG values; without a file, which would take time."""
+    mask_rule = classes_rule("sky", "road", "car")
+    whole = saved_run(tmp_path / "run.pth", mask_rule).state()
+    content = {}
+    monkeypatch.setattr(checkpoints, "read_checkpoint", lambda *_: dict(content, history=copy.copy(content["history"])))
+    everywhere = [used_by_predict, partial(gone_on_from, mask_rule=mask_rule)]
+    refused, tracebacks = 0, []
+    cases = list(itertools.product(places(whole), WRONG))
+    for place, value in cases[::every]:
+        content = spoilt(whole, place, value)
+        uses = everywhere
+        if place[0] == "mask_rule":
+            uses = [*everywhere, partial(load_for_a_new_run, mask_rule=mask_rule)]
+        for use in uses:
+            try:
+                use("spoilt.pth")
+            except UserError as error:
+                refused += 1
+                assert "spoilt.pth" in str(error)
+            except Exception as error:
+                tracebacks.append((use, place, value, error))
+    assert refused > len(cases) // every // 2 and not tracebacks
+
+
+def repeated(tensor):
+    return tensor.as_strided(tensor.shape, [0] * tensor.dim())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda state: state["state_dict"].update({5: torch.zeros(1)}), "weights hold 5"),
+        (lambda state: change_weights(state, torch.Tensor.to_sparse), "no dense tensor"),
+        (lambda state: change_weights(state, lambda value: value.to("meta")), "no dense tensor"),
+        (lambda state: change_weights(state, repeated), "no dense tensor"),
+        (lambda state: change_weights(state, lambda value: value.to(torch.complex64)), "no dense tensor"),
+        (lambda state: state["network"].update(features=[10**6, 10**6]), "another architecture"),
+        (lambda state: state["network"].update(features=[10**9, 10**9]), "from 1 to"),
+        (lambda state: state["network"].update(features=[4] * 40), "1 to 16 entries"),
+        (lambda state: state["network"].update(in_channels=10**9), "from 1 to"),
+        (lambda state: state.update(image_size=[10**6, 10**6]), "100,000,000 pixels"),
+        (lambda state: state["network"].update(encoder="resnet18", in_channels=1), "takes images of 3 channels"),
+    ],
+)
+def test_memory_that_a_file_does_not_have_is_not_taken(tmp_path, change, message):
+    state = saved_run(tmp_path / "run.pth", MaskRule()).state()
+    change(state)
+    torch.save(state, tmp_path / "spoilt.pth")
+    with pytest.raises(UserError, match=message) as told:
+        load_network(tmp_path / "spoilt.pth")
+    assert "spoilt.pth" in str(told.value)
+
+
+def change_weights(state, function):
+    state["state_dict"] = {name: function(value) for name, value in state["state_dict"].items()}
+
+
+def test_numbers_that_weights_share_are_counted(tmp_path):
+    """A network of many levels could be made of the same few numbers, and be larger than the file many times."""
+    numbers = torch.zeros(10**5)
+    torch.save({str(index): numbers for index in range(30)}, tmp_path / "shared.pth")
+    with pytest.raises(UserError, match="shared.pth.*larger than the file"):
+        read_checkpoint(tmp_path / "shared.pth")
+
+
+def test_compressed_records_are_refused_before_they_are_read(tmp_path, saved, monkeypatch):
+    with zipfile.ZipFile(saved) as old, zipfile.ZipFile(tmp_path / "small.pth", "w", zipfile.ZIP_DEFLATED) as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    monkeypatch.setattr(zipfile.ZipFile, "testzip", None)
+    with pytest.raises(UserError, match="small.pth.*compressed"):
+        read_checkpoint(tmp_path / "small.pth")
+
+
+def test_moments_of_another_shape_start_anew(tmp_path, capsys):
+    """Fused Adam would read and write beyond their ends."""
+    run = make_run(MaskRule())
+    run.model(torch.rand(2, 3, 8, 8)).sum().backward()
+    run.optimizer.step()
+    run.record(0.5, scores_of(MaskRule()))
+    whole = snapshot(run.state())
+    moments = whole["optimizer"]["state"][0]
+    for name, value in (
+        ("exp_avg", torch.zeros(2)),
+        ("exp_avg", "x"),
+        ("exp_avg", repeated(moments["exp_avg"])),
+        ("step", torch.zeros(3)),
+        ("max", 1),
+    ):
+        torch.save(spoilt(whole, ("optimizer", "state", 0), moments | {name: value}), tmp_path / "moments.pth")
+        gone_on_from(tmp_path / "moments.pth", MaskRule())
+        assert "The optimizer starts anew" in capsys.readouterr().out
+
+
+def test_moments_have_the_strides_of_their_parameters(tmp_path, capsys):
+    """Whatever theirs were on another device, and where they overlap."""
+    run = make_run(MaskRule())
+    run.model(torch.rand(2, 3, 8, 8)).sum().backward()
+    run.optimizer.step()
+    run.record(0.5, scores_of(MaskRule()))
+    state = run.state()
+    for moments in state["optimizer"]["state"].values():
+        if moments["exp_avg"].dim() == 4:
+            moments["exp_avg"] = moments["exp_avg"].to(memory_format=torch.channels_last)
+    torch.save(state, tmp_path / "moments.pth")
+    other = make_run(MaskRule())
+    other.resume(tmp_path / "moments.pth")
+    for parameter, expected in zip(other.model.parameters(), run.model.parameters()):
+        moment = other.optimizer.state[parameter]["exp_avg"]
+        assert moment.stride() == parameter.stride() and torch.equal(moment, run.optimizer.state[expected]["exp_avg"])
+    assert "anew" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("key", [key for key in OLD_KEYS if key != "state_dict"])
+def test_a_key_may_be_missing(tmp_path, class_run, key):
+    """As in files of older versions and of other programs. Without a history its scores say nothing."""
+    state = class_run.state()
+    del state[key]
+    torch.save(state, tmp_path / "less.pth")
+    used_by_predict(tmp_path / "less.pth")
+    gone_on_from(tmp_path / "less.pth", class_run.mask_rule)
+    run = make_run(class_run.mask_rule)
+    run.resume(tmp_path / "less.pth")
+    assert (run.scores is None) == (key in ("history", "scores"))
+
+
+def test_what_another_program_keeps_under_our_names_is_left_out(tmp_path, network):
+    other = dict(network="unet", settings=[1], mask_rule=7, epoch="last", state_dict=network.state_dict())
+    torch.save(other, tmp_path / "other.pth")
+    checkpoint = load_network(tmp_path / "other.pth")[1]
+    assert checkpoint == dict(network={}, settings={})
 
 
 def test_the_best_epoch_is_not_one_that_predicts_nothing():

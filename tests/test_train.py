@@ -3,6 +3,7 @@
 import inspect
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -173,12 +174,29 @@ def test_the_checkpoint_stands_before_the_pictures_and_a_resumed_run_draws_them(
     assert names == ["0001", "0002"]
 
 
-def test_epochs_that_are_done_are_told(prepared, monkeypatch):
+def test_a_run_with_all_its_epochs_finishes_what_is_behind(prepared, monkeypatch, capsys):
+    """It was killed after its last checkpoint: the history lacks an epoch, and pictures are old or not there."""
     run_here(monkeypatch, prepared, "--num-epochs", 2)
-    before = (prepared / "checkpoint.pth").read_bytes()
-    with pytest.raises(UserError, match="all of its 2 epochs are done.*--num-epochs 4.*--pretrained"):
-        run_here(monkeypatch, prepared, "--num-epochs", 2, "--load-model")
-    assert (prepared / "checkpoint.pth").read_bytes() == before
+    made = {path: path.read_bytes() for path in prepared.rglob("*") if path.is_file() and "audit" not in path.name}
+    (prepared / "history.csv").write_text("epoch\n1\n")
+    (prepared / "curves.png").unlink()
+    shutil.rmtree(prepared / "saved_images")
+    capsys.readouterr()
+    run_here(monkeypatch, prepared, "--num-epochs", 2, "--load-model")
+    told = capsys.readouterr().out
+    assert re.search("all of its 2 epochs are done.*--num-epochs 4.*--pretrained", told)
+    behind = {path for path in made if path.parent.name == "strip" and path.name.startswith("0001")}
+    changed = [path for path in made if path not in behind and path.read_bytes() != made[path]]
+    assert [path.name for path in changed] == ["strip.png"]  # of the epochs that are still there
+
+
+def test_a_best_network_that_is_gone_is_not_promised(prepared, monkeypatch, capsys):
+    run_here(monkeypatch, prepared)
+    assert "the network is in best.pth" in capsys.readouterr().out
+    (prepared / "best.pth").unlink()
+    run_here(monkeypatch, prepared, "--num-epochs", 2, "--load-model", "--learning-rate", "1e-30")
+    told = capsys.readouterr().out
+    assert (prepared / "best.pth").exists() != ("best.pth, of epoch 1, is gone" in told)
 
 
 def test_fine_tuning_starts_a_new_run_from_the_weights_alone(prepared, monkeypatch, capsys):
