@@ -24,8 +24,9 @@ import torch
 from tqdm import tqdm
 
 import dataset
+from parts.audit import ALPHA_DROPPED
 from parts.checkpoints import load_network
-from parts.errors import UserError, list_files, ran_out_of_memory, run
+from parts.errors import UserError, counted, list_files, ran_out_of_memory, run
 from parts.export import export
 from parts.files import cores
 from parts.inference import MIRRORS, Runner, make_runner
@@ -64,6 +65,7 @@ MASKS: str | None = None  # a folder of true masks: scores, scores.csv and worst
 MASK_FOREGROUND: int | tuple | str | None = None  # their foreground, as in dataset.py; None: as in training
 MASK_IGNORE: int | tuple | None = None  # what of them is not scored, as in dataset.py; None: as in training
 SUBMISSION: str | None = None  # Kaggle's run-length rows as a .csv or .csv.gz
+SUBMISSION_ORDER = "rows"  # pixels are numbered row by row, as Carvana's competition has it; "columns": as most others
 EXPORT: str | None = None  # write the network as .onnx or .pt2, and end
 BATCH_SIZE: int | None = None  # images a call; None: 16, on a CPU 1 (more is slower there)
 NUM_WORKERS: int | None = None  # threads that read and write pictures; None: as many as there are cores
@@ -81,6 +83,7 @@ _RULES = dict(
     MASK_FOREGROUND=any_value(),
     MASK_IGNORE=any_value(),
     SUBMISSION=optional(file_path(".csv", ".csv.gz")),
+    SUBMISSION_ORDER=one_of("rows", "columns"),
     EXPORT=optional(file_path(".onnx", ".pt2")),
     BATCH_SIZE=optional(whole(0)),
     NUM_WORKERS=optional(whole(0)),
@@ -185,7 +188,7 @@ def choose_outputs(
         outputs.append(Probabilities(folder / "probabilities", mask_rule, s.PROBABILITIES))
     outputs += [UniformMasks(mask_rule), scores]
     if s.SUBMISSION:
-        outputs.append(Submission(s.SUBMISSION, missing))
+        outputs.append(Submission(s.SUBMISSION, missing, s.SUBMISSION_ORDER))
     return outputs
 
 
@@ -240,20 +243,24 @@ def choose_decision(
     return ForegroundDecision(choice.best())
 
 
-def report_done(s: SimpleNamespace, done: int, dark: Sequence[Picture]) -> None:
-    """Says how many pictures are done, and which of them were `dark`: 8 bits are all that the network sees."""
+def report_done(s: SimpleNamespace, wanted: Sequence[Picture], failed: int, reader: PictureReader) -> None:
+    """Says how many pictures are done, and what the network has not seen of some of them, or should not have seen."""
     places = []
     if s.SAVE_MASKS or s.OVERLAYS or s.PROBABILITIES:
         places.append(s.OUTPUT_DIR)
     if s.SUBMISSION:
         places.append(s.SUBMISSION)
-    print(f"{done} images done; see {' and '.join(places) or 'below'}.")
+    print(f"{len(wanted) - failed} images done; see {' and '.join(places) or 'below'}.")
+    dark = [picture for picture in wanted if picture in reader.dark]
     if dark:
         print(
             f"{len(dark)} of them have 16 bits and use only the lowest 12 or fewer, of which the 8 that this network "
             f"sees keep hardly any: {list_files(dark, 10)}. Train with IMAGE_RANGE, or stretch their values over 0 to "
             "65535 as those of training are."
         )
+    transparent = [picture for picture in wanted if picture in reader.transparent]
+    if transparent:
+        print(f"{counted(len(transparent), 'image')} {ALPHA_DROPPED}\n  {list_files(transparent, 10)}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -302,8 +309,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     through_network = partial(run_network, s, runner, reader)
     decision = choose_decision(s, mask_rule, truths, through_network)
     through_network(decision, wanted, outputs)
-    done = len(wanted) + len(missing) - failures.count
-    report_done(s, done, [picture for picture in wanted if picture in reader.dark])
+    report_done(s, wanted, failures.count - len(missing), reader)
     if scores.counts:
         sheet = WorstSheet(scores.worst_path, truths, mask_rule, scores.worst())
         through_network(decision, list(sheet.captions), [sheet], "worst")

@@ -31,8 +31,8 @@ from parts.masks import (
     MaskRule,
     Observation,
     alpha_fault,
-    alpha_of,
     count_classes,
+    has_used_alpha,
     observe_mask,
     read_mask,
 )
@@ -53,6 +53,10 @@ from parts.spec import ALPHA, DataSpec
 
 VERSION = 7  # of the remembered facts; raise it when other facts are taken from the same files
 LINES = 20  # files that one finding lists
+ALPHA_DROPPED = (
+    "with a channel of transparency, or a fourth one, that says something: it is dropped, and the network sees red, "
+    "green and blue."
+)
 DARK = 4096  # 16-bit images that stay below have fewer than 16 greys left at 8 bits
 TILES = 16  # overlays on the sheet
 FEW, SOME = 64, 200  # pixels of foreground at IMAGE_SIZE, and masks, that are looked at for what vanishes
@@ -511,7 +515,6 @@ def _see_image(file: _File) -> ImageFacts:
     decoded = decode(file.path, smallest, file.page)
     pixels = pixels_of(decoded, file.path)
     sample = pixels[:: max(1, len(pixels) // 32), :: max(1, pixels.shape[1] // 32)]
-    alpha = alpha_of(decoded.picture) if decoded.picture.mode in ("LA", "PA", "RGBA") else None
     # Processors have instructions for SHA-1, which makes it the fastest digest that is long enough here.
     digest = hashlib.sha1(repr(decoded.size).encode(), usedforsecurity=False)
     digest.update(np.ascontiguousarray(pixels).data)
@@ -522,7 +525,7 @@ def _see_image(file: _File) -> ImageFacts:
         frames=decoded.frames,
         orientation=decoded.turned,
         depth=depth_of(decoded, file.path),
-        has_alpha=alpha is not None and bool(alpha.min() < alpha.max()),
+        has_alpha=has_used_alpha(decoded.picture),
         has_few_colors=len(np.unique(sample.astype(np.float64) @ (65536, 256, 1))) <= FEW_COLORS,
         # A few rows first, which is enough for nearly all images.
         is_blank=bool((pixels[::8] == pixels[0, 0]).all() and (pixels == pixels[0, 0]).all()),
@@ -668,8 +671,7 @@ def _images_by_stem(side: _Side, group: str) -> dict[str, Path]:
 def _check_alpha(survey: _Survey) -> Iterator[Finding]:
     """Images whose fourth channel is not the same all over."""
     images = [example.pair.image for example in survey.examples if example.image.has_alpha]
-    heading = "with a channel of transparency, or a fourth one, that says something: it is dropped, and the network "
-    yield from _listed(images, "image", f"{heading}sees red, green and blue.", is_error=False)
+    yield from _listed(images, "image", ALPHA_DROPPED, is_error=False)
 
 
 def _check_duplicates(survey: _Survey) -> Iterator[Finding]:

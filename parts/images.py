@@ -130,11 +130,21 @@ def read_image(
 
     UnusableFile: the file is damaged, not supported, or not there.
     """
-    draft = None
-    if size is not None:
-        # 2n - 1, because a JPEG of 1918 columns is halved to 959, which is near enough to twice 480
-        draft = (2 * size[0] - 1, 2 * size[1] - 1)
-    decoded = decode(path, draft, page)
+    return as_bytes(decode(path, draft_size(size), page), path, size, value_range)
+
+
+def draft_size(size: Size | None) -> Size | None:
+    """The size that `decode` is asked for where an image is to be resized to `size`."""
+    if size is None:
+        return None
+    # 2n - 1, because a JPEG of 1918 columns is halved to 959, which is near enough to twice 480
+    return 2 * size[0] - 1, 2 * size[1] - 1
+
+
+def as_bytes(
+    decoded: Decoded, path: str | Path, size: Size | None = None, value_range: Range | None = None
+) -> np.ndarray:
+    """What `read_image` gives of a Decoded. UnusableFile."""
     pixels = None
     if value_range is not None:
         deep = _deep_values(decoded, path)
@@ -568,12 +578,6 @@ def _stretched(values: np.ndarray, value_range: Range) -> np.ndarray:
     with np.errstate(over="ignore"):  # of values near the end of float32, which are beyond the range anyway
         scaled = (values - np.float32(low)) * np.float32(255 / (high - low))
     return np.rint(np.clip(scaled, 0, 255)).astype(np.uint8)
-
-
-def may_be_deep(path: str | Path, page: int = 0) -> bool:
-    """Whether the head of a file leaves it open that `depth_of` finds more than 8 bits. UnusableFile."""
-    head = head_of(path, page)
-    return head.mode[0] in "IF" or ";16" in head.raw or head.format == "PPM"
 
 
 def depth_of(decoded: Decoded, path: str | Path) -> dict[str, Any] | None:

@@ -250,6 +250,14 @@ def alpha_of(picture: Image.Image) -> np.ndarray | None:
     return None
 
 
+def has_used_alpha(picture: Image.Image) -> bool:
+    """Whether a PIL image has a channel of transparency, or a fourth one, that is not the same all over."""
+    if picture.mode not in ("LA", "PA", "RGBA"):
+        return False
+    alpha = np.asarray(picture.getchannel("A"))
+    return bool(alpha.min() < alpha.max())
+
+
 def _alpha_separates(picture: Image.Image) -> bool:
     """Whether the alpha channel tells pixels of one colour apart, instead of repeating what the colours say."""
     if picture.mode not in ("LA", "RGBA", "PA", "RGBa"):

@@ -814,8 +814,8 @@ def _is_picture(file: Path) -> bool:
 
 
 def folded_path(path: PurePath | str) -> str:
-    """A path as file systems compare it that do not tell A.png from a.png."""
-    return str(path).casefold()
+    """A path as file systems compare it that tell neither upper from lower case nor two codings of an accent apart."""
+    return _composed(str(path)).casefold()
 
 
 def find_masks(pictures: Sequence[Picture], mask_dir: Folder, spec: DataSpec = DataSpec()) -> dict[Picture, Pair]:

@@ -28,7 +28,7 @@ from parts import pictures
 from parts.errors import UserError, list_files, printable
 from parts.files import write_csv, write_whole
 from parts.images import resize_image
-from parts.masks import IGNORED, MaskRule, encode_mask, read_mask
+from parts.masks import IGNORED, NUMBERS, MaskRule, encode_mask, read_mask
 from parts.names import Pair, Picture, folded_path
 from parts.pictures import Example, Palette
 from parts.predictions import ForegroundPrediction, Output, Prediction, Result
@@ -45,6 +45,11 @@ from parts.scores import (
 )
 
 _LONGEST_JPEG = 65_500  # pixels, libjpeg's own limit
+_ORDERS = dict(  # of a submission's pixels, in words
+    rows="row by row, as Carvana's competition asks for; most others number them column by column",
+    columns="column by column, as most competitions ask for; Carvana's numbers them row by row",
+)
+_LOOKS_BLACK = 32  # grey values below it, of 255
 _WORST = 10  # images that worst.png shows
 _BINS = 256  # of probability: thresholds are multiples of 1/256
 
@@ -66,15 +71,18 @@ def check_outputs(outputs: Sequence[Output], wanted: Sequence[Picture], truths: 
         written += output.summaries().items()
 
     problems = []
-    by_place: dict[str, list[str]] = defaultdict(list)  # some file systems do not tell A.png from a.png
+    by_place: dict[str, list[tuple[Path, str]]] = defaultdict(list)
     for path, source in written:
         place = os.path.realpath(path)
-        by_place[folded_path(place)].append(f"{printable(path)} of {source}")
+        by_place[folded_path(place)].append((path, source))
         if place in originals or os.path.isdir(path):
             problems.append(f"{printable(path)}: is one of the inputs, or a folder")
     for same in by_place.values():  # as two pictures do that differ in their suffix alone
         if len(same) > 1:
-            problems.append(f"one file would be {' and '.join(same)}")
+            problem = f"one file would be {' and '.join(f'{printable(path)} of {source}' for path, source in same)}"
+            if len({path for path, _ in same}) > 1:
+                problem += " on some systems: the names differ only in case, or in how an accent is coded"
+            problems.append(problem)
     if problems:
         cures = "Give another OUTPUT_DIR, or rename one of two pictures"
         raise UserError(f"These outputs would overwrite something. {cures}:\n  " + "\n  ".join(problems))
@@ -102,6 +110,12 @@ class Masks(Output):
     def make(self, prediction: Prediction) -> None:
         """Writes the mask."""
         _save(self.paths(prediction.picture)[0], encode_mask(prediction.mask, self.mask_rule))
+
+    def report(self) -> None:
+        """Says where masks of classes look black in a viewer."""
+        rule = self.mask_rule
+        if rule.has_classes and rule.kind == NUMBERS and not rule.colours and max(rule.classes) < _LOOKS_BLACK:
+            print(f"The masks hold values up to {max(rule.classes)}, which look black. --overlays shows the classes.")
 
 
 class Overlays(Output):
@@ -177,11 +191,12 @@ class Submission(Output):
     """A .csv or .csv.gz file of rows (image file name, runs of its mask), as Kaggle's competition asks for it.
 
     Rows go to an unnamed file as they come, so memory does not grow with them; `path` appears when all are there.
-    `missing`: what was asked for and is no picture, in words that begin with its name.
+    `missing`: what was asked for and is no picture, in words that begin with its name. `order`: as of `run_lengths`.
     """
 
-    def __init__(self, path: str | Path, missing: Iterable[str] = ()) -> None:
+    def __init__(self, path: str | Path, missing: Iterable[str] = (), order: str = "rows") -> None:
         self.path = Path(path)
+        self.order = order
         self.lacking = [text.partition(": ")[0] for text in missing]
 
     def summaries(self) -> dict[Path, str]:
@@ -198,7 +213,7 @@ class Submission(Output):
 
     def make(self, prediction: Prediction) -> str:
         """The runs of a picture's mask."""
-        return run_lengths(prediction.mask)
+        return run_lengths(prediction.mask, self.order)
 
     def take(self, result: Result) -> None:
         """Writes the row of a picture, if it was predicted."""
@@ -214,7 +229,8 @@ class Submission(Output):
         self._rows.close()
 
     def report(self) -> None:
-        """Says which inputs have no row."""
+        """Says in which order pixels are counted, and which inputs have no row."""
+        print(f"{self.path}: pixels are numbered {_ORDERS[self.order]} (SUBMISSION_ORDER).")
         if self.lacking:
             names = list_files(self.lacking, 10)
             print(f"{self.path}: lacks the rows of {len(self.lacking)} inputs: {names}.", file=sys.stderr)
@@ -248,15 +264,17 @@ def _row_name(picture: Picture) -> str:
     return picture.name.name + picture.path.suffix
 
 
-def run_lengths(mask: np.ndarray) -> str:
-    """The runs of foreground in a mask (H, W), row by row, as "start length start length ...", the first pixel being 1.
+def run_lengths(mask: np.ndarray, order: str = "rows") -> str:
+    """The runs of foreground in a mask (H, W) as "start length start length ...", the first pixel being 1.
 
-    The competition's page says that "the pixels are one-indexed and numbered from top to bottom, then left
-    to right: 1 is pixel (1,1), 2 is pixel (1,2), etc.", which contradicts itself. Its data decide: in
-    train_masks.csv the first car's runs start at 879386, 881253, 883140, so one row's run begins 1,867 and
-    1,887 pixels after the last one's: just under the width of 1,918, as under a roof that widens downwards,
-    and nowhere near the height of 1,280.
+    order: "rows", row by row, as in Carvana's competition, or "columns", as in most others. Carvana's page says that
+    "the pixels are one-indexed and numbered from top to bottom, then left to right: 1 is pixel (1,1), 2 is pixel (1,2),
+    etc.", which contradicts itself. Its data decide: in train_masks.csv the first car's runs start at 879386, 881253,
+    883140, so one row's run begins 1,867 and 1,887 pixels after the last one's: just under the width of 1,918, as under
+    a roof that widens downwards, and nowhere near the height of 1,280.
     """
+    if order == "columns":
+        mask = mask.T
     edges = np.flatnonzero(np.diff(mask.ravel().astype(bool), prepend=False, append=False)) + 1
     edges[1::2] -= edges[::2]  # starts and ends take turns; an end less its start is a length
     return " ".join(map(str, edges.tolist()))

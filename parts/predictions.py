@@ -21,9 +21,9 @@ import numpy as np
 
 from parts.audit import DARK
 from parts.errors import UserError, within_memory
-from parts.images import decode, depth_of, image_size, may_be_deep, read_image, resize_image
+from parts.images import Decoded, as_bytes, decode, depth_of, draft_size, image_size, read_image, resize_image
 from parts.inference import OnWindow, Runner, say_nothing
-from parts.masks import resize_mask
+from parts.masks import has_used_alpha, resize_mask
 from parts.names import Picture
 
 Size = tuple[int, int]  # height, width
@@ -67,6 +67,7 @@ class PictureReader:
     size: (height, width), or None for each picture's own size
     value_range: what of images of more than 8 bits becomes 0 ... 255, as in training; see IMAGE_RANGE
     dark: the pictures that `read` has found to lose nearly all detail because there is no `value_range`
+    transparent: those with a channel of transparency that is dropped, so that the network sees what it hides
     """
 
     def __init__(self, size: Size | None, value_range: Sequence[float] | None = None) -> None:
@@ -74,6 +75,7 @@ class PictureReader:
         self.any_size = size is None  # pictures may differ in size, and be as large as they come
         self.value_range = (value_range[0], value_range[1]) if value_range else None
         self.dark: set[Picture] = set()
+        self.transparent: set[Picture] = set()
 
     def size_of(self, picture: Picture) -> Size:
         """The size at which the network takes a picture, without decoding it. UnusableFile."""
@@ -81,20 +83,20 @@ class PictureReader:
 
     def read(self, picture: Picture) -> Loaded:
         """The picture, decoded and resized; called in threads. UnusableFile."""
-        image = read_image(picture.path, self.size, picture.page, self.value_range)
+        decoded = decode(picture.path, draft_size(self.size), picture.page)
+        image = as_bytes(decoded, picture.path, self.size, self.value_range)
         # With a range of training's nothing is lost that was not lost there.
-        if self.value_range is None and _is_dark(picture):
+        if self.value_range is None and _is_dark(decoded, picture):
             self.dark.add(picture)
-        size = (image.shape[0], image.shape[1]) if self.size is None else image_size(picture.path, picture.page)
-        return Loaded(picture, size, image, self.value_range)
+        if has_used_alpha(decoded.picture):
+            self.transparent.add(picture)
+        return Loaded(picture, decoded.size, image, self.value_range)
 
 
-def _is_dark(picture: Picture) -> bool:
+def _is_dark(decoded: Decoded, picture: Picture) -> bool:
     """Whether a picture has more than 8 bits, and hardly any values that reach the upper 8, which alone are kept."""
     try:
-        if not may_be_deep(picture.path, picture.page):
-            return False
-        depth = depth_of(decode(picture.path, page=picture.page), picture.path)
+        depth = depth_of(decoded, picture.path)
         return depth is not None and depth["highest"] < DARK
     except UserError:  # some layouts can be read in 8 bits alone
         return False

@@ -71,11 +71,12 @@ def labels_by_hand(network, path, size=(96, 128)):
 
 @pytest.mark.parametrize("kind", RULES)
 def test_classes_are_written_as_the_masks_of_training_have_them(
-    photos, call, classes_network, classes_checkpoint, kind
+    photos, call, classes_network, classes_checkpoint, capsys, kind
 ):
     mask_rule = RULES[kind]
     status, out = call(photos, "--checkpoint", classes_checkpoint(mask_rule))
     assert status == 0 and len(list(out.rglob("*.*"))) == 5
+    assert "look black" not in capsys.readouterr().out
     held = set()
     for path in photos.rglob("*.*"):
         if path.suffix != ".txt":
@@ -126,12 +127,13 @@ def test_classes_of_a_picture_in_windows(photos, call, classes_checkpoint, tmp_p
     assert all(float(row["dice"]) > 0.995 for row in scores_in(out).values())
 
 
-def test_a_file_that_does_not_tell_its_classes_has_numbers(photos, call, classes_network, tmp_path):
+def test_a_file_that_does_not_tell_its_classes_has_numbers(photos, call, classes_network, tmp_path, capsys):
     torch.save(classes_network.state_dict(), tmp_path / "foreign.pth")
     status, out = call(photos / "a.jpg", "--checkpoint", tmp_path / "foreign.pth", "--image-size", 96, 128)
     assert status == 0
     logits = labels_by_hand(classes_network, photos / "a.jpg")
     assert (load(out / "a.png") == logits.argmax(0)).mean() > 0.999
+    assert "hold values up to 3, which look black. --overlays" in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -170,6 +172,7 @@ def decoded(runs, size):
 
 def test_runs_worked_out_by_hand():
     assert run_lengths(np.array([[0, 1, 1], [1, 0, 1]])) == "2 3 6 1", "row by row: pixels 2, 3, 4 and 6"
+    assert run_lengths(np.array([[0, 1, 1], [1, 0, 1]]), "columns") == "2 2 5 2", "pixels 2, 3, 5 and 6"
     row = np.zeros((1, 16), int)
     row[0, [0, 1, 2, 9, 10, 11, 12, 13]] = 1
     assert run_lengths(row) == "1 3 10 5", "the example of the competition's page"
@@ -182,11 +185,16 @@ def test_runs_come_back_as_the_mask():
         for size in ((1, 1), (1, 40), (37, 1), (61, 83)):
             mask = (rng.random(size) < share).astype(np.uint8)
             assert (decoded(run_lengths(mask), size) == mask).all()
+            assert (mask == decoded(run_lengths(mask, "columns"), size[::-1]).T).all()
 
 
-@pytest.mark.parametrize("name, opener", [("rows.csv", open), ("deep/rows.csv.gz", gzip.open)])
-def test_the_submission_decodes_to_the_masks(photos, call, tmp_path, name, opener):
-    _, out = call(photos, "--submission", tmp_path / name)
+@pytest.mark.parametrize(
+    "name, opener, order", [("rows.csv", open, "rows"), ("deep/rows.csv.gz", gzip.open, "columns")]
+)
+def test_the_submission_decodes_to_the_masks(photos, call, tmp_path, capsys, name, opener, order):
+    _, out = call(photos, "--submission", tmp_path / name, "--submission-order", order)
+    numbered = {"rows": "numbered row by row, as Carvana", "columns": "numbered column by column, as most"}
+    assert numbered[order] in capsys.readouterr().out
     with opener(tmp_path / name, "rt") as file:
         header, *rows = csv.reader(file)
     assert header == ["img", "rle_mask"]
@@ -194,6 +202,8 @@ def test_the_submission_decodes_to_the_masks(photos, call, tmp_path, name, opene
     masks = {mask.stem: load(mask) for mask in out.rglob("*.png")}
     for name, runs in rows:
         mask = masks[Path(name).stem]
+        if order == "columns":
+            mask = mask.T
         assert (decoded(runs, mask.shape) * 255 == mask).all()
 
 

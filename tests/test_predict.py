@@ -139,7 +139,8 @@ REFUSED = [  # inputs and flags, with the folders of the fixture `places`; and w
     ("{photos} --checkpoint {files}/depth.pth", "not understood"),
     # outputs that would overwrite an input or each other
     ("{twins}", "of .*a.jpg and .*of .*a.png"),
-    ("{cases}", "of .*A.png and .*of .*a.jpg"),  # one file to some file systems
+    ("{cases}", "of .*A.png and .*of .*a.jpg on some systems: .*case, or in how an accent"),
+    ("{accents}", "of .*e\u0301.png and .*of .*\u00e9.png on some systems"),
     ("{photos}/a.jpg {twins}/a.jpg --submission s.csv", "come more than once: a.jpg"),
     ("{photos} --output-dir {photos}", "grey.png: is one of the inputs"),
     ("{maps} --probabilities 8", "(?s)overwrite.*out/probabilities/a.png of .*a.jpg"),
@@ -171,13 +172,14 @@ REFUSED = [  # inputs and flags, with the folders of the fixture `places`; and w
 @pytest.fixture
 def places(photos, network, classes_checkpoint, changed, tmp_path):
     """{name: folder} of what REFUSED needs."""
-    names = ("bare", "files", "twins", "cases", "maps", "classes", "several", "truths")
+    names = ("bare", "files", "twins", "cases", "accents", "maps", "classes", "several", "truths")
     folders = {name: tmp_path / name for name in names} | {"photos": photos, "legend": tmp_path / "out" / "overlays"}
     for folder in folders.values():
         folder.mkdir(parents=True, exist_ok=True)
     image = blobs(50, 70)
     for path in (
         *("twins/a.jpg", "twins/a.png", "cases/a.jpg", "cases/A.png", "maps/a.jpg", "maps/probabilities/a.png"),
+        *("accents/\u00e9.png", "accents/e\u0301.png"),
         *("classes/a.jpg", "classes/a_b.png", "several/a.jpg", "several/a_obj1.jpg", "out/overlays/legend.png"),
     ):
         save(tmp_path / path, image)
@@ -405,6 +407,20 @@ def test_what_images_of_more_than_8_bits_lose_is_told_by_file(call, tmp_path, ca
     save(tmp_path / "deep" / "float.tif", plain["grey"][..., 0] + np.float32(0.5))
     assert call(tmp_path / "deep")[0] == 1
     assert re.search("float.tif: has floating-point .*IMAGE_RANGE", capsys.readouterr().err)
+
+
+def test_what_transparency_hides_is_told_by_file(call, tmp_path, capsys):
+    image, alpha = blobs(50, 70), np.full((50, 70, 1), 255, np.uint8)
+    save(tmp_path / "in" / "clear.png", image)
+    save(tmp_path / "in" / "opaque.png", np.dstack([image, alpha]))
+    alpha[:9] = 0
+    save(tmp_path / "in" / "cut.png", np.dstack([image, alpha]))
+    status, out = call(tmp_path / "in")
+    told = re.findall(
+        r"1 image with a channel of transparency, .* red, green and blue.\n  (\S*)", capsys.readouterr().out
+    )
+    assert status == 0 and [Path(name).name for name in told] == ["cut.png"]
+    assert (load(out / "cut.png") == load(out / "clear.png")).all()
 
 
 # ---- files of several pages
