@@ -35,7 +35,7 @@ from parts.inference import to_device
 from parts.masks import MaskRule
 from parts.names import HOW_TO_GET_CARVANA
 from parts.networks import NODES, EncoderUNet, build_network
-from parts.options import any_text, file_path, number, one_of, optional, settings_of, sizes, table, whole
+from parts.options import any_text, file_path, interval, number, one_of, optional, settings_of, sizes, table, whole
 from parts.scores import Scores, symptom
 from parts.spec import DataSpec
 from unet import UNet
@@ -78,6 +78,8 @@ LOSS = "bce+dice"  # or bce, the article's
 CLIP_GRADIENT = 1.0  # largest norm of a step's gradient; 0 for none, the article's
 HALF_SIZE = 0.0  # share of the steps at half of IMAGE_SIZE, before it grows to all of it; on a CPU 0.5 learnt most
 FLIP = True  # mirror each training image left-right half of the time, on the device
+SCALE: tuple | None = None  # smallest and largest factor that training images are scaled by, such as (0.7, 1.4)
+ROTATE = 0.0  # degrees by which training images are rotated at most, to both sides
 COLOR_JITTER = 0.4  # how far contrast, brightness and colours of training images vary; the article's: 0
 PATIENCE = 0  # end after so many epochs without a better Dice; 0 for never
 DEVICE = "auto"  # or cuda, mps, cpu
@@ -112,6 +114,8 @@ _RULES = dict(
     LOSS=one_of(*recipe.LOSSES),
     CLIP_GRADIENT=number(),
     HALF_SIZE=number(below=recipe.FULL_SIZE_FROM),
+    SCALE=optional(interval()),
+    ROTATE=number(most=180),
     COLOR_JITTER=number(below=1),
     PATIENCE=whole(0),
     PRECISION=one_of("auto", *recipe.PRECISIONS),
@@ -161,10 +165,10 @@ def train_fn(
             batches = min(s.ACCUMULATE, len(loader) - (index - place))
             last = place == batches - 1
 
-            # To the device as bytes; there flips, colours and, while images grow (HALF_SIZE), a smaller size
+            # To the device as bytes; there they vary at random and, while they grow (HALF_SIZE), are made smaller
             images, targets = to_device(images, device), recipe.targets_of(masks, device, labels)
             draws = recipe.named_generator(s.SEED, epoch, index, processes.rank())
-            images, targets = recipe.vary_batch(images, targets, s.FLIP, s.COLOR_JITTER, draws)
+            images, targets = recipe.vary_batch(images, targets, recipe.Variation.of(s), draws)
             factor = recipe.size_factor(step / schedule.total, s.HALF_SIZE)
             if s.HALF_SIZE:  # sizes between the first and the last are rare: trying cuDNN's kernels would cost more
                 torch.backends.cudnn.benchmark = factor in (1, recipe.size_factor(0, s.HALF_SIZE))

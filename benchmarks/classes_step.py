@@ -52,7 +52,7 @@ class Side:
         draws = recipe.named_generator(0, number)
         wait_for(self.device)
         start = time.perf_counter()
-        images, targets = recipe.vary_batch(self.images.float() / 255, self.targets, True, 0.4, draws)
+        images, targets = recipe.vary_batch(self.images.float() / 255, self.targets, recipe.Variation(True, 0.4), draws)
         with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None):
             logits = self.network(images)
         self.scaler.scale(self.loss_fn(logits.float(), targets)).backward()

@@ -139,6 +139,15 @@ def sizes(count: int | None = None) -> Rule:
     return Rule(wanted, accepts, _read_numbers, "INT", several=True)
 
 
+def interval() -> Rule:
+    """Two numbers above 0, the smaller one first: 0.7 1.4 on the command line."""
+
+    def accepts(value: Any) -> bool:
+        return isinstance(value, tuple) and _are_numbers(value) and len(value) == 2 and 0 < value[0] <= value[1] < 1e9
+
+    return Rule("two numbers above 0, the smaller one first", accepts, _read_numbers, "NUMBER", several=True)
+
+
 def any_value() -> Rule:
     """Anything plain: 8, alpha, none, or 8 9, which is a tuple. For constants that something else checks."""
     return Rule("a value, or several", lambda value: True, _read_values, "VALUE", several=True)

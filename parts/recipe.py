@@ -1,4 +1,4 @@
-"""How the weights are updated: precision, loss, optimizer, schedule, flips, colours and sizes."""
+"""How the weights are updated: precision, loss, optimizer, schedule, random variations and sizes."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -264,27 +265,51 @@ def named_generator(*numbers: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(seed >> np.uint64(1)))
 
 
+@dataclass(frozen=True)
+class Variation:
+    """How training images vary on the device: the constants FLIP, COLOR_JITTER, SCALE and ROTATE."""
+
+    flip: bool = False
+    color_jitter: float = 0.0
+    scale: tuple[float, float] | None = None  # the smallest and the largest factor
+    rotate: float = 0.0  # the largest angle, in degrees, to both sides
+
+    @classmethod
+    def of(cls, settings: SimpleNamespace) -> Variation:
+        """The Variation that the constants of training say."""
+        return cls(settings.FLIP, settings.COLOR_JITTER, settings.SCALE, settings.ROTATE)
+
+    @property
+    def moves(self) -> bool:
+        """Whether images are scaled or rotated, so that some of their pixels come from outside of them."""
+        return self.scale is not None or self.rotate > 0
+
+
 def vary_batch(
-    images: torch.Tensor, masks: torch.Tensor, flip: bool, color_jitter: float, generator: torch.Generator
+    images: torch.Tensor, masks: torch.Tensor, variation: Variation, generator: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images (N, 3, H, W) in [0, 1] and masks (N, 1, H, W), varied as the constants FLIP and COLOR_JITTER say.
+    """Images (N, 3, H, W) in [0, 1] and masks (N, 1, H, W), varied at random.
 
     Masks are what Loss takes, and stay so, here and in the functions below.
     """
-    # One number for each image's flip, five for its colours: drawn on the CPU, so that every device gets the same,
-    # and sent in one copy, for which nothing waits.
-    sizes = [len(images), 5 * len(images)]
+    # One number for each image's flip, five for its colours, four for its place: drawn on the CPU, so that every device
+    # gets the same, and sent in one copy, for which nothing waits.
+    sizes = [len(images), 5 * len(images), 4 * len(images)]
     draws = torch.empty(sum(sizes), pin_memory=images.device.type == "cuda")
-    flips, colors = draws.split(sizes)
-    if flip:
+    flips, colors, places = draws.split(sizes)
+    if variation.flip:
         torch.rand(sizes[0], generator=generator, out=flips)
-    if color_jitter:
+    if variation.color_jitter:
         torch.rand(sizes[1], generator=generator, out=colors)
-    flips, colors = draws.to(images.device, non_blocking=True).split(sizes)
-    if flip:
+    if variation.moves:
+        torch.rand(sizes[2], generator=generator, out=places)
+    flips, colors, places = draws.to(images.device, non_blocking=True).split(sizes)
+    if variation.flip:
         images, masks = flip_batch(images, masks, flips)
-    if color_jitter:
-        images = jitter_colors(images, color_jitter, colors.view(-1, 5))
+    if variation.moves:
+        images, masks = move_batch(images, masks, variation, places.view(-1, 4))
+    if variation.color_jitter:
+        images = jitter_colors(images, variation.color_jitter, colors.view(-1, 5))
     return images, masks
 
 
@@ -292,6 +317,33 @@ def flip_batch(images: torch.Tensor, masks: torch.Tensor, draws: torch.Tensor) -
     """Mirrors images (N, C, H, W) and their masks left-right where the draw (N,) in [0, 1) is below one half."""
     chosen = (draws < 0.5)[:, None, None, None]
     return torch.where(chosen, images.flip(3), images), torch.where(chosen, masks.flip(3), masks)
+
+
+def move_batch(
+    images: torch.Tensor, masks: torch.Tensor, variation: Variation, draws: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scales and rotates images (N, C, H, W) and their masks, by `draws` (N, 4) in [0, 1): factor, angle and place.
+
+    The place says which part of an enlarged image is left, and where a shrunk one lies. Beyond its rim an image is
+    reflected, and its mask IGNORED, so that masks become labels, uint8 (N, 1, H, W). Images are sampled bilinearly,
+    masks at the nearest pixel.
+    """
+    height, width = images.shape[2:]
+    low, high = variation.scale or (1.0, 1.0)
+    factors = low * (high / low) ** draws[:, 0]  # as many below the geometric mean as above
+    angles = math.radians(variation.rotate) * (2 * draws[:, 1] - 1)
+    shifts = (2 * draws[:, 2:] - 1) * (1 - 1 / factors).abs()[:, None]  # as far as the smaller fits into the larger
+    # Where in an image each pixel comes from. Both count from -1 to 1 between the rims, across and down, so a rotation
+    # has to take care of the sides' ratio.
+    cosines, sines = angles.cos() / factors, angles.sin() / factors
+    across = [cosines, -sines * (height / width), shifts[:, 0]]
+    down = [sines * (width / height), cosines, shifts[:, 1]]
+    sources = torch.stack(across + down, dim=1).view(-1, 2, 3)
+    grid = F.affine_grid(sources, list(images.shape), align_corners=False)
+    moved = F.grid_sample(images, grid, "bilinear", "reflection", align_corners=False)
+    # Outside, grid_sample gives zeros: IGNORED is 0 meanwhile
+    labels = IGNORED - F.grid_sample(IGNORED - masks.float(), grid, "nearest", "zeros", align_corners=False)
+    return moved.contiguous(memory_format=torch.channels_last), labels.byte()
 
 
 def jitter_colors(images: torch.Tensor, strength: float, draws: torch.Tensor) -> torch.Tensor:

@@ -12,6 +12,7 @@ from parts.masks import IGNORED, MaskRule
 from unet import UNet
 
 CPU = torch.device("cpu")
+FLIPS, JITTER = recipe.Variation(flip=True), recipe.Variation(color_jitter=0.3)
 
 
 def test_the_dtype_follows_the_constant():
@@ -205,31 +206,87 @@ def test_flips_take_the_mask_along_and_repeat_by_name():
     images = torch.arange(8 * 3 * 2 * 4, dtype=torch.float32).reshape(8, 3, 2, 4)
     images = images.contiguous(memory_format=torch.channels_last)
     masks = images[:, :1].clone()
-    flipped, along = recipe.vary_batch(images, masks, True, 0, recipe.named_generator(0, 1, 2))
+    flipped, along = recipe.vary_batch(images, masks, FLIPS, recipe.named_generator(0, 1, 2))
     assert torch.equal(flipped[:, :1], along) and flipped.is_contiguous(memory_format=torch.channels_last)
     kinds = [torch.equal(one, other) for one, other in zip(flipped, images)]
     assert True in kinds and False in kinds
     for one, other, same in zip(flipped, images, kinds):
         assert torch.equal(one, other if same else other.flip(2))
-    again, _ = recipe.vary_batch(images, masks, True, 0, recipe.named_generator(0, 1, 2))
+    again, _ = recipe.vary_batch(images, masks, FLIPS, recipe.named_generator(0, 1, 2))
     assert torch.equal(again, flipped)
-    others = [recipe.vary_batch(images, masks, True, 0, recipe.named_generator(0, 1, n))[0] for n in range(3, 7)]
+    others = [recipe.vary_batch(images, masks, FLIPS, recipe.named_generator(0, 1, n))[0] for n in range(3, 7)]
     assert any(not torch.equal(other, flipped) for other in others)
 
 
 def test_labels_stay_labels_when_they_are_flipped():
     labels = torch.randint(0, 256, (8, 1, 4, 6), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     images = (labels / 255).expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
-    seen, along = recipe.vary_batch(images, labels, True, 0.0, recipe.named_generator(0, 1, 2))
+    seen, along = recipe.vary_batch(images, labels, FLIPS, recipe.named_generator(0, 1, 2))
     assert along.dtype == torch.uint8 and torch.equal(along / 255, seen[:, :1]) and not torch.equal(along, labels)
+
+
+def discs(count, size=(96, 160), radius=16.0):
+    """Images of a white disc on grey, here and there, and their masks of a class 7 on 3, with some ignored."""
+    draw = torch.rand(count, 2, 1, 1, 1, generator=torch.Generator().manual_seed(0))
+    rows, columns = torch.arange(size[0])[:, None], torch.arange(size[1])
+    centre = (draw - 0.5) * torch.tensor([size[0] / 3, size[1] / 3]).view(2, 1, 1, 1)
+    inside = (rows - size[0] / 2 - centre[:, 0]) ** 2 + (columns - size[1] / 2 - centre[:, 1]) ** 2 < radius**2
+    labels = torch.where(inside, 7, 3).byte()
+    labels[:, :, :4] = IGNORED
+    return (0.2 + 0.8 * inside.float()).expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last), labels
+
+
+@pytest.mark.parametrize(
+    "scale, rotate, factors", [((0.7, 1.4), 0, (0.7, 1.4)), (None, 45, (1, 1)), ((0.5, 0.8), 180, (0.5, 0.8))]
+)
+def test_images_are_scaled_and_rotated_with_their_masks(scale, rotate, factors):
+    """A disc stays one, of a radius that the factors allow, in the mask where it is in the image."""
+    images, labels = discs(64)
+    variation = recipe.Variation(scale=scale, rotate=rotate)
+    moved, along = recipe.vary_batch(images, labels, variation, recipe.named_generator(0, 1, 2))
+    again = recipe.vary_batch(images, labels, variation, recipe.named_generator(0, 1, 2))
+    assert torch.equal(moved, again[0]) and torch.equal(along, again[1])
+    assert moved.shape == images.shape and moved.is_contiguous(memory_format=torch.channels_last)
+    assert along.shape == labels.shape and along.dtype == torch.uint8 and set(along.unique().tolist()) <= {3, 7, 255}
+    differing = ((moved[:, :1] > 0.6) != (along == 7)) & (along != IGNORED)
+    near = nn.functional.max_pool2d((along == 7).float(), 3, 1, 1) + nn.functional.max_pool2d(
+        (along != 7).float(), 3, 1, 1
+    )
+    assert not differing[near < 2].any() and differing.float().mean() < 0.002  # its rim alone
+    radii, centres = [], []
+    for mask in along[:, 0] == 7:
+        if mask[0].any() or mask[-1].any() or mask[:, 0].any() or mask[:, -1].any():
+            continue  # cut off
+        rows, columns = mask.any(1).nonzero(), mask.any(0).nonzero()
+        assert abs((rows[-1] - rows[0]) - (columns[-1] - columns[0])) <= 2  # as high as wide, in an image that is not
+        radii.append(float(mask.sum() / math.pi) ** 0.5 / 16)
+        centres.append((rows.float().mean(), columns.float().mean()))
+    radii = torch.tensor(radii)
+    assert len(radii) > 30 and radii.min() > factors[0] - 0.03 and radii.max() < factors[1] + 0.03
+    assert (radii.std() > 0.05) == (factors[0] < factors[1]) and torch.tensor(centres).std(0).min() > 5
+    outside = (along == IGNORED).float().mean((1, 2, 3))
+    assert outside.max() > 0.1  # and no hole is left in the image there
+    assert moved.min() > 0.19
+
+
+def test_an_image_that_is_not_moved_stays_as_it_is_and_the_other_draws_do():
+    """Flips and colours of a run do not change with SCALE; one foreground becomes labels."""
+    images, masks = torch.rand(8, 3, 20, 30, generator=torch.Generator().manual_seed(0)), torch.zeros(8, 1, 20, 30)
+    masks[:, :, 5:9, :7] = 1
+    results = [
+        recipe.vary_batch(images, masks, recipe.Variation(True, 0.3, scale), recipe.named_generator(5))
+        for scale in (None, (1.0, 1.0))
+    ]
+    assert torch.allclose(results[0][0], results[1][0], atol=1e-4)
+    assert results[1][1].dtype == torch.uint8 and torch.equal(results[0][1], results[1][1].float())
 
 
 def test_jitter_changes_each_image_by_its_own_factors():
     images = torch.rand(6, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     images = images.contiguous(memory_format=torch.channels_last)
-    jittered = recipe.vary_batch(images, images, False, 0.3, recipe.named_generator(0, 1, 2))[0]
+    jittered = recipe.vary_batch(images, images, JITTER, recipe.named_generator(0, 1, 2))[0]
     assert jittered.is_contiguous(memory_format=torch.channels_last)
-    assert torch.equal(jittered, recipe.vary_batch(images, images, False, 0.3, recipe.named_generator(0, 1, 2))[0])
+    assert torch.equal(jittered, recipe.vary_batch(images, images, JITTER, recipe.named_generator(0, 1, 2))[0])
     spread = (jittered.std((2, 3)) / images.std((2, 3))).flatten()  # contrast times a channel's balance
     assert spread.min() >= 0.7**1.5 - 1e-4 and spread.max() <= 1.3**1.5 + 1e-4 and spread.std() > 0.1
     light = jittered.mean((1, 2, 3)) / images.mean((1, 2, 3))

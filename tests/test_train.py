@@ -70,7 +70,7 @@ def test_a_run_leaves_every_artefact_and_learns(prepared):
         ["--half-size", "0.3", "--num-workers", "2"],
         ["--schedule", "plateau", "--plateau-patience", "1", "--accumulate", "2", "--no-arrays"],
         ["--schedule", "cosine", "--optimizer", "adam", "--loss", "bce", "--clip-gradient", "0"],
-        ["--image-size", "none", "--crop", "16", "24"],
+        ["--image-size", "none", "--crop", "16", "24", "--scale", "0.7", "1.4", "--rotate", "20"],
     ],
     ids=["growing images and workers", "plateau and accumulation", "cosine", "crops"],
 )
@@ -263,6 +263,8 @@ def test_no_data_is_told_in_one_message(tmp_path):
         (["--crop", "3", "16"], r"CROP = \(3, 16\) is too small"),
         (["--crop", "16", "16", "--half-size", "0.5"], "CROP with HALF_SIZE"),
         (["--crop-foreground", "2"], "CROP_FOREGROUND = 2"),
+        (["--scale", "1.4", "0.7"], r"SCALE = \(1.4, 0.7\): two numbers above 0, the smaller one first, or None"),
+        (["--rotate", "270"], "ROTATE = 270: a number, 0 or more, at most 180"),
         (["--crop", "16"], "CROP = "),
         (["--train-mask-dir", "nowhere"], "nowhere"),
     ],
@@ -393,6 +395,8 @@ OTHERWISE = {  # constants of training -> another value than that of SMALL or th
     "LOSS": ["bce"],
     "CLIP_GRADIENT": [0.01],
     "HALF_SIZE": [0.5],
+    "SCALE": [0.7, 1.4],
+    "ROTATE": [20],
     "COLOR_JITTER": [0.3],
     "PRECISION": ["bfloat16"],
     "SEED": [1],
@@ -605,7 +609,14 @@ def test_nothing_is_pinned_for_a_cpu_and_tf32_is_told(prepared):
 
 @needs_pretended
 @pytest.mark.slow
-@pytest.mark.parametrize("flags", [[], ["--classes", "all", "--mask-ignore", 50], ["--crop", 16, 32, "--half-size", 0]])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        [],
+        ["--classes", "all", "--mask-ignore", 50],
+        ["--crop", 16, 32, "--half-size", 0, "--scale", 0.7, 1.4, "--rotate", 20],
+    ],
+)
 def test_the_loop_waits_for_the_device_once_in_twenty_steps(tmp_path, flags):
     """On a pretended one, that tells copies to it and reads from it by their place: three copies a batch."""
     folders = [tmp_path / name for name in ("ti", "tm", "vi", "vm")]
