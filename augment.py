@@ -37,7 +37,7 @@ from tqdm import tqdm
 
 import dataset
 from parts import pictures
-from parts.errors import UnusableFile, UserError, counted, printable, run, within_memory
+from parts.errors import UnusableFile, UserError, counted, printable, run, tell, within_memory
 from parts.files import Provenance, one_at_a_time, parallel_map, remove_leftovers, stamp, write_text, write_whole
 from parts.images import Decoded, choose_value_range, decode, depth_of, head_of, image_size, pixels_of, read_image
 from parts.mask_rules import decide_mask_rule, refuse_united_classes
@@ -655,9 +655,9 @@ def _prepare(output_dir: Path, items: list[Item], settings: dict[str, object]) -
     missing = [item for item in items if not _is_complete(output_dir, item)]
     reasons = new.provenance.difference(old.provenance)
     if reasons and old.files:
-        print(f"Making anew what has changed since the last run: {reasons}.")
+        tell(f"Making anew what has changed since the last run: {reasons}.")
     elif missing and len(missing) < len(items):
-        print(f"Going on: {len(items) - len(missing)} of {len(items)} images are done.")
+        tell(f"Going on: {len(items) - len(missing)} of {len(items)} images are done.")
     return missing
 
 
@@ -700,15 +700,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         seed=s.SEED,
     )
     train, val = counted(done.train, "image"), counted(done.val, "image")
-    print(f"Training: {train} of {counted(done.train_groups, 'group')}, {done.train * 4:,} with their copies.")
-    print(f"Validation: {val} of {counted(done.val_groups, 'group')}, as they are.")
+    tell(f"Training: {train} of {counted(done.train_groups, 'group')}, {done.train * 4:,} with their copies.")
+    tell(f"Validation: {val} of {counted(done.val_groups, 'group')}, as they are.")
     if done.left_out:
-        print(f"Left out: {counted(done.left_out, 'image')} in the group of a validation image.")
+        tell(f"Left out: {counted(done.left_out, 'image')} in the group of a validation image.")
     rate = f", {done.written / done.seconds:.1f} images a second" if done.written else ""
-    print(f"Written: {done.written} of {done.total} images and as many masks, in {done.seconds:.1f} s{rate}.")
+    tell(f"Written: {done.written} of {done.total} images and as many masks, in {done.seconds:.1f} s{rate}.")
     for warning in done.warnings:
-        print(f"Warning: {warning}.")
-    print(f"Look at {done.preview} first: does every mask lie on its car?")
+        tell(f"Warning: {warning}.")
+    tell(f"Look at {done.preview} first: does every mask lie on its car?")
     command = ["python", "train.py"]
     if Path(s.OUTPUT_DIR) != Path("dataset"):
         flags = ("--train-img-dir", "--train-mask-dir", "--val-img-dir", "--val-mask-dir")
@@ -716,7 +716,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             command += [flag, str(Path(s.OUTPUT_DIR) / folder)]
     if s.MASK_NAME != dataset.MASK_NAME:
         command += ["--mask-name", s.MASK_NAME]
-    print("Next: " + shlex.join(command))
+    tell("Next: " + shlex.join(command))
 
 
 if __name__ == "__main__":

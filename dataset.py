@@ -20,7 +20,7 @@ from torch.utils.data import Dataset, get_worker_info
 
 from parts.arrays import Arrays, Files, Size, make_arrays
 from parts.audit import audit
-from parts.errors import UserError, run
+from parts.errors import UserError, run, tell
 from parts.files import stamp
 from parts.mask_rules import find_mask_rule, refuse_united_classes
 from parts.masks import IGNORED, MaskRule
@@ -337,9 +337,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if s.val_img_dir:
         val_folders = s.val_img_dir, s.val_mask_dir
     report = audit((s.img_dir, s.mask_dir), val_folders, DataSpec.of(s), sheet=s.SHEET, image_size=s.IMAGE_SIZE)
-    print(report.text())
+    tell(report.text())
     report.stop_if_spoiled()
-    print("No problems.")
+    tell("No problems.")
 
 
 if __name__ == "__main__":

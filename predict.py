@@ -26,7 +26,7 @@ from tqdm import tqdm
 import dataset
 from parts.audit import ALPHA_DROPPED
 from parts.checkpoints import load_network
-from parts.errors import UserError, counted, list_files, ran_out_of_memory, run
+from parts.errors import UserError, counted, list_files, ran_out_of_memory, run, tell
 from parts.export import export
 from parts.files import cores
 from parts.inference import MIRRORS, Runner, make_runner
@@ -135,7 +135,7 @@ def find_truths(
     pairs = find_masks(wanted, s.MASKS, DataSpec(mask_name=s.MASK_NAME))
     lacking = [picture for picture in wanted if picture not in pairs]
     if lacking:
-        print(f"Without a mask in {s.MASKS} (of as many pages), so not scored: {list_files(lacking)}")
+        tell(f"Without a mask in {s.MASKS} (of as many pages), so not scored: {list_files(lacking)}")
     several = [picture for picture, pair in pairs.items() if pair.more]
     if network_rule.has_classes and several:
         raise UserError(
@@ -143,7 +143,7 @@ def find_truths(
             "classes is scored by one mask a picture: take the * out of MASK_NAME."
         )
     mask_rule = choose_rule_of_truths(s, pairs, checkpoint, network_rule)
-    print(f"In the masks {mask_rule.describe()}.")
+    tell(f"In the masks {mask_rule.describe()}.")
     return Truths(pairs, mask_rule)
 
 
@@ -250,17 +250,17 @@ def report_done(s: SimpleNamespace, wanted: Sequence[Picture], failed: int, read
         places.append(s.OUTPUT_DIR)
     if s.SUBMISSION:
         places.append(s.SUBMISSION)
-    print(f"{len(wanted) - failed} images done; see {' and '.join(places) or 'below'}.")
+    tell(f"{len(wanted) - failed} images done; see {' and '.join(places) or 'below'}.")
     dark = [picture for picture in wanted if picture in reader.dark]
     if dark:
-        print(
+        tell(
             f"{len(dark)} of them have 16 bits and use only the lowest 12 or fewer, of which the 8 that this network "
             f"sees keep hardly any: {list_files(dark, 10)}. Train with IMAGE_RANGE, or stretch their values over 0 to "
             "65535 as those of training are."
         )
     transparent = [picture for picture in wanted if picture in reader.transparent]
     if transparent:
-        print(f"{counted(len(transparent), 'image')} {ALPHA_DROPPED}\n  {list_files(transparent, 10)}")
+        tell(f"{counted(len(transparent), 'image')} {ALPHA_DROPPED}\n  {list_files(transparent, 10)}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -274,7 +274,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if network.output_conv.out_channels > 1:
         mask_rule = MaskRule.from_dict(checkpoint["mask_rule"])
     if s.EXPORT:
-        print(export(network, s.EXPORT, mask_rule.names))
+        tell(export(network, s.EXPORT, mask_rule.names))
         return 0
     if mask_rule.has_classes:
         refuse_for_classes(s, mask_rule.names)
@@ -282,7 +282,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # The pictures, and what is made of them
     wanted, missing = find_pictures(s.inputs, s.OUTPUT_DIR, s.MASKS)
     for problem in missing:
-        print(problem, file=sys.stderr)
+        tell(problem, file=sys.stderr)
     if not wanted:
         raise UserError(f"There is no image in {', '.join(s.inputs)}.")
     truths = find_truths(s, wanted, checkpoint, mask_rule)
@@ -300,7 +300,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     s.NUM_WORKERS = s.NUM_WORKERS or cores()
     cv2.setNumThreads(1)  # there is a picture for each thread already
     size = f"{reader.size[0]}x{reader.size[1]}" if reader.size else "their own size"
-    print(
+    tell(
         f"{s.CHECKPOINT}: epoch {checkpoint.get('epoch', 'unknown')}. {len(wanted)} images, which the network sees "
         f"at {size}, on {runner.device} in {str(runner.dtype or torch.float32).removeprefix('torch.')}."
     )

@@ -28,7 +28,7 @@ import dataset
 from parts import pictures, processes, recipe
 from parts.audit import Report, audit
 from parts.checkpoints import Run, load_encoder_weights, load_pretrained, set_aside, snapshot
-from parts.errors import Terminated, UserError, ran_out_of_memory, stop_if_asked
+from parts.errors import Terminated, UserError, ran_out_of_memory, stop_if_asked, tell
 from parts.errors import run as run_script
 from parts.files import remove_leftovers, sole_writer, stamp, write_csv
 from parts.inference import to_device
@@ -342,7 +342,7 @@ def prepare_device(device: torch.device) -> None:
         if torch.get_num_threads() > 1 and processes.world_size() == 1:
             slowdown = recipe.convolution_times().slowdown_by_threads
             if slowdown > 1.5:
-                print(
+                tell(
                     f"PyTorch's {torch.get_num_threads()} threads take {slowdown:.1f} times as long as one of them: "
                     "other programs use the cores, and the threads wait for each other. Stop those, or start with "
                     "OMP_NUM_THREADS=1 python train.py ..."
@@ -405,7 +405,7 @@ def look_at_data(s: SimpleNamespace, output: Path) -> Report:
         cache=arrays_folder(s.TRAIN_IMG_DIR, output) / "audit.json",
         apart=[output],
     )
-    print(report.text())
+    tell(report.text())
     report.stop_if_spoiled()
     return report
 
@@ -552,7 +552,7 @@ class RunFolder:
         if not run.settings.LOAD_MODEL:
             set_aside(self.path)
         if done:
-            print(done)
+            tell(done)
         return bool(done)
 
     def save(self, run: Run) -> None:
@@ -632,7 +632,7 @@ def ending_in_words(s: SimpleNamespace, argv: list[str] | None) -> Iterator[None
     before = stamp(checkpoint)
     try:
         yield
-    except (RuntimeError, OSError) as error:
+    except (RuntimeError, OSError, MemoryError) as error:
         if ran_out_of_memory(error):
             constant = size_constant(s)
             size = getattr(s, constant)
@@ -647,7 +647,7 @@ def ending_in_words(s: SimpleNamespace, argv: list[str] | None) -> Iterator[None
     except (KeyboardInterrupt, Terminated):
         if processes.rank() == 0:
             has_epoch = s.LOAD_MODEL or stamp(checkpoint) != before
-            print(f"\n{how_to_continue(has_epoch, argv)}", file=sys.stderr)
+            tell(f"\n{how_to_continue(has_epoch, argv)}", file=sys.stderr)
         raise
 
 

@@ -30,7 +30,7 @@ from parts import pictures, processes
 from parts.arrays import Files, Size
 from parts.audit import Report
 from parts.checkpoints import load_weights, without_prefixes
-from parts.errors import UserError
+from parts.errors import UserError, tell
 from parts.files import copy_whole, parallel_map, write_whole
 from parts.inference import BatchPredictor, pixels_in_windows
 from parts.mask_rules import find_mask_rule
@@ -120,7 +120,7 @@ def _make_datasets(
         crops = CropDataset(training, crop, crop_foreground, seed)
         padding = crops.padding()
         if padding > 0.1 and processes.rank() == 0:
-            print(f"Images are smaller than CROP: {padding:.0%} of what is trained on is padding, and ignored.")
+            tell(f"Images are smaller than CROP: {padding:.0%} of what is trained on is padding, and ignored.")
         return crops, WholeDataset(affordable(validation, crops), seed)
     if transform is None and training.image_size is not None:
         return ArrayDataset(training, seed), ArrayDataset(validation, seed)
@@ -168,7 +168,7 @@ def affordable(files: Files, crops: CropDataset) -> Files:
     others = [place for place in range(count) if place not in needed]
     chosen = [*needed, *others][: max(most, len(needed))]
     if processes.rank() == 0:
-        print(
+        tell(
             f"To score all {count} validation images would take longer than a fifth of an epoch: {len(chosen)} of "
             "them are scored, the same ones each time. predict.py --masks scores all."
         )
@@ -338,7 +338,7 @@ def check_accuracy(
     overlap, confusion = _count_labels(_in_order(loader), predictor)
     scores = scores_of(overlap, confusion, predictor.mask_rule.names)
     if processes.rank() == 0:
-        print(summary(scores, int(confusion.sum())))
+        tell(summary(scores, int(confusion.sum())))
     return scores
 
 
@@ -510,7 +510,7 @@ def save_checkpoint(state: dict[str, Any], filename: str | Path = "checkpoint.pt
     A process killed at any moment, a full disk or a power cut leaves the old file or the new one.
     `also` becomes the same file, after it.
     """
-    print(f"=> Saving checkpoint {filename}")
+    tell(f"=> Saving checkpoint {filename}")
     write_whole(filename, lambda file: _torch_save(state, file))
     if also:
         copy_whole(filename, also)
@@ -530,5 +530,5 @@ def load_checkpoint(checkpoint: dict[str, Any], model: nn.Module) -> None:
 
     Prefixes of torch.compile and DistributedDataParallel are left out. UserError: they are of another network.
     """
-    print("=> Loading checkpoint")
+    tell("=> Loading checkpoint")
     load_weights(model, without_prefixes(checkpoint["state_dict"]), "the checkpoint")

@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from parts.errors import UnusableFile, UserError, printable, within_memory
+from parts.errors import UnusableFile, UserError, printable, tell, within_memory
 from parts.files import Provenance, one_at_a_time, parallel_map, stamp, write_text
 from parts.images import image_size, read_image
 from parts.masks import MaskRule, read_mask
@@ -214,13 +214,13 @@ def make_arrays(
             with one_at_a_time(lock, f"{printable(folder)}: waiting for another process that makes them."):
                 reason = plan.mismatch()  # whoever was waited for may have made them
                 if reason:
-                    print(f"{printable(folder)}: made again, because {reason}.")
+                    tell(f"{printable(folder)}: made again, because {reason}.")
                 if reason is not None:
                     _make(plan, num_workers, progress)
     except OSError as error:
         crops, epochs = "Every crop decodes its whole image, which is far slower", "Every epoch decodes the files"
         cost = crops if files.with_points else epochs
-        print(f"{printable(folder)}: no arrays can be kept here ({error.strerror or error}). {cost}.")
+        tell(f"{printable(folder)}: no arrays can be kept here ({error.strerror or error}). {cost}.")
         return None
     return Arrays(folder, files, plan.key)
 
@@ -351,7 +351,7 @@ def _make(plan: _Plan, num_workers: int | None, progress: bool) -> None:
     if free < need + len(plan.key):
         raise OSError(errno.ENOSPC, f"they need {need / 1e9:.1f} GB of disk, and {max(free, 0) / 1e9:.1f} are free")
     if progress and plan.files.image_size is None:
-        print(f"{printable(folder)}: {need / 1e9:.2f} GB of disk, for {count:,} images at their own size.")
+        tell(f"{printable(folder)}: {need / 1e9:.2f} GB of disk, for {count:,} images at their own size.")
     unfinished, replaced = (folder.with_name(f".{folder.name}.{secrets.token_hex(6)}.part") for _ in range(2))
     try:
         unfinished.mkdir()
@@ -374,7 +374,7 @@ def _make(plan: _Plan, num_workers: int | None, progress: bool) -> None:
         shutil.rmtree(replaced, ignore_errors=True)
     if progress:
         rate = count / (time.perf_counter() - started)
-        print(f"{printable(folder)}: {count:,} pairs decoded once, {rate:.0f} a second, {need / 1e9:.2f} GB.")
+        tell(f"{printable(folder)}: {count:,} pairs decoded once, {rate:.0f} a second, {need / 1e9:.2f} GB.")
 
 
 def _remove_unfinished(folder: Path) -> None:

@@ -18,7 +18,7 @@ from torch import nn
 
 from parts import processes
 from parts.checkpoint_keys import EXPECTED, KEYS, PREDICTED, RESUMED, check_keys, fault_of, shown
-from parts.errors import UserError, list_files, printable
+from parts.errors import UserError, list_files, printable, tell
 from parts.masks import IGNORED, MaskRule
 from parts.networks import EncoderUNet, build_network
 from parts.options import plain
@@ -185,7 +185,7 @@ class Run:
                 if part is self.optimizer:
                     fit_moments(self.optimizer)
             except Exception as error:  # a state of another kind fails in many ways, all of which mean this
-                print(f"The {name} starts anew: its state in {path} does not fit ({printable(error)[:200]}).")
+                tell(f"The {name} starts anew: its state in {path} does not fit ({printable(error)[:200]}).")
                 if name == "optimizer":
                     self.optimizer.state.clear()
         # The states hold WEIGHT_DECAY and the like; those of now are obeyed, not the saved ones.
@@ -241,7 +241,7 @@ def set_aside(output: Path) -> None:
         old = output / name
         if old.exists():
             kept = old.replace(output / f"{old.stem}.previous{old.suffix}")
-            print(f"{old} of an earlier run is now {kept}")
+            tell(f"{old} of an earlier run is now {kept}")
 
 
 # ---- reading a checkpoint
@@ -451,10 +451,10 @@ def load_pretrained(path: str | Path, model: nn.Module, mask_rule: MaskRule | No
         there, here = shapes[0]
         difference = f"has {there[0]} output channels, and {here[0]} are needed"
     if difference:
-        print(f"{path}: {difference}: the output layer starts anew.")
+        tell(f"{path}: {difference}: the output layer starts anew.")
         weights = weights | {name: own[name] for name in output_layer}
     load_weights(model, weights, f"PRETRAINED = {str(path)!r}")
-    print(f"Starting from the weights in {path}")
+    tell(f"Starting from the weights in {path}")
 
 
 def _class_difference(checkpoint: dict[str, Any], mask_rule: MaskRule | None) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TextIO
 
 
 class UserError(Exception):
@@ -43,6 +43,20 @@ class UnusableFile(UserError):
 def printable(text: object) -> str:
     """Text that can be printed anywhere: unprintable characters, such as those of a file's name, are escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+
+
+def escaped(text: object) -> str:
+    """Text of several lines, each of them printable."""
+    return "\n".join(map(printable, str(text).split("\n")))
+
+
+def tell(text: object, file: TextIO | None = None) -> None:
+    """Prints a text, to sys.stdout unless another `file` is given.
+
+    All that is printed goes through here (a bar's line through `escaped`), because it may hold names and other text out
+    of files, in which escape sequences would drive the reader's terminal.
+    """
+    print(escaped(text), file=file)
 
 
 def list_files(paths: Sequence[object], most: int = 3) -> str:
@@ -77,10 +91,12 @@ _OUT_OF_MEMORY = (
 
 
 def ran_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception of PyTorch's says that memory is too small, the device's or the CPU's.
+    """Whether an exception says that memory is too small, the device's or the CPU's.
 
-    Only some of these exceptions have a type of their own; the others are known by their messages.
+    Only some of PyTorch's have a type of their own; the others are known by their messages.
     """
+    if isinstance(error, MemoryError) or isinstance(error, OSError) and error.errno == errno.ENOMEM:
+        return True
     return type(error).__name__ == "OutOfMemoryError" or any(text in str(error) for text in _OUT_OF_MEMORY)
 
 
@@ -96,6 +112,8 @@ def within_memory(path: str | Path) -> Iterator[None]:
         raise UnusableFile(path, "does not fit into memory", "Shrink it, or cut it into tiles") from None
 
 
+_TOO_LITTLE_MEMORY = "there is too little memory. Close other programs, or lower the sizes that are worked on"
+_TOO_MANY_OPEN = "too many files are open. Raise the limit (see `ulimit -n`), or lower NUM_WORKERS"
 _DENIED = "permission denied. Change the folder's permissions, or give another one"
 _CURES = {
     errno.ENOSPC: "the disk is full. Free some space, then start again",
@@ -104,6 +122,10 @@ _CURES = {
     errno.EROFS: "the file system is read-only. Give another folder",
     errno.EACCES: _DENIED,
     errno.EPERM: _DENIED,
+    errno.ENOENT: "there is no such file or folder, or it was removed meanwhile. Put it back, or give another one",
+    errno.EMFILE: _TOO_MANY_OPEN,
+    errno.ENFILE: _TOO_MANY_OPEN,
+    errno.ENOMEM: _TOO_LITTLE_MEMORY,
     errno.ENOTDIR: "a part of this path is a file, where a folder is needed. Give another one",
     errno.EEXIST: "a file has the name of a folder that is needed. Give another one",
     errno.EISDIR: "this is a folder, where a file is needed. Give another name",
@@ -112,11 +134,11 @@ _CURES = {
 
 
 def describe(error: OSError) -> str | None:
-    """An error of the operating system in words, or None where a traceback says more."""
-    if error.errno not in _CURES:
+    """An error of the operating system in words; None where it is none, as some of Pillow's, which have no number."""
+    if error.errno is None:
         return None
     place = f"{error.filename}: " if error.filename else ""
-    return f"{place}{_CURES[error.errno]}."
+    return f"{place}{_CURES.get(error.errno, error.strerror)}."
 
 
 # ---- how a script ends
@@ -173,12 +195,14 @@ def run(main: Callable[[], int | None]) -> None:
     except BrokenPipeError:  # the reader of our output (`| head`) has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 141
+    except MemoryError:
+        status, message = 2, f"{_TOO_LITTLE_MEMORY.capitalize()}."
     except OSError as error:
         description = describe(error)
         if description is None:
             raise
         status, message = 2, description
     if message:
-        print(f"\n{message}", file=sys.stderr)
+        tell(f"\n{message}", file=sys.stderr)
     if status:
         sys.exit(status)

@@ -21,7 +21,7 @@ from typing import Any, BinaryIO, TypeVar
 import cv2
 from filelock import FileLock, Timeout
 
-from parts.errors import UserError, counted, printable
+from parts.errors import UserError, counted, printable, tell
 
 Place = str | Path
 Item = TypeVar("Item")
@@ -199,7 +199,7 @@ def one_at_a_time(path: Place, message: str) -> Iterator[None]:
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            print(message)
+            tell(message)
             lock.acquire()
     except NotImplementedError as error:
         raise OSError(f"{path}: {error}") from error
@@ -225,7 +225,7 @@ def sole_writer(folder: Place) -> Iterator[None]:
             "Wait for its end, or give this one an OUTPUT_DIR of its own."
         ) from None
     except (NotImplementedError, OSError) as error:
-        print(f"{folder}: its file system has no locks ({error}), so a second run there would not be noticed.")
+        tell(f"{folder}: its file system has no locks ({error}), so a second run there would not be noticed.")
     try:
         if lock.is_locked:
             path.write_text(f"process {os.getpid()} on {socket.gethostname()}")

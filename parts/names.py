@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path, PurePath
 from typing import NamedTuple
 
-from parts.errors import UnusableFile, UserError, counted, list_files, printable
+from parts.errors import UnusableFile, UserError, counted, list_files, printable, tell
 from parts.images import other_kind, pages_of
 from parts.spec import CARVANA_GROUP, DataSpec, compile_group
 
@@ -381,7 +381,7 @@ def pair_files(
     if not pairs:
         raise UserError(f"{printable(img_dir)}, {printable(mask_dir)}: no image there has a mask. {NAME_MASKS}.")
     for note in matches.notes:
-        print(f"{printable(img_dir)}: {note.text}.")
+        tell(f"{printable(img_dir)}: {note.text}.")
     return pairs
 
 
@@ -739,7 +739,7 @@ def find_pictures(
     left_out = list(dict.fromkeys(left_out))
     if left_out:
         kinds = "that are no pictures by their names, hidden, or of this run"
-        print(f"Left out: {len(left_out):,} {kinds}: {list_files(left_out, 5)}.")
+        tell(f"Left out: {len(left_out):,} {kinds}: {list_files(left_out, 5)}.")
     if len({folded_path(name) for _, name in files.values()}) < len(files):
         common = os.path.commonpath([os.path.dirname(path) for path in files])
         for path, (file, _) in files.items():
@@ -780,7 +780,7 @@ def _list_folder(folder: Path, own: set[str], masks: str | None, among_others: b
         if real == masks and len(images) < len(listing.pictures):
             listing = replace(listing, pictures=images)
         elif among_others:
-            print(f"{printable(folder)}: left out, because it is OUTPUT_DIR or MASKS.", file=sys.stderr)
+            tell(f"{printable(folder)}: left out, because it is OUTPUT_DIR or MASKS.", file=sys.stderr)
             return Listing(folder, [], []), missing
         elif real == masks:
             raise UserError(

@@ -25,7 +25,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from parts import pictures
-from parts.errors import UserError, list_files, printable
+from parts.errors import UserError, escaped, list_files, printable, tell
 from parts.files import write_csv, write_whole
 from parts.images import resize_image
 from parts.masks import IGNORED, NUMBERS, MaskRule, encode_mask, read_mask
@@ -115,7 +115,7 @@ class Masks(Output):
         """Says where masks of classes look black in a viewer."""
         rule = self.mask_rule
         if rule.has_classes and rule.kind == NUMBERS and not rule.colours and max(rule.classes) < _LOOKS_BLACK:
-            print(f"The masks hold values up to {max(rule.classes)}, which look black. --overlays shows the classes.")
+            tell(f"The masks hold values up to {max(rule.classes)}, which look black. --overlays shows the classes.")
 
 
 class Overlays(Output):
@@ -230,10 +230,10 @@ class Submission(Output):
 
     def report(self) -> None:
         """Says in which order pixels are counted, and which inputs have no row."""
-        print(f"{self.path}: pixels are numbered {_ORDERS[self.order]} (SUBMISSION_ORDER).")
+        tell(f"{self.path}: pixels are numbered {_ORDERS[self.order]} (SUBMISSION_ORDER).")
         if self.lacking:
             names = list_files(self.lacking, 10)
-            print(f"{self.path}: lacks the rows of {len(self.lacking)} inputs: {names}.", file=sys.stderr)
+            tell(f"{self.path}: lacks the rows of {len(self.lacking)} inputs: {names}.", file=sys.stderr)
 
     @cached_property
     def _rows(self) -> io.TextIOWrapper:
@@ -386,11 +386,11 @@ class PictureScores(Output):
         if not self.counts:
             return
         self._report_means()
-        print("The lowest Dice:")
+        tell("The lowest Dice:")
         scored = list(self.counts)
         for index in self._lowest():
-            print(f"  {self.dice[index]:.4f}  {scored[index]}")
-        print(f"All of them: {self.path}. The lowest: {self.worst_path}.")
+            tell(f"  {self.dice[index]:.4f}  {scored[index]}")
+        tell(f"All of them: {self.path}. The lowest: {self.worst_path}.")
 
     def _lowest(self) -> list[int]:
         return np.argsort(self.dice, kind="stable")[:_WORST].tolist()
@@ -421,10 +421,10 @@ class ForegroundScores(PictureScores):
     def _report_means(self) -> None:
         dice, nonempty = self.scores.dice, self.scores.dice_nonempty
         if not self.scores.true_share:
-            print("No pixel of these masks reads as foreground. If they are not empty, MASK_FOREGROUND says what is.")
-        print(f"Dice {dice:.4f}, IoU {self.scores.iou:.4f}: means over {len(self.dice)} images at their masks' size")
+            tell("No pixel of these masks reads as foreground. If they are not empty, MASK_FOREGROUND says what is.")
+        tell(f"Dice {dice:.4f}, IoU {self.scores.iou:.4f}: means over {len(self.dice)} images at their masks' size")
         if nonempty != dice:
-            print(f"Dice {nonempty:.4f} without those that are empty and predicted to be, each of which counts 1 there")
+            tell(f"Dice {nonempty:.4f} without those that are empty and predicted to be, each of which counts 1 there")
 
 
 class ClassScores(PictureScores):
@@ -442,8 +442,8 @@ class ClassScores(PictureScores):
 
     def _report_means(self) -> None:
         scores = self.scores
-        print(class_table(scores))
-        print(
+        tell(class_table(scores))
+        tell(
             f"Dice {scores.dice:.4f}, IoU {scores.iou:.4f}: means over the classes, of {len(self.dice)} images at "
             f"their masks' size; accuracy {100 * scores.accuracy:.2f} %"
         )
@@ -517,7 +517,7 @@ class ThresholdChoice(Output):
         if not self.histograms:
             raise UserError("None of the pictures with masks can be read, so no threshold can be chosen.")
         chosen = best_threshold(self.histograms)
-        print(
+        tell(
             f"Threshold {chosen.value:.4f}: Dice {chosen.dice:.4f} over those of {len(self.histograms)} images that "
             f"hold something or are predicted to, {chosen.dice_at_half:.4f} at 0.5. Chosen on these images, it "
             "flatters their scores a little."
@@ -587,11 +587,11 @@ class UniformMasks(Output):
             labels = set(self.labels.values())
             if len(labels) == 1 and (label := labels.pop()) is not None:
                 name = self.mask_rule.names[label]
-                print(f"Every pixel of them is predicted as {name}. Where something else should be: {cure}")
+                tell(f"Every pixel of them is predicted as {name}. Where something else should be: {cure}")
             return
         empty = [picture for picture, label in self.labels.items() if label == 0]
         if empty:
-            print(
+            tell(
                 f"Nothing is predicted in {len(empty)} of them: {list_files(empty)}. Where something should be: {cure} "
                 "Else lower THRESHOLD."
             )
@@ -609,11 +609,11 @@ class Failures(Output):
     def take(self, result: Result) -> None:
         """Prints all problems of a picture."""
         for problem in result.problems:
-            tqdm.write(problem, file=sys.stderr)
+            tqdm.write(escaped(problem), file=sys.stderr)  # above the bar
         if result.problems:
             self.count += 1
 
     def report(self) -> None:
         """Prints how many have failed."""
         if self.count:
-            print(f"{self.count} of the inputs failed; see above.", file=sys.stderr)
+            tell(f"{self.count} of the inputs failed; see above.", file=sys.stderr)

@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from parts.errors import UserError, ran_out_of_memory
+from parts.errors import UserError, ran_out_of_memory, tell
 
 Result = TypeVar("Result")
 
@@ -118,7 +118,7 @@ def world_size() -> int:
 def say(text: str) -> None:
     """Prints a text once, and not once in every process."""
     if rank() == 0:
-        print(text)
+        tell(text)
 
 
 # ---- training together

@@ -20,7 +20,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from parts.errors import UserError, ran_out_of_memory
+from parts.errors import UserError, ran_out_of_memory, tell
 from parts.masks import IGNORED, MaskRule
 
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -422,7 +422,7 @@ def compile_or_not(model: nn.Module, shape: Sequence[int], dtype: torch.dtype | 
     """
     network: Any = getattr(model, "module", model)
     if any(isinstance(module, nn.SyncBatchNorm) for module in network.modules()):
-        print("Not compiled: torch.compile would break the graph at each SYNC_BATCHNORM.")
+        tell("Not compiled: torch.compile would break the graph at each SYNC_BATCHNORM.")
         return False
     # As an earlier run in this process may have left them otherwise
     torch.compiler.set_stance("default")
@@ -442,7 +442,7 @@ def compile_or_not(model: nn.Module, shape: Sequence[int], dtype: torch.dtype | 
         if ran_out_of_memory(error):
             raise
         line = (str(error).strip().splitlines() or [""])[0][:200]
-        print(f"torch.compile failed, training goes on without it ({type(error).__name__}: {line}).")
+        tell(f"torch.compile failed, training goes on without it ({type(error).__name__}: {line}).")
         torch.compiler.set_stance("force_eager")
         return False
     finally:  # the network is as it was: without gradients, and its statistics know nothing of the zeros
@@ -480,7 +480,8 @@ def out_of_memory_message(
     flag = constant.lower().replace("_", "-")
     lines.append(f"  --{flag} {smaller}: a little over half of the memory")
     lines.append("  FEATURES with fewer channels: a smaller network")
-    lines.append(f"({str(error).splitlines()[0][:200]})")
+    first_line = (str(error).splitlines() or [type(error).__name__])[0]
+    lines.append(f"({first_line[:200]})")
     return "\n".join(lines)
 
 

@@ -1,5 +1,6 @@
 """How a script ends, with real signals, and lists and counts in words."""
 
+import ast
 import pickle
 import subprocess
 import sys
@@ -7,7 +8,7 @@ import sys
 import pytest
 from helpers import ROOT, WAIT
 
-from parts.errors import UnusableFile, counted, list_files
+from parts.errors import UnusableFile, counted, list_files, tell
 
 DROPPED = """
 import os, signal
@@ -41,7 +42,17 @@ def test_a_signal_that_python_drops_still_ends_the_loop():
     [
         ("raise errors.UserError('mend this')", 2, "\nmend this\n"),
         ("raise errors.UserError('')", 2, ""),
+        ("raise errors.UserError('a\\x1b[31m\\n\\x9bb')", 2, "\na\\x1b[31m\n\\x9bb\n"),
         ("open('/dev/full', 'w').write('x' * 10**6)", 2, "disk is full"),
+        ("os.mkdir('/proc/self/x')", 2, "\n/proc/self/x: there is no such file or folder"),
+        ("os.open('/dev/tty', os.O_RDONLY | os.O_DIRECTORY)", 2, "/dev/tty: a part of this path is a file"),
+        ("os.readlink('/proc')", 2, "\n/proc: Invalid argument.\n"),  # the system's words, where we have none
+        ("raise MemoryError", 2, "too little memory"),
+        (
+            "resource.setrlimit(resource.RLIMIT_NOFILE, (9, 9)); [os.dup(0) for _ in range(9)]",
+            2,
+            "too many files are open",
+        ),
         ("signal.raise_signal(signal.SIGTERM)", 143, "SIGTERM"),
         ("signal.raise_signal(signal.SIGINT)", 130, "\nStopped.\n"),
         ("return 1", 1, ""),
@@ -49,10 +60,27 @@ def test_a_signal_that_python_drops_still_ends_the_loop():
     ],
 )
 def test_each_end_has_its_status_and_no_traceback(body, status, message):
-    done = ended(f"import signal\nfrom parts import errors\ndef main():\n    {body}\nerrors.run(main)\nprint('on')")
+    done = ended(
+        f"import os, resource, signal\nfrom parts import errors\ndef main():\n    {body}\nerrors.run(main)\nprint('on')"
+    )
     assert done.returncode == status and message in done.stderr and bool(message) == bool(done.stderr)
     assert "Traceback" not in done.stderr
     assert ("on" in done.stdout) == (status == 0)  # a notebook's kernel goes on
+
+
+def test_what_is_printed_is_escaped_in_one_place(capsys):
+    tell("a\x1b]0;owned\x07\nb\r\u202e \udce9 ×")
+    assert capsys.readouterr().out == "a\\x1b]0;owned\\x07\nb\\r\\u202e \\udce9 ×\n"
+    places = []
+    for path in [*ROOT.glob("*.py"), *ROOT.glob("parts/*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in (
+                "print",
+                "sys.stdout.write",
+                "sys.stderr.write",
+            ):
+                places.append((path.name, ast.unparse(node)))
+    assert places == [("errors.py", "print(escaped(text), file=file)")]
 
 
 def test_an_unusable_file_names_its_problem_and_cure_and_travels_between_processes():

@@ -1,3 +1,4 @@
+import errno
 import math
 import re
 
@@ -346,6 +347,7 @@ def test_labels_shrink_where_their_images_do(factor):
 def test_out_of_memory_names_the_constants_with_numbers():
     words = recipe.out_of_memory_message(RuntimeError("CUDA out of memory. Tried to allocate"), 16, (320, 480), 1)
     assert "BATCH_SIZE = 16" in words and "--batch-size 8 --accumulate 2" in words and "--image-size 240 352" in words
+    assert recipe.out_of_memory_message(MemoryError(), 1, (32, 32), 1).endswith("\n(MemoryError)")  # it has no words
 
 
 @pytest.mark.parametrize(
@@ -356,6 +358,9 @@ def test_out_of_memory_names_the_constants_with_numbers():
         (RuntimeError("GET was unable to find an engine to execute this computation"), True),
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
         (RuntimeError("CUDA error: out of memory"), True),
+        (MemoryError(), True),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), True),
+        (OSError(errno.ENOENT, "No such file or directory"), False),
         (RuntimeError("CUDA error: device-side assert triggered"), False),
         (RuntimeError("Expected all tensors to be on the same device"), False),
     ],
