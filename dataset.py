@@ -8,7 +8,7 @@ writes a sheet of masks on their images. Exit status 2 where training would be s
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from parts.masks import IGNORED, MaskRule
 from parts.names import Pair, pair_files
 from parts.options import any_text, any_value, file_path, named_numbers, optional, settings_of, sizes, switch
 from parts.spec import CARVANA_GROUP, DataSpec
+from parts.transforms import Transform, augmented, transformed
 
 # What images and masks mean, and which belong together: train.py, augment.py and predict.py take these from here.
 MASK_FOREGROUND: int | tuple | str | None = None  # value(s) of foreground, "nonzero" or "alpha"; None: as masks say
@@ -52,9 +53,6 @@ _SHARED = dict(  # the constants of all scripts; parts/spec.py says what they ma
 _RULES = _SHARED | dict(SHEET=optional(file_path()), IMAGE_SIZE=optional(sizes(2)))
 
 
-Transform = Callable[..., dict[str, Any]]  # called with image= and mask=, returns both under these names
-
-
 class Batch(list):
     """The samples of a batch, as any DataLoader collates them; `tensors` has them collated already: (images, masks)."""
 
@@ -74,6 +72,7 @@ class PairDataset(Dataset):
 
     whole = False  # whether samples are whole images that a network predicts in windows
     arrays: Arrays | None = None  # where samples are read instead of their files, if they are
+    augment: Transform | None = None  # what varies samples at random, if something does
 
     def __init__(self, files: Files, seed: int = 0) -> None:
         if files.mask_rule.has_classes:
@@ -158,8 +157,7 @@ class ImageDataset(PairDataset):
     """The article's dataset: each image and mask at its own size, or what a transform makes of the two.
 
     `ds[i]` is an array (H, W, 3) and an array (H, W), or the "image" and the "mask" that
-    `transform(image=..., mask=...)` returns, as albumentations does. A transform that has a `set_random_seed` is
-    seeded for each sample.
+    `transform(image=..., mask=...)` returns, as albumentations does. Its random draws are those of the sample.
 
     The two folders are listed unless `pairs` are given. Masks are read by `mask_rule`; without one, all masks are
     looked at to find it, as `spec` says. `value_range` = (low, high) is what becomes 0 and 255 of images of more than
@@ -194,10 +192,7 @@ class ImageDataset(PairDataset):
         image = np.array(sample.image)  # a copy: what Pillow decodes is read-only
         if self.transform is None:
             return image, sample.mask
-        if hasattr(self.transform, "set_random_seed"):
-            draws = np.random.SeedSequence([self.seed, self.epoch, index % len(self)])
-            self.transform.set_random_seed(int(draws.generate_state(1)[0]))
-        made = self.transform(image=image, mask=sample.mask)
+        made = transformed(self.transform, image, sample.mask, (self.seed, self.epoch, index % len(self)))
         return made["image"], made["mask"]
 
 
@@ -223,8 +218,13 @@ class ArrayDataset(PairDataset):
     """Pairs at one size, `files.image_size`: `ds[i]` is a tensor (3, H, W) and a tensor (H, W).
 
     A batch is fetched at once: (n, 3, H, W) in channels_last strides, and (n, H, W). Samples are decoded afresh each
-    time, or read from arrays on disk (`keep_arrays`): the same, bit for bit.
+    time, or read from arrays on disk (`keep_arrays`): the same, bit for bit. `augment`, albumentations or any function
+    of such a kind, varies each of them at random: uint8 (H, W, 3) and uint8 (H, W), and it has to return the like.
     """
+
+    def __init__(self, files: Files, seed: int = 0, augment: Transform | None = None) -> None:
+        super().__init__(files, seed)
+        self.augment = augment
 
     def keep_arrays(self, folder: str | Path, num_workers: int | None = None, progress: bool = True) -> bool:
         """Makes arrays in `folder` unless they are there, and reads from them; False where they cannot be kept."""
@@ -243,12 +243,27 @@ class ArrayDataset(PairDataset):
         return images[0], masks[0]
 
     def _batch(self, indices: Sequence[int]) -> Batch:
-        images, masks = self._read(indices)
+        images, masks = self.read(indices)
+        images, masks = self.augmented(images, masks, indices, self.epoch)
         return Batch(torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(masks))
 
-    def _read(self, indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-        """Images (n, H, W, 3) and masks (n, H, W)."""
+    def read(self, indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """Images (n, H, W, 3) and masks (n, H, W), before `augment`."""
         return self.pixels.batch(indices)
+
+    def augmented(
+        self, images: np.ndarray, masks: np.ndarray, indices: Sequence[int], epoch: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """What `augment` makes of these samples in an epoch; they themselves where there is none."""
+        if self.augment is None:
+            return images, masks
+        made = []
+        for image, mask, index in zip(images, masks, indices):
+            try:
+                made.append(augmented(self.augment, image, mask, (self.seed, epoch, index), self.mask_rule.num_labels))
+            except UserError as fault:
+                raise UserError(f"{self.pair_of(index).image}: {fault}") from fault
+        return np.stack([image for image, _ in made]), np.stack([mask for _, mask in made])
 
 
 class WholeDataset(ArrayDataset):
@@ -256,9 +271,9 @@ class WholeDataset(ArrayDataset):
 
     whole = True
 
-    def _read(self, indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    def read(self, indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         if self.image_size is not None:
-            return super()._read(indices)
+            return super().read(indices)
         (index,) = indices
         sample = self.pixels.sample(index)
         return np.array(sample.image)[None], np.array(sample.mask)[None]
@@ -269,11 +284,18 @@ class CropDataset(ArrayDataset):
 
     Of each image there are as many crops as would cover it, drawn anew for each epoch. A share of `crop_foreground` of
     them is drawn so that it holds foreground, or one of the classes that the image holds. Smaller images are padded by
-    reflection, and the padding is ignored.
+    reflection, and the padding is ignored. `augment` varies crops, as they are cut.
     """
 
-    def __init__(self, files: Files, crop: Size, crop_foreground: float = 0.33, seed: int = 0) -> None:
-        super().__init__(replace(files, with_points=True), seed)
+    def __init__(
+        self,
+        files: Files,
+        crop: Size,
+        crop_foreground: float = 0.33,
+        seed: int = 0,
+        augment: Transform | None = None,
+    ) -> None:
+        super().__init__(replace(files, with_points=True), seed, augment)
         self.crop = tuple(crop)
         self.crop_foreground = crop_foreground
         per_image = np.prod(-(-np.array(self.files.sizes) // self.crop), axis=1)  # rounded up
@@ -294,7 +316,7 @@ class CropDataset(ArrayDataset):
     def _number_of(self, index: int) -> int:
         return int(np.searchsorted(self._ends, index, side="right"))
 
-    def _read(self, indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    def read(self, indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         crops = [self._draw_crop(index) for index in indices]
         return np.stack([image for image, _ in crops]), np.stack([mask for _, mask in crops])
 

@@ -35,7 +35,19 @@ from parts.inference import to_device
 from parts.masks import MaskRule
 from parts.names import HOW_TO_GET_CARVANA
 from parts.networks import NODES, EncoderUNet, build_network
-from parts.options import any_text, file_path, interval, number, one_of, optional, settings_of, sizes, table, whole
+from parts.options import (
+    Rule,
+    any_text,
+    file_path,
+    interval,
+    number,
+    one_of,
+    optional,
+    settings_of,
+    sizes,
+    table,
+    whole,
+)
 from parts.scores import Scores, symptom
 from parts.spec import DataSpec
 from unet import UNet
@@ -45,6 +57,7 @@ from utils import (
     check_accuracy,
     get_loaders,
     refuse_infinite,
+    save_augmented,
     save_checkpoint,
     save_examples,
     save_predictions,
@@ -60,7 +73,7 @@ IMAGE_SIZE: tuple | None = (320, 480)  # height and width of training; higher fi
 CROP: tuple | None = None  # train on crops of this size: for what is small beside its picture
 CROP_FOREGROUND = 0.33  # share of an image's crops that are drawn so that they hold foreground, or one of its classes
 ARRAYS = True  # decode once into arrays on disk; False decodes in every epoch, with CROP for every crop
-NUM_WORKERS = 2  # processes that decode where there are no arrays; arrays need none
+NUM_WORKERS = 2  # processes that decode where there are no arrays, and run AUGMENT; arrays alone need none
 PIN_MEMORY = True  # page-locked batches, which CUDA copies in the background
 FEATURES = (64, 128, 256, 512)  # channels of each level; more levels see more of the picture
 ENCODER: str | None = None  # a torchvision encoder such as resnet34 or vgg16_bn in the place of the plain one
@@ -77,6 +90,7 @@ PLATEAU_PATIENCE = 3  # epochs without a better Dice until the plateau schedule 
 LOSS = "bce+dice"  # or bce, the article's
 CLIP_GRADIENT = 1.0  # largest norm of a step's gradient; 0 for none, the article's
 HALF_SIZE = 0.0  # share of the steps at half of IMAGE_SIZE, before it grows to all of it; on a CPU 0.5 learnt most
+AUGMENT: Any = None  # A.Compose([...]) of albumentations, or a function f(image=, mask=): varies training images
 FLIP = True  # mirror each training image left-right half of the time, on the device
 SCALE: tuple | None = None  # smallest and largest factor that training images are scaled by, such as (0.7, 1.4)
 ROTATE = 0.0  # degrees by which training images are rotated at most, to both sides
@@ -114,6 +128,7 @@ _RULES = dict(
     LOSS=one_of(*recipe.LOSSES),
     CLIP_GRADIENT=number(),
     HALF_SIZE=number(below=recipe.FULL_SIZE_FROM),
+    AUGMENT=Rule("a function f(image=, mask=), or None", lambda f: f is None or callable(f), " ".join, "FUNCTION"),
     SCALE=optional(interval()),
     ROTATE=number(most=180),
     COLOR_JITTER=number(below=1),
@@ -153,7 +168,8 @@ def train_fn(
     device = next(model.parameters()).device
     dtype = recipe.autocast_dtype(device, s.PRECISION)
     network: Any = getattr(model, "module", model)  # inside DistributedDataParallel
-    labels = any(value is not None for value in (s.CLASSES, s.MASK_IGNORE, s.CROP))  # crops pad with IGNORED
+    # Where pixels may be IGNORED, as crops and AUGMENT pad with it, targets are labels
+    labels = any(value is not None for value in (s.CLASSES, s.MASK_IGNORE, s.CROP, s.AUGMENT))
     with Progress(loader, epoch, s.NUM_EPOCHS, device) as progress:
         for index, (images, masks) in enumerate(loader):
             stop_if_asked()
@@ -238,6 +254,7 @@ def main(argv: list[str] | None = None) -> None:
 
         # Epochs: train, check accuracy, add a row to the history, save, draw
         if not run.history:
+            draw_augmented(s, train_loader, folder.path)
             check_accuracy(val_loader, model, device, dtype)  # of the random network, to compare with
         start = time.perf_counter()
         for epoch in range(len(run.history), s.NUM_EPOCHS):
@@ -470,6 +487,7 @@ def make_loaders(s: SimpleNamespace, report: Report, device: torch.device, outpu
         image_size=s.IMAGE_SIZE,
         crop=s.CROP,
         crop_foreground=s.CROP_FOREGROUND,
+        augment=s.AUGMENT,
         report=report,
         seed=s.SEED,
         arrays=s.ARRAYS,
@@ -586,6 +604,14 @@ def write_history(folder: Path, history: list[dict[str, Any]]) -> None:
     pictures.draw_curves(history, folder / "curves.png")
 
 
+def draw_augmented(s: SimpleNamespace, train_loader: Loader, output: Path) -> None:
+    """saved_images/augmented.png: what AUGMENT, SCALE and ROTATE, where one of them is set, make of training images."""
+    variation = recipe.Variation.of(s)
+    if processes.rank() == 0 and (s.AUGMENT is not None or variation.moves):
+        dataset: Any = train_loader.dataset
+        save_augmented(dataset, variation, output / "saved_images")
+
+
 def draw(run: Run, val_loader: Loader, output: Path, dtype: torch.dtype | None) -> None:
     """saved_images/ after the last epoch of a run; with several classes also their confusion matrix."""
     if processes.rank() > 0:
@@ -609,7 +635,9 @@ def summary(run: Run, output: Path, seconds: float, waiting: float, loader: Load
     lines = [f"Best Dice {run.best['dice']:.4f} after {len(run.history)} epochs; this run trained {seconds:.0f} s."]
     if waiting > 0.2:
         cure = "raise NUM_WORKERS, or set ARRAYS = True"
-        if loader.dataset.arrays:
+        if run.settings.AUGMENT is not None:
+            cure = "raise NUM_WORKERS, or leave out of AUGMENT what takes long"
+        elif loader.dataset.arrays:
             cure = "put the dataset on a faster disk"
         elif run.settings.ARRAYS:
             cure = "raise NUM_WORKERS"

@@ -1,7 +1,9 @@
 """The article's utilities: loaders, accuracy, predictions to look at, checkpoints."""
 
 import math
+import multiprocessing
 import os
+import pickle
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -21,7 +23,6 @@ from dataset import (
     CropDataset,
     ImageDataset,
     PairDataset,
-    Transform,
     WholeDataset,
     masks_of,
     value_range_of,
@@ -36,10 +37,11 @@ from parts.inference import BatchPredictor, pixels_in_windows
 from parts.mask_rules import find_mask_rule
 from parts.masks import MaskRule, resize_mask
 from parts.names import pair_files
-from parts.pictures import Example, Palette
-from parts.recipe import true_labels
+from parts.pictures import Example, Palette, Row
+from parts.recipe import Variation, named_generator, true_labels, vary_batch
 from parts.scores import Scores, count_confusion, overlap_of, scores_of, summary
 from parts.spec import DataSpec
+from parts.transforms import Transform
 
 # ---- loaders
 
@@ -59,6 +61,7 @@ def get_loaders(
     image_size: Size | None = (320, 480),
     crop: Size | None = None,
     crop_foreground: float = 0.33,
+    augment: Transform | None = None,
     report: Report | None = None,
     spec: DataSpec = DataSpec(),
     seed: int = 0,
@@ -76,6 +79,7 @@ def get_loaders(
                 their own sizes; WholeDataset for validation, in batches of one where sizes differ. Of a large
                 validation set a part is scored, see `affordable`.
 
+    `augment`, which goes with the last two, varies the samples for training alone, in `num_workers` processes.
     Without a transform all pairs are decoded once and kept on disk as arrays, in .arrays/ beside the images' folder,
     or in `output_dir` if nothing can be written there. With `arrays=False`, or no room on the disk, the same batches
     are decoded in every epoch.
@@ -84,15 +88,19 @@ def get_loaders(
     and all masks are looked at, as `spec` says. The last training batch is left out where it is not full; which
     images that concerns differs by epoch. UserError: what is wrong with the files.
     """
-    if transform is not None and crop is not None:
-        raise UserError("A transform makes items itself: crop in it, or give none.")
+    if transform is not None and (crop is not None or augment is not None):
+        raise UserError("A transform makes items itself: crop and augment in it, or give none.")
+    if augment is not None and crop is None and image_size is None:
+        raise UserError("What augment makes has to be of one size: give image_size or crop.")
     if report is None:
         report = _list_pairs((train_dir, train_mask_dir), (val_dir, val_mask_dir), spec)
     assert report.mask_rule is not None, "a report with problems; see Report.stop_if_spoiled"
     training, validation = (
         Files(pairs, report.mask_rule, report.value_range, image_size) for pairs in (report.train, report.val)
     )
-    train_data, val_data = _make_datasets(training, validation, transform, crop, crop_foreground, seed)
+    train_data, val_data = _make_datasets(training, validation, transform, crop, crop_foreground, augment, seed)
+    if augment is not None:
+        _try_augment(train_data, num_workers)
     if arrays:
         _keep_arrays(train_data, Path(train_dir), Path(output_dir))
         _keep_arrays(val_data, Path(val_dir), Path(output_dir))
@@ -113,17 +121,18 @@ def _make_datasets(
     transform: Transform | None,
     crop: Size | None,
     crop_foreground: float,
+    augment: Transform | None,
     seed: int,
 ) -> tuple[PairDataset, PairDataset]:
     """The datasets for training and validation, by what is given; get_loaders says which."""
     if crop is not None:
-        crops = CropDataset(training, crop, crop_foreground, seed)
+        crops = CropDataset(training, crop, crop_foreground, seed, augment)
         padding = crops.padding()
         if padding > 0.1 and processes.rank() == 0:
             tell(f"Images are smaller than CROP: {padding:.0%} of what is trained on is padding, and ignored.")
         return crops, WholeDataset(affordable(validation, crops), seed)
     if transform is None and training.image_size is not None:
-        return ArrayDataset(training, seed), ArrayDataset(validation, seed)
+        return ArrayDataset(training, seed, augment), ArrayDataset(validation, seed)
     return _image_dataset(training, transform, seed), _image_dataset(validation, transform, seed)
 
 
@@ -132,13 +141,26 @@ def _image_dataset(files: Files, transform: Transform | None, seed: int) -> Imag
     return ImageDataset(None, None, transform, pairs=files.pairs, mask_rule=rule, value_range=value_range, seed=seed)
 
 
+def _try_augment(data: PairDataset, num_workers: int) -> None:
+    """UserError where `augment` makes of the first sample what cannot be trained on, or does not reach the workers."""
+    _ = data[0]
+    if num_workers and multiprocessing.get_start_method() != "fork":
+        try:
+            pickle.dumps(data.augment)
+        except Exception as error:  # whatever an object of the user's own fails with
+            raise UserError(
+                f"AUGMENT cannot be sent to processes of NUM_WORKERS ({error}). Define it with def at the top level of "
+                "a file, or set NUM_WORKERS = 0."
+            ) from error
+
+
 def _make_loader(data: PairDataset, batch_size: int, num_workers: int, pin_memory: bool, shuffle: bool) -> "Loader":
     return Loader(
         data,
         batch_size=batch_size,
         sampler=EpochSampler(data, shuffle, data.seed),
         # A slice of arrays is read sooner than another process could hand it over.
-        num_workers=num_workers if data.arrays is None else 0,
+        num_workers=num_workers if data.arrays is None or data.augment is not None else 0,
         pin_memory=pin_memory and torch.cuda.is_available(),
         drop_last=shuffle and len(data) >= batch_size * processes.world_size(),
     )
@@ -452,6 +474,41 @@ def save_examples(
         pictures.save_image(folder / f"{name}.png", sheet)
         if name == "examples":
             _save_strip(folder, examples[spread[0]], epoch, scores.per_image[spread[0]], palette)
+
+
+def save_augmented(
+    dataset: ArrayDataset, variation: Variation, folder: str | Path = "saved_images/", count: int = 8
+) -> None:
+    """Writes `augmented.png`: some samples as they are, each beside three versions as training sees them.
+
+    They are varied by the dataset's `augment` and, as on the device, by `variation`.
+    """
+    palette = Palette.of(dataset.mask_rule)
+    rows, masks = [], []
+    for index in np.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().astype(int).tolist():
+        versions = _versions_of(dataset, variation, index)
+        tiles = [pictures.overlay(image, mask, palette) for image, mask in versions]
+        rows.append(Row(tiles, captions=[dataset.pair_of(index).name]))
+        masks += [mask for _, mask in versions]
+    sheet = pictures.sheet(
+        rows, "training images, varied", ("as they are", "varied", "varied", "varied"), palette.legend(masks)
+    )
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    pictures.save_image(folder / "augmented.png", sheet)
+
+
+def _versions_of(dataset: ArrayDataset, variation: Variation, index: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """A sample's image (H, W, 3) and mask (H, W), and three variations of them."""
+    images, masks = dataset.read([index])
+    versions = [(images[0], masks[0])]
+    for epoch in range(3):
+        copies = images.copy(), masks.copy()  # which `augment` may change in their place
+        image, mask = map(torch.from_numpy, dataset.augmented(*copies, [index], epoch))
+        draws = named_generator(dataset.seed, epoch, index)
+        image, mask = vary_batch(image.permute(0, 3, 1, 2) / 255, mask[:, None], variation, draws)
+        versions.append((_for_eyes((image.clamp(0, 1) * 255).byte())[0], mask[0, 0].numpy()))
+    return versions
 
 
 def _examples_of(

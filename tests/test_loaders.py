@@ -1,5 +1,6 @@
 """The loaders: their batches, what they say of files, where arrays lie, and what happens to their workers."""
 
+import multiprocessing
 import os
 import sys
 import tempfile
@@ -88,9 +89,63 @@ def test_the_order_differs_by_epoch_and_is_the_same_for_a_seed(folders):
     assert orders[0][0] != orders[0][1] and sorted(orders[0][0]) == list(range(11))
 
 
-def test_a_crop_and_a_transform_do_not_go_together(folders):
+@pytest.mark.parametrize("other", [dict(crop=(16, 16)), dict(augment=lambda **pair: pair)])
+def test_a_transform_does_not_go_together_with_what_else_makes_items(folders, other):
     with pytest.raises(UserError, match="transform"):
-        get_loaders(*folders, 4, 0, transform=lambda image, mask: dict(image=image, mask=mask), crop=(16, 16))
+        get_loaders(*folders, 4, 0, transform=lambda image, mask: dict(image=image, mask=mask), **other)
+    with pytest.raises(UserError, match="give image_size or crop"):
+        get_loaders(*folders, 4, 0, image_size=None, augment=lambda **pair: pair)
+
+
+def noisy(image, mask):
+    """Noise in image and mask, of a function that has no seed of its own."""
+    mask = np.where(np.random.rand(*mask.shape) < 0.1, np.uint8(255), mask)
+    return dict(image=image + np.random.randint(0, 50, image.shape, np.uint8), mask=mask)
+
+
+@pytest.mark.parametrize("crop", [None, (16, 24)])
+def test_augmented_batches_are_the_same_with_workers_and_without_arrays_and_validation_stays(folders, crop):
+    def batches_of(workers, arrays, augment):
+        loaders = get_loaders(*folders, 3, workers, image_size=(32, 48), crop=crop, arrays=arrays, augment=augment)
+        assert [loader.num_workers for loader in loaders] == [workers, 0 if arrays else workers]
+        epochs = [torch.cat([torch.cat([i, m[:, None]], 1) for i, m in loaders[0]]) for _ in range(2)]
+        return epochs, torch.cat([images for images, _ in loaders[1]])
+
+    epochs, val = batches_of(0, True, noisy)
+    _, plain_val = batches_of(0, True, None)
+    assert torch.equal(val, plain_val)
+    assert epochs[0][:, 3].eq(255).float().mean() > 0.05
+    for workers, arrays in ((2, True), (0, False)):
+        others, _ = batches_of(workers, arrays, noisy)
+        assert all(torch.equal(one, other) for one, other in zip(epochs, others))
+    noise = [set(epoch[:, 0, 0, 0].tolist()) for epoch in epochs]
+    assert noise[0] != noise[1] and min(map(len, noise)) > 5  # other draws for each epoch and sample
+
+
+def fails_on_some(image, mask):
+    return dict(image=image / 2 if np.random.rand() < 0.3 else image, mask=mask)
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_what_augment_must_not_make_is_told_before_arrays_are_made_and_later_with_its_image(folders, workers):
+    with pytest.raises(UserError, match="img_000.png: AUGMENT fails with AttributeError"):
+        get_loaders(*folders, 4, workers, image_size=(32, 48), augment=lambda image, mask: image.nothing)
+    assert not (folders[0].parent / ".arrays").exists()
+    train, _ = get_loaders(*folders, 4, workers, image_size=(32, 48), augment=fails_on_some)
+    with pytest.raises(UserError, match=r"img_0\d\d.png: AUGMENT returns an image of float64"):
+        list(train)
+
+
+def test_an_augment_that_does_not_reach_the_workers_is_told(folders):
+    usual = multiprocessing.get_start_method()
+    multiprocessing.set_start_method("spawn", force=True)
+    try:
+        for augment in (noisy, lambda image, mask: noisy(image, mask)):
+            get_loaders(*folders, 4, 0, image_size=(32, 48), augment=augment)
+        with pytest.raises(UserError, match="AUGMENT cannot be sent .* NUM_WORKERS = 0"):
+            get_loaders(*folders, 4, 2, image_size=(32, 48), augment=augment)
+    finally:
+        multiprocessing.set_start_method(usual, force=True)
 
 
 def test_a_mask_of_another_size_than_its_image_is_told(folders, monkeypatch):

@@ -51,7 +51,7 @@ FLOORS = [  # each imports from those above it alone
     {"unet", "parts.errors", "parts.scores"},
     {"parts.spec", "parts.images", "parts.files", "parts.options", "parts.processes", "parts.networks"},
     {"parts.masks", "parts.names", "parts.cars"},
-    {"parts.mask_rules", "parts.pictures", "parts.arrays", "parts.recipe"},
+    {"parts.mask_rules", "parts.pictures", "parts.transforms", "parts.arrays", "parts.recipe"},
     {"parts.audit", "parts.inference", "parts.checkpoint_keys"},
     {"parts.checkpoints"},
     {"dataset", "parts.export", "parts.predictions"},

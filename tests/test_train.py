@@ -91,6 +91,35 @@ def test_a_run_stopped_and_resumed_is_the_run_never_stopped(prepared, monkeypatc
     same_runs(whole, stopped)
 
 
+def with_noise(image, mask):
+    noise = np.random.randint(0, 60, image.shape, np.uint8)
+    return dict(image=image + noise, mask=np.where(noise[..., 0] < 5, np.uint8(255), mask))
+
+
+@pytest.mark.slow
+def test_an_augmented_run_goes_on_exactly_and_shows_what_it_does(prepared, monkeypatch):
+    """With other workers than before; the constant is obeyed, and so is its absence."""
+    monkeypatch.chdir(prepared)
+    constants = dict(SCHEDULE="constant", WARMUP=0.0, SCALE=(0.7, 1.4), ROTATE=20)
+
+    def run(folder, epochs, workers, *words):
+        flags = helpers.flags(**constants, NUM_EPOCHS=epochs, NUM_WORKERS=workers, OUTPUT_DIR=folder)
+        train.main([*flags, *words])
+
+    run("plain", 2, 0)
+    monkeypatch.setattr(train, "AUGMENT", with_noise)
+    run("whole", 2, 0)
+    run("parts", 1, 2)
+    run("parts", 2, 2, "--load-model")
+    same_runs(prepared / "whole", prepared / "parts")
+    sheets = [(prepared / name / "saved_images/augmented.png").read_bytes() for name in ("plain", "whole")]
+    assert sheets[0] != sheets[1]
+    plain, whole = (torch.load(prepared / name / "checkpoint.pth")["state_dict"] for name in ("plain", "whole"))
+    assert not all(torch.equal(plain[key], whole[key]) for key in whole)
+    with pytest.raises(UserError, match="AUGMENT = 'noise'"):
+        run("other", 1, 0, "--augment", "noise")
+
+
 def test_a_changed_setting_is_said_on_resuming(prepared, monkeypatch, capsys):
     run_here(monkeypatch, prepared, "--num-epochs", 1)
     run_here(monkeypatch, prepared, "--num-epochs", 2, "--no-flip", "--load-model")
