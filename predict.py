@@ -28,12 +28,13 @@ from parts.audit import ALPHA_DROPPED
 from parts.checkpoints import load_network
 from parts.errors import UserError, counted, list_files, ran_out_of_memory, run, tell
 from parts.export import export
-from parts.files import cores
+from parts.files import cores, digest_of
 from parts.inference import MIRRORS, Runner, make_runner
 from parts.mask_rules import find_mask_rule
 from parts.masks import MaskRule
 from parts.names import Pair, Picture, find_masks, find_pictures
 from parts.options import any_value, either, file_path, number, one_of, optional, settings_of, sizes, whole
+from parts.output_folder import OutputFolder, Planned, check_plan, plan_files
 from parts.outputs import (
     Failures,
     Masks,
@@ -45,7 +46,6 @@ from parts.outputs import (
     Truths,
     UniformMasks,
     WorstSheet,
-    check_outputs,
 )
 from parts.predictions import ClassDecision, Decision, ForegroundDecision, Output, PictureReader, Size, predict_pictures
 from parts.recipe import PRECISIONS
@@ -192,6 +192,12 @@ def choose_outputs(
     return outputs
 
 
+def settings_of_files(s: SimpleNamespace) -> dict[str, Any]:
+    """The settings on which masks and all that is made of them depend; files that differ in them are not mixed."""
+    names = ("THRESHOLD", "IMAGE_SIZE", "FLIPS", "WINDOW", "OVERLAP", "PRECISION")
+    return {"digest of CHECKPOINT": digest_of(s.CHECKPOINT)} | {name: getattr(s, name) for name in names}
+
+
 def network_size(asked: Size | str | None, checkpoint: dict[str, Any]) -> Size | None:
     """The size at which the network takes pictures, by IMAGE_SIZE and the checkpoint; None: each at its own."""
     if asked is None:
@@ -274,7 +280,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if network.output_conv.out_channels > 1:
         mask_rule = MaskRule.from_dict(checkpoint["mask_rule"])
     if s.EXPORT:
-        tell(export(network, s.EXPORT, mask_rule.names))
+        with OutputFolder(s.OUTPUT_DIR, settings_of_files(s), [Planned(Path(s.EXPORT), "the network")]).writing():
+            tell(export(network, s.EXPORT, mask_rule.names))
         return 0
     if mask_rule.has_classes:
         refuse_for_classes(s, mask_rule.names)
@@ -290,7 +297,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     scores = PictureScores.of(Path(s.OUTPUT_DIR), truths, mask_rule)
     failures = Failures(missing)
     outputs = [*choose_outputs(s, mask_rule, scores, missing), failures]
-    check_outputs(outputs, wanted, truths)
+    planned = plan_files(outputs, wanted)
+    check_plan(planned, wanted, truths.pairs.values())
+    for output in outputs:
+        output.check(wanted)
+    folder = OutputFolder(s.OUTPUT_DIR, settings_of_files(s), planned)
+    folder.check()
 
     # The network, on its device
     runner = make_runner(
@@ -307,12 +319,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     # Through the network: for a threshold first, if one is to be chosen; for the outputs; then the worst for a sheet
     through_network = partial(run_network, s, runner, reader)
-    decision = choose_decision(s, mask_rule, truths, through_network)
-    through_network(decision, wanted, outputs)
-    report_done(s, wanted, failures.count - len(missing), reader)
-    if scores.counts:
-        sheet = WorstSheet(scores.worst_path, truths, mask_rule, scores.worst())
-        through_network(decision, list(sheet.captions), [sheet], "worst")
+    with folder.writing():
+        decision = choose_decision(s, mask_rule, truths, through_network)
+        through_network(decision, wanted, outputs)
+        report_done(s, wanted, failures.count - len(missing), reader)
+        if scores.counts:
+            sheet = WorstSheet(scores.worst_path, truths, mask_rule, scores.worst())
+            through_network(decision, list(sheet.captions), [sheet], "worst")
     for output in outputs:
         output.report()
     return 1 if failures.count else 0

@@ -1,6 +1,7 @@
 """Files that are whole or absent, what files were made from, locks, and a function on all cores."""
 
 import csv
+import hashlib
 import io
 import json
 import os
@@ -15,7 +16,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import parent_process
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, BinaryIO, TypeVar
 
 import cv2
@@ -107,6 +108,15 @@ def _sync_folder(folder: Path) -> None:
             os.close(handle)
 
 
+def path_inside(folder: Place, name: object) -> Path | None:
+    """The path of a name that was read from a file, if it is a relative one that does not lead out of `folder`."""
+    if not isinstance(name, str) or "\0" in name or os.path.isabs(name) or ".." in PurePath(name).parts:
+        return None
+    path = Path(folder, name)
+    is_inside = Path(os.path.realpath(path.parent)).is_relative_to(os.path.realpath(folder))
+    return path if is_inside else None
+
+
 def stamp(path: Place) -> list[int] | None:
     """A file's [bytes, time of modification, time of change], times in ns; None where there is no file.
 
@@ -118,6 +128,15 @@ def stamp(path: Place) -> list[int] | None:
     except OSError:
         return None
     return [state.st_size, state.st_mtime_ns, state.st_ctime_ns]
+
+
+def digest_of(path: Place) -> str:
+    """A file's content in 16 hexadecimal digits."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()[:16]
 
 
 # ---- what files were made from

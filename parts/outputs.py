@@ -8,11 +8,10 @@ from __future__ import annotations
 import csv
 import gzip
 import io
-import os
 import shutil
 import sys
 import tempfile
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -29,7 +28,7 @@ from parts.errors import UserError, escaped, list_files, printable, tell
 from parts.files import write_csv, write_whole
 from parts.images import resize_image
 from parts.masks import IGNORED, NUMBERS, MaskRule, encode_mask, read_mask
-from parts.names import Pair, Picture, folded_path
+from parts.names import Pair, Picture
 from parts.pictures import Example, Palette
 from parts.predictions import ForegroundPrediction, Output, Prediction, Result
 from parts.scores import (
@@ -52,42 +51,6 @@ _ORDERS = dict(  # of a submission's pixels, in words
 _LOOKS_BLACK = 32  # grey values below it, of 255
 _WORST = 10  # images that worst.png shows
 _BINS = 256  # of probability: thresholds are multiples of 1/256
-
-
-# ---- checks before the run
-
-
-def check_outputs(outputs: Sequence[Output], wanted: Sequence[Picture], truths: Truths) -> None:
-    """UserError where outputs for the pictures `wanted` would overwrite an input or each other, or cannot be made."""
-    inputs = [picture.path for picture in wanted]
-    for pair in truths.pairs.values():
-        inputs += [mask for mask, _ in pair.sources[1:]]
-    originals = {os.path.realpath(path) for path in inputs}
-
-    written: list[tuple[Path, str]] = []  # each file that outputs write, and in words what it is of
-    for output in outputs:
-        for picture in wanted:
-            written += [(path, str(picture)) for path in output.paths(picture)]
-        written += output.summaries().items()
-
-    problems = []
-    by_place: dict[str, list[tuple[Path, str]]] = defaultdict(list)
-    for path, source in written:
-        place = os.path.realpath(path)
-        by_place[folded_path(place)].append((path, source))
-        if place in originals or os.path.isdir(path):
-            problems.append(f"{printable(path)}: is one of the inputs, or a folder")
-    for same in by_place.values():  # as two pictures do that differ in their suffix alone
-        if len(same) > 1:
-            problem = f"one file would be {' and '.join(f'{printable(path)} of {source}' for path, source in same)}"
-            if len({path for path, _ in same}) > 1:
-                problem += " on some systems: the names differ only in case, or in how an accent is coded"
-            problems.append(problem)
-    if problems:
-        cures = "Give another OUTPUT_DIR, or rename one of two pictures"
-        raise UserError(f"These outputs would overwrite something. {cures}:\n  " + "\n  ".join(problems))
-    for output in outputs:
-        output.check(wanted)
 
 
 # ---- files of every picture

@@ -53,6 +53,11 @@ def save(path, array):
     Image.fromarray(array).save(path)
 
 
+def files_in(folder):
+    """All files in a folder and below it, but the hidden ones that a run keeps there."""
+    return sorted(path for path in folder.rglob("*.*") if not path.name.startswith("."))
+
+
 def save_pages(path, pictures, **options):
     """Writes PIL images as the pages of one file."""
     first, *rest = (picture.copy() for picture in pictures)  # saving leaves its marks on them
