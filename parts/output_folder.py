@@ -98,14 +98,16 @@ class OutputFolder:
     def __init__(self, folder: str | Path, settings: dict[str, Any], planned: Sequence[Planned]) -> None:
         self.folder = Path(folder)
         self.settings = settings
-        self.planned: dict[str, Planned] = {}  # in the folder, by their names on the list
+        self.planned: dict[str, Path] = {}  # in the folder, by their names on the list
+        self.sources: dict[str, list] = {}  # {name: what the file is to be made of}
         self.elsewhere: dict[str, Path] = {}  # such as a submission, by their real paths
         self._linked: list[Path] = []  # behind links that lead out of the folder
         real, real_parent = os.path.realpath(folder), cache(os.path.realpath)
         for file in planned:
             place = Path(real_parent(file.path.parent), file.path.name)
             if place.is_relative_to(real):
-                self.planned[place.relative_to(real).as_posix()] = file
+                name = place.relative_to(real).as_posix()
+                self.planned[name], self.sources[name] = file.path, _source_on_list(file.source)
             elif file.path.is_relative_to(folder):
                 self._linked.append(file.path)
             else:
@@ -120,7 +122,7 @@ class OutputFolder:
                 f"{list_files(self._linked)}. Remove the links, or give another OUTPUT_DIR (--output-dir)."
             )
         earlier = self._earlier()
-        foreign = [file.path for name, file in self.planned.items() if name not in earlier.files]
+        foreign = [path for name, path in self.planned.items() if name not in earlier.files]
         stamps = earlier.provenance.sources.get("elsewhere", {})
         foreign += [path for place, path in self.elsewhere.items() if stamps.get(place) != _short_stamp(path)]
         foreign = [path for path in foreign if os.path.lexists(path)]
@@ -150,16 +152,14 @@ class OutputFolder:
             settings = self.settings if self.planned else earlier.provenance.settings
             files, stamps = earlier.kept("files"), earlier.kept("stamps")
             elsewhere = dict(earlier.provenance.sources.get("elsewhere", {}))
-            planned = {name: _source_on_list(file.source) for name, file in self.planned.items()}
-            for name in planned:
-                stamps.pop(name, None)
-            self._save(settings, files=files | planned, stamps=stamps, elsewhere=elsewhere)
+            before = {name: state for name, state in stamps.items() if name not in self.planned}
+            self._save(settings, files=files | self.sources, stamps=before, elsewhere=elsewhere)
             try:
                 yield
             finally:
-                for name, file in self.planned.items():
-                    if state := _short_stamp(file.path):
-                        files[name], stamps[name] = planned[name], state
+                for name, path in self.planned.items():
+                    if state := _short_stamp(path):
+                        files[name], stamps[name] = self.sources[name], state
                 elsewhere |= {place: state for place, path in self.elsewhere.items() if (state := _short_stamp(path))}
                 self._save(settings, files=files, stamps=stamps, elsewhere=elsewhere)
 
@@ -171,19 +171,18 @@ class OutputFolder:
         stamps = stored.sources.get("stamps", {})
         files = {}
         for name, source in stored.sources.get("files", {}).items():
-            path = path_inside(self.folder, name)
+            path = self.planned.get(name) or path_inside(self.folder, name)
             if path is None or path.suffix not in _SUFFIXES or not isinstance(source, list) or not path.is_file():
                 continue
             state = _short_stamp(path)
             if state and stamps.get(name, state) == state:
                 files[name] = source
-        sources = [_source_on_list(file.source) for file in self.planned.values()]
-        now = {source[0]: source for source in sources if source}
-        outdated = [
-            name
-            for name, source in files.items()
-            if source and source[0] in now and (difference or source != now[source[0]])
-        ]
+        now = {source[0]: source for source in self.sources.values() if source}
+        outdated = []
+        for name, source in files.items():
+            same = now.get(str(source[0])) if source else None
+            if same and (difference or source != same):
+                outdated.append(name)
         if outdated or difference:
             outdated += [name for name, source in files.items() if not source]  # of all pictures
         return _Earlier(stored, files, difference, outdated)

@@ -55,7 +55,7 @@ FLOORS = [  # each imports from those above it alone
     {"parts.audit", "parts.inference", "parts.checkpoint_keys"},
     {"parts.checkpoints"},
     {"dataset", "parts.export", "parts.predictions"},
-    {"utils", "augment", "parts.outputs"},
+    {"utils", "augment", "parts.outputs", "parts.output_folder"},
     {"predict"},
     {"train"},
 ]
