@@ -8,7 +8,8 @@ writes a sheet of masks on their images. Exit status 2 where training would be s
 
 import hashlib
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from torch.utils.data import Dataset, get_worker_info
 from parts.arrays import Arrays, Files, Size, make_arrays
 from parts.audit import audit
 from parts.errors import UserError, run, tell
-from parts.files import stamp
+from parts.files import Provenance, content_digests, stamp
 from parts.mask_rules import find_mask_rule, refuse_united_classes
 from parts.masks import IGNORED, MaskRule
 from parts.names import Pair, pair_files
@@ -148,6 +149,21 @@ class PairDataset(Dataset):
         if self.files.value_range is not None:
             identified.append(self.files.value_range)
         return hashlib.sha256(json.dumps(identified).encode()).hexdigest()
+
+    def provenance(self, known: Mapping[Path, tuple[Any, str]]) -> Provenance:
+        """From which files samples are made: the content of each, by its name below its folder.
+
+        A checkpoint keeps it. `known`: the contents that the audit's Report has, which need not be read again.
+        UserError: a file cannot be read.
+        """
+        digests = content_digests(self.files.stamps, known)
+        sources: dict[str, dict[str, Any]] = {"images": {}, "masks": {}}
+        for pair in self.pairs:
+            image, *masks = [path for path, _ in pair.sources]
+            folder = os.path.dirname(pair.name)
+            sources["images"][os.path.join(folder, image.name)] = digests[image]
+            sources["masks"] |= {os.path.join(folder, mask.name): digests[mask] for mask in masks}
+        return Provenance(1, {}, sources)
 
 
 _ADDED_TO_RULE = ("ignored", "classes", "names", "colours")

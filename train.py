@@ -27,10 +27,10 @@ from tqdm import tqdm
 import dataset
 from parts import pictures, processes, recipe
 from parts.audit import Report, audit
-from parts.checkpoints import Run, load_encoder_weights, load_pretrained, set_aside, snapshot
+from parts.checkpoints import Run, differences_of_data, load_encoder_weights, load_pretrained, set_aside, snapshot
 from parts.errors import Terminated, UserError, ran_out_of_memory, stop_if_asked, tell
 from parts.errors import run as run_script
-from parts.files import remove_leftovers, sole_writer, stamp, write_csv
+from parts.files import Provenance, remove_leftovers, sole_writer, stamp, write_csv
 from parts.inference import to_device
 from parts.masks import MaskRule
 from parts.names import HOW_TO_GET_CARVANA
@@ -43,6 +43,7 @@ from parts.options import (
     number,
     one_of,
     optional,
+    plain,
     settings_of,
     sizes,
     table,
@@ -150,6 +151,11 @@ _DEMO_SETTINGS = dict(
     NUM_EPOCHS=3,
     LEARNING_RATE=2e-3,
 )
+# What each of torchrun's machines may have of its own: its folders, and what it can do.
+_MAY_DIFFER = (
+    *("TRAIN_IMG_DIR", "TRAIN_MASK_DIR", "VAL_IMG_DIR", "VAL_MASK_DIR", "OUTPUT_DIR", "PRETRAINED", "ENCODER_WEIGHTS"),
+    *("NUM_WORKERS", "PIN_MEMORY", "COMPILE", "PICTURE_BATCHES"),
+)
 _READ_LOSS_EVERY = 20  # steps between two looks at the loss, each of which waits for the device
 
 
@@ -242,8 +248,8 @@ def main(argv: list[str] | None = None) -> None:
         scaler = torch.amp.GradScaler(device.type, enabled=precision.name == "float16")
 
         # The run: all that a checkpoint holds, and that LOAD_MODEL resumes
-        scored_on = val_loader.dataset.identity()
-        run = Run(model, optimizer, schedule, scaler, architecture, rule, report.value_range, scored_on, s)
+        scored_on, data = val_loader.dataset.identity(), data_of(train_loader, val_loader, report)
+        run = Run(model, optimizer, schedule, scaler, architecture, rule, report.value_range, scored_on, data, s)
         if s.LOAD_MODEL:
             run.resume(folder.path / "checkpoint.pth")
         dtype = settle_precision(s, precision)
@@ -345,10 +351,22 @@ def settings(argv: list[str] | None = None) -> SimpleNamespace:
 
 
 def tell_settings(s: SimpleNamespace) -> None:
-    """Prints all settings, and where CROP is one of them what crops are cut from."""
+    """Prints all settings, and where CROP is one of them what crops are cut from.
+
+    UserError: processes on other machines have other ones.
+    """
+    processes.agreed(
+        lambda: {name: value for name, value in plain(s).items() if name not in _MAY_DIFFER}, _other_values
+    )
     processes.say(f"Settings (each is a constant at the top of train.py):\n{table(s)}")
     if s.CROP:
         processes.say(settle_crop(s))
+
+
+def _other_values(first: dict[str, Any], own: dict[str, Any]) -> str:
+    """The settings that differ from those of process 0, in words."""
+    names = [name for name in own if own[name] != first.get(name)]
+    return ", ".join(f"{name} = {own[name]!r} (process 0: {first.get(name)!r})" for name in names)
 
 
 def prepare_device(device: torch.device) -> None:
@@ -493,6 +511,20 @@ def make_loaders(s: SimpleNamespace, report: Report, device: torch.device, outpu
         arrays=s.ARRAYS,
         output_dir=output,
     )
+
+
+def data_of(train_loader: Loader, val_loader: Loader, report: Report) -> dict[str, Provenance]:
+    """From which files this run's data are made. UserError: another machine has others."""
+    loaders = {"training": train_loader, "validation": val_loader}
+
+    def make() -> dict[str, Provenance]:
+        return {side: loader.dataset.provenance(report.contents) for side, loader in loaders.items()}
+
+    def difference(first: dict[str, Provenance], own: dict[str, Provenance]) -> str:
+        texts = differences_of_data(first, own).items()
+        return ", ".join(f"its {side} data are not those of process 0 ({text})" for side, text in texts)
+
+    return processes.agreed(make, difference)
 
 
 def wrap_and_compile(

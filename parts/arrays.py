@@ -20,7 +20,7 @@ import shutil
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
@@ -30,7 +30,7 @@ import numpy as np
 from tqdm import tqdm
 
 from parts.errors import UnusableFile, UserError, printable, tell, within_memory
-from parts.files import Provenance, one_at_a_time, parallel_map, stamp, write_text
+from parts.files import Provenance, is_changed, one_at_a_time, parallel_map, stamp, write_text
 from parts.images import image_size, read_image
 from parts.masks import MaskRule, read_mask
 from parts.names import Pair
@@ -62,16 +62,21 @@ NO_POINTS = np.empty((0, POINTS), np.int32)
 
 @dataclass(frozen=True)
 class Files:
-    """Pairs of images and masks that are decoded each time they are asked for. UserError: a file is unusable."""
+    """Pairs of images and masks that are decoded each time they are asked for.
+
+    UserError: a file is unusable, or has changed since the object was made.
+    """
 
     pairs: list[Pair]
     mask_rule: MaskRule
     value_range: tuple[float, float] | None = None  # of images of more than 8 bits: what becomes 0 and 255
     image_size: Size | None = None  # (height, width) that all are resized to; None: each has its own
     with_points: bool = False  # whether samples have `points`
+    stamps: dict[Path, list[int] | None] = field(init=False, compare=False, repr=False)  # of each file, when made
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "pairs", list(self.pairs))
+        object.__setattr__(self, "stamps", {path: stamp(path) for pair in self.pairs for path, _ in pair.sources})
         if self.value_range is not None:
             object.__setattr__(self, "value_range", tuple(map(float, self.value_range)))
         if self.image_size is not None:
@@ -92,6 +97,15 @@ class Files:
     def sample(self, number: int) -> Sample:
         """The image and the mask of one pair."""
         pair = self.pairs[number]
+        try:
+            return self._decode(number, pair)
+        finally:  # also where it cannot be decoded: it may be half of a new file
+            for path, _ in pair.sources:
+                if is_changed(path, self.stamps[path]):
+                    cure = "Start again, or go on with LOAD_MODEL, once its folder is at rest"
+                    raise UnusableFile(path, "changed, or went, while it was in use", cure)
+
+    def _decode(self, number: int, pair: Pair) -> Sample:
         image = read_image(pair.image, self.image_size, pair.image_page, self.value_range)
         mask = self.mask(number)
         if mask.shape != image.shape[:2]:
@@ -255,11 +269,10 @@ class _Plan:
 
     def __init__(self, files: Files, folder: Path) -> None:
         self.files, self.folder = files, folder
-        self.stamps = {path: stamp(path) for pair in files.pairs for path, _ in pair.sources}
-        gone = [printable(path) for path, state in self.stamps.items() if state is None]
+        gone = [printable(path) for path in files.stamps if stamp(path) is None]
         if gone:
             raise UserError("\n".join(f"{path}: has just gone. Put it back, or start again." for path in gone))
-        self.provenance = _provenance_of(files, self.stamps, folder)
+        self.provenance = _provenance_of(files, folder)
         self.key = json.dumps(self.provenance.to_dict())  # the content of key.json
 
     @cached_property
@@ -287,10 +300,10 @@ class _Plan:
         return "the arrays there are damaged"
 
 
-def _provenance_of(files: Files, stamps: dict[Path, Any], folder: Path) -> Provenance:
+def _provenance_of(files: Files, folder: Path) -> Provenance:
     """The Provenance of arrays in `folder`; names are relative to it, so that a dataset may move with its arrays."""
     prefixes: dict[str, str] = {}  # of each folder of images or masks
-    sources: dict[str, dict[str, list]] = {"images": {}, "masks": {}}
+    sources: dict[str, dict[str, Any]] = {"images": {}, "masks": {}}
     order = hashlib.sha256()
     for pair in files.pairs:
         kind = "images"
@@ -299,7 +312,7 @@ def _provenance_of(files: Files, stamps: dict[Path, Any], folder: Path) -> Prove
             if parent not in prefixes:
                 prefixes[parent] = _relative(parent, folder)
             name = f"{prefixes[parent]}/{name}"
-            sources[kind][name] = stamps[path]
+            sources[kind][name] = files.stamps[path]
             order.update(json.dumps([kind, name, page]).encode())
             kind = "masks"  # all but the first file of a pair
     settings = {
@@ -356,7 +369,7 @@ def _make(plan: _Plan, num_workers: int | None, progress: bool) -> None:
     try:
         unfinished.mkdir()
         targets = {unfinished / array_file.name: array_file.reserve(unfinished) for array_file in plan.array_files}
-        work = parallel_map(_Writer(plan.files, plan.stamps, targets), range(count), num_workers)
+        work = parallel_map(_Writer(plan.files, targets), range(count), num_workers)
         # disable=None shows the bar on a terminal only
         bar = tqdm(work, "decoding", count, unit=" images", disable=None if progress else True)
         problems = [problem for problem in bar if problem]
@@ -388,8 +401,8 @@ def _remove_unfinished(folder: Path) -> None:
 class _Writer:
     """Decodes pairs and writes their pixels to their places in the files of arrays, from any process."""
 
-    def __init__(self, files: Files, stamps: dict[Path, Any], targets: dict[Path, int]) -> None:
-        self.files, self.stamps = files, stamps
+    def __init__(self, files: Files, targets: dict[Path, int]) -> None:
+        self.files = files
         self.targets = targets  # images, masks, points: the byte of each file at which its data begin
         self.first_pixels = _first_pixels(files.sizes)
 
@@ -407,10 +420,6 @@ class _Writer:
             problem = str(error)
         except OSError as error:
             problem = f"{printable(pair.image)} or its mask: {error}"
-        for path, _ in pair.sources:
-            if stamp(path) != self.stamps[path]:
-                cure = "Start again once its folder is at rest."
-                return f"{printable(path)}: changed, or went, while it was decoded. {cure}"
         if problem is None:
             self._write(number, sample)
         return problem

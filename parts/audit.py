@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from parts import pictures
 from parts.errors import UnusableFile, UserError, counted, printable, within_memory
-from parts.files import Provenance, parallel_map, stamp, write_text
+from parts.files import Provenance, digest_of, parallel_map, stamp, write_text
 from parts.images import choose_value_range, decode, depth_of, pages_of, pixels_of, read_image
 from parts.mask_rules import decide_mask_rule, refuse_united_classes
 from parts.masks import (
@@ -51,7 +51,7 @@ from parts.names import (
 )
 from parts.spec import ALPHA, DataSpec
 
-VERSION = 7  # of the remembered facts; raise it when other facts are taken from the same files
+VERSION = 8  # of the remembered facts; raise it when other facts are taken from the same files
 LINES = 20  # files that one finding lists
 ALPHA_DROPPED = (
     "with a channel of transparency, or a fourth one, that says something: it is dropped, and the network sees red, "
@@ -99,6 +99,7 @@ class Report:
     findings: errors and warnings in the order of the checks, which begins with the worst
     facts: (label, text), what the data is
     sheet: the picture of overlays, where one was written
+    contents: (stamp, digest of its bytes) of each file that was looked at
     """
 
     train: list[Pair]
@@ -108,6 +109,7 @@ class Report:
     findings: list[Finding] = field(default_factory=list)
     facts: list[tuple[str, str]] = field(default_factory=list)
     sheet: Path | None = None
+    contents: dict[Path, tuple[Any, str]] = field(default_factory=dict)
 
     @property
     def problems(self) -> list[str]:
@@ -168,12 +170,14 @@ def audit(
         _check_sheet_path(Path(sheet), folders)
         others.append(Path(sheet).parent)
     sides = [_Side(name, both, spec, others) for name, both in named]
-    _look_at_files(sides, spec, _Looker(cache, num_workers))
+    looker = _Looker(cache, num_workers)
+    _look_at_files(sides, spec, looker)
 
     survey = _Survey(sides, spec, image_size, num_workers)
     val_pairs = [pair for side in sides[1:] for pair in side.pairs]
     report = Report(sides[0].pairs, val_pairs, survey.mask_rule, survey.value_range)
     report.findings = [finding for check in _CHECKS for finding in check(survey)]
+    report.contents = looker.contents()
     report.facts = [fact for facts in _FACTS for fact in facts(survey)]
     if sheet and survey.mask_rule:
         try:
@@ -369,6 +373,7 @@ def _decide_value_range(sides: list[_Side], spec: DataSpec) -> tuple[float, floa
 
 # As what a file is looked at: an image, an image at an eighth of its size, a mask, or for the numbers of its pages.
 IMAGE, EIGHTH, MASK, PAGES = "image", "eighth", "mask", "pages"
+_CONTENT = "content"  # the digest of a file's bytes, among the facts of its first page
 _JPEG_SUFFIXES = (".jpg", ".jpeg")
 
 
@@ -469,19 +474,27 @@ class _Looker:
         """The numbers of a file's pages."""
         return self.facts.get(_File(PAGES, path), {"pages": [0]})["pages"]
 
+    def contents(self) -> dict[Path, tuple[Any, str]]:
+        """(stamp, digest of its bytes) of each file."""
+        return {
+            file.path: (self.stamps[file.key], facts[_CONTENT])
+            for file, facts in self.facts.items()
+            if _CONTENT in facts
+        }
+
     def image_facts(self, file: _File) -> ImageFacts | UnusableFile:
         """What was seen in an image, or why it cannot be used."""
         file = self.whole.get(file, file)
         if file in self.faults:
             return self.faults[file]
-        return ImageFacts(**self.facts[file])
+        return ImageFacts(**_without_content(self.facts[file]))
 
     def observation(self, file: _File, spec: DataSpec) -> Observation | UnusableFile:
         """What was seen in a mask, or why it cannot be used."""
         if file in self.faults:
             return self.faults[file]
         path = f"{file.path}[{file.page}]" if file.page else str(file.path)
-        observation = Observation(path, **self.facts[file])
+        observation = Observation(path, **_without_content(self.facts[file]))
         return alpha_fault(observation, spec.foreground) or observation
 
     def save(self) -> None:
@@ -504,9 +517,17 @@ def _look_at(file: _File) -> dict[str, Any] | UnusableFile:
         with within_memory(file.path):
             facts = dict(vars(observe_mask(file.path, file.page) if file.kind == MASK else _see_image(file)))
         facts.pop("path", None)  # a memory that names it could not be moved
+        if file.page == 0:
+            with suppress(OSError):  # it has just gone, which is told where it is needed
+                facts[_CONTENT] = digest_of(file.path)
         return facts
     except UnusableFile as fault:
         return fault
+
+
+def _without_content(facts: dict[str, Any]) -> dict[str, Any]:
+    """What was seen in the pixels alone."""
+    return {name: value for name, value in facts.items() if name != _CONTENT}
 
 
 def _see_image(file: _File) -> ImageFacts:

@@ -282,6 +282,15 @@ _PLATEAU = Fields(
 )
 _SCALER = ("scale", "growth_factor", "backoff_factor")  # numbers above 0
 
+_PROVENANCE = Fields(
+    dict(
+        version=_COUNT,
+        settings=Fields({}),
+        sources=Fields(dict.fromkeys(("images", "masks"), Fields({}, others=any_text(), most=2**24))),
+    ),
+    required=("version", "settings", "sources"),
+)
+
 # The optimizer's state is checked against the network, in checkpoints.py.
 KEYS: dict[str, AnyKind] = dict(
     network=_NETWORK,
@@ -303,6 +312,7 @@ KEYS: dict[str, AnyKind] = dict(
         required=(*_SCORES, "per_image"),
     ),
     scored_on=any_text(),
+    data=Fields(dict(training=_PROVENANCE, validation=_PROVENANCE)),
     processes=_COUNT,
     schedule=Fields(dict(start=_POSITIVE, height=_POSITIVE, plateau=OrNone(_PLATEAU)), required=("height", "plateau")),
     scaler=Fields(dict.fromkeys(_SCALER, _POSITIVE) | dict(growth_interval=whole(1, 2**31), _growth_tracker=_COUNT)),
@@ -311,7 +321,7 @@ KEYS: dict[str, AnyKind] = dict(
 _TYPES_OF_OURS = dict(network=dict, mask_rule=dict, settings=dict, epoch=int)
 
 PREDICTED = ("network", "mask_rule", "image_size", "crop", "image_range", "settings", "epoch")
-RESUMED = (*PREDICTED, "history", "since", "scores", "scored_on", "processes")
+RESUMED = (*PREDICTED, "history", "since", "scores", "scored_on", "data", "processes")
 
 
 def check_keys(path: str | Path, checkpoint: dict[str, Any], names: Collection[str]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from torch import nn
 from parts import processes
 from parts.checkpoint_keys import EXPECTED, KEYS, PREDICTED, RESUMED, check_keys, fault_of, shown
 from parts.errors import UserError, list_files, printable, tell
+from parts.files import Provenance
 from parts.masks import IGNORED, MaskRule
 from parts.networks import EncoderUNet, build_network
 from parts.options import plain
@@ -58,7 +59,8 @@ class Run:
     architecture: dict[str, Any]  # the arguments of build_network
     mask_rule: MaskRule
     value_range: tuple[float, float] | None  # of 16-bit and float images
-    scored_on: str  # digest of the validation data: where it differs, scores do not compare
+    scored_on: str  # digest of how validation data are read: where it differs, scores do not compare
+    data: dict[str, Provenance]  # of "training" and "validation": from which files
     settings: SimpleNamespace
     history: list[dict[str, Any]] = field(default_factory=list)  # a row for each finished epoch
     since: int = 0  # the best epoch is one after this one: earlier ones were scored on other validation data
@@ -120,13 +122,14 @@ class Run:
             image_range=_list_or_none(self.value_range),
             settings={name: value for name, value in plain(self.settings).items() if name not in _NOT_SAVED},
             processes=processes.world_size(),
+            data={side: provenance.to_dict() for side, provenance in self.data.items()},
         )
 
     def resume(self, path: str | Path) -> None:
         """Continues the run that saved the checkpoint `path`, as if it had never stopped.
 
-        Prints which settings have changed since. Where the validation images, IMAGE_SIZE or the reading of the masks
-        have changed (`scored_on`), old scores do not compare: the best epoch is looked for among the coming ones.
+        Prints which settings and data have changed since. Where the validation data, IMAGE_SIZE or the reading of the
+        masks have changed, old scores do not compare: the best epoch is looked for among the coming ones.
         UserError: the file is unreadable, of another network or other classes, or holds what it may not hold.
         """
         saved = check_keys(path, read_checkpoint(path), RESUMED)
@@ -146,14 +149,16 @@ class Run:
             self.settings.PRECISION = saved.get("settings", {}).get("PRECISION", "auto")
         self.history, self.since = history, len(history)
         self._load_states(saved, path)
-        comparable = saved.get("scored_on", self.scored_on) == self.scored_on
+        old_data = {side: Provenance.from_dict(stored) for side, stored in saved.get("data", {}).items()}
+        differences = differences_of_data(old_data, self.data)
+        comparable = saved.get("scored_on", self.scored_on) == self.scored_on and "validation" not in differences
         if comparable:
             self.since = since
             if history and "scores" in saved:
                 self.scores = Scores(**saved["scores"])
-        self._tell_resumed(saved, comparable)
+        self._tell_resumed(saved, differences, comparable)
 
-    def _tell_resumed(self, saved: dict[str, Any], comparable: bool) -> None:
+    def _tell_resumed(self, saved: dict[str, Any], differences: dict[str, str], comparable: bool) -> None:
         """Prints after which epoch the run goes on, and what has changed since the checkpoint was saved."""
         old = saved.get("settings", {}) | {"PROCESSES": saved.get("processes", 1)}
         new = vars(self.settings) | {"PROCESSES": processes.world_size()}
@@ -161,13 +166,15 @@ class Run:
         if changes:
             listed = ", ".join(changes)
             processes.say(f"Not exactly the run that would have been, because these settings have changed: {listed}")
+        for side, difference in differences.items():
+            processes.say(f"The {side} data are not those of before ({difference}).")
         best = ""
         if self.history[self.since :]:
             best = f", best Dice {self.best['dice']:.4f}"
         processes.say(f"Going on after epoch {len(self.history)}{best}")
         if not comparable:
             processes.say(
-                "The validation images, IMAGE_SIZE or the reading of the masks have changed, so the old scores do not "
+                "The validation data, IMAGE_SIZE or the reading of the masks have changed, so the old scores do not "
                 "compare: the best Dice, best.pth and PATIENCE start anew."
             )
 
@@ -208,6 +215,12 @@ def fit_moments(optimizer: torch.optim.Optimizer) -> None:
                 raise ValueError(f"{name} is no tensor of shape {tuple(shape)}")
             if name != "step" and value.stride() != parameter.stride():
                 state[name] = torch.empty_like(parameter).copy_(value)
+
+
+def differences_of_data(old: dict[str, Provenance], new: dict[str, Provenance]) -> dict[str, str]:
+    """For each of "training" and "validation" in what its files are not the old ones, in words, where they are not."""
+    texts = {side: new[side].difference(old[side]) for side in old}
+    return {side: text for side, text in texts.items() if text}
 
 
 def _new_run(path: str | Path) -> str:

@@ -10,7 +10,7 @@ import shutil
 import signal
 import socket
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
@@ -139,20 +139,47 @@ def digest_of(path: Place) -> str:
     return digest.hexdigest()[:16]
 
 
+def is_changed(path: Place, old: list[int] | None) -> bool:
+    """Whether a file has another length or time of modification than its `old` stamp says, or is gone.
+
+    The time of change is left out: it differs also where a file gets another name or other permissions.
+    """
+    new = stamp(path)
+    return new is None or old is None or new[:2] != old[:2]
+
+
+def content_digests(paths: Iterable[Path], known: Mapping[Path, tuple[Any, str]]) -> dict[Path, str]:
+    """The `digest_of` of each file. Those that have the stamp in `known`, {path: (stamp, digest)}, are not read.
+
+    UserError: a file cannot be read.
+    """
+    digests, unknown = {}, []
+    for path in dict.fromkeys(paths):
+        old_stamp, digest = known.get(path, (None, ""))
+        if old_stamp is not None and stamp(path) == old_stamp:
+            digests[path] = digest
+        else:
+            unknown.append(path)
+    try:
+        return digests | dict(zip(unknown, parallel_map(digest_of, unknown)))
+    except OSError as error:
+        raise UserError(f"{printable(error.filename)}: cannot be read ({error.strerror}).") from error
+
+
 # ---- what files were made from
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """From which files something on disk was made, by which settings, and in which layout.
+    """From which files something was made, by which settings, and in which layout.
 
     It is stored beside what was made. The next run builds its own and compares the two: where they are equal,
-    the stored files can be used; where they differ, `difference` says why they are made again.
+    what is stored can be used; where they differ, `difference` says in what.
     """
 
     version: Any  # of the layout, or of the code that makes the files; raise it when either changes
     settings: dict[str, Any]  # name: plain value; all sources are made again where one of them differs
-    sources: dict[str, dict[str, list]]  # kind, such as "images": {name: its `stamp`, or other plain values}
+    sources: dict[str, dict[str, Any]]  # kind, such as "images": {name: its stamp, digest or other plain value}
 
     def __post_init__(self) -> None:
         # As JSON gives them back (tuples become lists), so that a stored one and a new one compare equal.

@@ -202,6 +202,30 @@ def first(function: Callable[[], Result]) -> Result:
     return result
 
 
+def agreed(make: Callable[[], Result], difference: Callable[[Result, Result], str]) -> Result:
+    """What `make` gives on process 0, if it gives the same on every machine.
+
+    `difference(that of process 0, that of this machine)`: in what the two differ, in words; "" where they do not.
+    UserError, on all processes: they differ somewhere, or could not be made.
+    """
+    value = first(make)
+    if world_size() == 1:
+        return value
+    text = ""
+    if rank() > 0 and int(os.environ.get("LOCAL_RANK", 0)) == 0:  # the first process of another machine
+        try:
+            text = difference(value, make())
+        except UserError as error:
+            text = str(error)
+    texts: list = [None] * world_size()
+    with _exchange():
+        dist.all_gather_object(texts, text)
+    lines = [f"Process {number}: {text}." for number, text in enumerate(texts) if text]
+    if lines:
+        raise UserError("\n".join([*lines, "All machines need the same, so that their processes train one network."]))
+    return value
+
+
 @torch.no_grad()
 def same_everywhere(module: nn.Module) -> None:
     """Gives every process the BatchNorm statistics of process 0; each has those of its own batches."""

@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -28,6 +29,7 @@ from tqdm import tqdm
 from dataset import ArrayDataset, CropDataset, ImageDataset
 from parts.arrays import POINTS, Arrays, Files, make_arrays, points_of
 from parts.errors import UserError, run
+from parts.files import stamp
 from parts.mask_rules import find_mask_rule
 from parts.masks import MaskRule
 from parts.names import Pair, pair_files
@@ -412,14 +414,22 @@ def test_files_that_cannot_be_decoded_are_all_named(tmp_path):
         assert not list(tmp_path.glob(".arrays*.part"))
 
 
-@pytest.mark.parametrize("num_workers", [0, 1])
-def test_a_file_that_goes_while_epochs_decode(tmp_path, num_workers):
+def other_pixels(path):
+    """A mask of as many bytes as before."""
+    Image.fromarray(255 - np.array(Image.open(path))).save(path, "BMP")
+
+
+@pytest.mark.parametrize("num_workers, change", [(0, Path.unlink), (1, Path.unlink), (0, other_pixels)])
+def test_a_file_that_goes_or_changes_while_epochs_decode(tmp_path, num_workers, change):
     pairs = draw(tmp_path)
+    Image.open(pairs[20].mask).save(pairs[20].mask, "BMP")
     loader = DataLoader(dataset_of(pairs), batch_size=8, num_workers=num_workers, collate_fn=as_it_is)
-    pairs[20].image.unlink()
+    pairs[4].image.rename(tmp_path / "away")
+    (tmp_path / "away").rename(pairs[4].image)  # which changes nothing
+    change(pairs[20].mask)
     with pytest.raises(UserError) as mistake:
         list(loader)
-    assert str(pairs[20].image) in str(mistake.value)
+    assert str(pairs[20].mask) in str(mistake.value)
 
 
 def test_files_that_are_gone(tmp_path):
@@ -588,11 +598,12 @@ def test_places_of_a_class_are_spread_evenly_over_its_pixels(count):
     assert places[: len(spread)].tolist() == spread.tolist() and (places[len(spread) :] == -1).all()
 
 
-def test_an_image_that_is_not_as_large_as_its_head_says_is_named(tmp_path, monkeypatch):
+def test_an_image_that_is_not_as_large_as_its_head_says_is_named(tmp_path):
     images, masks = draw_sizes(tmp_path, SIZES)
     pairs = pair_files(images, masks)
     data = CropDataset(Files(pairs, rule_of(pairs)), crop=(8, 8))
     Image.new("RGB", (30, 30)).save(images / "img_2.png")
     Image.new("L", (30, 30)).save(masks / "img_2.png")
+    data.files.stamps.update((path, stamp(path)) for path in list(data.files.stamps))  # as if they had always been so
     with pytest.raises(UserError, match="img_2.png: is 20x100 by its head, and 30x30"):
         data.keep_arrays(tmp_path / "arrays", progress=False)

@@ -27,6 +27,7 @@ from parts.checkpoints import (
     snapshot,
 )
 from parts.errors import UserError
+from parts.files import Provenance
 from parts.masks import MaskRule, encode_mask
 from parts.networks import build_network
 from parts.predictions import PictureReader
@@ -207,6 +208,9 @@ def scores_of(mask_rule):
     return Scores(0.75, 0.5, 0.4, 0.3, 0.6, 0.7, per_image=[0.25, 0.75], classes=classes)
 
 
+SIDES = ("training", "validation")
+
+
 def make_run(mask_rule, scored_on="same"):
     """A Run of four epochs as train.py has it."""
     architecture = dict(in_channels=3, out_channels=mask_rule.channels, features=[4, 8])
@@ -215,7 +219,8 @@ def make_run(mask_rule, scored_on="same"):
     schedule = recipe.Schedule(optimizer, "linear", 2, 4)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     s = copy.copy(four_epochs())
-    return Run(model, optimizer, schedule, scaler, architecture, mask_rule, None, scored_on, s)
+    data = {side: Provenance(1, {}, {"images": {"a.png": "12"}, "masks": {"a.png": "34"}}) for side in SIDES}
+    return Run(model, optimizer, schedule, scaler, architecture, mask_rule, None, scored_on, data, s)
 
 
 @functools.cache
@@ -267,6 +272,7 @@ OLD_KEYS = dict(
     image_range=type(None),
     settings=dict,
     processes=int,
+    data=dict,
 )
 
 

@@ -9,7 +9,19 @@ import sys
 
 import pytest
 import torch
-from helpers import ROOT, SMALL, WAIT, children_of, history, same_runs, script, wait_for_end, wait_for_epochs
+from helpers import (
+    ROOT,
+    SMALL,
+    WAIT,
+    children_of,
+    draw_pairs,
+    history,
+    same_runs,
+    script,
+    wait_for_end,
+    wait_for_epochs,
+)
+from PIL import Image
 
 import train
 from parts import processes
@@ -273,21 +285,48 @@ def test_a_mistake_is_told_once(prepared):
     assert "gloo" not in err
 
 
-STATISTICS = """
-import sys, torch
+AGREED = """
+import json, os, torch, train
 from parts import processes
+from parts.audit import Report
+from utils import get_loaders
+told = []
+def tell(function):
+    try:
+        function()
+    except processes.UserError as error:
+        told.append(str(error))
 with processes.together("cpu"):
+    rank = processes.rank()
     network = torch.nn.BatchNorm2d(3)
-    network.running_mean.fill_(1.0 + processes.rank())
+    network.running_mean.fill_(1.0 + rank)
     processes.same_everywhere(network)
-    with open(f"{sys.argv[1]}.{processes.rank()}", "w") as file:
-        file.write(str(network.running_mean.tolist()))
+    told.append(network.running_mean.tolist())
+    os.environ["LOCAL_RANK"] = "0"  # as on two machines
+    for words in (["--seed", str(rank)], ["--output-dir", str(rank)]):
+        tell(lambda: train.tell_settings(train.settings(words)))
+    for folder in (str(rank), "0"):
+        data = f"{folder}/images", f"{folder}/masks"
+        tell(lambda: train.data_of(*get_loaders(*data, *data, 2, 0, arrays=False), Report([], [])))
+with open(f"{rank}.json", "w") as file:
+    json.dump(told, file)
 """
 
 
 @pytest.mark.slow
-def test_statistics_of_batchnorm_are_those_of_process_0(tmp_path):
-    (tmp_path / "mean_of.py").write_text(STATISTICS)
-    code, _, err = together(tmp_path / "mean_of.py", tmp_path / "mean", cwd=tmp_path)
+def test_machines_with_other_settings_or_data_are_refused_and_statistics_are_those_of_process_0(tmp_path):
+    """What must not differ, and what may; of BatchNorm."""
+    for folder in "01":
+        draw_pairs(tmp_path / folder / "images", tmp_path / folder / "masks", 2)
+    Image.new("RGB", (60, 40)).save(tmp_path / "1/images/img_001.png")
+    (tmp_path / "agreed.py").write_text(AGREED)
+    code, _, err = together(tmp_path / "agreed.py", cwd=tmp_path)
     assert code == 0, err
-    assert [(tmp_path / f"mean.{rank}").read_text() for rank in (0, 1)] == ["[1.0, 1.0, 1.0]"] * 2
+    statistics, *told = json.loads((tmp_path / "0.json").read_text())
+    assert statistics == [1.0, 1.0, 1.0]
+    assert [text.partition("\n")[0] for text in told] == [
+        "Process 1: SEED = 1 (process 0: 0).",
+        "Process 1: its training data are not those of process 0 (images: 1 file changed, e.g. img_001.png), its "
+        "validation data are not those of process 0 (images: 1 file changed, e.g. img_001.png).",
+    ]
+    assert (tmp_path / "1.json").read_text() == (tmp_path / "0.json").read_text()

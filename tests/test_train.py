@@ -190,6 +190,30 @@ def test_going_on_with_other_validation_images_starts_the_best_anew(prepared, mo
     assert "start anew" in capsys.readouterr().out and torch.load(prepared / "best.pth")["epoch"] == 3
 
 
+def test_data_that_were_replaced_are_said_on_resuming(prepared, monkeypatch, capsys):
+    """Under the same names. Other validation masks, which have as many bytes, start the best anew."""
+    images, masks = (prepared / "dataset" / f"augmented_{name}" for name in ("train_images", "test_masks"))
+    with Image.open(masks / "img_050.png") as mask:
+        mask.save(masks / "img_050.png", "BMP")
+        other = Image.fromarray(255 - np.array(mask))
+
+    def said(epochs, *words):
+        capsys.readouterr()
+        run_here(monkeypatch, prepared, "--num-epochs", epochs, "--learning-rate", "1e-9", "--no-arrays", *words)
+        return capsys.readouterr().out
+
+    said(1)
+    assert "not those of before" not in said(2, "--load-model")
+    Image.new("RGB", (60, 40), "red").save(images / "img_004.png")
+    told = said(3, "--load-model")
+    assert "The training data are not those of before (images: 1 file changed, e.g. img_004.png)" in told
+    assert "start anew" not in told
+    other.save(masks / "img_050.png", "BMP")
+    told = said(4, "--load-model")
+    assert "The validation data are not those of before (masks: 1 file changed, e.g. img_050.png)" in told
+    assert "start anew" in told and torch.load(prepared / "best.pth")["epoch"] == 4
+
+
 def test_the_checkpoint_stands_before_the_pictures_and_a_resumed_run_draws_them(prepared, monkeypatch):
     """A disk that fills up, or a kill, between the two costs no epoch."""
     (prepared / "saved_images").mkdir()
