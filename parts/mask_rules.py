@@ -168,7 +168,7 @@ def take_census(observations: Sequence[Observation], spec: DataSpec) -> Census:
     UserError: palettes contradict each other, a value is foreground and ignored.
     """
     coloured = [observation for observation in observations if observation.kind == COLOURS]
-    if coloured or any(entry.is_color for entry in spec.listed_classes):
+    if coloured or any(entry.is_color for entry in spec.listed_classes) or _lists_colours(observations, spec):
         kind = COLOURS  # numbers have colours too, by their palette or as greys
         observations = [observation.as_colours() for observation in observations]
     else:
@@ -182,6 +182,16 @@ def take_census(observations: Sequence[Observation], spec: DataSpec) -> Census:
             f"{list_values(both, kind)} stands in MASK_FOREGROUND and in MASK_IGNORE. Take it out of one of them."
         )
     return Census(tuple(observations), spec, kind, foreground, ignored, spec.listed_classes)
+
+
+def _lists_colours(observations: Iterable[Observation], spec: DataSpec) -> bool:
+    """Whether MASK_FOREGROUND or MASK_IGNORE lists colours of the masks' palettes, instead of indices."""
+    used = [entry for observation in observations for entry in observation.palette or ()]
+    indices, colours = {index for index, _ in used}, {colour for _, colour in used}
+    for values in (spec.foreground_values or (), spec.ignored_values):
+        if not indices.issuperset(values) and not colours.isdisjoint(_of_kind(values, COLOURS)):
+            return True
+    return False
 
 
 def _of_kind(values: tuple[int, ...], kind: str) -> tuple[int, ...]:
@@ -198,7 +208,8 @@ def _refuse_other_palettes(observations: Iterable[Observation], spec: DataSpec) 
         "MASK_IGNORE": spec.ignored_values,
         "CLASSES": spec.listed_classes,
     }
-    constant = next((name for name, values in lists.items() if values), "one value")
+    listed = next((name for name, values in lists.items() if values), "")
+    constant = listed or "MASK_FOREGROUND"
     first_use: dict[int, tuple[int, str]] = {}
     for observation in observations:
         for index, colour in observation.palette or ():
@@ -207,7 +218,8 @@ def _refuse_other_palettes(observations: Iterable[Observation], spec: DataSpec) 
                 raise UserError(
                     f"{list_files([first_path, observation.path])}: index {index} of their palettes is "
                     f"{name_value(first_colour, COLOURS)} in one and {name_value(colour, COLOURS)} in the other, so "
-                    f"{constant} cannot mean both. Save all masks as PNG, with one palette or in RGB."
+                    f"{listed or 'one value'} cannot mean both. Save all masks as PNG, with one palette or in RGB; or "
+                    f"give {constant} colours instead of indices, such as {name_value(first_colour, COLOURS)}."
                 )
 
 
@@ -436,8 +448,8 @@ def _read_two_values(census: Census) -> MaskRule:
     background, foreground = values
     if masks.palette.get(foreground) == 0:  # its colour is black
         background, foreground = foreground, background
-    if background != 0 and masks.palette.get(background) != 0:
-        _refuse_unclear_sides(background, foreground, masks.kind)
+    if masks.palette.get(background, background) != 0:
+        _refuse_unclear_sides(background, foreground, masks)
     return MaskRule(masks.kind, (background,), (foreground,))
 
 
@@ -449,7 +461,7 @@ def _read_soft_edges(census: Census) -> MaskRule:
     if soft.odd:
         _refuse_odd(soft)
     if not soft.is_dark and masks.palette.get(soft.low) != 0:
-        _refuse_unclear_sides(soft.low, soft.high, NUMBERS)
+        _refuse_unclear_sides(soft.low, soft.high, masks)
     return soft.mask_rule
 
 
@@ -549,11 +561,15 @@ def _refuse_unknown_values(census: Census, unknown: list[int]) -> NoReturn:
     )
 
 
-def _refuse_unclear_sides(background: int, foreground: int, kind: str) -> NoReturn:
+def _refuse_unclear_sides(background: int, foreground: int, census: Census) -> NoReturn:
     """Which of two values is foreground is clear only where the other one is black, or nearly."""
-    likely = name_value(foreground, kind)
+    likely = name_value(foreground, census.kind)
+    names = []
+    for value in (background, foreground):
+        colour = census.palette.get(value)
+        names.append(name_value(value, census.kind) if colour is None else f"{value} ({name_value(colour, COLOURS)})")
     raise UserError(
-        f"The masks hold two values, {name_value(background, kind)} and {likely}, and neither is black. Set "
+        f"The masks hold two values, {' and '.join(names)}, and neither is black. Set "
         f"MASK_FOREGROUND to the one that you mean by foreground (--mask-foreground {likely})."
     )
 

@@ -87,7 +87,7 @@ class Observation:
         colours = {value: min(value, 255) * 0x010101 for value in self.values}
         colours |= {index: colour for index, colour in self.palette or ()}  # noqa: C416  # mypy takes no list for a pair
         counts, thick = _recounted(self.counts, colours), _recounted(self.thick, colours)
-        return replace(self, kind=COLOURS, counts=counts, thick=thick)
+        return replace(self, kind=COLOURS, counts=counts, thick=thick, palette=None)
 
     def without(self, values: Iterable[int]) -> "Observation":
         """The same mask, which is not blurred, as if these values had no pixels."""

@@ -423,7 +423,8 @@ def two_colours(draw):
     one = (0, 0, 0) if black else one
     palette, swapped = chance(draw, 0.5), chance(draw, 0.4)
     told = chance(draw, 0.3 if black else 0.6)
-    swapped = swapped and (black or told)
+    # In a GIF Pillow leaves out the colours that an empty mask does not use, so that its palette is another one.
+    suffixes = [".png", ".bmp", ".tif"] if chance(draw, 0.7) else [".gif"]
 
     def write(draw, base, scene):
         if not palette:
@@ -433,16 +434,19 @@ def two_colours(draw):
             return save(base(pick(draw, [".png", ".tif", ".webp"])), array)
         picture = Image.fromarray(filled(scene) ^ np.uint8(swapped), "P")
         picture.putpalette([*other, *one] if swapped else [*one, *other])
-        return save(base(pick(draw, [".png", ".bmp", ".tif"])), picture)
+        return save(base(pick(draw, suffixes)), picture)
 
     words = f"masks of the colours {one} and {other}" + (" by a palette" if palette else "")
+    doubts = ["palettes may differ"] if palette and suffixes == [".gif"] else []
     if black and not told:
-        return Encoding(words, write, filled)
-    value = int(not swapped) if palette else pick(draw, [other, packed(other)])
+        return Encoding(words, write, filled, doubts=doubts)
+    value = pick(draw, [other, packed(other)])
+    if palette and chance(draw, 0.5):
+        value = int(not swapped)
+    elif told:
+        doubts = []
     if told:
-        return Encoding(words + ", told", write, filled, {"MASK_FOREGROUND": value})
-    if palette:
-        return Encoding(words, write, filled, doubts=["index 0 may be background whatever its colour"])
+        return Encoding(words + ", told", write, filled, {"MASK_FOREGROUND": value}, doubts=doubts)
     return Encoding(words, write, filled, reasons=[("neither is black", ["MASK_FOREGROUND"])])
 
 

@@ -183,6 +183,10 @@ REFUSED = {
     "16-bit and 8-bit": (two(grey, lambda m: grey(m, 0, 65535, np.uint16)), ["65535"]),
     "{1, 2}": (one(lambda m: grey(m, 1, 2)), ["neither is black", "--mask-foreground 2"]),
     "red on green": (one(lambda m: coloured(m, (255, 0, 0), (0, 255, 0))), ["neither is black", "0xFF0000"]),
+    "a palette of purple and yellow": (
+        one(lambda m: indexed(m, [(253, 231, 37), (68, 1, 84)], (1, 0)), "a.gif"),
+        ["0 (0xFDE725) and 1 (0x440154), and neither is black", "--mask-foreground 1"],
+    ),
     "grey, which lossy WebP tints": (one(grey, "a.webp", quality=80), ["if only slightly", "as PNG"]),
     "red, jpeg": (one(lambda m: coloured(m, (255, 0, 0)), "a.jpg", quality=85), ["some are coloured", "as PNG"]),
     "red, jpeg in png": (one(lambda m: jpeg(coloured(m, (255, 0, 0)))), ["some are coloured", "stays blurred"]),
@@ -256,6 +260,10 @@ def test_palettes_that_disagree_are_refused_unless_colours_are_asked_for(tmp_pat
     for foreground, constant in ((None, "one value"), ("nonzero", "one value"), (1, "MASK_FOREGROUND")):
         with pytest.raises(UserError, match=f"a.png, .*b.png: index 0 of their palettes.*{constant} cannot mean both"):
             find_mask_rule(paths, DataSpec(foreground=foreground))
+    for foreground in (0xFF0000, (255, 0, 0)):
+        mask_rule = find_mask_rule(paths, DataSpec(foreground=foreground))
+        for seed, path in enumerate(paths):
+            np.testing.assert_array_equal(read_mask(path, mask_rule), blob(seed))
     coloured(blob(2), (255, 0, 0)).save(tmp_path / "c.png")  # beside one without a palette all are read by colour
     paths = sorted(tmp_path.iterdir())
     mask_rule = find_mask_rule(paths)
