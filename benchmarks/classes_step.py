@@ -46,13 +46,14 @@ class Side:
         self.optimizer = recipe.make_optimizer(self.network, "adamw", 5e-4, 0.01)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
         self.loss_fn = recipe.Loss(loss)
+        self.variation = recipe.Variation(True, 0.4)
 
     def step(self, number):
         """(seconds of one step, seconds of the loss and its way back to the logits once more, alone)."""
         draws = recipe.named_generator(0, number)
         wait_for(self.device)
         start = time.perf_counter()
-        images, targets = recipe.vary_batch(self.images.float() / 255, self.targets, recipe.Variation(True, 0.4), draws)
+        images, targets = recipe.vary_batch(self.images.float() / 255, self.targets, self.variation, draws)
         with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None):
             logits = self.network(images)
         self.scaler.scale(self.loss_fn(logits.float(), targets)).backward()
