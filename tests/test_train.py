@@ -111,6 +111,8 @@ def test_an_augmented_run_goes_on_exactly_and_shows_what_it_does(prepared, monke
     run("whole", 2, 0)
     run("parts", 1, 2)
     run("parts", 2, 2, "--load-model")
+    run("unmoved", 1, 0, "--scale", "none", "--rotate", "0")
+    assert 0 < float(history(prepared / "unmoved")[0]["loss"]) < 3  # 255 is ignored, and no target
     same_runs(prepared / "whole", prepared / "parts")
     sheets = [(prepared / name / "saved_images/augmented.png").read_bytes() for name in ("plain", "whole")]
     assert sheets[0] != sheets[1]
