@@ -529,8 +529,8 @@ def _preview_range(items: list[Item], spec: DataSpec) -> tuple[float, float] | N
     for item in items:
         depth = depth_of(decode(item.pair.image, page=item.pair.image_page), item.pair.image)
         if depth:
-            depths.append(depth["quantiles"])
-    return choose_value_range(depths) if depths else None
+            depths.append(depth)
+    return choose_value_range(depths)[0] if depths else None
 
 
 # ---- the classes of the two sides

@@ -49,7 +49,7 @@ from parts.names import (
     match,
     source_stem,
 )
-from parts.spec import ALPHA, DataSpec
+from parts.spec import ALPHA, AUTO, DataSpec
 
 VERSION = 8  # of the remembered facts; raise it when other facts are taken from the same files
 LINES = 20  # files that one finding lists
@@ -283,7 +283,7 @@ class _Survey:
         """Decides how masks and images of more than 8 bits are read, and counts the pixels of each label."""
         self.sides, self.spec, self.image_size, self.num_workers = sides, spec, image_size, num_workers
         self.examples = [example for side in sides for example in side.examples]
-        self.value_range = _decide_value_range(sides, spec)
+        self.value_range, self.nodata = _decide_value_range(sides, spec)
         self.mask_rule: MaskRule | None = None
         self.mask_rule_problem = ""  # why there is no rule; "" also where there is no mask to find one from
         masks = [mask for side in sides for mask in side.masks]
@@ -358,15 +358,18 @@ def _count_united(masks: list[Observation], mask_rule: MaskRule) -> np.ndarray:
     return united
 
 
-def _decide_value_range(sides: list[_Side], spec: DataSpec) -> tuple[float, float] | None:
-    """(low, high) that becomes 0 ... 255 in images of more than 8 bits; None: there are none, or no IMAGE_RANGE."""
+def _decide_value_range(sides: list[_Side], spec: DataSpec) -> tuple[tuple[float, float] | None, dict[float, float]]:
+    """(low, high) that becomes 0 ... 255 in images of more than 8 bits; None: there are none, or no IMAGE_RANGE.
+
+    And {value: share} of what stands for no data in them, by choose_value_range.
+    """
     depths = [[example.image.depth for example in side.examples if example.image.depth] for side in sides]
     if not any(depths):
-        return None
-    if not isinstance(spec.image_range, str):
-        return spec.image_range
-    chosen = depths[0] or depths[1]  # AUTO: by the training images, where these are deep
-    return choose_value_range([depth["quantiles"] for depth in chosen])
+        return None, {}
+    chosen, nodata = choose_value_range(depths[0] or depths[1])  # by the training images, where these are deep
+    if not isinstance(spec.image_range, str):  # AUTO
+        return spec.image_range, nodata
+    return chosen, nodata
 
 
 # ---- looking at files, and remembering what was seen
@@ -717,9 +720,16 @@ def _check_value_range(survey: _Survey) -> Iterator[Finding]:
     cure = 'Set IMAGE_RANGE = "auto" (--image-range auto), or the lowest and the highest value that mean something.'
     unread = [path for path, depth in deep if depth["bits"] != 16]
     yield from _listed(unread, "image", "of 32 bits or with fractions, whose range must be known:", cure)
-    dark = [path for path, depth in deep if depth["bits"] == 16 and depth["highest"] < DARK]
+    dark = [path for path, depth in deep if depth["bits"] == 16 and _highest(depth, survey.nodata) < DARK]
     heading = "of 16 bits that use only the lowest 12 or fewer. Of 8 bits, which the network sees, hardly any are left:"
     yield from _listed(dark, "image", heading, cure, is_error=len(dark) == len(deep))
+
+
+def _highest(depth: dict, nodata: dict[float, float]) -> float:
+    """The highest value of an image of more than 8 bits, what stands for no data aside."""
+    if depth["highest"] not in nodata:
+        return depth["highest"]
+    return max([value for value in depth["quantiles"] if value not in nodata], default=0)
 
 
 # ---- checks of what the masks hold
@@ -947,6 +957,9 @@ def _facts_of_values(survey: _Survey) -> Iterator[tuple[str, str]]:
         low, high = survey.value_range
         deep = counted(len(survey.deep), "image")
         yield "range", f"{low:g} ... {high:g} of {deep} of more than 8 bits becomes 0 ... 255 (IMAGE_RANGE)"
+    if survey.nodata and survey.spec.image_range == AUTO:
+        values = " and ".join(f"{value:g} ({share:.1%} of the values)" for value, share in survey.nodata.items())
+        yield "no data", f"{values}, declared so or far from all others, does not count for that range"
     mask_rule = survey.mask_rule
     if not mask_rule or not survey.examples:
         return

@@ -1,5 +1,6 @@
 """The pixels of one image file, upright, and in words what is wrong with a file that is damaged or not supported."""
 
+import math
 import os
 import re
 import stat
@@ -24,6 +25,8 @@ LARGEST = 500_000_000  # pixels; one picture of that size fills 1.5 GB
 SET_RANGE = 'IMAGE_RANGE = (low, high) or "auto" (--image-range) says which of its values become 0 and 255'
 _AGAIN = "Fetch or export it again, or remove it"
 _SAVE_SHALLOWER = f"Save it with 8 or 16 bits; {SET_RANGE}, if it is an image"
+GDAL_NODATA = 42113  # a TIFF's tag
+FAR_OFF = 2  # times the distance between all other values: a value that is as far from them is none of them
 _REDUCED_OR_MASK = 0b101  # bits of a TIFF's NewSubfileType: a smaller copy of another page, or its transparency mask
 
 # Only these of Pillow's decoders are open to a file, those of names.SUFFIXES and TGA's: others start programs (EPS), or
@@ -91,6 +94,7 @@ class Head:
     frames: bool  # whether the file has more frames or pages
     turned: int  # EXIF's orientation, 1 to 8; 1 is upright
     page: int
+    nodata: float | None  # the value that stands for pixels without one, by the tag of a GeoTIFF
 
     @classmethod
     def of(cls, picture: Any) -> "Head":
@@ -104,6 +108,7 @@ class Head:
             frames=picture.format != "MPO" and getattr(picture, "is_animated", False),  # an MPO has previews
             turned=turned,
             page=picture.tell(),
+            nodata=_tagged_nodata(picture),
         )
 
 
@@ -364,6 +369,15 @@ def _orientation(picture: Any) -> int:
     return turned if turned in range(1, 9) else 1
 
 
+def _tagged_nodata(picture: Any) -> float | None:
+    """The value that an open TIFF's tag of GDAL's declares to stand for no data; None: there is none, or it is NaN."""
+    if picture.format == "TIFF":
+        with suppress(TypeError, ValueError):  # the tag is damaged
+            value = float(picture.tag_v2.get(GDAL_NODATA, "nan"))
+            return value if math.isfinite(value) else None
+    return None
+
+
 # ---- what is refused
 
 
@@ -585,7 +599,7 @@ def depth_of(decoded: Decoded, path: str | Path) -> dict[str, Any] | None:
 
     A dictionary that JSON takes. "bits": 16, 32 (whole numbers) or "float"; "lowest", "highest" of all values;
     "quantiles": 100 of a sixteenth of the values, one in the middle of each hundredth, so that 0.5 % are beyond the
-    first and 0.5 % beyond the last.
+    first and 0.5 % beyond the last; "nodata": Head.nodata.
     """
     deep = _deep_values(decoded, path)
     if deep is None:
@@ -601,21 +615,45 @@ def depth_of(decoded: Decoded, path: str | Path) -> dict[str, Any] | None:
         "lowest": deep.min().item(),
         "highest": deep.max().item(),
         "quantiles": np.quantile(deep[::4, ::4], middles, method="nearest").tolist(),
+        "nodata": decoded.nodata,
     }
 
 
-def choose_value_range(quantiles: Sequence[Sequence[float]]) -> Range:
-    """(low, high) that IMAGE_RANGE = "auto" stands for: all values but 0.5 % at either end.
+def choose_value_range(depths: Sequence[dict[str, Any]]) -> tuple[Range, dict[float, float]]:
+    """(low, high) that IMAGE_RANGE = "auto" stands for, and {value: share} of what was left out as no data.
 
-    quantiles: those of each image, by `depth_of`. Where all but 0.5 % are one value, it is their minimum and maximum.
+    depths: those of each image, by `depth_of`. The range is that of all values but 0.5 % at either end; where they
+    are one value, it is their minimum and maximum. Left out is what a file declares to stand for no data, and one value
+    at an end that is far from all others, such as -9999, which would leave few of the 256 greys to the others.
     """
-    pooled = np.concatenate([np.asarray(of_image, float) for of_image in quantiles])
-    low, high = np.percentile(pooled, (0.5, 99.5)).tolist()
+    pooled = np.concatenate([np.asarray(depth["quantiles"], float) for depth in depths])
+    # In images of 32 bits the tag's value is rounded as theirs are.
+    nodata = [float(np.float32(depth["nodata"])) for depth in depths if depth["nodata"] is not None]
+    while (kept := pooled[~np.isin(pooled, nodata)]).size:
+        low, high = np.percentile(kept, (0.5, 99.5), method="nearest").tolist()
+        if (value := _far_off(kept, low, high)) is None:
+            break
+        nodata.append(value)
+    else:  # nothing but what is declared to be no data
+        nodata, kept, low, high = [], pooled, pooled.min().item(), pooled.max().item()
     if low == high:
-        low, high = pooled.min().item(), pooled.max().item()
+        low, high = kept.min().item(), kept.max().item()
     if low == high:
         high = low + 1
-    return low, high
+    shares = {value: float(np.mean(pooled == value)) for value in nodata}
+    return (low, high), {value: share for value, share in shares.items() if share}
+
+
+def _far_off(values: np.ndarray, low: float, high: float) -> float | None:
+    """The one of `low` and `high`, the ends of nearly all values, that is far from all between them; or None."""
+    between = values[(values > low) & (values < high)]
+    if between.size:
+        first, last = between.min(), between.max()
+        if first - low > FAR_OFF * (high - first):
+            return low
+        if high - last > FAR_OFF * (last - low):
+            return high
+    return None
 
 
 def _three_channels(array: np.ndarray) -> np.ndarray:

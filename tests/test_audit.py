@@ -209,6 +209,12 @@ def take_eleven_bits(data):
         deepen(data / folder, 8)
 
 
+def mark_no_data(data):
+    take_eleven_bits(data)
+    top = np.arange(40)[:, None] < 8
+    redraw(data, ["ti", "vi"], lambda image: np.where(top, 65535, image).astype(np.uint16))
+
+
 def take_floats(data):
     for folder in ("ti", "vi"):
         deepen(data / folder, 0.01, np.float32)
@@ -302,6 +308,15 @@ CASES = {
     "16 bits that use 12, but for one": Case(take_twelve_bits_but_once, text=("11 images of 16 bits",)),
     "16 bits that use 11, and a range": Case(
         take_eleven_bits, dict(image_range="auto"), text=("IMAGE_RANGE",), unsaid=("Warning",)
+    ),
+    "12 bits with a mark for no data": Case(
+        mark_no_data, problems=("16 images of 16 bits that use only the lowest 12",)
+    ),
+    "12 bits with a mark for no data, and a range": Case(
+        mark_no_data,
+        dict(image_range="auto"),
+        text=("65535 (20.0% of the values)", "does not count"),
+        unsaid=("Warning",),
     ),
     "16 bits beyond the range": Case(
         take_eleven_bits, dict(image_range=(3000, 4000)), problems=("all values outside of that range",)

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import ROOT, WAIT, draw_pairs
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 from augment import make_augmented
 from parts import images
@@ -432,18 +432,52 @@ def test_pixels_that_are_no_numbers_are_refused(tmp_path):
 
 
 def test_the_span_of_a_dataset_leaves_outliers_out(tmp_path):
-    quantiles = []
+    depths = []
     for seed in range(5):
         draw = np.random.default_rng(seed)
         values = draw.integers(2000, 3000, (200, 300), np.uint16)
         values.flat[draw.choice(values.size, 60, replace=False)] = 65535
         Image.fromarray(values).save(tmp_path / "a.png")
-        quantiles.append(depth_of(decode(tmp_path / "a.png"), tmp_path / "a.png")["quantiles"])
-    low, high = choose_value_range(quantiles)
-    assert 2000 <= low < 2030 and 2970 < high <= 3000
-    assert choose_value_range([[7] * 999 + [9]]) == (7, 9)
-    assert choose_value_range([[7.0] * 100]) == (7, 8)
-    assert choose_value_range([range(500), range(500, 1001)]) == (5, 995)
+        depths.append(depth_of(decode(tmp_path / "a.png"), tmp_path / "a.png"))
+    (low, high), nodata = choose_value_range(depths)
+    assert 2000 <= low < 2030 and 2970 < high <= 3000 and not nodata
+
+
+RISING = list(range(1000, 1100))
+RANGES = {  # quantiles of the images -> the range, and what is left out
+    "one value nearly everywhere": ([[7] * 999 + [9]], (7, 9), {}),
+    "one value": ([[7.0] * 100], (7, 8), {}),
+    "two images": ([range(500), range(500, 1001)], (5, 995), {}),
+    "black beside greys": ([[0] * 50 + [500 + 10 * k for k in range(50)]], (0, 990), {}),
+    "light that is clipped": ([[min(30_000 + 600 * k, 65535) for k in range(100)]], (30_000, 65535), {}),
+    "-9999": ([[-9999] * 8 + RISING[8:], RISING], (1001, 1099), {-9999: 0.04}),
+    "65535": ([RISING[:90] + [65535] * 10], (1000, 1089), {65535: 0.1}),
+    "both ends": ([[-9999] * 10 + RISING[10:90] + [3.4e38] * 10], (1010, 1089), {3.4e38: 0.1, -9999: 0.1}),
+    "nothing else": ([[-9999] * 100], (-9999, -9998), {}),
+}
+
+
+@pytest.mark.parametrize("name", RANGES)
+def test_the_range_of_a_dataset_is_that_of_its_data(name):
+    quantiles, value_range, nodata = RANGES[name]
+    depths = [dict(quantiles=list(of_image), nodata=None) for of_image in quantiles]
+    assert choose_value_range(depths) == (value_range, nodata)
+
+
+def test_what_a_geotiff_declares_as_no_data_is_left_out(tmp_path):
+    values = np.random.default_rng(0).normal(100, 30, (40, 60)).astype(np.float32)
+    values[:8] = -0.1  # not far from the others
+    tags = TiffImagePlugin.ImageFileDirectory_v2()
+    for tag in ("-0.1", "nan", "odd"):
+        tags[images.GDAL_NODATA] = tag
+        Image.fromarray(values).save(tmp_path / "a.tif", tiffinfo=tags)
+        depth = depth_of(decode(tmp_path / "a.tif"), tmp_path / "a.tif")
+        (low, high), nodata = choose_value_range([depth])
+        if tag == "-0.1":
+            assert low > 10 and list(nodata.values()) == [pytest.approx(0.2)]
+            assert choose_value_range([dict(depth, quantiles=[values[0, 0].item()] * 100)])[1] == {}
+        else:
+            assert low < 10 and nodata == {}
 
 
 def test_jpeg_orientations_match_pngs(tmp_path):
