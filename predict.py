@@ -33,7 +33,7 @@ from parts.inference import MIRRORS, Runner, make_runner
 from parts.mask_rules import find_mask_rule
 from parts.masks import MaskRule
 from parts.names import Pair, Picture, find_masks, find_pictures
-from parts.options import any_value, either, file_path, number, one_of, optional, settings_of, sizes, whole
+from parts.options import any_value, either, file_path, number, one_of, optional, part, settings_of, sizes, whole
 from parts.output_folder import OutputFolder, Planned, check_plan, plan_files
 from parts.outputs import (
     Failures,
@@ -52,6 +52,7 @@ from parts.recipe import PRECISIONS
 from parts.spec import DataSpec
 
 CHECKPOINT = "best.pth"  # what train.py saved: the weights, and all that is to be known about the network
+NETWORK: Any = None  # of a checkpoint of your own network, what train.py's NETWORK was: "mine.py:Net"
 OUTPUT_DIR = "predictions"  # where the masks go
 SAVE_MASKS = True  # write them; off where the scores or the submission are all that is wanted
 OVERLAYS = False  # also OUTPUT_DIR/overlays/name.jpg: the image with its mask laid over it
@@ -73,6 +74,7 @@ DEVICE = "auto"  # or cuda, mps, cpu
 PRECISION = "auto"  # bfloat16 where it is faster (a CPU is timed), float16 on older CUDA, else float32; or one of these
 # What the constants may be, where their values alone do not tell; MASK_NAME stands in dataset.py.
 _RULES = dict(
+    NETWORK=optional(part()),
     PROBABILITIES=one_of(None, 8, 16),
     THRESHOLD=either(number(above=0, below=1), "auto"),
     IMAGE_SIZE=either(sizes(2), "own", None),
@@ -275,9 +277,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         globals(), argv, rules=_RULES, shared=vars(dataset), shared_names=["MASK_NAME"], positionals=_INPUTS
     )
     check(s)
-    network, checkpoint = load_network(s.CHECKPOINT)
+    network, checkpoint = load_network(s.CHECKPOINT, s.NETWORK)
     mask_rule = MaskRule()  # of one foreground, whatever the masks of training were
-    if network.output_conv.out_channels > 1:
+    if network.out_channels > 1:
         mask_rule = MaskRule.from_dict(checkpoint["mask_rule"])
     if s.EXPORT:
         with OutputFolder(s.OUTPUT_DIR, settings_of_files(s), [Planned(Path(s.EXPORT), "the network")]).writing():

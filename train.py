@@ -32,26 +32,30 @@ from parts.errors import Terminated, UserError, ran_out_of_memory, stop_if_asked
 from parts.errors import run as run_script
 from parts.files import Provenance, remove_leftovers, sole_writer, stamp, write_csv
 from parts.inference import to_device
+from parts.loggers import LOGGERS, Logger, load_logger
+from parts.losses import TERMS, Loss
 from parts.masks import MaskRule
 from parts.names import HOW_TO_GET_CARVANA
-from parts.networks import NODES, EncoderUNet, build_network
+from parts.networks import NETWORKS, NODES, EncoderUNet, Network, build_network, freeze_encoder, recompute_blocks
 from parts.options import (
-    Rule,
     any_text,
     file_path,
     interval,
     number,
     one_of,
     optional,
+    part,
+    parts,
     plain,
     settings_of,
     sizes,
+    sum_of,
     table,
     whole,
 )
-from parts.scores import Scores, symptom
+from parts.own import load_part
+from parts.scores import KNOWN_METRICS, load_metrics, symptom
 from parts.spec import DataSpec
-from unet import UNet
 from utils import (
     Loader,
     arrays_folder,
@@ -76,6 +80,7 @@ CROP_FOREGROUND = 0.33  # share of an image's crops that are drawn so that they 
 ARRAYS = True  # decode once into arrays on disk; False decodes in every epoch, with CROP for every crop
 NUM_WORKERS = 2  # processes that decode where there are no arrays, and run AUGMENT; arrays alone need none
 PIN_MEMORY = True  # page-locked batches, which CUDA copies in the background
+NETWORK = "unet"  # or attention, or one of your own: "mine.py:Net"
 FEATURES = (64, 128, 256, 512)  # channels of each level; more levels see more of the picture
 ENCODER: str | None = None  # a torchvision encoder such as resnet34 or vgg16_bn in the place of the plain one
 ENCODER_WEIGHTS: str | None = "DEFAULT"  # torchvision's name of its weights, a file, or None for from scratch
@@ -83,12 +88,12 @@ NUM_EPOCHS = 20  # how often every image is seen; the schedule ends with the las
 BATCH_SIZE = 16  # images a step and process, the article's; on two CPU cores 2 learns more in a minute
 ACCUMULATE = 1  # batches whose gradients make one step, where a large batch does not fit
 LEARNING_RATE = 5e-4  # of the whole batch (BATCH_SIZE x ACCUMULATE x processes); the article's: 1e-4
-OPTIMIZER = "adamw"  # or adam, the article's
+OPTIMIZER = "adamw"  # or adam (the article's), sgd, or one of your own: "mine.py:name"
 WEIGHT_DECAY = 0.01  # of weights alone, not of biases and normalisation; the article's: 0
-SCHEDULE = "linear"  # to zero at the end; or cosine, constant (the article's), plateau (on validation Dice)
+SCHEDULE = "linear"  # to zero at the end; or cosine, constant (the article's), plateau (by Dice), "mine.py:name"
 WARMUP = 0.15  # share of all steps in which the learning rate rises to its height
 PLATEAU_PATIENCE = 3  # epochs without a better Dice until the plateau schedule divides the rate by ten
-LOSS = "bce+dice"  # or bce, the article's
+LOSS = "bce+dice"  # bce (the article's), dice, focal, tversky, topk, "mine.py:name", joined: "0.5*bce + dice"
 CLIP_GRADIENT = 1.0  # largest norm of a step's gradient; 0 for none, the article's
 HALF_SIZE = 0.0  # share of the steps at half of IMAGE_SIZE, before it grows to all of it; on a CPU 0.5 learnt most
 AUGMENT: Any = None  # A.Compose([...]) of albumentations, or a function f(image=, mask=): varies training images
@@ -96,6 +101,10 @@ FLIP = True  # mirror each training image left-right half of the time, on the de
 SCALE: tuple | None = None  # smallest and largest factor that training images are scaled by, such as (0.7, 1.4)
 ROTATE = 0.0  # degrees by which training images are rotated at most, to both sides
 COLOR_JITTER = 0.4  # how far contrast, brightness and colours of training images vary; the article's: 0
+METRICS = ("precision", "recall")  # beside Dice and IoU; or of your own: ("mine.py:name",)
+LOGGER: Any = None  # is told every epoch: "tensorboard", or one of your own: "mine.py:name"
+FREEZE_ENCODER = 0  # so many first epochs train the decoder alone: for pretrained encoders
+CHECKPOINTING = False  # compute each block anew for its gradients: half of the memory, a third more time
 PATIENCE = 0  # end after so many epochs without a better Dice; 0 for never
 DEVICE = "auto"  # or cuda, mps, cpu
 PRECISION = "auto"  # bfloat16 where it is faster (a CPU is timed), float16 on older CUDA, else float32; or one of these
@@ -114,6 +123,7 @@ _RULES = dict(
     CROP=optional(sizes(2)),
     CROP_FOREGROUND=number(most=1),
     NUM_WORKERS=whole(0),
+    NETWORK=part(*NETWORKS),
     FEATURES=sizes(),
     ENCODER=one_of(None, *NODES),
     ENCODER_WEIGHTS=optional(any_text()),
@@ -121,18 +131,21 @@ _RULES = dict(
     BATCH_SIZE=whole(1),
     ACCUMULATE=whole(1),
     LEARNING_RATE=number(above=0),
-    OPTIMIZER=one_of(*recipe.OPTIMIZERS),
+    OPTIMIZER=part(*recipe.OPTIMIZERS),
     WEIGHT_DECAY=number(),
-    SCHEDULE=one_of(*recipe.SCHEDULES),
+    SCHEDULE=part(*recipe.SCHEDULES),
     WARMUP=number(below=1),
     PLATEAU_PATIENCE=whole(0),
-    LOSS=one_of(*recipe.LOSSES),
+    LOSS=sum_of(part(*TERMS)),
     CLIP_GRADIENT=number(),
     HALF_SIZE=number(below=recipe.FULL_SIZE_FROM),
-    AUGMENT=Rule("a function f(image=, mask=), or None", lambda f: f is None or callable(f), " ".join, "FUNCTION"),
+    AUGMENT=optional(part()),
     SCALE=optional(interval()),
     ROTATE=number(most=180),
     COLOR_JITTER=number(below=1),
+    METRICS=parts(*KNOWN_METRICS),
+    LOGGER=optional(part(*LOGGERS)),
+    FREEZE_ENCODER=whole(0),
     PATIENCE=whole(0),
     PRECISION=one_of("auto", *recipe.PRECISIONS),
     PRETRAINED=optional(file_path()),
@@ -171,6 +184,7 @@ def train_fn(
 ) -> tuple[float, float]:
     """Trains for one epoch, counted from 0; returns the mean loss and the share of the time spent waiting for data."""
     model.train()
+    keep_frozen_statistics(model)
     device = next(model.parameters()).device
     dtype = recipe.autocast_dtype(device, s.PRECISION)
     network: Any = getattr(model, "module", model)  # inside DistributedDataParallel
@@ -194,7 +208,7 @@ def train_fn(
             factor = recipe.size_factor(step / schedule.total, s.HALF_SIZE)
             if s.HALF_SIZE:  # sizes between the first and the last are rare: trying cuDNN's kernels would cost more
                 torch.backends.cudnn.benchmark = factor in (1, recipe.size_factor(0, s.HALF_SIZE))
-            images, targets = recipe.shrink_batch(images, targets, factor, network.smallest)
+            images, targets = recipe.shrink_batch(images, targets, factor, network.stride)
 
             # Forward, using mixed precision, and backward
             with processes.synchronised(model, last):
@@ -230,20 +244,19 @@ def main(argv: list[str] | None = None) -> None:
         assert rule is not None, "the audit refuses masks without a rule in common"
 
         # Network: with random weights, or those of ENCODER_WEIGHTS or PRETRAINED
-        channels = dict(in_channels=3, out_channels=rule.channels)
-        architecture = dict(**channels, features=list(s.FEATURES), encoder=s.ENCODER, pads=True)
+        architecture = dict(in_channels=3, out_channels=rule.channels, pads=True) | chosen_architecture(s)
         model = build_network(**architecture)
-        refuse_small_size(s, model.smallest, len(report.train))
+        refuse_small_size(s, model.stride, len(report.train))
         load_first_weights(model, s, rule)
         model = model.to(device).to(memory_format=memory_format_for(device))
-        # Loss and optimizer
-        loss_fn = recipe.Loss(s.LOSS)
+        # Loss and optimizer, and what is told of every epoch
+        loss_fn = Loss(s.LOSS).to(device).checked(rule.channels)
+        metrics, logger = load_metrics(s.METRICS), load_logger(s.LOGGER)
         optimizer = recipe.make_optimizer(model, s.OPTIMIZER, s.LEARNING_RATE, s.WEIGHT_DECAY)
         # Loaders, of the pairs that the audit has listed
         train_loader, val_loader = make_loaders(s, report, device, folder.path)
         # Learning rate by the step, and mixed precision, of which float16 alone could underflow
-        steps = -(-len(train_loader) // s.ACCUMULATE)
-        schedule = recipe.Schedule(optimizer, s.SCHEDULE, steps, s.NUM_EPOCHS, s.WARMUP, s.PLATEAU_PATIENCE)
+        schedule = make_schedule(optimizer, len(train_loader), s)
         precision = processes.first(lambda: recipe.choose_precision(device, s.PRECISION))
         scaler = torch.amp.GradScaler(device.type, enabled=precision.name == "float16")
 
@@ -255,23 +268,24 @@ def main(argv: list[str] | None = None) -> None:
         dtype = settle_precision(s, precision)
         if folder.begin(run, val_loader, dtype):
             return
-        trained = wrap_and_compile(model, device, dtype, s)
-        processes.say(describe_run(model, device, dtype, steps))
+        processes.say(describe_run(model, device, dtype, schedule.steps_per_epoch))
 
         # Epochs: train, check accuracy, add a row to the history, save, draw
         if not run.history:
             draw_augmented(s, train_loader, folder.path)
-            check_accuracy(val_loader, model, device, dtype)  # of the random network, to compare with
-        start = time.perf_counter()
-        for epoch in range(len(run.history), s.NUM_EPOCHS):
+            check_accuracy(val_loader, model, device, dtype, metrics)  # of the random network, to compare with
+        first, start = len(run.history), time.perf_counter()
+        for epoch in range(first, s.NUM_EPOCHS):
+            if epoch in (first, s.FREEZE_ENCODER):
+                trained = wrap_and_compile(model, device, dtype, s, epoch)
             train_loader.sampler.set_epoch(epoch)
             loss, waiting = train_fn(train_loader, trained, optimizer, loss_fn, scaler, schedule, epoch, s)
             processes.same_everywhere(model)  # BatchNorm's statistics
-            scores = check_accuracy(val_loader, model, device, dtype)
+            scores = check_accuracy(val_loader, model, device, dtype, metrics)
             run.record(loss, scores)
-            tell_symptom(scores)
             folder.save(run)  # while the next epoch begins
             draw(run, val_loader, folder.path, dtype)
+            tell_epoch(run, logger, folder.path)
             if out_of_patience(run):
                 break
         folder.finish()
@@ -345,9 +359,20 @@ class Progress:
 def settings(argv: list[str] | None = None) -> SimpleNamespace:
     """The constants, with the flags of a command line over them. UserError: what cannot be used."""
     s = settings_of(globals(), argv, rules=_RULES, shared=vars(dataset), presets={"DEMO": _DEMO_SETTINGS})
+    load_parts(s)
     if s.IMAGE_SIZE is None and not s.CROP:
         raise UserError("These constants cannot be used:\n  IMAGE_SIZE = None: height and width, or None with CROP")
     return s
+
+
+def load_parts(s: SimpleNamespace) -> None:
+    """Loads the parts of one's own, so that one that is missing is told before anything else. UserError."""
+    Loss(s.LOSS)
+    load_metrics(s.METRICS)
+    load_logger(s.LOGGER)
+    words = dict(NETWORK=NETWORKS, OPTIMIZER=recipe.OPTIMIZERS, SCHEDULE=recipe.SCHEDULES, AUGMENT={})
+    for name, choices in words.items():
+        load_part(name, getattr(s, name), choices)
 
 
 def tell_settings(s: SimpleNamespace) -> None:
@@ -382,6 +407,13 @@ def prepare_device(device: torch.device) -> None:
                     "other programs use the cores, and the threads wait for each other. Stop those, or start with "
                     "OMP_NUM_THREADS=1 python train.py ..."
                 )
+
+
+def keep_frozen_statistics(model: nn.Module) -> None:
+    """Leaves the statistics of BatchNorm layers alone whose weights are frozen."""
+    for module in model.modules():
+        if isinstance(module, (nn.BatchNorm2d, nn.SyncBatchNorm)) and not module.weight.requires_grad:
+            module.eval()
 
 
 def memory_format_for(device: torch.device) -> torch.memory_format:
@@ -482,7 +514,12 @@ def refuse_small_size(s: SimpleNamespace, smallest: int, images: int) -> None:
         )
 
 
-def load_first_weights(model: UNet | EncoderUNet, s: SimpleNamespace, mask_rule: MaskRule) -> None:
+def chosen_architecture(s: SimpleNamespace) -> dict[str, Any]:
+    """The arguments of build_network that are constants."""
+    return dict(network=s.NETWORK, features=list(s.FEATURES), encoder=s.ENCODER)
+
+
+def load_first_weights(model: Network, s: SimpleNamespace, mask_rule: MaskRule) -> None:
     """Puts the weights that a new run starts from into the network, if it does not start from random ones."""
     if s.LOAD_MODEL:
         return
@@ -505,7 +542,7 @@ def make_loaders(s: SimpleNamespace, report: Report, device: torch.device, outpu
         image_size=s.IMAGE_SIZE,
         crop=s.CROP,
         crop_foreground=s.CROP_FOREGROUND,
-        augment=s.AUGMENT,
+        augment=load_part("AUGMENT", s.AUGMENT, {}),
         report=report,
         seed=s.SEED,
         arrays=s.ARRAYS,
@@ -527,15 +564,26 @@ def data_of(train_loader: Loader, val_loader: Loader, report: Report) -> dict[st
     return processes.agreed(make, difference)
 
 
-def wrap_and_compile(
-    model: nn.Module, device: torch.device, dtype: torch.dtype | None, s: SimpleNamespace
-) -> nn.Module:
-    """The network as it is trained: with torchrun it averages the gradients, and with COMPILE it is compiled.
+def make_schedule(optimizer: torch.optim.Optimizer, batches: int, s: SimpleNamespace) -> recipe.Schedule:
+    """The schedule of SCHEDULE over all steps, with `batches` in an epoch."""
+    steps = -(-batches // s.ACCUMULATE)
+    return recipe.Schedule(optimizer, s.SCHEDULE, steps, s.NUM_EPOCHS, s.WARMUP, s.PLATEAU_PATIENCE)
 
-    It is compiled for the size of training; other devices than CUDA gain nothing from it.
+
+def wrap_and_compile(
+    model: Network, device: torch.device, dtype: torch.dtype | None, s: SimpleNamespace, epoch: int
+) -> nn.Module:
+    """The network as it is trained from `epoch` on; with torchrun it averages gradients.
+
+    FREEZE_ENCODER freezes a part of it, CHECKPOINTING saves memory. With COMPILE it is compiled for the size of
+    training; other devices than CUDA gain nothing from it.
     """
+    if s.FREEZE_ENCODER:
+        freeze_encoder(model, epoch < s.FREEZE_ENCODER)
     trained = processes.wrap(model, device, s.SYNC_BATCHNORM)
-    if s.COMPILE and device.type == "cuda":
+    if s.CHECKPOINTING:
+        recompute_blocks(model)
+    elif s.COMPILE and device.type == "cuda":
         size = getattr(s, size_constant(s))
         with processes.synchronised(trained, last=False):  # its trial exchanges nothing with other processes
             recipe.compile_or_not(trained, (s.BATCH_SIZE, 3, *size), dtype, s.HALF_SIZE)
@@ -551,10 +599,12 @@ def describe_run(model: nn.Module, device: torch.device, dtype: torch.dtype | No
 # ---- what a run says and leaves in its folder
 
 
-def tell_symptom(scores: Scores) -> None:
-    """Prints what scores that cannot be right point to, such as a network that predicts background alone."""
-    if advice := symptom(scores):
+def tell_epoch(run: Run, logger: Logger, output: Path) -> None:
+    """Prints what scores that cannot be right point to, and gives the last epoch of a run to LOGGER, in process 0."""
+    if run.scores and (advice := symptom(run.scores)):
         processes.say(advice)
+    row = run.history[-1]
+    processes.first(lambda: logger(row["epoch"], row, output / "saved_images"))
 
 
 def out_of_patience(run: Run) -> bool:

@@ -49,7 +49,11 @@ class UNet(nn.Module):
     ) -> None:
         super().__init__()
         features = list(features)
-        self.in_channels, self.smallest, self.pads = in_channels, 2 ** len(features), pads
+        self.in_channels, self.out_channels, self.pads = in_channels, out_channels, pads
+        self.stride = 2 ** len(features)  # pixels of the image that one of the deepest level stands for
+        # How far from a pixel it sees: two 3x3 convolutions a level reach 2 * 2**level on the way down and as far on
+        # the way up, the two in the middle 2 * stride, and the poolings add up to stride - 1
+        self.reach = 4 * (self.stride - 1) + 2 * self.stride + self.stride - 1
         self.encoder = nn.ModuleList()
         self.decoder = nn.ModuleList()
         self.pool = nn.MaxPool2d(2)
@@ -65,7 +69,7 @@ class UNet(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         height, width = x.shape[2:]
-        x = checked_input(x, self.in_channels, self.smallest, self.pads)
+        x = checked_input(x, self.in_channels, self.stride, self.pads)
         skips = []
         for block in self.encoder:
             x = block(x)

@@ -5,7 +5,7 @@ import multiprocessing
 import os
 import pickle
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -39,7 +39,7 @@ from parts.masks import MaskRule, resize_mask
 from parts.names import pair_files
 from parts.pictures import Example, Palette, Row
 from parts.recipe import Variation, named_generator, true_labels, vary_batch
-from parts.scores import Scores, count_confusion, overlap_of, scores_of, summary
+from parts.scores import Metric, Scores, count_confusion, overlap_of, scores_of, summary
 from parts.spec import DataSpec
 from parts.transforms import Transform
 
@@ -347,18 +347,23 @@ def refuse_infinite(losses: list[float], loader: Loader, epoch: int, first: int)
 
 
 def check_accuracy(
-    loader: DataLoader, model: nn.Module, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    loader: DataLoader,
+    model: nn.Module,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    metrics: Mapping[str, Metric] | None = None,
 ) -> Scores:
     """Prints and returns the Scores of `model` over every image of the loader's dataset, each counted once.
 
     The dataset's `mask_rule` (MaskRule) tells whether there is one foreground or several classes, and whether pixels
-    are ignored; without one it is one foreground. `dtype` is autocast's (None: none). With several processes each
+    are ignored; without one it is one foreground. `dtype` is autocast's (None: none). `metrics`: further scores, as of
+    scores.load_metrics. With several processes each
     scores its share and all get the same result. A loader that shuffles, or leaves images out, has its dataset read in
     order instead. UserError: the network has other output channels than the masks need.
     """
     predictor = _predictor_of(loader, model, device, dtype)
     overlap, confusion = _count_labels(_in_order(loader), predictor)
-    scores = scores_of(overlap, confusion, predictor.mask_rule.names)
+    scores = scores_of(overlap, confusion, predictor.mask_rule.names, metrics)
     if processes.rank() == 0:
         tell(summary(scores, int(confusion.sum())))
     return scores

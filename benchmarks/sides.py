@@ -20,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 import train  # noqa: E402
 from parts import processes, recipe  # noqa: E402
+from parts.losses import Loss  # noqa: E402
 from parts.networks import build_network  # noqa: E402
 from unet import UNet  # noqa: E402
 
@@ -120,7 +121,7 @@ class Ours:
         self.dtype = recipe.autocast_dtype(device, s.PRECISION)
         scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
         schedule = recipe.Schedule(optimizer, s.SCHEDULE, steps_per_epoch, epochs, s.WARMUP, s.PLATEAU_PATIENCE)
-        self.parts = optimizer, recipe.Loss(s.LOSS), scaler, schedule
+        self.parts = optimizer, Loss(s.LOSS), scaler, schedule
         self.trained = processes.wrap(self.network, device, s.SYNC_BATCHNORM)
         if compiled_for:
             with processes.synchronised(self.trained, last=False):

@@ -14,8 +14,9 @@ from typing import Any, Protocol
 
 from parts.errors import UserError, counted
 from parts.masks import COLOURS, IGNORED, NUMBERS
-from parts.networks import NODES
+from parts.networks import NETWORKS, NODES
 from parts.options import any_text, switch, whole
+from parts.own import is_own
 from parts.recipe import PRECISIONS
 from parts.scores import Scores
 from parts.spec import ALPHA
@@ -206,6 +207,11 @@ def _one_of(*choices: str) -> Simple:
     return Simple(f"one of {', '.join(choices)}", lambda value: isinstance(value, str) and value in choices)
 
 
+def _is_network(name: Any) -> bool:
+    """Whether it is a word of the project, or names one of the user's own: only a text does."""
+    return isinstance(name, str) and (name in NETWORKS or is_own(name))
+
+
 _NETWORK = Fields(
     dict(
         in_channels=_CHANNELS,
@@ -213,6 +219,7 @@ _NETWORK = Fields(
         features=Items(_CHANNELS, 1, _MOST_LEVELS),
         encoder=OrNone(_one_of(*NODES)),
         pads=switch(),
+        network=Simple("the name of a network", _is_network),
     )
 )
 _MASK_RULE = Fields(
@@ -258,7 +265,7 @@ _HISTORY = Items(
         ),
     ),
 )
-_SCORES = {field.name: _SHARE for field in fields(Scores) if field.name not in ("per_image", "classes")}
+_SCORES = {field.name: _SHARE for field in fields(Scores) if field.name not in ("per_image", "classes", "metrics")}
 _CLASS_SCORES = Fields(
     dict(
         names=_NAMES,
@@ -308,7 +315,12 @@ KEYS: dict[str, AnyKind] = dict(
     history=_HISTORY,
     since=_COUNT,
     scores=Fields(
-        dict(**_SCORES, per_image=Items(_SHARE, most=2**40), classes=OrNone(_CLASS_SCORES)),
+        dict(
+            **_SCORES,
+            per_image=Items(_SHARE, most=2**40),
+            classes=OrNone(_CLASS_SCORES),
+            metrics=Fields({}, others=_NUMBER),
+        ),
         required=(*_SCORES, "per_image"),
     ),
     scored_on=any_text(),

@@ -6,6 +6,7 @@ Nothing in a file is executed: only tensors and plain types are unpickled.
 from __future__ import annotations
 
 import pickle
+import shlex
 import urllib.error
 import zipfile
 from dataclasses import dataclass, field
@@ -21,10 +22,10 @@ from parts.checkpoint_keys import EXPECTED, KEYS, PREDICTED, RESUMED, check_keys
 from parts.errors import UserError, list_files, printable, tell
 from parts.files import Provenance
 from parts.masks import IGNORED, MaskRule
-from parts.networks import EncoderUNet, build_network
+from parts.networks import EncoderUNet, Network, build_network
 from parts.options import plain
+from parts.own import is_own, name_of_part
 from parts.scores import Scores, class_columns
-from unet import UNet
 
 if TYPE_CHECKING:
     from parts.recipe import Schedule
@@ -32,7 +33,8 @@ if TYPE_CHECKING:
 _WEIGHT_KEYS = ("state_dict", "model_state_dict", "model")  # ours and the article's; then other programs'
 _PREFIXES = ("_orig_mod.", "module.")  # torch.compile and DistributedDataParallel put these before the names
 _WEIGHT_TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64, torch.int32, torch.uint8)
-_MOMENTS = {"step", "exp_avg", "exp_avg_sq"}  # what Adam and AdamW keep of each parameter
+_ADAM = {"step", "exp_avg", "exp_avg_sq"}
+_MOMENTS = {torch.optim.Adam: _ADAM, torch.optim.AdamW: _ADAM, torch.optim.SGD: {"momentum_buffer"}}  # of a parameter
 
 Weights = dict[str, torch.Tensor]
 
@@ -52,7 +54,7 @@ class Run:
     made of (SEED, epoch, index), so an epoch is the same in a resumed run and in one that was never stopped.
     """
 
-    model: UNet | EncoderUNet  # the network itself, not the DistributedDataParallel around it
+    model: Network  # the network itself, not the DistributedDataParallel around it
     optimizer: torch.optim.Optimizer
     schedule: Schedule
     scaler: torch.amp.GradScaler
@@ -95,6 +97,7 @@ class Run:
             dice=scores.dice,
             dice_nonempty=scores.dice_nonempty,
             iou=scores.iou,
+            **scores.metrics,
             learning_rate=self.optimizer.param_groups[0]["lr"],
         )
         self.history.append(row | class_columns(scores))
@@ -115,7 +118,7 @@ class Run:
             since=self.since,
             scores=vars(self.scores),
             scored_on=self.scored_on,
-            network=self.architecture,
+            network=self.architecture | {"network": name_of_part(self.architecture.get("network", "unet"))},
             mask_rule=self.mask_rule.to_dict(),
             image_size=_list_or_none(self.settings.IMAGE_SIZE),
             crop=_list_or_none(self.settings.CROP),
@@ -161,7 +164,7 @@ class Run:
     def _tell_resumed(self, saved: dict[str, Any], differences: dict[str, str], comparable: bool) -> None:
         """Prints after which epoch the run goes on, and what has changed since the checkpoint was saved."""
         old = saved.get("settings", {}) | {"PROCESSES": saved.get("processes", 1)}
-        new = vars(self.settings) | {"PROCESSES": processes.world_size()}
+        new = plain(self.settings) | {"PROCESSES": processes.world_size()}
         changes = [f"{name} {old[name]!r} -> {new[name]!r}" for name in new if name in old and old[name] != new[name]]
         if changes:
             listed = ", ".join(changes)
@@ -204,16 +207,21 @@ def fit_moments(optimizer: torch.optim.Optimizer) -> None:
     """Gives a loaded optimizer's moments the strides of their parameters, where they have others.
 
     Fused Adam looks at neither shapes nor strides: it reads and writes each moment as if its memory were laid out as
-    the parameter's, beyond its end if need be. ValueError: the state is not Adam's, or has other shapes.
+    the parameter's, beyond its end if need be. ValueError: the state is not of this optimizer, or has other shapes.
     """
+    names = _MOMENTS.get(type(optimizer))  # None: one of the user's own, which looks after its state itself
     for parameter, state in optimizer.state.items():
-        if state and state.keys() != _MOMENTS:
+        if state and names is not None and state.keys() != names:
             raise ValueError(f"it holds {', '.join(map(str, state))}")
         for name, value in state.items():
+            if not isinstance(value, torch.Tensor):
+                if value is not None and names is not None:
+                    raise ValueError(f"{name} is no tensor")
+                continue
             shape = torch.Size() if name == "step" else parameter.shape
-            if _is_foreign(value) or value.shape != shape:
+            if _is_foreign(value) or (names is not None and value.shape != shape):
                 raise ValueError(f"{name} is no tensor of shape {tuple(shape)}")
-            if name != "step" and value.stride() != parameter.stride():
+            if value.shape == parameter.shape and value.stride() != parameter.stride():
                 state[name] = torch.empty_like(parameter).copy_(value)
 
 
@@ -372,8 +380,11 @@ def load_weights(model: nn.Module, weights: Weights, source: str) -> None:
 # ---- a network from a checkpoint
 
 
-def load_network(path: str | Path) -> tuple[UNet | EncoderUNet, dict[str, Any]]:
+def load_network(path: str | Path, own: Any = None) -> tuple[Network, dict[str, Any]]:
     """The network of a file that train.py or the article's code saved, in eval mode, and the rest of its checkpoint.
+
+    `own`: NETWORK of a run that trained a network of the user's own, as "FILE.py:NAME" or the object itself. A file's
+    word alone imports nothing.
 
     The network takes images (N, 3, H, W) in [0, 1] and gives logits (N, 1, H, W), or (N, C, H, W) of the C classes of
     checkpoint["mask_rule"], a dictionary as of MaskRule. Where a file does not say what its channels are, they are
@@ -385,16 +396,33 @@ def load_network(path: str | Path) -> tuple[UNet | EncoderUNet, dict[str, Any]]:
     if architecture is None:
         raise UserError(f"{path}: does not say what network it is of, and its weights are not those of the plain one.")
     check_keys(path, {"network": architecture}, ["network"])  # where the weights alone say it
+    architecture = {"pads": was_padded(checkpoint), **architecture, "network": _chosen_network(path, architecture, own)}
     try:
-        with torch.device("meta"):  # without memory: the weights may be of a smaller network than the one that is named
-            network = build_network(**{"pads": was_padded(checkpoint), **architecture})
+        if is_own(architecture["network"]):
+            network = build_network(**architecture)
+        else:  # without memory: the weights may be of a smaller network than the one that is named
+            with torch.device("meta"):
+                network = build_network(**architecture)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    _complete_mask_rule(checkpoint, network.output_conv.out_channels)
+    _complete_mask_rule(checkpoint, network.out_channels)
     channels = MaskRule.from_dict(checkpoint["mask_rule"]).channels if "mask_rule" in checkpoint else 1
     _refuse_channels(path, network, channels)
     load_weights(network, checkpoint.pop("state_dict"), str(path))  # popped: its memory is free again
     return network.eval(), checkpoint
+
+
+def _chosen_network(path: str | Path, architecture: dict[str, Any], own: Any) -> Any:
+    """NETWORK of a checkpoint: the word of the project that it names, or `own`. UserError: which of both is unclear."""
+    name = architecture.get("network", "unet")
+    if own is None and is_own(name):
+        raise UserError(
+            f"{path}: its network is one of its author's own, {name}. Files that a checkpoint names are not run by "
+            f"themselves: if you trust it, name it, --network {shlex.quote(name)} (Predictor(..., network=...))."
+        )
+    if own is not None and not is_own(name):
+        raise UserError(f"{path}: its network is {name!r}, one of this project's. Leave NETWORK = None (--network).")
+    return name if own is None else own
 
 
 def was_padded(checkpoint: dict[str, Any]) -> bool:
@@ -422,9 +450,9 @@ def _complete_mask_rule(checkpoint: dict[str, Any], channels: int) -> None:
         checkpoint["mask_rule"] = mask_rule.to_dict()
 
 
-def _refuse_channels(path: str | Path, network: UNet | EncoderUNet, needed: int) -> None:
+def _refuse_channels(path: str | Path, network: Network, needed: int) -> None:
     """UserError where a network has other channels than RGB in and those of its masks out."""
-    inputs, outputs = network.in_channels, network.output_conv.out_channels
+    inputs, outputs = network.in_channels, network.out_channels
     if (inputs, outputs) != (3, needed):
         purpose = "one for the mask"
         if needed > 1:

@@ -15,7 +15,7 @@ from torch.export import Dim
 
 from parts.errors import UserError
 from parts.files import write_whole
-from parts.inference import stride_of
+from parts.networks import Network
 
 _READ_NAMES = {  # of classes: the expression that gives them from an exported file
     ".onnx": 'session.get_modelmeta().custom_metadata_map["classes"]',
@@ -32,7 +32,7 @@ class _Exported:
     runtime: str  # what runs it, in words
 
 
-def export(network: nn.Module, path: str | Path, names: Sequence[str] = ()) -> str:
+def export(network: Network, path: str | Path, names: Sequence[str] = ()) -> str:
     """Writes a network to `path` (.onnx or .pt2) with a free number of images, height and width.
 
     Its input `images` is float32 (N, 3, H, W) in [0, 1], its output `logits` (N, 1, H, W), foreground above 0, or
@@ -43,7 +43,7 @@ def export(network: nn.Module, path: str | Path, names: Sequence[str] = ()) -> s
     """
     path = Path(path)
     network = network.cpu().float().eval()
-    stride = stride_of(network)
+    stride = network.stride
     extra = {"classes": json.dumps(names)} if names else {}
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         file = Path(folder, "network" + path.suffix)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -19,6 +20,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from parts.errors import UserError
 from parts.masks import MaskRule
+from parts.networks import Network
 from parts.processes import keep_freed_memory, pick_device
 from parts.recipe import as_written, autocast_dtype
 
@@ -40,23 +42,7 @@ def say_nothing(window: int, windows: int) -> None:
 # ---- one network
 
 
-def stride_of(network: nn.Module) -> int:
-    """How many pixels of the picture one pixel of the deepest level stands for."""
-    return 2 ** (len(cast(nn.ModuleList, network.decoder)) // 2)
-
-
-def reach_of(network: nn.Module) -> int:
-    """How far from a pixel the plain U-Net sees, in pixels.
-
-    On the way down two 3x3 convolutions a level reach 2 * 2**level each side, on the way up as many, in the middle
-    2 * stride; the pooling cells add up to stride - 1. A torchvision encoder with more layers sees further, ever
-    fainter.
-    """
-    stride = stride_of(network)
-    return 4 * (stride - 1) + 2 * stride + stride - 1
-
-
-def fold_batchnorm(network: nn.Module) -> nn.Module:
+def fold_batchnorm(network: Network) -> Network:
     """Folds each BatchNorm into the convolution before it: the same function, faster. Changes `network`."""
     network.eval()
     for block in [module for module in network.modules() if isinstance(module, nn.Sequential)]:
@@ -69,7 +55,7 @@ def fold_batchnorm(network: nn.Module) -> nn.Module:
 
 
 def make_runner(
-    network: nn.Module, device: str = "auto", precision: str = "auto", batch_size: int | None = None, **options: Any
+    network: Network, device: str = "auto", precision: str = "auto", batch_size: int | None = None, **options: Any
 ) -> Runner:
     """The Runner of a network, which it changes, set up to be fast on a device.
 
@@ -140,7 +126,7 @@ class Runner:
     Logits are float32 (H, W), or (C, H, W) of a network of C > 1 `channels`.
     """
 
-    network: nn.Module
+    network: Network
     device: torch.device
     dtype: torch.dtype | None = None  # autocast's; None: no autocast
     batch_size: int = 1
@@ -149,12 +135,16 @@ class Runner:
     overlap: int | None = None
 
     def __post_init__(self) -> None:
-        self.channels = cast(nn.Conv2d, self.network.output_conv).out_channels
-        self.stride = stride_of(self.network)
-        self.reach = reach_of(self.network)
+        self.channels, self.stride = self.network.out_channels, self.network.stride
         self.window = max(self._rounded_up(self.window), 2 * self.stride)
-        overlap = 2 * self.reach + 2 * self.stride if self.overlap is None else self.overlap
-        self.shared = min(self._rounded_up(overlap), self.window // 2 // self.stride * self.stride)
+
+    @cached_property
+    def shared(self) -> int:
+        """Pixels that neighbouring windows share."""
+        overlap = self.overlap
+        if overlap is None:
+            overlap = 2 * self.network.reach + 2 * self.stride
+        return min(self._rounded_up(overlap), self.window // 2 // self.stride * self.stride)
 
     def fits(self, size: tuple[int, int]) -> bool:
         """Whether a picture of `size` (H, W) goes through the network in one piece."""
@@ -249,7 +239,7 @@ class Runner:
 
     def _ramp(self) -> np.ndarray:
         """Weights over an overlap: zero where the window's edge is within reach, then rising smoothly."""
-        margin = min(self.reach, (self.shared - self.stride) // 2)
+        margin = min(self.network.reach, (self.shared - self.stride) // 2)
         rise = (np.arange(self.shared, dtype=np.float32) + 0.5 - margin) / (self.shared - 2 * margin)
         return np.sin(np.clip(rise, 0, 1) * np.pi / 2) ** 2
 
@@ -326,7 +316,7 @@ class BatchPredictor:
         return self.mask_rule.labels_of(logits)
 
     def _labels_in_windows(self, images: torch.Tensor) -> torch.Tensor:
-        runner = Runner(self.model, self.device, self.dtype)
+        runner = Runner(cast(Network, self.model), self.device, self.dtype)
         self._refuse_channels(runner.channels)
         labels = torch.empty(len(images), 1, *images.shape[2:], dtype=torch.uint8, device=self.device)
         cudnn, benchmark = torch.backends.cudnn, torch.backends.cudnn.benchmark

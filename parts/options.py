@@ -8,6 +8,8 @@
     settings.NUM_EPOCHS  # 5 after `python script.py --num-epochs 5`
 
 A constant is an upper-case name that the script itself assigns: not an imported one, and none that begins with _.
+A constant that chooses a part (a loss, a network) takes one of the project's words, "mine.py:name", or the object
+itself; parts/own.py gives the object for all of them.
 Without a rule in the table a constant follows the rule of its value: True makes a switch, 5e-4 takes a number, "adamw"
 text, (1, 2) numbers. A constant that is any other object has no flag.
 """
@@ -31,6 +33,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from parts.errors import UserError
+from parts.own import is_own, name_of_part
 
 # ---- rules: what a constant may be
 
@@ -125,6 +128,56 @@ def either(rule: Rule, *choices: str | None) -> Rule:
 def optional(rule: Rule) -> Rule:
     """What the rule takes, or None."""
     return either(rule, None)
+
+
+def part(*choices: str) -> Rule:
+    """One of some words, or a part of one's own: "mine.py:name", or the object itself. See parts/own.py."""
+    listed = "".join(f"{choice}, " for choice in choices)
+
+    def accepts(value: Any) -> bool:
+        if isinstance(value, str):
+            return value in choices or is_own(value)
+        return not _is_plain(value)
+
+    return Rule(f'{listed}"FILE.py:NAME", or the object itself', accepts, lambda given: given[0], "NAME")
+
+
+def sum_of(rule: Rule) -> Rule:
+    """Parts joined with +, each perhaps with a factor: "0.5*bce + dice"; or a single object."""
+
+    def accepts(value: Any) -> bool:
+        if isinstance(value, str):
+            terms = terms_of(value)
+            return all(math.isfinite(factor) and rule.accepts(name) for factor, name in terms)
+        return rule.accepts(value)
+
+    return replace(rule, wanted=f"terms joined with +, each {rule.wanted}", accepts=accepts)
+
+
+def terms_of(text: str) -> list[tuple[float, str]]:
+    """[(0.5, "bce"), (1.0, "dice")] of "0.5*bce + dice"; the factor of a term that cannot be read is not a number."""
+    terms = []
+    for term in text.split("+"):
+        factor, times, name = term.rpartition("*")
+        value = 1.0
+        if times:
+            literal = _literal(factor.strip())
+            value = literal if type(literal) in (int, float) else math.nan
+        terms.append((value, name.strip()))
+    return terms
+
+
+def parts(*choices: str) -> Rule:
+    """A tuple of any number of such parts."""
+    one = part(*choices)
+
+    def accepts(value: Any) -> bool:
+        return isinstance(value, tuple) and all(map(one.accepts, value))
+
+    def read(given: list[str]) -> Any:
+        return () if given == ["none"] else tuple(given)
+
+    return Rule(f"any number of: {one.wanted}", accepts, read, "NAME", several=True)
 
 
 def sizes(count: int | None = None) -> Rule:
@@ -550,8 +603,16 @@ def _refuse_wrong(settings: Mapping[str, Any], constants: Mapping[str, _Constant
 
 
 def plain(settings: SimpleNamespace) -> dict[str, Any]:
-    """The settings that can be kept in a file: all but the constants that are objects."""
-    return {name: value for name, value in vars(settings).items() if _is_plain(value)}
+    """The settings as a file can keep them: of an object its name."""
+    return {name: _named(value) for name, value in vars(settings).items()}
+
+
+def _named(value: Any) -> Any:
+    if _is_plain(value):
+        return value
+    if isinstance(value, tuple):
+        return tuple(map(_named, value))
+    return name_of_part(value)
 
 
 def table(settings: SimpleNamespace) -> str:

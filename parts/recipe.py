@@ -1,4 +1,4 @@
-"""How the weights are updated: precision, loss, optimizer, schedule, random variations and sizes."""
+"""How the weights are updated: precision, optimizer, schedule, random variations and sizes."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import math
 import platform
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,11 +22,9 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from parts.errors import UserError, ran_out_of_memory, tell
 from parts.masks import IGNORED, MaskRule
+from parts.own import faults_of, is_own, load_part
 
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
-LOSSES = {"bce": False, "bce+dice": True}  # whether Dice is added
-OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
-SCHEDULES = ("constant", "linear", "cosine", "plateau")
 FULL_SIZE_FROM = 0.95  # share of the steps after which images that have grown have IMAGE_SIZE
 
 
@@ -121,114 +119,92 @@ def describe_dtype(device: torch.device, dtype: torch.dtype | None) -> str:
     return str(dtype or torch.float32).removeprefix("torch.")
 
 
-# ---- loss
-
-
-class Loss(nn.Module):
-    """Cross-entropy, to which "bce+dice" adds the soft Dice loss, in float32: logits (N, C, H, W) -> a scalar.
-
-    Targets are {0, 1} in floats (N, 1, H, W) for C = 1, and the cross-entropy is binary; or labels in uint8
-    (N, 1, H, W): classes 0 ... C - 1, or {0, 1} for C = 1, and IGNORED, which counts in neither term. The
-    cross-entropy is the mean over pixels.
-    Dice as in Milletari, Navab, Ahmadi: V-Net, 2016, section 3, with plain sums in the denominator; of each image,
-    then the mean, as it is scored. With several classes it is the mean over those that the image holds: for the others
-    the loss could only ask that nothing is predicted, which it asks already through the classes that are there. One
-    pixel is added to numerator and denominator, so that an empty mask that is predicted empty costs nothing, nor does
-    an image that is ignored.
-    """
-
-    def __init__(self, name: str) -> None:
-        super().__init__()
-        self.dice = LOSSES[name]
-
-    def forward(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        if targets.dtype == torch.uint8:
-            return self._of_labels(logits.float(), targets)
-        logits, targets = logits.float(), targets.float()
-        loss = F.binary_cross_entropy_with_logits(logits, targets)
-        if self.dice:
-            probabilities, targets = logits.sigmoid().flatten(1), targets.flatten(1)
-            both = (probabilities * targets).sum(1)
-            areas = probabilities.sum(1) + targets.sum(1)
-            loss = loss + 1 - ((2 * both + 1) / (areas + 1)).mean()
-        return loss
-
-    def _of_labels(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        kept = (labels != IGNORED).float()
-        if logits.shape[1] == 1:
-            truth = labels * kept
-            cross_entropy = F.binary_cross_entropy_with_logits(logits, truth, weight=kept, reduction="sum")
-            probabilities = logits.sigmoid()
-        else:
-            classes = torch.arange(logits.shape[1], dtype=torch.uint8, device=labels.device)[:, None, None]
-            truth = (labels == classes).float()  # (N, C, H, W), no class where a pixel is ignored
-            logs = logits.contiguous().log_softmax(1)  # along strides of 1, every sum below would be slow on a CPU
-            cross_entropy = -(logs * truth).sum()
-            probabilities = logs.exp()
-        loss = cross_entropy / kept.sum().clamp(min=1)
-        if self.dice:
-            both, true = (probabilities * truth).sum((2, 3)), truth.sum((2, 3))  # (N, C)
-            dice = (2 * both + 1) / ((probabilities * kept).sum((2, 3)) + true + 1)
-            counted = torch.ones_like(true)
-            if truth.shape[1] > 1:
-                counted = true > 0  # the classes that an image holds
-            loss = loss + (((1 - dice) * counted).sum(1) / counted.sum(1).clamp(min=1)).mean()
-        return loss
-
-
 # ---- optimizer and schedule
 
 
-def make_optimizer(network: nn.Module, name: str, learning_rate: float, weight_decay: float) -> torch.optim.Optimizer:
-    """Adam or AdamW, fused where the device can; biases and normalisation are not decayed."""
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "sgd": partial(torch.optim.SGD, momentum=0.9, nesterov=True),
+}
+# The factor of the learning rate in `step` of the `total` after the warm-up; "plateau" lowers it by Dice besides
+SCHEDULES: dict[str, Callable[[int, int], float]] = {
+    "constant": lambda step, total: 1.0,
+    "linear": lambda step, total: (total - step) / total,
+    "cosine": lambda step, total: 0.5 * (1 - math.cos(math.pi * ((total - step) / total))),
+    "plateau": lambda step, total: 1.0,
+}
+_OPTIMIZER_CONTRACT = (
+    "An optimizer is made by OPTIMIZER(groups, lr=...), where groups are dictionaries of params and weight_decay."
+)
+_SCHEDULE_CONTRACT = "A schedule is a function (step, total) -> factor of LEARNING_RATE, for 0 <= step < total."
+
+
+def make_optimizer(
+    network: nn.Module, optimizer: Any, learning_rate: float, weight_decay: float
+) -> torch.optim.Optimizer:
+    """The optimizer that OPTIMIZER names, fused where the device can; biases and normalisation are not decayed.
+
+    `optimizer`: a word of OPTIMIZERS, or one's own, as "FILE.py:NAME" or the object itself. UserError: it is not what
+    the contract says.
+    """
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
     weights = [parameter for parameter in parameters if parameter.dim() > 1]
     others = [parameter for parameter in parameters if parameter.dim() <= 1]
     groups = [{"params": weights, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
-    fused = parameters[0].device.type in ("cpu", "cuda")
-    return OPTIMIZERS[name](groups, lr=learning_rate, fused=fused)
-
-
-def learning_rate_factor(step: int, total: int, name: str, warmup: float) -> float:
-    """The factor of the learning rate in `step` (0 ... total - 1) of the schedule `name`.
-
-    It depends on the step alone, so that a run that is resumed goes on exactly. `warmup`: the share of all steps in
-    which it rises to 1.
-    """
-    rising = round(total * warmup)
-    if step < rising:
-        return (step + 1) / (rising + 1)
-    left = (total - step) / max(1, total - rising)  # 1 after the warm-up, just above 0 at the end
-    if name == "linear":
-        return left
-    if name == "cosine":
-        return 0.5 * (1 - math.cos(math.pi * left))
-    return 1.0
+    make = load_part("OPTIMIZER", optimizer, OPTIMIZERS)
+    if not is_own(optimizer):
+        return make(groups, lr=learning_rate, fused=parameters[0].device.type in ("cpu", "cuda"))
+    with faults_of("OPTIMIZER", optimizer, _OPTIMIZER_CONTRACT):
+        made = make(groups, lr=learning_rate)
+        if not isinstance(made, torch.optim.Optimizer):
+            raise TypeError(f"a {type(made).__name__} is no torch.optim.Optimizer")
+        return made
 
 
 class Schedule:
-    """The learning rate by the step, and for "plateau" by validation Dice as well."""
+    """The learning rate by the step, and for "plateau" by validation Dice as well.
+
+    `schedule`: a word of SCHEDULES, or one's own, as "FILE.py:NAME" or the function itself. `warmup`: the share of all
+    steps in which the learning rate rises to its height. What it is depends on the step alone, so that a run that is
+    resumed goes on exactly. UserError: a function of one's own is not what the contract says.
+    """
 
     def __init__(
         self,
         optimizer: torch.optim.Optimizer,
-        name: str,
+        schedule: Any,
         steps_per_epoch: int,
         epochs: int,
         warmup: float = 0.0,
         plateau_patience: int = 3,
     ) -> None:
-        self.optimizer, self.name, self.warmup = optimizer, name, warmup
+        self.optimizer, self.schedule = optimizer, schedule
+        self.factor = load_part("SCHEDULE", schedule, SCHEDULES)
         self.steps_per_epoch, self.total = steps_per_epoch, steps_per_epoch * epochs
+        self.rising = round(self.total * warmup)
+        self.factor_of(self.rising)  # tries one of the user's own
         self.start: float = optimizer.param_groups[0]["lr"]  # LEARNING_RATE
         self.height = self.start  # after the warm-up; the plateau schedule lowers it
         self.plateau: ReduceLROnPlateau | None = None
-        if name == "plateau":
+        if schedule == "plateau":
             self.plateau = ReduceLROnPlateau(optimizer, mode="max", factor=0.1, patience=plateau_patience)
 
     def before_step(self, step: int) -> None:
         """Sets the learning rate of `step`, counted from 0 over the whole run."""
-        self._set(self.height * learning_rate_factor(step, self.total, self.name, self.warmup))
+        self._set(self.height * self.factor_of(step))
+
+    def factor_of(self, step: int) -> float:
+        """The factor of the learning rate in `step`."""
+        if step < self.rising:
+            return (step + 1) / (self.rising + 1)
+        if not is_own(self.schedule):
+            return self.factor(step - self.rising, self.total - self.rising)
+        with faults_of("SCHEDULE", self.schedule, _SCHEDULE_CONTRACT):
+            factor = float(self.factor(step - self.rising, self.total - self.rising))
+            if not 0 <= factor < math.inf:
+                raise ValueError(f"gives {factor}")
+            return factor
 
     def after_epoch(self, dice: float) -> None:
         """Tells the plateau schedule the Dice of validation."""
@@ -435,7 +411,7 @@ def compile_or_not(model: nn.Module, shape: Sequence[int], dtype: torch.dtype | 
         # each that HALF_SIZE passes through.
         model.compile(options={"force_layout_optimization": True})
         for factor in {1.0, size_factor(0.0, half_size)}:
-            batch, _ = shrink_batch(images, images, factor, network.smallest)
+            batch, _ = shrink_batch(images, images, factor, network.stride)
             with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
                 model(batch).sum().backward()
     except Exception as error:  # whatever the compiler fails with: training goes on without it

@@ -5,12 +5,16 @@ One foreground is counted as two classes are, background and foreground; its sco
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
+
+from parts.errors import UserError
+from parts.own import faults_of, load_part, name_of_part
 
 _COUNTED = 2**22  # pixels of an image that are counted at once: each takes 24 bytes then
 
@@ -40,6 +44,7 @@ class Scores:
     # By class, in lists: "names"; "dice", "iou" (None for a class that is neither true nor predicted in any image);
     # "share" of the true pixels; "confusion", counts of pixels, rows true, columns predicted. None for one foreground
     classes: dict[str, Any] | None = field(default=None, repr=False)
+    metrics: dict[str, float] = field(default_factory=dict)  # what METRICS asks for, by name
 
 
 # ---- counts of pixels
@@ -87,16 +92,83 @@ def selection_dice(both: np.ndarray, predicted: np.ndarray, true: np.ndarray) ->
     return float(dice_from_counts(both, predicted, true)[nonempty].mean())
 
 
+# ---- metrics: further scores of those counts
+
+Metric = Callable[[int, int, int, int], float]  # (tp, fp, fn, tn), of an image and class; NaN where it has none
+_METRIC_CONTRACT = "A metric is a function (tp, fp, fn, tn), pixels of an image and class, -> number, NaN for none."
+
+
+def precision(tp: int, fp: int, fn: int, tn: int) -> float:
+    """The share of the predicted pixels that are right."""
+    return tp / (tp + fp) if tp + fp else math.nan
+
+
+def recall(tp: int, fp: int, fn: int, tn: int) -> float:
+    """The share of the true pixels that are predicted."""
+    return tp / (tp + fn) if tp + fn else math.nan
+
+
+_COLUMNS = ("epoch", "learning_rate")  # of a history, beside those of Scores
+KNOWN_METRICS: dict[str, Metric] = dict(precision=precision, recall=recall)
+
+
+def load_metrics(chosen: Sequence[Any]) -> dict[str, Metric]:
+    """{column: metric} of METRICS, each a word or one's own, as "FILE.py:NAME" or the function itself.
+
+    The column of one's own has the name of the function. UserError: it does not exist, or is not what the contract
+    says, or two have the same name.
+    """
+    metrics: dict[str, Metric] = {}
+    for value in chosen:
+        name = name_of_part(value).rpartition(":")[2].rpartition(".")[2]
+        if name in metrics or name in Scores.__dataclass_fields__ or name in _COLUMNS:
+            raise UserError(f"METRICS: the history has a column {name} already; give the function another name.")
+        metric = load_part("METRICS", value, KNOWN_METRICS)
+        with faults_of("METRICS", value, _METRIC_CONTRACT):
+            for counts in ((3, 0, 0, 6), (1, 2, 3, 4), (0, 0, 5, 4), (0, 5, 0, 4)):
+                float(metric(*counts))
+        metrics[name] = metric
+    return metrics
+
+
+def mean_metric(metric: Metric, overlap: np.ndarray, labels: Sequence[int]) -> float:
+    """A metric's mean, as that of Dice: over images, of several classes over each one's images, then over the classes.
+
+    overlap: counts (N, 3, L), as of overlap_of. labels: those that are scored, the foreground or all classes. An image
+    in which there is nothing of a label and nothing is predicted does not count, nor does a NaN.
+    """
+    means = []
+    for label in labels:
+        both, predicted, true = overlap[..., label].T.astype(np.int64)
+        pixels = overlap[:, 2].sum(1).astype(np.int64)
+        counted = np.stack([both, predicted - both, true - both, pixels - predicted - true + both], 1)
+        values = [float(metric(*counts)) for counts in counted[predicted + true > 0].tolist()]
+        values = [value for value in values if not math.isnan(value)]
+        if values:
+            means.append(sum(values) / len(values))
+    return sum(means) / len(means) if means else math.nan
+
+
 # ---- scores of many images
 
 
-def scores_of(overlap: np.ndarray, confusion: np.ndarray, class_names: Sequence[str]) -> Scores:
+def scores_of(
+    overlap: np.ndarray, confusion: np.ndarray, class_names: Sequence[str], metrics: Mapping[str, Metric] | None = None
+) -> Scores:
     """The Scores of all images, from each one's counts (N, 3, L), as of overlap_of, and the sum of confusions (L, L).
 
-    class_names: those of a MaskRule, () for one foreground.
+    class_names: those of a MaskRule, () for one foreground. metrics: as of load_metrics.
     """
     if class_names:
-        return class_scores(overlap, confusion, class_names)
+        scores, labels = class_scores(overlap, confusion, class_names), range(len(class_names))
+    else:
+        scores, labels = _foreground_scores(overlap, confusion), range(1, 2)
+    scores.metrics = {name: mean_metric(metric, overlap, labels) for name, metric in (metrics or {}).items()}
+    return scores
+
+
+def _foreground_scores(overlap: np.ndarray, confusion: np.ndarray) -> Scores:
+    """The Scores of one foreground, from each image's counts (N, 3, 2) and the sum of confusions (2, 2)."""
     both, predicted, true = np.asarray(overlap)[..., 1].T
     confusion = np.asarray(confusion).astype(np.int64)
     pixels = max(1, int(confusion.sum()))
@@ -162,9 +234,10 @@ def summary(scores: Scores, pixels: int) -> str:
         detail = f": means over {count} classes"
     elif scores.dice_nonempty != scores.dice:
         detail = f"; Dice {scores.dice_nonempty:.4f} of images that hold something or are predicted to"
+    further = "".join(f", {name} {value:.4f}" for name, value in scores.metrics.items())
     lines.append(
         f"Got {round(scores.accuracy * pixels)}/{pixels} pixels right, accuracy {100 * scores.accuracy:.2f} %; "
-        f"Dice {scores.dice:.4f}, IoU {scores.iou:.4f}{detail}"
+        f"Dice {scores.dice:.4f}, IoU {scores.iou:.4f}{further}{detail}"
     )
     return "\n".join(lines)
 

@@ -308,13 +308,13 @@ def test_the_articles_checkpoint_is_gone_on_from(saved):
     assert (run.history, run.since, run.scores) == ([], 0, None)
 
 
-def test_an_object_of_the_users_is_no_part_of_a_checkpoint(tmp_path):
+def test_a_checkpoint_keeps_the_name_of_an_object_of_the_users(tmp_path):
     run = make_run(MaskRule())
     run.settings.TRANSFORM, run.settings.CLASSES = torch.nn.Identity(), {"road": (3, 4)}
     run.record(0.5, scores_of(MaskRule()))
     save_checkpoint(run.state(), tmp_path / "run.pth")
     settings = read_checkpoint(tmp_path / "run.pth")["settings"]
-    assert "TRANSFORM" not in settings and settings["CLASSES"] == {"road": (3, 4)}
+    assert settings["TRANSFORM"] == "linear.py:Identity" and settings["CLASSES"] == {"road": (3, 4)}
 
 
 @pytest.mark.parametrize("names", [("sky", "road"), ("road", "sky", "car"), ("sky", "road", "bus"), ()])

@@ -8,7 +8,7 @@ import torch
 from predicting import blobs
 
 from parts.errors import UserError
-from parts.inference import Runner, fold_batchnorm, make_runner, reach_of
+from parts.inference import Runner, fold_batchnorm, make_runner
 from unet import UNet
 
 CPU = torch.device("cpu")
@@ -63,7 +63,7 @@ def alone(network, image):
 def test_windows_give_the_whole_pictures_mask(network, size):
     image = blobs(*size)
     runner = Runner(network, CPU, window=128)
-    assert runner.shared >= 2 * runner.reach and not runner.fits(size)
+    assert runner.shared >= 2 * network.reach and not runner.fits(size)
     told = []
     whole = runner.logits(image[None])(0)
     windows = runner.logits_in_windows(image, lambda number, total: told.append((number, total)))
@@ -93,7 +93,7 @@ def test_weights_of_all_windows_sum_to_one(network):
 
 def test_nothing_beyond_its_reach_changes_a_logit(network):
     runner, image = Runner(network, CPU), blobs(96, 96)
-    reach = reach_of(network)
+    reach = network.reach
     other = image.copy()
     other[:, 50:] = 255 - other[:, 50:]
     apart = np.abs(runner.logits(image[None])(0) - runner.logits(other[None])(0)).max(axis=0)

@@ -58,104 +58,6 @@ def test_an_overflow_leaves_a_step_out_and_halves_the_scale():
     assert torch.equal(weight, before) and scaler.get_scale() < scale
 
 
-def logits_of(chances):
-    return torch.logit(torch.tensor(chances, dtype=torch.float64)).float().reshape(1, 1, 2, 2)
-
-
-def test_losses_worked_out_by_hand():
-    targets = torch.tensor([[[[1.0, 0.0], [0.0, 0.0]]]])
-    logits = logits_of([0.5, 0.5, 0.25, 0.25])
-    bce = -(2 * math.log(0.5) + 2 * math.log(0.75)) / 4
-    dice = (2 * 0.5 + 1) / (1.5 + 1 + 1)
-    assert recipe.Loss("bce")(logits, targets).item() == pytest.approx(bce)
-    assert recipe.Loss("bce+dice")(logits, targets).item() == pytest.approx(bce + 1 - dice)
-    empty = recipe.Loss("bce+dice")(torch.full((2, 1, 4, 4), -30.0), torch.zeros(2, 1, 4, 4))
-    assert empty.item() == pytest.approx(0, abs=1e-6)
-    assert recipe.Loss("bce+dice")(logits.bfloat16(), targets).dtype == torch.float32
-
-
-def test_the_dice_loss_is_of_each_image_then_the_mean():
-    logits = torch.cat([torch.full((1, 1, 8, 8), 30.0), torch.full((1, 1, 8, 8), -30.0)])
-    targets = torch.cat([torch.ones(1, 1, 8, 8), torch.ones(1, 1, 8, 8)])
-    parts = [recipe.Loss("bce+dice")(logits[i : i + 1], targets[i : i + 1]).item() for i in (0, 1)]
-    assert recipe.Loss("bce+dice")(logits, targets).item() == pytest.approx(sum(parts) / 2)
-
-
-def labels_of(*images):
-    """Labels (N, 1, H, W) of images that are lists of rows."""
-    return torch.tensor(images, dtype=torch.uint8)[:, None]
-
-
-def test_losses_of_classes_worked_out_by_hand():
-    """Two images of two by two pixels and three classes; an ignored pixel; a class that one image does not hold."""
-    chances = torch.tensor([[0.5, 0.25, 0.25], [0.125, 0.5, 0.375], [0.25, 0.25, 0.5], [0.0625, 0.0625, 0.875]])
-    logits = chances.log().T.reshape(1, 3, 2, 2).repeat(2, 1, 1, 1) + 3  # what all classes share counts nothing
-    labels = labels_of([[0, 1], [1, 255]], [[2, 2], [2, 2]])
-    right = [0.5, 0.5, 0.25, 0.25, 0.375, 0.5, 0.875]
-    entropy = -sum(map(math.log, right)) / 7
-    first = [(2 * 0.5 + 1) / (0.875 + 1 + 1), (2 * 0.75 + 1) / (1.0 + 2 + 1)]  # its classes 0 and 1, of three pixels
-    second = (2 * 2.0 + 1) / (2.0 + 4 + 1)
-    assert recipe.Loss("bce")(logits, labels).item() == pytest.approx(entropy)
-    dice = (1 - sum(first) / 2 + 1 - second) / 2
-    assert recipe.Loss("bce+dice")(logits, labels).item() == pytest.approx(entropy + dice)
-    assert recipe.Loss("bce+dice")(logits.bfloat16(), labels).dtype == torch.float32
-    last = logits.contiguous(memory_format=torch.channels_last)
-    assert recipe.Loss("bce+dice")(last, labels).item() == pytest.approx(entropy + dice)
-
-
-def test_two_classes_lose_what_one_foreground_does():
-    one = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 4
-    targets = (torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(1)) < 0.4).float()
-    targets[1] = 0  # an empty mask is asked for nothing
-    both = torch.cat([torch.zeros_like(one), one], 1)
-    found = recipe.Loss("bce")(both, targets.byte())
-    torch.testing.assert_close(found, recipe.Loss("bce")(one, targets), rtol=1e-6, atol=0)
-    for name in recipe.LOSSES:  # and as labels of one foreground, no pixel of them ignored
-        torch.testing.assert_close(recipe.Loss(name)(one, targets.byte()), recipe.Loss(name)(one, targets))
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("name", recipe.LOSSES)
-def test_ignored_pixels_count_nowhere(name, channels):
-    """The loss is that of the picture without them, whatever is predicted there, and nothing is learnt from them."""
-    draws = torch.Generator().manual_seed(0)
-    logits = torch.randn(2, channels, 8, 6, generator=draws)
-    labels = torch.randint(0, max(2, channels), (2, 1, 8, 6), generator=draws, dtype=torch.uint8)
-    expected = recipe.Loss(name)(logits, labels)
-    framed = torch.full((2, channels, 10, 9), 20.0)
-    framed[:, :, 1:9, 2:8] = logits
-    around = torch.full((2, 1, 10, 9), recipe.IGNORED, dtype=torch.uint8)
-    around[:, :, 1:9, 2:8] = labels
-    framed.requires_grad_()
-    loss = recipe.Loss(name)(framed, around)
-    torch.testing.assert_close(loss, expected)
-    loss.backward()
-    ignored = (around == recipe.IGNORED).expand_as(framed)
-    assert (framed.grad[ignored] == 0).all() and (framed.grad[~ignored] != 0).all()
-
-
-@pytest.mark.parametrize("channels", [1, 4])
-@pytest.mark.parametrize("name", recipe.LOSSES)
-def test_images_without_any_label_lose_nothing(name, channels):
-    logits = torch.randn(2, channels, 4, 4, generator=torch.Generator().manual_seed(0), requires_grad=True)
-    labels = torch.full((2, 1, 4, 4), recipe.IGNORED, dtype=torch.uint8)
-    loss = recipe.Loss(name)(logits, labels)
-    loss.backward()
-    assert loss.item() == 0 and not logits.grad.any()
-    labels[0] = 1
-    logits.grad = None
-    recipe.Loss(name)(logits, labels).backward()
-    assert logits.grad[0].all() and not logits.grad[1].any() and torch.isfinite(logits.grad).all()
-
-
-def test_a_class_that_no_image_holds_does_no_harm():
-    """Its own Dice is not asked for: predicting what is there loses nothing, however many classes there are."""
-    labels = labels_of([[0, 2], [2, 255]], [[4, 4], [0, 4]])
-    known = labels.where(labels != recipe.IGNORED, torch.tensor(3, dtype=torch.uint8))  # the ignored pixel as class 3
-    logits = 30.0 * (known == torch.arange(5)[:, None, None])
-    assert recipe.Loss("bce+dice")(logits, labels).item() == pytest.approx(0, abs=1e-6)
-
-
 def test_the_label_that_is_ignored_is_the_masks():
     assert recipe.IGNORED == IGNORED
 
@@ -171,13 +73,19 @@ def test_the_optimizer_decays_weights_alone(name):
     assert isinstance(optimizer, torch.optim.AdamW) == (name == "adamw")
 
 
+def factors_of(schedule, warmup=0.0, total=100):
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    made = recipe.Schedule(optimizer, schedule, total, 1, warmup)
+    return [made.factor_of(step) for step in range(total)]
+
+
 def test_schedules_rise_and_fall():
-    linear = [recipe.learning_rate_factor(step, 100, "linear", 0.2) for step in range(100)]
+    linear = factors_of("linear", 0.2)
     assert linear[:20] == sorted(linear[:20]) and linear[20] == 1 and linear[20:] == sorted(linear[20:], reverse=True)
     assert linear[60] == 0.5 and 0 < linear[99] < 0.02
-    cosine = [recipe.learning_rate_factor(step, 100, "cosine", 0) for step in range(100)]
+    cosine = factors_of("cosine")
     assert cosine[0] == 1 and cosine[50] == pytest.approx(0.5) and cosine[99] < 0.001
-    assert {recipe.learning_rate_factor(step, 100, "constant", 0) for step in range(100)} == {1}
+    assert set(factors_of("constant")) == {1}
 
 
 def test_the_plateau_schedule_waits_for_its_patience_and_resumes():
@@ -310,6 +218,11 @@ def test_images_grow_from_half_their_size_and_masks_stay_binary():
     assert recipe.shrink_batch(images, masks, 1.0, 16)[0] is images
 
 
+def labels_of(*images):
+    """Labels (N, 1, H, W) of images that are lists of rows."""
+    return torch.tensor(images, dtype=torch.uint8)[:, None]
+
+
 def test_labels_shrink_to_what_most_of_a_pixel_has():
     images = torch.rand(2, 3, 8, 12, generator=torch.Generator().manual_seed(0))
     blocks = labels_of([[3, 3, 7, 9], [3, 0, 9, 9], [255, 5, 1, 2], [255, 255, 6, 4]])
@@ -414,7 +327,7 @@ def test_two_graphs_serve_every_size_of_half_size_and_a_later_failure_is_no_end(
     images = torch.rand(2, 3, 32, 48).contiguous(memory_format=torch.channels_last)
     sizes = set()
     for step in (40, 62, 74, 86, 99):
-        batch = recipe.shrink_batch(images, images, recipe.size_factor(step / 100, 0.5), network.smallest)[0]
+        batch = recipe.shrink_batch(images, images, recipe.size_factor(step / 100, 0.5), network.stride)[0]
         network(batch).sum().backward()
         sizes.add(batch.shape)
     assert len(sizes) == 5 and graphs() == first + 2
@@ -494,6 +407,6 @@ def test_what_is_scored_are_labels(mask_rule, masks, expected, shape):
 
 
 def test_the_learning_rate_rises_from_above_zero_to_its_height():
-    factors = [recipe.learning_rate_factor(step, 20, "linear", 0.2) for step in range(20)]
+    factors = factors_of("linear", 0.2, total=20)
     assert factors[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
     assert factors[-1] == pytest.approx(1 / 16)
