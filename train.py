@@ -13,7 +13,7 @@ from __future__ import annotations
 import shlex
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -370,7 +370,9 @@ def load_parts(s: SimpleNamespace) -> None:
     Loss(s.LOSS)
     load_metrics(s.METRICS)
     load_logger(s.LOGGER)
-    words = dict(NETWORK=NETWORKS, OPTIMIZER=recipe.OPTIMIZERS, SCHEDULE=recipe.SCHEDULES, AUGMENT={})
+    words: dict[str, Mapping] = dict(
+        NETWORK=NETWORKS, OPTIMIZER=recipe.OPTIMIZERS, SCHEDULE=recipe.SCHEDULES, AUGMENT={}
+    )
     for name, choices in words.items():
         load_part(name, getattr(s, name), choices)
 
