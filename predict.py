@@ -4,6 +4,7 @@
     python predict.py folder/ --masks masks/          also Dice and IoU at the masks' own size
     python predict.py test/ --submission submission.csv.gz --no-save-masks     Kaggle's rows
     python predict.py --export model.onnx             the network for elsewhere (or model.pt2)
+    Predictor("best.pth")("photo.jpg")                the same mask as an array, in Python
 
 Writes OUTPUT_DIR/name.png for each image: 0 and 255, of exactly its height and width (as its EXIF data
 turn it), in the same tree of names; of each page or frame name_0.png, name_1.png ... where a file has
@@ -13,13 +14,14 @@ status is 1 then; 2 where nothing can be done.
 """
 
 import sys
-from collections.abc import Callable, Sequence
-from functools import partial
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path, PurePath
 from types import SimpleNamespace
 from typing import Any
 
 import cv2
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -31,9 +33,22 @@ from parts.export import export
 from parts.files import cores, digest_of
 from parts.inference import MIRRORS, Runner, make_runner
 from parts.mask_rules import find_mask_rule
-from parts.masks import MaskRule
+from parts.masks import MaskRule, encode_mask
 from parts.names import Pair, Picture, find_masks, find_pictures
-from parts.options import any_value, either, file_path, number, one_of, optional, part, settings_of, sizes, whole
+from parts.networks import Network
+from parts.options import (
+    any_value,
+    either,
+    file_path,
+    file_paths,
+    number,
+    one_of,
+    optional,
+    part,
+    settings_of,
+    sizes,
+    whole,
+)
 from parts.output_folder import OutputFolder, Planned, check_plan, plan_files
 from parts.outputs import (
     Failures,
@@ -47,11 +62,21 @@ from parts.outputs import (
     UniformMasks,
     WorstSheet,
 )
-from parts.predictions import ClassDecision, Decision, ForegroundDecision, Output, PictureReader, Size, predict_pictures
+from parts.predictions import (
+    ClassDecision,
+    Decision,
+    ForegroundDecision,
+    Output,
+    PictureReader,
+    Prediction,
+    Size,
+    predict_batch,
+    predict_pictures,
+)
 from parts.recipe import PRECISIONS
 from parts.spec import DataSpec
 
-CHECKPOINT = "best.pth"  # what train.py saved: the weights, and all that is to be known about the network
+CHECKPOINT: str | tuple = "best.pth"  # what train.py saved; of several files the networks' probabilities are averaged
 NETWORK: Any = None  # of a checkpoint of your own network, what train.py's NETWORK was: "mine.py:Net"
 OUTPUT_DIR = "predictions"  # where the masks go
 SAVE_MASKS = True  # write them; off where the scores or the submission are all that is wanted
@@ -74,6 +99,7 @@ DEVICE = "auto"  # or cuda, mps, cpu
 PRECISION = "auto"  # bfloat16 where it is faster (a CPU is timed), float16 on older CUDA, else float32; or one of these
 # What the constants may be, where their values alone do not tell; MASK_NAME stands in dataset.py.
 _RULES = dict(
+    CHECKPOINT=file_paths(),
     NETWORK=optional(part()),
     PROBABILITIES=one_of(None, 8, 16),
     THRESHOLD=either(number(above=0, below=1), "auto"),
@@ -104,6 +130,7 @@ def check(s: SimpleNamespace) -> None:
     kept = s.SAVE_MASKS or s.OVERLAYS or s.PROBABILITIES or s.MASKS or s.SUBMISSION
     for is_wrong, problem in (
         (s.THRESHOLD == "auto" and not s.MASKS, 'THRESHOLD = "auto" needs MASKS to choose it by.'),
+        (s.EXPORT and len(checkpoints_of(s)) > 1, "EXPORT writes one network: give one CHECKPOINT."),
         (s.EXPORT and s.inputs, "EXPORT writes the network and takes no images; run it without them."),
         (not s.EXPORT and not kept, "Nothing would be kept: leave SAVE_MASKS on, or ask for more."),
         (not s.EXPORT and not s.inputs, "Which images? Name files or folders; see --help."),
@@ -120,8 +147,163 @@ def refuse_for_classes(s: SimpleNamespace, names: Sequence[str]) -> None:
         listed = [*names[:12], "..."] if len(names) > 12 else names
         cures = [f"{name} = {value!r}" for name, value in defaults.items()]
         raise UserError(
-            f"{s.CHECKPOINT}: its network tells {len(names)} classes ({', '.join(listed)}), and these are for one "
-            f"foreground: {', '.join(wrong)}. Leave them at {', '.join(cures)}."
+            f"{list_files(checkpoints_of(s))}: its network tells {len(names)} classes ({', '.join(listed)}), and these "
+            f"are for one foreground: {', '.join(wrong)}. Leave them at {', '.join(cures)}."
+        )
+
+
+# ---- the network
+
+
+def checkpoints_of(s: SimpleNamespace) -> list[str]:
+    """The files that CHECKPOINT names."""
+    return [s.CHECKPOINT] if isinstance(s.CHECKPOINT, str) else list(s.CHECKPOINT)
+
+
+def take_inputs_back(s: SimpleNamespace) -> None:
+    """Makes inputs of what the command line has behind --checkpoint, and is not named as the first checkpoint is."""
+    first, *others = checkpoints_of(s)
+    inputs = [path for path in others if Path(path).suffix != Path(first).suffix]
+    s.inputs = [*s.inputs, *inputs]
+    s.CHECKPOINT = (first, *(path for path in others if path not in inputs))
+
+
+def load_networks(s: SimpleNamespace) -> tuple[list[Network], dict[str, Any]]:
+    """The networks of all checkpoints, and the checkpoint of the first. UserError: they cannot be averaged."""
+    networks, checkpoints, traits = [], [], []
+    for path in checkpoints_of(s):
+        network, checkpoint = load_network(path, s.NETWORK)
+        networks.append(network)
+        checkpoints.append(checkpoint)
+        rule = rule_of_network(network, checkpoint)
+        traits.append(
+            {
+                "classes (CLASSES)": (rule.names, rule.classes, rule.kind, rule.colours),
+                "ranges of values (IMAGE_RANGE)": checkpoint.get("image_range"),
+                "sizes of images (IMAGE_SIZE gives all of them one)": network_size(s.IMAGE_SIZE, checkpoint),
+            }
+        )
+    for path, others in zip(checkpoints_of(s), traits):
+        differing = [name for name, value in others.items() if value != traits[0][name]]
+        if differing:
+            raise UserError(
+                f"{checkpoints_of(s)[0]} and {path} have other {', '.join(differing)}, so their probabilities are not "
+                "averaged. Give checkpoints that were trained on the same data."
+            )
+    return networks, checkpoints[0]
+
+
+def rule_of_network(network: Network, checkpoint: dict[str, Any]) -> MaskRule:
+    """What a network tells: the classes of its masks of training, or one foreground, whatever those were."""
+    if network.out_channels == 1:
+        return MaskRule()
+    return MaskRule.from_dict(checkpoint["mask_rule"])
+
+
+def network_size(asked: Size | str | None, checkpoint: dict[str, Any]) -> Size | None:
+    """The size at which the network takes pictures, by IMAGE_SIZE and the checkpoint; None: each at its own."""
+    if asked is None:
+        asked = checkpoint.get("image_size", _ARTICLE_SIZE)  # None: trained on crops of images at their own size
+    if asked is None or isinstance(asked, str):
+        return None
+    return asked[0], asked[1]
+
+
+class Predictor:
+    """What this script does with a picture, from Python: `Predictor("best.pth")("photo.jpg")` is its mask.
+
+    checkpoints   files that train.py saved; of several the networks' probabilities are averaged; none: CHECKPOINT
+    settings      all constants of this script, where they have been read already
+    constants     those that are to differ: Predictor("best.pth", FLIPS="h", IMAGE_SIZE="own")
+
+    A picture is the path of a file (`page`: the number of its page), or an array: (H, W) of greys, or (H, W, 3) of RGB.
+    UserError: what is wrong with a checkpoint, a constant or a picture.
+    """
+
+    def __init__(self, *checkpoints: str | Path, settings: SimpleNamespace | None = None, **constants: Any) -> None:
+        if settings is None:
+            if checkpoints:
+                constants["CHECKPOINT"] = checkpoints
+            settings = read_settings(globals() | constants, [])
+            unknown = constants.keys() - vars(settings).keys()
+            if unknown or settings.THRESHOLD == "auto":
+                raise UserError(
+                    f"Predictor: {', '.join(sorted(unknown)) or 'THRESHOLD = auto'} is no constant that it has. Those "
+                    "of predict.py are in upper case; THRESHOLD is a number."
+                )
+        self.settings = settings
+        self.networks, self.checkpoint = load_networks(settings)
+        self.mask_rule = rule_of_network(self.networks[0], self.checkpoint)
+        self.reader = PictureReader(
+            network_size(settings.IMAGE_SIZE, self.checkpoint), self.checkpoint.get("image_range")
+        )
+        self.decision: Decision = ForegroundDecision()
+        if self.mask_rule.has_classes:
+            refuse_for_classes(settings, self.mask_rule.names)
+            self.decision = ClassDecision(self.mask_rule.num_labels)
+        elif settings.THRESHOLD != "auto":
+            self.decision = ForegroundDecision(settings.THRESHOLD)
+
+    def __call__(self, picture: str | Path | np.ndarray, page: int = 0) -> np.ndarray:
+        """The mask of a picture at its own size, as predict.py writes it.
+
+        Of one foreground 0 and 255, uint8 (H, W); of classes the values of the masks of training: (H, W), or (H, W, 3).
+        """
+        return np.asarray(encode_mask(self._predict(picture, page).mask, self.mask_rule))
+
+    def probabilities(self, picture: str | Path | np.ndarray, page: int = 0) -> np.ndarray:
+        """The probabilities at a picture's own size, float32: of foreground (H, W), of classes (C, H, W)."""
+        maps = list(self._predict(picture, page, bits=32).probabilities(32))
+        return np.stack(maps) if self.mask_rule.has_classes else maps[0]
+
+    def _predict(self, picture: str | Path | np.ndarray, page: int, bits: int | None = None) -> Prediction:
+        if isinstance(picture, np.ndarray):
+            loaded = self.reader.take(picture)
+        else:
+            loaded = self.reader.read(Picture(Path(picture), PurePath(Path(picture).stem), page))
+        (predict,) = predict_batch([loaded], self.runner, self.decision, bits=bits)
+        prediction = predict()
+        if prediction.problem:
+            raise UserError(prediction.problem)
+        return prediction
+
+    @cached_property
+    def runner(self) -> Runner:
+        """The networks on their device, which changes them: they are exported before."""
+        s, (first, *others) = self.settings, self.networks
+        options = dict(mirrors=s.FLIPS, window=s.WINDOW, overlap=s.OVERLAP, others=others)
+        return make_runner(first, s.DEVICE, s.PRECISION, s.BATCH_SIZE, **options)
+
+    def run(self, wanted: Sequence[Picture], outputs: Sequence[Output], label: str = "predict") -> None:
+        """Puts pictures through the network, under a bar with a `label`, and gives each result to every output."""
+        threads = self.settings.NUM_WORKERS or cores()
+        with tqdm(total=len(wanted), desc=label, unit="image", disable=None) as bar:
+
+            def say(window: int, windows: int) -> None:
+                bar.set_postfix_str(f"window {window}/{windows}")
+
+            try:
+                for result in predict_pictures(
+                    wanted, self.runner, self.reader, self.decision, outputs, threads=threads, say=say
+                ):
+                    for output in outputs:
+                        output.take(result)
+                    bar.update()
+            except RuntimeError as error:
+                if not ran_out_of_memory(error):
+                    raise
+                smaller = f"Lower BATCH_SIZE ({self.runner.batch_size}) or WINDOW ({self.settings.WINDOW})."
+                raise UserError(f"The device has run out of memory. {smaller}") from error
+        for output in outputs:
+            output.finish()
+
+    def describe(self) -> str:
+        """The checkpoints, and how the network runs, in one line of words."""
+        size = f"{self.reader.size[0]}x{self.reader.size[1]}" if self.reader.size else "their own size"
+        precision = str(self.runner.dtype or torch.float32).removeprefix("torch.")
+        return (
+            f"{list_files(checkpoints_of(self.settings))}: epoch {self.checkpoint.get('epoch', 'unknown')}. Images are "
+            f"seen at {size}, on {self.runner.device} in {precision}."
         )
 
 
@@ -197,58 +379,15 @@ def choose_outputs(
 def settings_of_files(s: SimpleNamespace) -> dict[str, Any]:
     """The settings on which masks and all that is made of them depend; files that differ in them are not mixed."""
     names = ("THRESHOLD", "IMAGE_SIZE", "FLIPS", "WINDOW", "OVERLAP", "PRECISION")
-    return {"digest of CHECKPOINT": digest_of(s.CHECKPOINT)} | {name: getattr(s, name) for name in names}
+    digests = " and ".join(map(digest_of, checkpoints_of(s)))
+    return {"digest of CHECKPOINT": digests} | {name: getattr(s, name) for name in names}
 
 
-def network_size(asked: Size | str | None, checkpoint: dict[str, Any]) -> Size | None:
-    """The size at which the network takes pictures, by IMAGE_SIZE and the checkpoint; None: each at its own."""
-    if asked is None:
-        asked = checkpoint.get("image_size", _ARTICLE_SIZE)  # None: trained on crops of images at their own size
-    if asked is None or isinstance(asked, str):
-        return None
-    return asked[0], asked[1]
-
-
-def run_network(
-    s: SimpleNamespace,
-    runner: Runner,
-    reader: PictureReader,
-    decision: Decision,
-    wanted: Sequence[Picture],
-    outputs: Sequence[Output],
-    label: str = "predict",
-) -> None:
-    """Puts pictures through the network, under a bar with a `label`, and gives each result to every output."""
-    with tqdm(total=len(wanted), desc=label, unit="image", disable=None) as bar:
-
-        def say(window: int, windows: int) -> None:
-            bar.set_postfix_str(f"window {window}/{windows}")
-
-        try:
-            for result in predict_pictures(wanted, runner, reader, decision, outputs, threads=s.NUM_WORKERS, say=say):
-                for output in outputs:
-                    output.take(result)
-                bar.update()
-        except RuntimeError as error:
-            if not ran_out_of_memory(error):
-                raise
-            smaller = f"Lower BATCH_SIZE ({runner.batch_size}) or WINDOW ({s.WINDOW})."
-            raise UserError(f"The device has run out of memory. {smaller}") from error
-    for output in outputs:
-        output.finish()
-
-
-def choose_decision(
-    s: SimpleNamespace, mask_rule: MaskRule, truths: Truths, through_network: Callable[..., None]
-) -> Decision:
-    """How the network's logits are decided: by class, or by THRESHOLD, which "auto" finds in a run of its own."""
-    if mask_rule.has_classes:
-        return ClassDecision(mask_rule.num_labels)
-    if s.THRESHOLD != "auto":
-        return ForegroundDecision(s.THRESHOLD)
+def choose_threshold(predictor: Predictor, truths: Truths) -> None:
+    """Runs a network for one foreground over the pictures with true masks, to find the THRESHOLD that "auto" is."""
     choice = ThresholdChoice(truths)
-    through_network(ForegroundDecision(), list(truths.pairs), [choice], "threshold")
-    return ForegroundDecision(choice.best())
+    predictor.run(list(truths.pairs), [choice], "threshold")
+    predictor.decision = ForegroundDecision(choice.best())
 
 
 def report_done(s: SimpleNamespace, wanted: Sequence[Picture], failed: int, reader: PictureReader) -> None:
@@ -271,22 +410,24 @@ def report_done(s: SimpleNamespace, wanted: Sequence[Picture], failed: int, read
         tell(f"{counted(len(transparent), 'image')} {ALPHA_DROPPED}\n  {list_files(transparent, 10)}")
 
 
+def read_settings(constants: Mapping[str, Any], argv: Sequence[str] | None) -> SimpleNamespace:
+    """The constants of this script, overridden by the flags of a command line, with the `inputs` on it."""
+    return settings_of(
+        constants, argv, rules=_RULES, shared=vars(dataset), shared_names=["MASK_NAME"], positionals=_INPUTS
+    )
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the script with the constants above and the command line; returns its exit status."""
-    s = settings_of(
-        globals(), argv, rules=_RULES, shared=vars(dataset), shared_names=["MASK_NAME"], positionals=_INPUTS
-    )
+    s = read_settings(globals(), argv)
+    take_inputs_back(s)
     check(s)
-    network, checkpoint = load_network(s.CHECKPOINT, s.NETWORK)
-    mask_rule = MaskRule()  # of one foreground, whatever the masks of training were
-    if network.out_channels > 1:
-        mask_rule = MaskRule.from_dict(checkpoint["mask_rule"])
+    predictor = Predictor(settings=s)
+    mask_rule = predictor.mask_rule
     if s.EXPORT:
         with OutputFolder(s.OUTPUT_DIR, settings_of_files(s), [Planned(Path(s.EXPORT), "the network")]).writing():
-            tell(export(network, s.EXPORT, mask_rule.names))
+            tell(export(predictor.networks[0], s.EXPORT, mask_rule.names))
         return 0
-    if mask_rule.has_classes:
-        refuse_for_classes(s, mask_rule.names)
 
     # The pictures, and what is made of them
     wanted, missing = find_pictures(s.inputs, s.OUTPUT_DIR, s.MASKS)
@@ -294,7 +435,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         tell(problem, file=sys.stderr)
     if not wanted:
         raise UserError(f"There is no image in {', '.join(s.inputs)}.")
-    truths = find_truths(s, wanted, checkpoint, mask_rule)
+    truths = find_truths(s, wanted, predictor.checkpoint, mask_rule)
     # Each output takes every picture's result; scores and failures are asked for more afterwards
     scores = PictureScores.of(Path(s.OUTPUT_DIR), truths, mask_rule)
     failures = Failures(missing)
@@ -305,29 +446,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         output.check(wanted)
     folder = OutputFolder(s.OUTPUT_DIR, settings_of_files(s), planned)
     folder.check()
-
-    # The network, on its device
-    runner = make_runner(
-        network, s.DEVICE, s.PRECISION, s.BATCH_SIZE, mirrors=s.FLIPS, window=s.WINDOW, overlap=s.OVERLAP
-    )
-    reader = PictureReader(network_size(s.IMAGE_SIZE, checkpoint), checkpoint.get("image_range"))
-    s.NUM_WORKERS = s.NUM_WORKERS or cores()
     cv2.setNumThreads(1)  # there is a picture for each thread already
-    size = f"{reader.size[0]}x{reader.size[1]}" if reader.size else "their own size"
-    tell(
-        f"{s.CHECKPOINT}: epoch {checkpoint.get('epoch', 'unknown')}. {len(wanted)} images, which the network sees "
-        f"at {size}, on {runner.device} in {str(runner.dtype or torch.float32).removeprefix('torch.')}."
-    )
+    tell(f"{predictor.describe()} {counted(len(wanted), 'image')}.")
 
     # Through the network: for a threshold first, if one is to be chosen; for the outputs; then the worst for a sheet
-    through_network = partial(run_network, s, runner, reader)
     with folder.writing():
-        decision = choose_decision(s, mask_rule, truths, through_network)
-        through_network(decision, wanted, outputs)
-        report_done(s, wanted, failures.count - len(missing), reader)
+        if s.THRESHOLD == "auto":
+            choose_threshold(predictor, truths)
+        predictor.run(wanted, outputs)
+        report_done(s, wanted, failures.count - len(missing), predictor.reader)
         if scores.counts:
             sheet = WorstSheet(scores.worst_path, truths, mask_rule, scores.worst())
-            through_network(decision, list(sheet.captions), [sheet], "worst")
+            predictor.run(list(sheet.captions), [sheet], "worst")
     for output in outputs:
         output.report()
     return 1 if failures.count else 0

@@ -418,7 +418,7 @@ def _chosen_network(path: str | Path, architecture: dict[str, Any], own: Any) ->
     if own is None and is_own(name):
         raise UserError(
             f"{path}: its network is one of its author's own, {name}. Files that a checkpoint names are not run by "
-            f"themselves: if you trust it, name it, --network {shlex.quote(name)} (Predictor(..., network=...))."
+            f"themselves: if you trust it, name it, --network {shlex.quote(name)} (Predictor(..., NETWORK=...))."
         )
     if own is not None and not is_own(name):
         raise UserError(f"{path}: its network is {name!r}, one of this project's. Leave NETWORK = None (--network).")

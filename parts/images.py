@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image, TiffImagePlugin
 from PIL.ExifTags import Base as Tag
 
-from parts.errors import UnusableFile, counted, within_memory
+from parts.errors import UnusableFile, UserError, counted, within_memory
 
 LARGEST = 500_000_000  # pixels; one picture of that size fills 1.5 GB
 SET_RANGE = 'IMAGE_RANGE = (low, high) or "auto" (--image-range) says which of its values become 0 and 255'
@@ -592,6 +592,33 @@ def _stretched(values: np.ndarray, value_range: Range) -> np.ndarray:
     with np.errstate(over="ignore"):  # of values near the end of float32, which are beyond the range anyway
         scaled = (values - np.float32(low)) * np.float32(255 / (high - low))
     return np.rint(np.clip(scaled, 0, 255)).astype(np.uint8)
+
+
+def rgb_of_array(array: np.ndarray, value_range: Range | None = None) -> np.ndarray:
+    """What `read_image` would give of a file with these pixels: uint8 (H, W, 3).
+
+    array: (H, W) of greys, or (H, W, C) of grey, grey and alpha, RGB, or RGB and alpha; alpha is dropped. It is uint8,
+    uint16 or, with a `value_range`, of any finite numbers. UserError: it is no such array.
+    """
+    pixels = array[..., None] if array.ndim == 2 else array
+    if pixels.ndim != 3 or not pixels.size or pixels.shape[2] > 4:
+        raise UserError(f"An array of shape {array.shape} is no picture. Give (H, W) of greys, or (H, W, 3) of RGB.")
+    pixels = pixels[..., : pixels.shape[2] - 1 + pixels.shape[2] % 2]
+    if pixels.shape[2] == 1:
+        pixels = np.repeat(pixels, 3, axis=2)
+    if value_range is not None:
+        if pixels.dtype not in (np.uint8, np.uint16):
+            pixels = pixels.astype(np.float32)
+        if np.isfinite(pixels).all():
+            return np.ascontiguousarray(bytes_of(pixels, value_range))
+    elif pixels.dtype == np.uint8:
+        return np.ascontiguousarray(pixels)
+    elif pixels.dtype == np.uint16:
+        return (pixels // 256).astype(np.uint8)
+    raise UserError(
+        f"An array of {array.dtype} with NaN, or without a range of values, is no picture. Give uint8 or uint16; a "
+        "network that was trained with IMAGE_RANGE takes all finite numbers."
+    )
 
 
 def depth_of(decoded: Decoded, path: str | Path) -> dict[str, Any] | None:

@@ -8,7 +8,7 @@ on: a seam then differs from the whole picture by rounding alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple, cast
@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.functional import logsigmoid
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from parts.errors import UserError
@@ -57,7 +58,7 @@ def fold_batchnorm(network: Network) -> Network:
 def make_runner(
     network: Network, device: str = "auto", precision: str = "auto", batch_size: int | None = None, **options: Any
 ) -> Runner:
-    """The Runner of a network, which it changes, set up to be fast on a device.
+    """The Runner of a network (and of `others`), which it changes, set up to be fast on a device.
 
     `device`, `precision`, `batch_size`: as in DEVICE, PRECISION and BATCH_SIZE. `options`: further fields of Runner.
     """
@@ -65,12 +66,26 @@ def make_runner(
     dtype = autocast_dtype(place, precision)
     if place.type == "cpu":
         keep_freed_memory()
-    network = fold_batchnorm(network).to(place)
-    if place.type != "mps":
-        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    for each in (network, *options.get("others", ())):
+        fold_batchnorm(each).to(place)
+        if place.type != "mps":
+            each.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if not batch_size:
         batch_size = 1 if place.type == "cpu" else _BATCH_SIZE
     return Runner(network, place, dtype, batch_size=batch_size, **options)
+
+
+def mean_of_probabilities(logits: torch.Tensor) -> torch.Tensor:
+    """The logits (..., C, H, W) of the mean of M networks' probabilities, of their logits float32 (M, ..., C, H, W).
+
+    Of one channel those of a sigmoid, of several those of a softmax. In logarithms, because a probability near 1 is 1
+    in float32.
+    """
+    if len(logits) == 1:
+        return logits[0]
+    if logits.shape[-3] > 1:
+        return logits.log_softmax(-3).logsumexp(0)
+    return logsigmoid(logits).logsumexp(0) - logsigmoid(-logits).logsumexp(0)
 
 
 # ---- windows
@@ -120,6 +135,7 @@ class Runner:
     batch_size: the most pictures in one call
     mirrors: a key of MIRRORS; the logits are the mean over these copies
     window: a picture of more pixels than its square is cut into windows of that side
+    others: further networks, whose probabilities are averaged with those of the first
     overlap: pixels that neighbouring windows share, at most half a window; None: what makes the seams of this network
         vanish. Window and overlap are rounded up to multiples of the stride.
 
@@ -133,17 +149,25 @@ class Runner:
     mirrors: str | None = None
     window: int = 768
     overlap: int | None = None
+    others: Sequence[Network] = ()
 
     def __post_init__(self) -> None:
-        self.channels, self.stride = self.network.out_channels, self.network.stride
+        self.channels = self.network.out_channels
+        self.networks = (self.network, *self.others)
+        self.stride = math.lcm(*(network.stride for network in self.networks))
         self.window = max(self._rounded_up(self.window), 2 * self.stride)
+
+    @cached_property
+    def reach(self) -> int:
+        """How far from a pixel the networks see."""
+        return max(network.reach for network in self.networks)
 
     @cached_property
     def shared(self) -> int:
         """Pixels that neighbouring windows share."""
         overlap = self.overlap
         if overlap is None:
-            overlap = 2 * self.network.reach + 2 * self.stride
+            overlap = 2 * self.reach + 2 * self.stride
         return min(self._rounded_up(overlap), self.window // 2 // self.stride * self.stride)
 
     def fits(self, size: tuple[int, int]) -> bool:
@@ -156,7 +180,7 @@ class Runner:
         Returns a function that gives picture number i its logits. It waits for a GPU only when it is called, so that
         the next batch can be prepared meanwhile.
         """
-        logits = self._run(images)
+        logits = mean_of_probabilities(self._run(images))
         if self.channels == 1:
             logits = logits[:, 0]
         arrived = None
@@ -191,24 +215,25 @@ class Runner:
         """
         height, width = image.shape[:2]
         if self.fits((height, width)):
-            yield Band(0, self._run(image[None])[0])
+            yield Band(0, mean_of_probabilities(self._run(image[None]))[0])
             return
         # The canvas is as high as a window. Whenever the next row of windows begins lower, the rows above it are
         # complete: they are given out, and the canvas moves down.
         rows, columns = self.windows_along(height), self.windows_along(width)
         count = len(rows) * len(columns)
         top = 0  # the canvas' first row, of the picture
-        canvas = torch.zeros(self.channels, min(height, len(rows[0])), width, device=self.device)
+        shape = (len(self.networks), self.channels, min(height, len(rows[0])), width)
+        canvas = torch.zeros(shape, device=self.device)
         for row_number, row in enumerate(rows):
             done = row.start - top  # rows that no further window reaches
             if done:
-                yield Band(top, canvas[:, :done])
-                canvas = torch.cat([canvas[:, done:], torch.zeros_like(canvas[:, :done])], 1)
+                yield Band(top, mean_of_probabilities(canvas[:, :, :done]))
+                canvas = torch.cat([canvas[:, :, done:], torch.zeros_like(canvas[:, :, :done])], 2)
                 top = row.start
             for column_number, column in enumerate(columns):
                 self._add_window(canvas, image, row, column)
                 say(row_number * len(columns) + column_number + 1, count)
-        yield Band(top, canvas[:, : height - top])
+        yield Band(top, mean_of_probabilities(canvas[:, :, : height - top]))
 
     def windows_along(self, length: int) -> list[Span]:
         """The windows along a side of `length` pixels; at every pixel the weights sum to 1."""
@@ -230,16 +255,16 @@ class Runner:
         return [Span(span.start, span.weights / total[span.pixels]) for span in spans]
 
     def _add_window(self, canvas: torch.Tensor, image: np.ndarray, row: Span, column: Span) -> None:
-        """Adds the weighted logits of one window to a canvas (C, h, W), whose first row is the window's."""
-        logits = self._run(image[None, row.pixels, column.pixels])[0]  # smaller than the window at the picture's end
-        height, width = logits.shape[1:]
+        """Adds the weighted logits of one window to a canvas (M, C, h, W), whose first row is the window's."""
+        logits = self._run(image[None, row.pixels, column.pixels])[:, 0]  # smaller than the window at the picture's end
+        height, width = logits.shape[2:]
         down = torch.from_numpy(row.weights[:height]).to(self.device)
         across = torch.from_numpy(column.weights[:width]).to(self.device)
-        canvas[:, :height, column.start : column.start + width] += logits * down[:, None] * across
+        canvas[:, :, :height, column.start : column.start + width] += logits * down[:, None] * across
 
     def _ramp(self) -> np.ndarray:
         """Weights over an overlap: zero where the window's edge is within reach, then rising smoothly."""
-        margin = min(self.network.reach, (self.shared - self.stride) // 2)
+        margin = min(self.reach, (self.shared - self.stride) // 2)
         rise = (np.arange(self.shared, dtype=np.float32) + 0.5 - margin) / (self.shared - 2 * margin)
         return np.sin(np.clip(rise, 0, 1) * np.pi / 2) ** 2
 
@@ -249,17 +274,22 @@ class Runner:
 
     @torch.inference_mode()
     def _run(self, images: np.ndarray) -> torch.Tensor:
-        """Logits float32 (N, C, H, W) on the device, of uint8 (N, H, W, 3) of any size, in one piece."""
+        """Logits float32 (M, N, C, H, W) of the M networks, on the device, of uint8 (N, H, W, 3), in one piece."""
         batch = torch.from_numpy(np.array(images))  # a copy, because pictures may be read-only
         if self.device.type == "cuda":
             batch = batch.pin_memory()
         batch = batch.to(self.device, non_blocking=True).permute(0, 3, 1, 2)  # a channels-last view
         batch = batch.float().div_(255)  # bytes travel, floats are made on the device
+        first, *others = (self._mean_of_copies(network, batch) for network in self.networks)
+        return torch.stack([first, *others]) if others else first[None]
+
+    def _mean_of_copies(self, network: Network, batch: torch.Tensor) -> torch.Tensor:
+        """A network's logits float32 (N, C, H, W): the mean over the mirrored copies."""
         copies = MIRRORS[self.mirrors]
         total = torch.zeros((), device=self.device)
         for axes in copies:
             with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None):
-                logits = self.network(_mirrored(batch, axes))
+                logits = network(_mirrored(batch, axes))
             total = total + _mirrored(logits, axes).float()
         return total / len(copies)
 

@@ -98,6 +98,18 @@ def file_path(*suffixes: str) -> Rule:
     return Rule(wanted, accepts, lambda given: given[0], "PATH")
 
 
+def file_paths() -> Rule:
+    """A file, or a tuple of several."""
+
+    def accepts(value: Any) -> bool:
+        return isinstance(value, str) or (isinstance(value, tuple) and set(map(type, value)) == {str})
+
+    def read(given: list[str]) -> Any:
+        return given[0] if len(given) == 1 else tuple(given)
+
+    return Rule("a path, or several", accepts, read, "PATH", several=True)
+
+
 def one_of(*choices: Any) -> Rule:
     """One of some words, numbers or None."""
     spelled = {str(choice): choice for choice in choices}

@@ -21,7 +21,17 @@ import numpy as np
 
 from parts.audit import DARK
 from parts.errors import UserError, within_memory
-from parts.images import Decoded, as_bytes, decode, depth_of, draft_size, image_size, read_image, resize_image
+from parts.images import (
+    Decoded,
+    as_bytes,
+    decode,
+    depth_of,
+    draft_size,
+    image_size,
+    read_image,
+    resize_image,
+    rgb_of_array,
+)
 from parts.inference import OnWindow, Runner, say_nothing
 from parts.masks import has_used_alpha, resize_mask
 from parts.names import Picture
@@ -92,6 +102,12 @@ class PictureReader:
             self.transparent.add(picture)
         return Loaded(picture, decoded.size, image, self.value_range)
 
+    def take(self, pixels: np.ndarray) -> Loaded:
+        """A picture that is an array, as `images.rgb_of_array` takes it. UserError."""
+        image = rgb_of_array(pixels, self.value_range)
+        size = (image.shape[0], image.shape[1])
+        return Loaded(Picture(Path("array"), Path("array")), size, resize_image(image, self.size or size))
+
 
 def _is_dark(decoded: Decoded, picture: Picture) -> bool:
     """Whether a picture has more than 8 bits, and hardly any values that reach the upper 8, which alone are kept."""
@@ -120,6 +136,14 @@ class Prediction:
         self._masks: dict[Size, np.ndarray] = {}
 
     @property
+    def problem(self) -> str:
+        """What is wrong with it, in words; "" where nothing is."""
+        if self.has_nan:
+            cure = 'Try PRECISION = "float32", or another checkpoint.'
+            return f"{self.picture}: the network's output is not a number. {cure}"
+        return ""
+
+    @property
     def mask(self) -> np.ndarray:
         """The labels at the picture's own size, uint8 (H, W)."""
         return self.mask_at(self.size)
@@ -131,7 +155,10 @@ class Prediction:
         return self._masks[size]
 
     def probabilities(self, bits: int) -> Iterable[np.ndarray]:
-        """A map at the picture's own size of the foreground, or of each class: uint8 or uint16, 1 is the largest."""
+        """A map at the picture's own size of the foreground, or of each class, by its `bits`.
+
+        8 and 16: uint8 and uint16, of which 1 is the largest value. 32: float32 of 0 ... 1.
+        """
         raise NotImplementedError
 
     def _decide(self, size: Size) -> np.ndarray:
@@ -200,7 +227,7 @@ class BandedPrediction(Prediction):
         self._bits = bits
         self._maps = []
         if bits:
-            self._maps = [np.empty(self.size, _type_of(bits)) for _ in range(num_classes)]
+            self._maps = [np.empty(self.size, _TYPES[bits]) for _ in range(num_classes)]
 
     def put(self, top: int, logits: np.ndarray) -> None:
         """Takes the band of logits float32 (C, h, W) that begins at row `top`."""
@@ -244,15 +271,13 @@ def classify(logits: np.ndarray, size: Size) -> Classified:
 
 
 def probability_map(logits: np.ndarray, bits: int) -> np.ndarray:
-    """The probabilities of logits (sigmoid) as uint8 or uint16, 1 being the type's largest value."""
-    kind = _type_of(bits)
+    """The probabilities of logits (sigmoid), as of Prediction.probabilities."""
     # Beyond 30 a probability of 16 bits is 0 or 1, and exp of float32 would overflow at 88.
-    return (np.iinfo(kind).max / (1 + np.exp(-logits.clip(-30, 30)))).round().astype(kind)
+    return _in_bits(_LARGEST[bits] / (1 + np.exp(-logits.clip(-30, 30))), bits)
 
 
 def class_probabilities(logits: np.ndarray, lead: np.ndarray, bits: int) -> Iterator[np.ndarray]:
     """The map of each class, as of probability_map: softmax. `lead`: as classify gives it for `logits`."""
-    kind = _type_of(bits)
 
     def power(label: int) -> np.ndarray:
         """e to the power of how far below the highest logit that of a class lies."""
@@ -262,11 +287,15 @@ def class_probabilities(logits: np.ndarray, lead: np.ndarray, bits: int) -> Iter
     # Twice over the classes, because their planes together would fill memory
     total = sum(power(label) for label in range(len(logits)))
     for label in range(len(logits)):
-        yield (power(label) * (np.iinfo(kind).max / total)).round().astype(kind)
+        yield _in_bits(power(label) * (_LARGEST[bits] / total), bits)
 
 
-def _type_of(bits: int) -> type[np.uint8] | type[np.uint16]:
-    return np.uint8 if bits == 8 else np.uint16
+_LARGEST = {8: 255, 16: 65535, 32: 1}  # {bits of a map: the value of probability 1}
+_TYPES: dict[int, type[np.generic]] = {8: np.uint8, 16: np.uint16, 32: np.float32}
+
+
+def _in_bits(values: np.ndarray, bits: int) -> np.ndarray:
+    return values if bits == 32 else values.round().astype(_TYPES[bits])
 
 
 # ---- how logits are decided
@@ -389,7 +418,11 @@ def predict_pictures(
             if runner.device.type == "cpu":
                 # The network has a thread for each core: one that is held up by decoding makes the others wait.
                 wait([*ahead.futures, *behind.futures])
-            for item, predict in zip(batch, _run_network(batch, runner, decision, say, bits)):
+            loaded = [item.loaded for item in batch if item.loaded]
+            predictions: list = [None]  # of a picture that was not read, which is alone
+            if loaded:
+                predictions = predict_batch(loaded, runner, decision, say, bits)
+            for item, predict in zip(batch, predictions):
                 behind.put(pool.submit(_make, item, predict, outputs), item.fills_queue)
             # Results that are ready are given out at once, and waited for where too many are not.
             while behind.futures and (behind.is_overfull or behind.futures[0].done()):
@@ -496,15 +529,20 @@ def _batches(items: Iterator[_Item], runner: Runner, any_size: bool) -> Iterator
             yield batch
 
 
-def _run_network(
-    batch: list[_Item], runner: Runner, decision: Decision, say: OnWindow, bits: int | None
-) -> list[Callable[[], Prediction] | None]:
-    """For each item of a batch a function that gives its Prediction, having waited for a GPU; None: it was not read."""
-    pictures = [item.loaded for item in batch if item.loaded]
-    if not pictures:
-        return [None]
+def predict_batch(
+    pictures: Sequence[Loaded],
+    runner: Runner,
+    decision: Decision,
+    say: OnWindow = say_nothing,
+    bits: int | None = None,
+) -> list[Callable[[], Prediction]]:
+    """For each picture of a batch, all of one size, a function that gives its Prediction, having waited for a GPU.
+
+    A picture that does not fit into the network in one piece must be alone. bits: of the maps of probabilities that
+    will be asked for, if any will
+    """
     first = pictures[0]
-    if not runner.fits(first.network_size):  # it is alone
+    if not runner.fits(first.network_size):
         prediction = decision.predict_in_windows(first, runner, say, bits)
         return [lambda: prediction]
     fetch = runner.logits(np.stack([loaded.image for loaded in pictures]))
@@ -522,9 +560,8 @@ def _make(item: _Item, predict: Callable[[], Prediction] | None, outputs: Sequen
         result.problems.append(item.problem or "")
         return result
     prediction = predict()
-    if prediction.has_nan:
-        cure = 'Try PRECISION = "float32", or another checkpoint.'
-        result.problems.append(f"{item.picture}: the network's output is not a number. {cure}")
+    if prediction.problem:
+        result.problems.append(prediction.problem)
         return result
     for output in outputs:
         try:

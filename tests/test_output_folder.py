@@ -105,7 +105,7 @@ def test_a_run_that_was_killed_leaves_a_list_of_what_it_was_to_write(photos, cal
 
     state = []
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(predict, "run_network", stop)
+        patch.setattr(predict.Predictor, "run", stop)
         call(photos / "a.jpg", photos / "grey.png", "--checkpoint", changed(epoch=8))
     assert names_in(out) == set() and set(state[0]["files"]) == {"a.png", "grey.png"} and not state[0]["stamps"]
     stored = listed(out)
