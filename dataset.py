@@ -73,7 +73,7 @@ class PairDataset(Dataset):
 
     whole = False  # whether samples are whole images that a network predicts in windows
     arrays: Arrays | None = None  # where samples are read instead of their files, if they are
-    augment: Transform | None = None  # what varies samples at random, if something does
+    augment: Transform | str | None = None  # what varies samples at random, if something does
 
     def __init__(self, files: Files, seed: int = 0) -> None:
         if files.mask_rule.has_classes:
@@ -235,10 +235,11 @@ class ArrayDataset(PairDataset):
 
     A batch is fetched at once: (n, 3, H, W) in channels_last strides, and (n, H, W). Samples are decoded afresh each
     time, or read from arrays on disk (`keep_arrays`): the same, bit for bit. `augment`, albumentations or any function
-    of such a kind, varies each of them at random: uint8 (H, W, 3) and uint8 (H, W), and it has to return the like.
+    of such a kind, varies each of them at random: uint8 (H, W, 3) and uint8 (H, W), and it has to return the like. As
+    text, "mine.py:name", it is loaded by each worker for itself, from wherever the file lies.
     """
 
-    def __init__(self, files: Files, seed: int = 0, augment: Transform | None = None) -> None:
+    def __init__(self, files: Files, seed: int = 0, augment: Transform | str | None = None) -> None:
         super().__init__(files, seed)
         self.augment = augment
 
@@ -309,7 +310,7 @@ class CropDataset(ArrayDataset):
         crop: Size,
         crop_foreground: float = 0.33,
         seed: int = 0,
-        augment: Transform | None = None,
+        augment: Transform | str | None = None,
     ) -> None:
         super().__init__(replace(files, with_points=True), seed, augment)
         self.crop = tuple(crop)

@@ -96,7 +96,7 @@ PLATEAU_PATIENCE = 3  # epochs without a better Dice until the plateau schedule 
 LOSS = "bce+dice"  # bce (the article's), dice, focal, tversky, topk, "mine.py:name", joined: "0.5*bce + dice"
 CLIP_GRADIENT = 1.0  # largest norm of a step's gradient; 0 for none, the article's
 HALF_SIZE = 0.0  # share of the steps at half of IMAGE_SIZE, before it grows to all of it; on a CPU 0.5 learnt most
-AUGMENT: Any = None  # A.Compose([...]) of albumentations, or a function f(image=, mask=): varies training images
+AUGMENT: Any = None  # varies training images: albumentations' A.Compose([...]), f(image=, mask=), or "mine.py:name"
 FLIP = True  # mirror each training image left-right half of the time, on the device
 SCALE: tuple | None = None  # smallest and largest factor that training images are scaled by, such as (0.7, 1.4)
 ROTATE = 0.0  # degrees by which training images are rotated at most, to both sides
@@ -544,7 +544,7 @@ def make_loaders(s: SimpleNamespace, report: Report, device: torch.device, outpu
         image_size=s.IMAGE_SIZE,
         crop=s.CROP,
         crop_foreground=s.CROP_FOREGROUND,
-        augment=load_part("AUGMENT", s.AUGMENT, {}),
+        augment=s.AUGMENT,
         report=report,
         seed=s.SEED,
         arrays=s.ARRAYS,

@@ -61,7 +61,7 @@ def get_loaders(
     image_size: Size | None = (320, 480),
     crop: Size | None = None,
     crop_foreground: float = 0.33,
-    augment: Transform | None = None,
+    augment: Transform | str | None = None,
     report: Report | None = None,
     spec: DataSpec = DataSpec(),
     seed: int = 0,
@@ -121,7 +121,7 @@ def _make_datasets(
     transform: Transform | None,
     crop: Size | None,
     crop_foreground: float,
-    augment: Transform | None,
+    augment: Transform | str | None,
     seed: int,
 ) -> tuple[PairDataset, PairDataset]:
     """The datasets for training and validation, by what is given; get_loaders says which."""
@@ -149,8 +149,8 @@ def _try_augment(data: PairDataset, num_workers: int) -> None:
             pickle.dumps(data.augment)
         except Exception as error:  # whatever an object of the user's own fails with
             raise UserError(
-                f"AUGMENT cannot be sent to processes of NUM_WORKERS ({error}). Define it with def at the top level of "
-                "a file, or set NUM_WORKERS = 0."
+                f'AUGMENT cannot be sent to processes of NUM_WORKERS ({error}). Name it as "mine.py:name", or set '
+                "NUM_WORKERS = 0."
             ) from error
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import random
-import traceback
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,8 +11,12 @@ import torch
 
 from parts.errors import UserError
 from parts.masks import IGNORED
+from parts.own import faults_of, load_part
 
 Transform = Callable[..., dict[str, Any]]  # called with image= and mask=, returns both under these names
+CONTRACT = (
+    "An augmentation is called as f(image=, mask=) and returns a dictionary with both, such as albumentations does."
+)
 
 
 def transformed(transform: Transform, image: np.ndarray, mask: np.ndarray, numbers: Sequence[int]) -> dict[str, Any]:
@@ -39,21 +41,17 @@ def transformed(transform: Transform, image: np.ndarray, mask: np.ndarray, numbe
 
 
 def augmented(
-    transform: Transform, image: np.ndarray, mask: np.ndarray, numbers: Sequence[int], num_labels: int
+    augment: Transform | str, image: np.ndarray, mask: np.ndarray, numbers: Sequence[int], num_labels: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """An image, uint8 (H, W, C), and its mask, uint8 (H, W), as AUGMENT makes them of such; `numbers` as above.
 
-    The mask holds labels below `num_labels`, and IGNORED. UserError: the transform fails, or makes something else.
+    The mask holds labels below `num_labels`, and IGNORED. UserError: AUGMENT cannot be loaded, or fails, or makes
+    something else.
     """
-    try:
-        made = transformed(transform, image, mask, numbers)
-    except Exception as error:  # whatever the user's own code fails with
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        raise UserError(
-            f"AUGMENT fails with {type(error).__name__}: {error} ({Path(place.filename).name}, line {place.lineno})."
-        ) from error
+    with faults_of("AUGMENT", augment, CONTRACT):
+        made = transformed(load_part("AUGMENT", augment, {}), image, mask, numbers)
     if not isinstance(made, Mapping) or not {"image", "mask"} <= made.keys():
-        raise UserError('AUGMENT has to return a dictionary with "image" and "mask", as albumentations does.')
+        raise UserError(f"AUGMENT returns no dictionary with both. {CONTRACT}")
     if fault := _fault_of_image(made["image"], image.shape) or _fault_of_mask(made["mask"], mask.shape, num_labels):
         raise UserError(f"AUGMENT returns {fault}.")
     return made["image"], np.asarray(made["mask"]).astype(np.uint8, copy=False)
@@ -63,7 +61,7 @@ def _fault_of_image(made: Any, shape: tuple[int, ...]) -> str:
     """What is wrong with an image that AUGMENT has made; "" if nothing is."""
     kind = getattr(made, "dtype", type(made).__name__)
     if not isinstance(made, np.ndarray) or kind != np.uint8:
-        cure = "leave Normalize and ToTensorV2 out, they are done on the device"
+        cure = "leave Normalize and ToTensorV2 out; bytes become 0 to 1 on the device"
         return f"an image of {kind}, and the network takes bytes (a NumPy array of uint8): {cure}"
     if made.shape != shape:
         cure = f"keep the shape, or end with one that makes it, such as A.RandomResizedCrop(size={shape[:2]})"

@@ -131,7 +131,7 @@ def fails_on_some(image, mask):
 
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_what_augment_must_not_make_is_told_before_arrays_are_made_and_later_with_its_image(folders, workers):
-    with pytest.raises(UserError, match="img_000.png: AUGMENT fails with AttributeError"):
+    with pytest.raises(UserError, match="img_000.png: AUGMENT = .*: AttributeError"):
         get_loaders(*folders, 4, workers, image_size=(32, 48), augment=lambda image, mask: image.nothing)
     assert not (folders[0].parent / ".arrays").exists()
     train, _ = get_loaders(*folders, 4, workers, image_size=(32, 48), augment=fails_on_some)
@@ -147,6 +147,23 @@ def test_an_augment_that_does_not_reach_the_workers_is_told(folders):
             get_loaders(*folders, 4, 0, image_size=(32, 48), augment=augment)
         with pytest.raises(UserError, match="AUGMENT cannot be sent .* NUM_WORKERS = 0"):
             get_loaders(*folders, 4, 2, image_size=(32, 48), augment=augment)
+    finally:
+        multiprocessing.set_start_method(usual, force=True)
+
+
+@pytest.mark.slow
+def test_workers_that_are_no_forks_load_the_file_of_augment_themselves(folders, tmp_path, monkeypatch):
+    """Which lies where nothing is imported from."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "brightening.py").write_text(
+        "def brighter(image, mask):\n    return dict(image=image | 128, mask=mask)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    usual = multiprocessing.get_start_method()
+    multiprocessing.set_start_method("spawn", force=True)
+    try:
+        loader, _ = get_loaders(*folders, 4, 1, image_size=(32, 48), augment="mine/brightening.py:brighter")
+        assert loader.num_workers == 1 and all(images.min() >= 128 for images, _ in loader)
     finally:
         multiprocessing.set_start_method(usual, force=True)
 
