@@ -8,11 +8,12 @@ counts their pixels. Then each of the checks (`_CHECKS`) goes through that surve
 import hashlib
 import json
 import os
+from base64 import b85decode, b85encode
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from tqdm import tqdm
 from parts import pictures
 from parts.errors import UnusableFile, UserError, counted, printable, within_memory
 from parts.files import Provenance, digest_of, parallel_map, stamp, write_text
-from parts.images import choose_value_range, decode, depth_of, pages_of, pixels_of, read_image
+from parts.images import bytes_of, choose_value_range, decode, depth_of, pages_of, pixels_of, read_image, resize_image
 from parts.mask_rules import decide_mask_rule, refuse_united_classes
 from parts.masks import (
     IGNORED,
@@ -61,6 +62,9 @@ DARK = 4096  # 16-bit images that stay below have fewer than 16 greys left at 8 
 TILES = 16  # overlays on the sheet
 FEW, SOME = 64, 200  # pixels of foreground at IMAGE_SIZE, and masks, that are looked at for what vanishes
 FEW_COLORS = 8  # of a sample of an image's pixels; photographs have more
+LOOK = 16  # rows and columns of the small greys by which images are compared
+LEAST_CONTRAST = 3  # of 255 between these greys; what has less shows nothing but noise
+ALIKE = 0.998  # correlation of two images' greys, less those of all, from which on they are versions of one picture
 RARE = 0.001  # share of all pixels below which a class is told
 
 
@@ -213,6 +217,7 @@ class ImageFacts:
     has_few_colors: bool
     is_blank: bool  # one value all over
     digest: str  # equal for equal pixels
+    look: str  # nearly equal for nearly equal pictures, see _look_of; "" where hardly anything is to be seen
 
 
 @dataclass
@@ -305,6 +310,17 @@ class _Survey:
     def deep(self) -> list[_Example]:
         """The examples whose image has more than 8 bits."""
         return [example for example in self.examples if example.image.depth]
+
+    @cached_property
+    def turned_unclear(self) -> list[_Example]:
+        """The examples that EXIF turns where sizes cannot tell whether their masks show the turned picture.
+
+        None where other images show by their sizes that masks were drawn on turned pictures, and no image the opposite.
+        """
+        turned = [example for example in self.examples if example.image.orientation > 1]
+        if any(_is_drawn_as_turned(example) for example in turned) and not any(map(_is_drawn_as_stored, turned)):
+            return []
+        return [example for example in turned if _is_unclear(example)]
 
     @property
     def is_one_folder(self) -> bool:
@@ -537,7 +553,7 @@ def _see_image(file: _File) -> ImageFacts:
     """What is seen in an image. UnusableFile."""
     smallest = (1, 1) if file.kind == EIGHTH else None  # of which a JPEG decodes an eighth at most
     decoded = decode(file.path, smallest, file.page)
-    pixels = pixels_of(decoded, file.path)
+    pixels, depth = pixels_of(decoded, file.path), depth_of(decoded, file.path)
     sample = pixels[:: max(1, len(pixels) // 32), :: max(1, pixels.shape[1] // 32)]
     # Processors have instructions for SHA-1, which makes it the fastest digest that is long enough here.
     digest = hashlib.sha1(repr(decoded.size).encode(), usedforsecurity=False)
@@ -548,13 +564,27 @@ def _see_image(file: _File) -> ImageFacts:
         mode=decoded.picture.mode,
         frames=decoded.frames,
         orientation=decoded.turned,
-        depth=depth_of(decoded, file.path),
+        depth=depth,
         has_alpha=has_used_alpha(decoded.picture),
         has_few_colors=len(np.unique(sample.astype(np.float64) @ (65536, 256, 1))) <= FEW_COLORS,
         # A few rows first, which is enough for nearly all images.
         is_blank=bool((pixels[::8] == pixels[0, 0]).all() and (pixels == pixels[0, 0]).all()),
         digest=digest.hexdigest(),
+        look=_look_of(pixels, depth),
     )
+
+
+def _look_of(pixels: np.ndarray, depth: dict | None) -> str:
+    """LOOK x LOOK greys of an image (H, W, 3), its darkest as 0 and its brightest as 255, row by row in base 85."""
+    rows = pixels[:: max(1, len(pixels) // 128)]  # all rows would take ten times as long
+    if depth is not None:
+        rows = bytes_of(rows, choose_value_range([depth])[0])
+    greys = resize_image(rows, (LOOK, LOOK)).mean(axis=2)
+    darkest, brightest = greys.min(), greys.max()
+    if brightest - darkest < LEAST_CONTRAST:
+        return ""
+    stretched = np.rint((greys - darkest) * (255 / (brightest - darkest))).astype(np.uint8)
+    return b85encode(stretched.tobytes()).decode()
 
 
 # ---- checks of files and names
@@ -612,6 +642,45 @@ def _check_sizes(survey: _Survey) -> Iterator[Finding]:
     yield from _listed(lines, "pair", heading, "Export both from the same picture, or remove them.")
 
 
+def _check_turned(survey: _Survey) -> Iterator[Finding]:
+    """Images that EXIF turns, whose masks may show the picture as it is stored: equal sizes do not tell."""
+    unclear = survey.turned_unclear
+    if not unclear:
+        return
+    as_stored = any(_is_drawn_as_stored(example) for example in survey.examples)
+    verb = "is" if len(unclear) == 1 else "are"
+    heading = (
+        f"{counted(len(unclear), 'image')} {verb} turned by EXIF, and sizes cannot tell whether the mask was drawn on "
+        "the turned picture, or on the one that is stored"
+    )
+    if as_stored:
+        heading += ", as those of other images here were"
+    cure = (
+        "Look at them in the picture of overlays. Where a mask lies wrong, turn it, or remove the image's tag "
+        "(exiftool -Orientation= FILE)."
+    )
+    yield Finding(f"{heading}:", [example.pair.image for example in unclear], cure, is_error=as_stored)
+
+
+def _is_drawn_as_turned(example: _Example) -> bool:
+    """Whether the sizes say that the mask of an image that EXIF turns shows the turned picture."""
+    size = example.image.size
+    return example.image.orientation >= 5 and all(size == mask.size != mask.size[::-1] for mask in example.masks)
+
+
+def _is_drawn_as_stored(example: _Example) -> bool:
+    """Whether the sizes say that the mask of an image that EXIF turns shows the picture as it is stored."""
+    size = example.image.size
+    return example.image.orientation >= 5 and all(size == mask.size[::-1] != mask.size for mask in example.masks)
+
+
+def _is_unclear(example: _Example) -> bool:
+    """Whether the sizes of an image that EXIF turns, and of its masks, are the same both ways."""
+    size = example.image.size
+    is_same = example.image.orientation < 5 or size == size[::-1]
+    return is_same and all(size == mask.size for mask in example.masks)
+
+
 # ---- checks of training against validation
 
 
@@ -643,6 +712,41 @@ def _images_by_digest(side: _Side) -> dict[str, list[Path]]:
         if not example.image.is_blank:
             images[example.image.digest].append(example.pair.image)
     return images
+
+
+def _check_versions(survey: _Survey) -> Iterator[Finding]:
+    """Images for validation that are nearly one for training: resized, compressed again, darker.
+
+    What all images share, such as a background, is taken off first. Next to each other frames of a drive, a second
+    apart, correlate by 0.993 at most then, and JPEGs of quality 30 with their originals by 0.9996.
+    """
+    for train, val in survey.opposed:
+        same = _images_by_digest(train).keys()
+        ours = [example for example in train.examples if example.image.look]
+        theirs = [example for example in val.examples if example.image.look and example.image.digest not in same]
+        if not ours or not theirs:
+            continue
+        looks = _normalised([example.image.look for example in (*ours, *theirs)])
+        lines = []
+        for example, look in zip(theirs, looks[len(ours) :]):
+            likeness = looks[: len(ours)] @ look
+            if likeness.max() >= ALIKE:
+                nearest = ours[int(likeness.argmax())].pair.image
+                lines.append(f"{printable(example.pair.image)} is nearly {printable(nearest)}")
+        cure = (
+            "Keep all versions of a picture on one side, or scores will be too good. GROUP tells them by their names."
+        )
+        heading = "for validation with nearly the pixels of one for training:"
+        yield from _listed(lines, "image", heading, cure, is_error=False)
+
+
+def _normalised(looks: list[str]) -> np.ndarray:
+    """ImageFacts.look of images, less what all share, as float32 vectors of length 1: their products correlate."""
+    greys = np.array([np.frombuffer(b85decode(look), np.uint8) for look in looks], np.float32)
+    greys -= greys.mean(axis=1, keepdims=True)
+    greys /= np.linalg.norm(greys, axis=1, keepdims=True)
+    greys -= greys.mean(axis=0)
+    return greys / np.maximum(np.linalg.norm(greys, axis=1, keepdims=True), 1e-6)
 
 
 def _check_groups(survey: _Survey) -> Iterator[Finding]:
@@ -901,6 +1005,8 @@ _CHECKS: tuple[Callable[[_Survey], Iterable[Finding]], ...] = (
     _check_leaks,
     _check_groups,
     _check_names,
+    _check_versions,
+    _check_turned,
     _check_alpha,
     _check_duplicates,
     _check_value_range,
@@ -1021,7 +1127,7 @@ def _draw_sheet(survey: _Survey, mask_rule: MaskRule, path: Path) -> Path | None
     if not examples:
         return None
     images, masks, captions = [], [], []
-    for example in _choose_tiles(examples, mask_rule):
+    for example in _choose_tiles(examples, mask_rule, survey.turned_unclear):
         pair, (height, width) = example.pair, example.image.size
         scale = min(1, 480 / max(height, width))
         size = max(1, round(height * scale)), max(1, round(width * scale))
@@ -1037,14 +1143,19 @@ def _draw_sheet(survey: _Survey, mask_rule: MaskRule, path: Path) -> Path | None
     return path
 
 
-def _choose_tiles(examples: list[_Example], mask_rule: MaskRule) -> list[_Example]:
-    """At most TILES examples: with the least and the most foreground, or the most of each class; others in between."""
+def _choose_tiles(examples: list[_Example], mask_rule: MaskRule, doubtful: list[_Example]) -> list[_Example]:
+    """At most TILES examples: with the least and the most foreground, or the most of each class; others in between.
+
+    Half of them are from the `doubtful` ones, as far as there are that many.
+    """
     if mask_rule.has_classes:
         shares = [example.counts[:-1] / example.counts.sum() for example in examples]
         extremes = np.argmax(shares, axis=0).tolist()
     else:
         ranked = sorted(range(len(examples)), key=lambda number: examples[number].foreground)
         extremes = [ranked[0], ranked[-1]]
-    extremes = list(dict.fromkeys(extremes))[:TILES]
+    doubted = {example.pair.image for example in doubtful}
+    first = [number for number, example in enumerate(examples) if example.pair.image in doubted][: TILES // 2]
+    extremes = list(dict.fromkeys([*first, *extremes]))[:TILES]
     spread = np.linspace(0, len(examples) - 1, max(TILES - len(extremes), 1)).round().astype(int).tolist()
     return [examples[number] for number in sorted(list(dict.fromkeys([*extremes, *spread]))[:TILES])]
