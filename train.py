@@ -54,6 +54,7 @@ from parts.options import (
     whole,
 )
 from parts.own import load_part
+from parts.own_dataset import folders_of, write_dataset
 from parts.scores import KNOWN_METRICS, load_metrics, symptom
 from parts.spec import DataSpec
 from utils import (
@@ -73,6 +74,7 @@ TRAIN_IMG_DIR = "./dataset/augmented_train_images"  # as augment.py leaves them,
 TRAIN_MASK_DIR = "./dataset/augmented_train_masks"  # their masks: name.png, name_mask.gif, name.mask.png, ...
 VAL_IMG_DIR = "./dataset/augmented_test_images"  # images that training never sees
 VAL_MASK_DIR = "./dataset/augmented_test_masks"  # their masks
+DATASET: Any = None  # in the place of these folders a dataset of your own: "mine.py:name", see docs/change-it.md
 OUTPUT_DIR = "."  # where checkpoints, saved_images/, history.csv and curves.png go
 IMAGE_SIZE: tuple | None = (320, 480)  # height and width of training; higher finds finer edges; None with CROP: own
 CROP: tuple | None = None  # train on crops of this size: for what is small beside its picture
@@ -119,6 +121,7 @@ DEMO = False  # draw a small dataset of cars and train on it with settings that 
 # What the constants may be, where their values alone do not tell. Those about images and masks, such as CLASSES and
 # MASK_FOREGROUND, stand in dataset.py, for all scripts.
 _RULES = dict(
+    DATASET=optional(part()),
     IMAGE_SIZE=optional(sizes(2)),
     CROP=optional(sizes(2)),
     CROP_FOREGROUND=number(most=1),
@@ -360,6 +363,9 @@ def settings(argv: list[str] | None = None) -> SimpleNamespace:
     """The constants, with the flags of a command line over them. UserError: what cannot be used."""
     s = settings_of(globals(), argv, rules=_RULES, shared=vars(dataset), presets={"DEMO": _DEMO_SETTINGS})
     load_parts(s)
+    if s.DATASET is not None:
+        s.TRAIN_IMG_DIR, s.TRAIN_MASK_DIR = map(str, folders_of(s.OUTPUT_DIR, "train"))
+        s.VAL_IMG_DIR, s.VAL_MASK_DIR = map(str, folders_of(s.OUTPUT_DIR, "val"))
     if s.IMAGE_SIZE is None and not s.CROP:
         raise UserError("These constants cannot be used:\n  IMAGE_SIZE = None: height and width, or None with CROP")
     return s
@@ -371,7 +377,7 @@ def load_parts(s: SimpleNamespace) -> None:
     load_metrics(s.METRICS)
     load_logger(s.LOGGER)
     words: dict[str, Mapping] = dict(
-        NETWORK=NETWORKS, OPTIMIZER=recipe.OPTIMIZERS, SCHEDULE=recipe.SCHEDULES, AUGMENT={}
+        NETWORK=NETWORKS, OPTIMIZER=recipe.OPTIMIZERS, SCHEDULE=recipe.SCHEDULES, AUGMENT={}, DATASET={}
     )
     for name, choices in words.items():
         load_part(name, getattr(s, name), choices)
@@ -462,6 +468,8 @@ def look_at_data(s: SimpleNamespace, output: Path) -> Report:
     """The audit's report on every file. UserError: there is something that would spoil training."""
     if s.DEMO:
         draw_demo(Path(s.TRAIN_IMG_DIR).parent)
+    if s.DATASET is not None:
+        write_dataset(s.DATASET, load_part("DATASET", s.DATASET, {}), s.OUTPUT_DIR)
     for folder in map(Path, (s.TRAIN_IMG_DIR, s.TRAIN_MASK_DIR, s.VAL_IMG_DIR, s.VAL_MASK_DIR)):
         if not folder.is_dir() or not any(folder.iterdir()):
             raise UserError(f"{folder}: no images here.\n{HOW_TO_GET_CARVANA}")

@@ -272,6 +272,62 @@ def test_metrics_are_averaged_as_dice_is():
     assert math.isnan(mean_metric(precision, counts[1:2], [1]))
 
 
+# ---- a dataset
+
+
+class Discs:
+    """Bright discs on noise, made when they are asked for."""
+
+    def __init__(self, train, count=12):
+        self.names = [f"{'train' if train else 'val'}_disc_{index}" for index in range(count)]
+
+    def __len__(self):
+        return len(self.names)
+
+    def __getitem__(self, index):
+        draw = np.random.default_rng([index, "train" in self.names[0]])
+        down, across = np.ogrid[:40, :56]
+        mask = (down - draw.integers(10, 30)) ** 2 + (across - draw.integers(10, 46)) ** 2 < 64
+        return draw.integers(0, 90, (40, 56, 3), np.uint8) + 150 * mask[..., None].astype(np.uint8), mask
+
+
+def test_a_dataset_of_ones_own_is_audited_trained_on_and_shown(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(train, "DATASET", Discs)
+    train.main([*SMALL, "--num-epochs", "6", "--batch-size", "2"])
+    assert float(history(tmp_path)[-1]["dice"]) > 0.8
+    said = capsys.readouterr().out
+    assert "12 pairs" in said and "What the data is" in said
+    written = tmp_path / "own_dataset" / "train_images" / "train_disc_3.png"
+    assert np.array_equal(np.array(Image.open(written)), Discs(True)[3][0])
+    before = written.stat().st_mtime_ns
+    monkeypatch.setattr(train, "DATASET", lambda train: Discs(train, 8 + 2 * train))
+    train.main([*SMALL, "--num-epochs", "7", "--load-model"])
+    assert written.stat().st_mtime_ns == before and len(list(written.parent.iterdir())) == 10
+
+
+@pytest.mark.parametrize(
+    "data, words",
+    [
+        (lambda: [], "positional argument"),
+        (lambda train: 3, "has no len"),
+        (lambda train: [(np.zeros((4, 4)), np.zeros((4, 4), np.uint8))], "the image of sample 0 is float64"),
+        (lambda train: [(np.zeros((4, 4, 3), np.uint8), np.zeros((4, 5), np.uint8))], "a mask of \\(4, 5\\)"),
+        (lambda train: Discs(train, 0), "no images"),
+    ],
+)
+def test_a_dataset_that_cannot_be_is_told(data, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(train, "DATASET", data)
+    with pytest.raises(UserError, match=words):
+        train.main(SMALL)
+    hostile = Discs(True)
+    hostile.names[0] = "../hostile"
+    monkeypatch.setattr(train, "DATASET", lambda train: hostile)
+    with pytest.raises(UserError, match="no name for a file"):
+        train.main(SMALL)
+
+
 # ---- what is trained, and in how much memory
 
 

@@ -1,0 +1,94 @@
+"""A dataset of one's own, written down as files: what looks at, decodes and shows files then does so with it, too.
+
+DATASET = "mine.py:dataset"  # a function (train) -> the dataset of training (True) or of validation (False)
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from parts.files import parallel_map, path_inside
+from parts.own import faults_of
+
+CONTRACT = (
+    "DATASET(train) gives a dataset with len() and [i] -> (image uint8 (H, W) or (H, W, 3), mask uint8 (H, W)), and "
+    "`names`, if it has such."
+)
+Folders = tuple[Path, Path]  # of images and of masks
+
+
+def folders_of(output: str | Path, side: str) -> Folders:
+    """Where the images and masks of a `side`, "train" or "val", are written."""
+    place = Path(output) / "own_dataset"
+    return place / f"{side}_images", place / f"{side}_masks"
+
+
+def write_dataset(chosen: Any, make: Callable[[bool], Any], output: str | Path) -> None:
+    """Writes the datasets that DATASET = `chosen`, which is `make`, gives for training and validation.
+
+    A file is replaced only where its pixels differ, so that arrays made of it stay. Files of samples that the dataset
+    has no longer are removed. UserError: it is not what CONTRACT says.
+    """
+    for side in ("train", "val"):
+        folders = folders_of(output, side)
+        with faults_of("DATASET", chosen, CONTRACT):
+            data = make(side == "train")
+            names = _names_of(data, folders[0])
+        for folder in folders:
+            folder.mkdir(parents=True, exist_ok=True)
+            kept = {f"{name}.png" for name in names}
+            for file in folder.glob("*.png"):
+                if file.name not in kept:
+                    file.unlink()
+        write = partial(_write_sample, _Samples(chosen, data), folders)
+        for _ in parallel_map(write, list(enumerate(names))):
+            pass
+
+
+def _names_of(data: Any, folder: Path) -> list[str]:
+    """The names of the samples: those that the dataset has, or numbers. ValueError: one cannot be a file's."""
+    names = [str(name) for name in getattr(data, "names", None) or (f"{index:06d}" for index in range(len(data)))]
+    if len(names) != len(data) or len(set(names)) != len(names):
+        raise ValueError(f"it has {len(data)} samples and {len(set(names))} different names")
+    for name in names:
+        if not name or path_inside(folder, name) is None or Path(name).name != name:
+            raise ValueError(f"{name!r} is no name for a file")
+    return names
+
+
+@dataclass(frozen=True)
+class _Samples:
+    """The samples of a dataset, as arrays that can be written."""
+
+    chosen: Any
+    data: Any
+
+    def __getitem__(self, index: int) -> Iterator[np.ndarray]:
+        with faults_of("DATASET", self.chosen, CONTRACT):
+            image, mask = map(np.asarray, self.data[index])
+            if mask.dtype == bool:
+                mask = mask.astype(np.uint8)
+            for array, kind, shapes in ((image, "image", (2, 3)), (mask, "mask", (2,))):
+                if array.dtype != np.uint8 or array.ndim not in shapes or array.shape[2:] not in ((), (3,)):
+                    raise TypeError(f"the {kind} of sample {index} is {array.dtype} of shape {array.shape}")
+            if image.shape[:2] != mask.shape:
+                raise ValueError(f"sample {index} has an image of {image.shape[:2]} and a mask of {mask.shape}")
+        yield from (image, mask)
+
+
+def _write_sample(samples: _Samples, folders: Folders, sample: tuple[int, str]) -> None:
+    index, name = sample
+    for folder, array in zip(folders, samples[index]):
+        encoded = io.BytesIO()
+        Image.fromarray(array).save(encoded, "PNG", compress_level=1)
+        path = folder / f"{name}.png"
+        if not path.exists() or path.read_bytes() != encoded.getvalue():
+            path.write_bytes(encoded.getvalue())
