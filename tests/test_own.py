@@ -1,13 +1,15 @@
 """Parts of one's own: a network, loss, optimizer, schedule, metric and logger in a user's file."""
 
 import math
+import re
+import shlex
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from helpers import SMALL, history, same_runs
+from helpers import ROOT, SMALL, history, same_runs
 from PIL import Image
 from torch import nn
 
@@ -84,6 +86,7 @@ def own_flags(prepared):
     return words
 
 
+@pytest.mark.slow
 def test_parts_of_ones_own_train_predict_export_and_resume(prepared, own_flags, monkeypatch, capsys):
     monkeypatch.chdir(prepared)
     for epochs, folder, more in ((4, "whole", []), (2, "stopped", []), (4, "stopped", ["--load-model"])):
@@ -291,6 +294,7 @@ class Discs:
         return draw.integers(0, 90, (40, 56, 3), np.uint8) + 150 * mask[..., None].astype(np.uint8), mask
 
 
+@pytest.mark.slow
 def test_a_dataset_of_ones_own_is_audited_trained_on_and_shown(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(train, "DATASET", Discs)
@@ -360,3 +364,28 @@ def test_recomputed_blocks_learn_the_same(encoder):
         states.append(gradients | network.state_dict())
     for name, value in states[0].items():
         torch.testing.assert_close(states[1][name], value)
+
+
+# ---- docs/change-it.md
+
+RECIPES = re.split(r"^## ", (ROOT / "docs" / "change-it.md").read_text(encoding="utf-8"), flags=re.M)[1:]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", RECIPES, ids=[text.splitlines()[0] for text in RECIPES])
+def test_every_recipe_of_change_it_runs_as_it_stands(recipe, prepared, monkeypatch):
+    monkeypatch.chdir(prepared)
+    written = re.findall(r"^```python\n(.*?)^```$", recipe, flags=re.M | re.S)
+    assert all(len(text.splitlines()) <= 20 for text in written)
+    Path("mine.py").write_text("\n\n".join(written))
+    for path in Path(train.VAL_IMG_DIR).iterdir():
+        Path("photos").mkdir(exist_ok=True)
+        (Path("photos") / path.name).write_bytes(path.read_bytes())
+    commands = re.findall(r"python (train|predict)\.py([^`\n]*)", recipe)
+    assert commands
+    for script_name, words in commands:
+        if script_name == "train":
+            offline = ["--encoder-weights", "none"] if "--encoder " in words else []
+            train.main([*SMALL, "--image-size", "64", "64", *shlex.split(words), *offline])
+        else:
+            assert predict.main(["--device", "cpu", *shlex.split(words)]) == 0
