@@ -425,12 +425,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     predictor = Predictor(settings=s)
     mask_rule = predictor.mask_rule
     if s.EXPORT:
-        with OutputFolder(s.OUTPUT_DIR, settings_of_files(s), [Planned(Path(s.EXPORT), "the network")]).writing():
+        folder = OutputFolder(s.OUTPUT_DIR, settings_of_files(s), [Planned(Path(s.EXPORT), "the network")])
+        folder.check()
+        with folder.writing():
             tell(export(predictor.networks[0], s.EXPORT, mask_rule.names))
         return 0
 
     # The pictures, and what is made of them
-    wanted, missing = find_pictures(s.inputs, s.OUTPUT_DIR, s.MASKS)
+    written = OutputFolder(s.OUTPUT_DIR, {}, []).own_files()
+    wanted, missing = find_pictures(s.inputs, s.OUTPUT_DIR, s.MASKS, written)
     for problem in missing:
         tell(problem, file=sys.stderr)
     if not wanted:

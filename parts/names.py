@@ -713,14 +713,18 @@ class Picture:
 
 
 def find_pictures(
-    inputs: Sequence[Folder], output_dir: Folder | None = None, mask_dir: Folder | None = None
+    inputs: Sequence[Folder],
+    output_dir: Folder | None = None,
+    mask_dir: Folder | None = None,
+    written: Collection[str] = (),
 ) -> tuple[list[Picture], list[str]]:
     """(pictures, missing): all Pictures of the files and folders in `inputs`, and in words what gave nothing.
 
     A folder is listed with its subfolders, and its pictures are named by their paths below it; a file has its own
     name. Where two would have the same name, all are named by their paths below the folder that they have in common.
     Files in `output_dir` or `mask_dir` are left out, unless they are given by that very name; in a folder that is
-    itself `mask_dir`, those whose names end in _mask are. What else folders hold is printed, or is among the missing
+    itself `mask_dir`, those whose names end in _mask are, and in any folder those that earlier runs have `written`
+    (real paths). What else folders hold is printed, or is among the missing
     where it is a picture to a person. UserError: a folder is given for images and masks, and no name there ends in
     _mask.
     """
@@ -734,6 +738,8 @@ def find_pictures(
         missing += problems
         left_out += listing.left_out
         for file in listing.pictures:  # a file that is given twice keeps its first name
+            if written and file != place and os.path.realpath(file) in written:
+                continue
             name = PurePath(file.relative_to(listing.folder)).with_suffix("")
             files.setdefault(os.path.abspath(file), (file, name))
     left_out = list(dict.fromkeys(left_out))

@@ -113,6 +113,10 @@ class OutputFolder:
             else:
                 self.elsewhere[str(place)] = file.path
 
+    def own_files(self) -> set[str]:
+        """The real paths of the files that earlier runs have written into the folder."""
+        return {os.path.realpath(self.folder / name) for name in self._earlier().files}
+
     def check(self) -> _Earlier:
         """UserError: files of somebody else would be replaced, or files of several settings would be mixed."""
         folder, cure = printable(self.folder), "Give another OUTPUT_DIR (--output-dir), or move them away."

@@ -93,9 +93,15 @@ def test_a_true_mask_beside_its_picture_is_not_replaced(photos, call, tmp_path):
     with pytest.raises(UserError, match=r"would be replaced.*photos/a\.png"):
         call(photos / "a.jpg", "--output-dir", photos)
     assert {path: path.read_bytes() for path in photos.rglob("*.*")} == before
-    (photos / "a.png").unlink()
-    for _ in range(2):
-        call(photos / "a.jpg", "--output-dir", photos)
+    (photos / "model.pt2").write_text("mine")
+    with pytest.raises(UserError, match=r"would be replaced.*photos/model\.pt2"):
+        call("--export", photos / "model.pt2", "--output-dir", photos)
+    assert {path: path.read_bytes() for path in photos.rglob("*.*")} == before | {photos / "model.pt2": b"mine"}
+    for path in (photos / "a.png", photos / "grey.png", photos / "sub" / "b.c.png"):
+        path.unlink()
+    for _ in range(2):  # the second time masks of the first lie beside the pictures, and are none
+        assert call(photos, "--output-dir", photos, "--overlays")[0] == 0
+    assert names_in(photos / "overlays") == {"a.jpg", "palette.jpg", "turned.jpg"}
 
 
 def test_a_run_that_was_killed_leaves_a_list_of_what_it_was_to_write(photos, call, changed, out, monkeypatch):
