@@ -11,6 +11,11 @@ The work runs on all cores, a run that was stopped goes on where it was, and eve
 sources ends with the same bytes. Look at augmented_preview.png before training.
 """
 
+import signal
+
+if __name__ == "__main__":  # Ctrl-C while albumentations is loaded, which takes seconds, ends without a traceback
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import hashlib
 import json
 import os
@@ -23,9 +28,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # or the import waits for the network
 
@@ -38,7 +43,18 @@ from tqdm import tqdm
 import dataset
 from parts import pictures
 from parts.errors import UnusableFile, UserError, counted, printable, run, tell, within_memory
-from parts.files import Provenance, one_at_a_time, parallel_map, remove_leftovers, stamp, write_text, write_whole
+from parts.files import (
+    Provenance,
+    one_at_a_time,
+    parallel_map,
+    path_inside,
+    read_own,
+    refuse_link,
+    remove_leftovers,
+    stamp,
+    write_text,
+    write_whole,
+)
 from parts.images import Decoded, choose_value_range, decode, depth_of, head_of, image_size, pixels_of, read_image
 from parts.mask_rules import decide_mask_rule, refuse_united_classes
 from parts.masks import MaskRule, Observation, count_classes, observe_mask, read_mask
@@ -599,17 +615,28 @@ class _Manifest:
 
     @classmethod
     def load(cls, folder: Path) -> "_Manifest":
-        """The manifest in a folder; an empty one where there is none, or it is damaged.
+        """The manifest in a folder; an empty one where there is none, or it is damaged or somebody else's.
 
         Files that it does not list will count as somebody else's, and stay.
         """
-        try:
-            stored = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
-            if "items" in stored:
-                return cls._from_items(stored)
-            return cls(Provenance.from_dict(stored["provenance"]), dict(stored["files"]))
-        except (OSError, ValueError, KeyError, TypeError):
-            return cls()
+        return read_own(folder / _MANIFEST, partial(cls._from_stored, folder), cls())
+
+    @classmethod
+    def _from_stored(cls, folder: Path, stored: Any) -> "_Manifest":
+        """The manifest that was stored. ValueError: it names files that are not augment.py's, which may be any."""
+        if "items" in stored:
+            manifest = cls._from_items(stored)
+        else:
+            manifest = cls(Provenance.from_dict(stored["provenance"]), stored["files"])
+        names = [name for sources in manifest.provenance.sources.values() for name in sources]
+        if sorted(names) != sorted(manifest.files):
+            raise ValueError("the files are not of these sources")
+        resolve = cache(os.path.realpath)
+        for file in (file for files in manifest.files.values() for file in files):
+            name, _, rest = file.partition("/")
+            if name not in _FOLDERS or path_inside(folder / name, rest, resolve) is None:
+                raise ValueError(f"{file!r} is not in a folder that is written")
+        return manifest
 
     @classmethod
     def _from_items(cls, stored: dict) -> "_Manifest":
@@ -643,10 +670,13 @@ def _prepare(output_dir: Path, items: list[Item], settings: dict[str, object]) -
 
     settings: the constants on which the made files depend
     """
+    folders = sorted({*_FOLDERS, *(os.path.dirname(file) for item in items for file in item.files)})
+    for folder in folders:
+        refuse_link(output_dir / folder, output_dir)
     old, new = _Manifest.load(output_dir), _Manifest.of(items, settings)
     listed = {file for files in old.files.values() for file in files}
     _refuse_foreign(output_dir, listed)
-    for folder in sorted({*_FOLDERS, *(os.path.dirname(file) for item in items for file in item.files)}):
+    for folder in folders:
         (output_dir / folder).mkdir(parents=True, exist_ok=True)
         remove_leftovers(output_dir / folder)
     for file in listed - old.files_as_in(new):

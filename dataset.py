@@ -6,6 +6,11 @@ prints counts, sizes, how the masks are read, the share of foreground, and every
 writes a sheet of masks on their images. Exit status 2 where training would be spoiled.
 """
 
+import signal
+
+if __name__ == "__main__":  # Ctrl-C while torch is loaded, which takes seconds, ends without a traceback
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import hashlib
 import json
 import os

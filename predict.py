@@ -13,6 +13,11 @@ indices of a palette or colours. A picture that cannot be read is reported, the 
 status is 1 then; 2 where nothing can be done.
 """
 
+import signal
+
+if __name__ == "__main__":  # Ctrl-C while torch is loaded, which takes seconds, ends without a traceback
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import sys
 from collections.abc import Mapping, Sequence
 from functools import cached_property

@@ -10,6 +10,11 @@ Leaves checkpoint.pth (the last), best.pth (the highest Dice), saved_images/, hi
 
 from __future__ import annotations
 
+import signal
+
+if __name__ == "__main__":  # Ctrl-C while torch is loaded, which takes seconds, ends without a traceback
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import shlex
 import sys
 import time
@@ -30,7 +35,7 @@ from parts.audit import Report, audit
 from parts.checkpoints import Run, differences_of_data, load_encoder_weights, load_pretrained, set_aside, snapshot
 from parts.errors import Terminated, UserError, ran_out_of_memory, stop_if_asked, tell
 from parts.errors import run as run_script
-from parts.files import Provenance, remove_leftovers, sole_writer, stamp, write_csv
+from parts.files import Provenance, refuse_link, remove_leftovers, sole_writer, stamp, write_csv
 from parts.inference import to_device
 from parts.loggers import LOGGERS, Logger, load_logger
 from parts.losses import TERMS, Loss
@@ -640,6 +645,9 @@ class RunFolder:
     def __enter__(self) -> RunFolder:
         if processes.rank() == 0:
             self._open.enter_context(sole_writer(self.path))
+            for name in ("", "saved_images", "saved_images/strip"):
+                refuse_link(self.path / name, self.path)
+                remove_leftovers(self.path / name)
         self._thread = self._open.enter_context(ThreadPoolExecutor(1))
         return self
 
@@ -654,7 +662,6 @@ class RunFolder:
         done = run.done(self.path / "checkpoint.pth")
         if processes.rank() > 0:
             return bool(done)
-        remove_leftovers(self.path)
         if run.history:
             write_history(self.path, run.history)
         if run.scores and len(run.scores.per_image) == len(val_loader.dataset):

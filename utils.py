@@ -1,9 +1,11 @@
 """The article's utilities: loaders, accuracy, predictions to look at, checkpoints."""
 
+import errno
 import math
 import multiprocessing
 import os
 import pickle
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -32,7 +34,7 @@ from parts.arrays import Files, Size
 from parts.audit import Report
 from parts.checkpoints import load_weights, without_prefixes
 from parts.errors import UserError, tell
-from parts.files import copy_whole, parallel_map, write_whole
+from parts.files import copy_whole, parallel_map, remove, write_whole
 from parts.inference import BatchPredictor, pixels_in_windows
 from parts.mask_rules import find_mask_rule
 from parts.masks import MaskRule, resize_mask
@@ -247,6 +249,10 @@ class Loader(DataLoader):
                 if isinstance(batch, UserError):
                     raise batch
                 yield batch
+        except RuntimeError as error:
+            if "Too many open files" in str(error):  # PyTorch's words for what was an OSError
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE)) from error
+            raise
         except (ConnectionError, EOFError) as error:
             # The pipe to a killed worker may break a moment before PyTorch can see that the worker is dead.
             raise RuntimeError(f"{_KILLED}s unknown) was killed: {error}") from error
@@ -434,7 +440,6 @@ def save_predictions(
     predictor = _predictor_of(loader, model, device, dtype)
     palette = Palette.of(predictor.mask_rule)
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     for index, (images, masks) in enumerate(loader):
         if index == limit:
             break
@@ -461,7 +466,6 @@ def save_examples(
     predictor = _predictor_of(loader, model, device, dtype)
     palette = Palette.of(predictor.mask_rule)
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     dataset: Any = loader.dataset
     total = len(dataset)
     count = min(count, total)
@@ -532,25 +536,32 @@ def _examples_of(
 
 
 def _save_strip(folder: Path, example: Example, epoch: int, dice: float, palette: Palette) -> None:
-    """Keeps this epoch's mask as `strip/EPOCH_DICE.png` and draws up to eight of them, evenly spread."""
-    masks_folder = folder / "strip"
-    masks_folder.mkdir(exist_ok=True)
-    pattern = "[0-9][0-9][0-9][0-9]_*.png"
-    for old in masks_folder.glob(pattern):
-        if int(old.stem.split("_")[0]) >= epoch:  # of a run that went further than the one that goes on here
-            old.unlink()
-    pictures.save_mask(masks_folder / f"{epoch:04d}_{dice:.4f}.png", example.prediction, palette)
+    """Keeps this epoch's mask as `strip/EPOCH_DICE.png` and draws up to eight of them, evenly spread.
 
-    files = sorted(masks_folder.glob(pattern))
-    chosen = sorted(set(np.linspace(0, len(files) - 1, 8).round().astype(int)))
+    One that is damaged is removed, and the strip goes without it.
+    """
+    files = []
+    for old in sorted((folder / "strip").glob("*.png")):
+        kept = re.fullmatch(r"(\d{4,})_([01]\.\d{4})\.png", old.name)
+        if kept and int(kept[1]) < epoch:
+            files.append((old, f"epoch {int(kept[1])}, Dice {kept[2]}"))
+        elif kept:  # of a run that went further than the one that goes on here
+            remove(old)
+    files.append((folder / "strip" / f"{epoch:04d}_{dice:.4f}.png", f"epoch {epoch}, Dice {dice:.4f}"))
+    pictures.save_mask(files[-1][0], example.prediction, palette)
+
     masks, captions = [], []
-    for index in chosen:
-        number, its_dice = files[index].stem.split("_")
-        captions.append(f"epoch {int(number)}, Dice {its_dice}")
-        mask = pictures.load_mask(files[index], palette)
+    for index in sorted(set(np.linspace(0, len(files) - 1, 8).round().astype(int))):
+        file, caption = files[index]
+        try:
+            mask = pictures.load_mask(file, palette)
+        except UserError:
+            remove(file)
+            continue
         if mask.shape != example.truth.shape:  # from before IMAGE_SIZE was changed
             mask = resize_mask(mask, example.truth.shape)
         masks.append(mask)
+        captions.append(caption)
     pictures.save_image(folder / "strip.png", pictures.strip(example.image, example.truth, masks, captions, palette))
 
 

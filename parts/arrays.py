@@ -6,7 +6,7 @@ of the first.
 A folder of arrays holds images.npy and masks.npy, for crops also points.npy, and key.json, the Provenance of the
 arrays. Images of one size are (N, H, W, 3) and masks (N, H, W). Of images at their own sizes the pixels follow each
 other, (P, 3) and (P,). The arrays are made in a folder beside their place, which is then renamed: arrays that have
-their name are complete.
+their name are complete. The key holds the stamps of the arrays themselves too, so that changed ones are not believed.
 """
 
 import errno
@@ -14,13 +14,10 @@ import hashlib
 import json
 import math
 import os
-import re
-import secrets
 import shutil
 import time
 from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
@@ -30,7 +27,20 @@ import numpy as np
 from tqdm import tqdm
 
 from parts.errors import UnusableFile, UserError, printable, tell, within_memory
-from parts.files import Provenance, is_changed, one_at_a_time, parallel_map, stamp, write_text
+from parts.files import (
+    DAY,
+    Provenance,
+    content,
+    is_changed,
+    one_at_a_time,
+    parallel_map,
+    read_own,
+    remove,
+    remove_leftovers,
+    stamp,
+    unfinished,
+    write_text,
+)
 from parts.images import image_size, read_image
 from parts.masks import MaskRule, read_mask
 from parts.names import Pair
@@ -38,7 +48,7 @@ from parts.names import Pair
 Size = tuple[int, int]  # height, width
 
 POINTS = 256  # positions of each label that are kept of each mask, for crops
-_LAYOUT = 4  # raise it when the arrays, or their key, are laid out in another way
+_LAYOUT = 5  # raise it when the arrays, or their key, are laid out in another way
 _RESIZE_RULE = 1  # raise it when read_image or read_mask begin to give other pixels
 _NAMES = ("images.npy", "masks.npy", "points.npy")
 _KEY = "key.json"
@@ -168,7 +178,7 @@ class Arrays:
                 # The key is read last. All files are renamed together, so if the key is the same, all are.
                 key = (self.folder / _KEY).read_bytes()
                 is_same = hashlib.sha256(key).hexdigest() == self._digest
-            except (OSError, ValueError):
+            except (FileNotFoundError, NotADirectoryError, ValueError):
                 is_same = False
             if not is_same:
                 raise UserError(
@@ -222,6 +232,7 @@ def make_arrays(
     folder = Path(folder)
     plan = _Plan(files, folder)
     try:
+        remove_leftovers(folder.parent, idle=DAY)  # of any arrays; others may be made there at this moment
         if plan.mismatch() is not None:
             folder.parent.mkdir(parents=True, exist_ok=True)
             lock = folder.parent / f".{folder.name}.lock"
@@ -273,7 +284,7 @@ class _Plan:
         if gone:
             raise UserError("\n".join(f"{path}: has just gone. Put it back, or start again." for path in gone))
         self.provenance = _provenance_of(files, folder)
-        self.key = json.dumps(self.provenance.to_dict())  # the content of key.json
+        self.key = ""  # the content of key.json, when the arrays are there
 
     @cached_property
     def array_files(self) -> list[_ArrayFile]:
@@ -287,17 +298,25 @@ class _Plan:
 
     def mismatch(self) -> str | None:
         """Why the arrays in the folder are not these, in words; "" where there are none, None where they are these."""
-        try:
-            stored = (self.folder / _KEY).read_text()
-        except OSError:
+        stored = content(self.folder / _KEY)
+        if stored is None:
             return ""
-        with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-            if stored != self.key:
-                difference = self.provenance.difference(Provenance.from_dict(json.loads(stored)), _describe)
-                return difference or "the files come in another order, or belong together in another way"
-            if [array.shape for array in _load(self.folder)] == [file.shape for file in self.array_files]:
-                return None
-        return "the arrays there are damaged"
+        now = self.provenance_in(self.folder)
+        self.key = json.dumps(now.to_dict())
+        if stored == self.key.encode():
+            return None
+
+        def difference(old: Any) -> str:
+            return now.difference(Provenance.from_dict(old), _describe)
+
+        reason = read_own(self.folder / _KEY, difference, "the arrays there are damaged")
+        return reason or "the files come in another order, or belong together in another way"
+
+    def provenance_in(self, folder: Path) -> Provenance:
+        """The Provenance with the stamps of the arrays as they lie in a folder."""
+        names = _NAMES if self.files.with_points else _NAMES[:2]
+        arrays = {name: stamp(folder / name) or [] for name in names}
+        return replace(self.provenance, sources=self.provenance.sources | {"arrays": arrays})
 
 
 def _provenance_of(files: Files, folder: Path) -> Provenance:
@@ -358,17 +377,17 @@ def _make(plan: _Plan, num_workers: int | None, progress: bool) -> None:
     """
     started = time.perf_counter()
     folder, count = plan.folder, len(plan.files.pairs)
-    _remove_unfinished(folder)
+    remove_leftovers(folder.parent, name=folder.name)
     need = sum(array_file.num_bytes for array_file in plan.array_files)
     free = shutil.disk_usage(folder.parent).free - _SPARE
-    if free < need + len(plan.key):
+    if free < need:
         raise OSError(errno.ENOSPC, f"they need {need / 1e9:.1f} GB of disk, and {max(free, 0) / 1e9:.1f} are free")
     if progress and plan.files.image_size is None:
         tell(f"{printable(folder)}: {need / 1e9:.2f} GB of disk, for {count:,} images at their own size.")
-    unfinished, replaced = (folder.with_name(f".{folder.name}.{secrets.token_hex(6)}.part") for _ in range(2))
+    part, replaced = unfinished(folder), unfinished(folder)
     try:
-        unfinished.mkdir()
-        targets = {unfinished / array_file.name: array_file.reserve(unfinished) for array_file in plan.array_files}
+        part.mkdir()
+        targets = {part / array_file.name: array_file.reserve(part) for array_file in plan.array_files}
         work = parallel_map(_Writer(plan.files, targets), range(count), num_workers)
         # disable=None shows the bar on a terminal only
         bar = tqdm(work, "decoding", count, unit=" images", disable=None if progress else True)
@@ -378,24 +397,17 @@ def _make(plan: _Plan, num_workers: int | None, progress: bool) -> None:
         for path in targets:  # the data must be on disk before they get their name
             with open(path, "r+b") as file:
                 os.fsync(file.fileno())
-        write_text(unfinished / _KEY, plan.key)
-        if folder.exists():
+        plan.key = json.dumps(plan.provenance_in(part).to_dict())
+        write_text(part / _KEY, plan.key)
+        if os.path.lexists(folder):
             os.rename(folder, replaced)
-        os.rename(unfinished, folder)
+        os.rename(part, folder)
     finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        shutil.rmtree(replaced, ignore_errors=True)
+        remove(part)
+        remove(replaced)
     if progress:
         rate = count / (time.perf_counter() - started)
         tell(f"{printable(folder)}: {count:,} pairs decoded once, {rate:.0f} a second, {need / 1e9:.2f} GB.")
-
-
-def _remove_unfinished(folder: Path) -> None:
-    """Removes what killed runs left of these arrays, and of no others."""
-    pattern = re.compile(re.escape(f".{folder.name}.") + r"[0-9a-f]{12}\.part")
-    for path in folder.parent.iterdir():
-        if pattern.fullmatch(path.name):
-            shutil.rmtree(path, ignore_errors=True)
 
 
 class _Writer:

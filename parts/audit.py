@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from parts import pictures
 from parts.errors import UnusableFile, UserError, counted, printable, within_memory
-from parts.files import Provenance, digest_of, parallel_map, stamp, write_text
+from parts.files import Provenance, digest_of, parallel_map, read_own, stamp, write_text
 from parts.images import bytes_of, choose_value_range, decode, depth_of, pages_of, pixels_of, read_image, resize_image
 from parts.mask_rules import decide_mask_rule, refuse_united_classes
 from parts.masks import (
@@ -453,13 +453,11 @@ class _Looker:
         self.faults: dict[_File, UnusableFile] = {}
         self.whole: dict[_File, _File] = {}  # of EIGHTHs that were also looked at as IMAGEs
         self.stamps: dict[str, Any] = {}  # of each file that has facts, by its key
-        self.old_stamps, self.old_facts = {}, {}  # of an earlier audit, by the files' keys
-        with suppress(OSError, ValueError, KeyError, TypeError):  # there is none yet, or it is damaged: look again
-            stored: Any = json.loads(Path(cache).read_text()) if cache else None
-            provenance, facts = Provenance.from_dict(stored["provenance"]), dict(stored["facts"])
-            stamps = provenance.sources["files"]
-            if provenance.version == VERSION and stamps.keys() == facts.keys():
-                self.old_stamps, self.old_facts = stamps, facts
+        # Of an earlier audit, by the files' keys
+        self.old_stamps: dict[str, Any] = {}
+        self.old_facts: dict[str, dict[str, Any]] = {}
+        if cache:
+            self.old_stamps, self.old_facts = read_own(Path(cache), _remembered, (self.old_stamps, self.old_facts))
 
     def look(self, files: Iterable[_File]) -> None:
         """Looks at those files that were not looked at before, neither now nor by an earlier audit."""
@@ -520,12 +518,26 @@ class _Looker:
         """Remembers what this audit needed, and forgets other files; nothing where nothing can be written."""
         if not self.cache or self.stamps == self.old_stamps:
             return
-        provenance = Provenance(VERSION, {}, {"files": self.stamps})
         facts = {file.key: facts for file, facts in self.facts.items()}
+        provenance = Provenance(VERSION, {"digest": facts_digest(facts)}, {"files": self.stamps})
         stored = {"provenance": provenance.to_dict(), "facts": facts}
         with suppress(OSError):
-            Path(self.cache).parent.mkdir(parents=True, exist_ok=True)
             write_text(Path(self.cache), json.dumps(stored, separators=(",", ":")))
+
+
+def _remembered(stored: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The stamps and the facts that `_Looker.save` wrote, by the files' keys. ValueError: they are others."""
+    provenance, facts = Provenance.from_dict(stored["provenance"]), stored["facts"]
+    stamps = provenance.sources["files"]
+    expected = Provenance(VERSION, {"digest": facts_digest(facts)}, {"files": stamps})
+    if provenance != expected or stamps.keys() != facts.keys():
+        raise ValueError("not what an audit of this version wrote")
+    return stamps, facts
+
+
+def facts_digest(facts: dict[str, Any]) -> str:
+    """A digest by which facts that were changed on disk are not believed."""
+    return hashlib.sha1(json.dumps(facts).encode(), usedforsecurity=False).hexdigest()
 
 
 def _look_at(file: _File) -> dict[str, Any] | UnusableFile:
@@ -1137,7 +1149,6 @@ def _draw_sheet(survey: _Survey, mask_rule: MaskRule, path: Path) -> Path | None
     title = f"{len(examples):,} pairs; foreground is tinted, its share stands below"
     if mask_rule.has_classes:
         title = f"{len(examples):,} pairs; each class has its colour"
-    path.parent.mkdir(parents=True, exist_ok=True)
     sheet = pictures.overlay_sheet(images, masks, captions, title, pictures.Palette.of(mask_rule))
     pictures.save_image(path, sheet)
     return path

@@ -54,7 +54,6 @@ def export(network: Network, path: str | Path, names: Sequence[str] = ()) -> str
         if not worst <= _TOLERANCE:  # nor where it is not a number
             raise UserError(f"{path}: its outputs are up to {worst:.2g} off PyTorch's, so it was not written.")
         content = file.read_bytes()
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, lambda file: file.write(content))
     told = (
         f"{path}: {len(content) / 1e6:.1f} MB; images float32 (N, 3, H, W) in [0, 1] -> logits "

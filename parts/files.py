@@ -1,21 +1,23 @@
-"""Files that are whole or absent, what files were made from, locks, and a function on all cores."""
+"""Files that are whole or absent, how they are read back, what they were made from, locks, a function on all cores."""
 
 import csv
 import hashlib
 import io
 import json
 import os
+import re
 import secrets
 import shutil
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from multiprocessing import parent_process
+from multiprocessing import active_children, parent_process
 from pathlib import Path, PurePath
 from typing import Any, BinaryIO, TypeVar
 
@@ -28,7 +30,8 @@ Place = str | Path
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-_SUFFIX = ".part"  # ends the names of files that are not finished
+_PART = re.compile(r"\.(.+)\.[0-9a-f]{12}\.part", re.DOTALL)  # names of files and folders that are not finished
+DAY = 86_400  # seconds; a file that nobody has written to for so long is not being written
 
 
 # ---- whole files
@@ -38,10 +41,12 @@ def write_whole(path: Place, write: Callable[[BinaryIO], Any], sync: bool = True
     """Writes a file that is never seen half: `write(file)` fills a file beside it, which is then renamed to `path`.
 
     A reader finds the old file or the new one at every moment, even if this process is killed or the power fails.
-    `sync=False` leaves out the flush to disk, for files that are cheap to make again.
+    Its folder is made if need be, as somebody may have removed it while a run trains. `sync=False` leaves out the flush
+    to disk, for files that are cheap to make again.
     """
     path = Path(path)
-    part = _beside(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = unfinished(path)
     try:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
         with open(os.open(part, flags, 0o666), "wb") as file:
@@ -76,7 +81,7 @@ def copy_whole(source: Place, target: Place) -> None:
 
     Two names of one file are safe because files are never changed in their place, only replaced.
     """
-    part = _beside(Path(target))
+    part = unfinished(Path(target))
     try:
         os.link(source, part)
         os.replace(part, target)
@@ -87,15 +92,41 @@ def copy_whole(source: Place, target: Place) -> None:
             write_whole(target, lambda file: shutil.copyfileobj(original, file))
 
 
-def _beside(path: Path) -> Path:
-    """An unused name in the folder of `path`, short enough for any file system."""
-    return path.with_name(f".{path.name[:40]}.{secrets.token_hex(6)}{_SUFFIX}")
+def unfinished(path: Path) -> Path:
+    """An unused name in the folder of `path`, short enough for any file system, for what will be renamed to `path`."""
+    return path.with_name(f".{_shortened(path.name)}.{secrets.token_hex(6)}.part")
 
 
-def remove_leftovers(folder: Place) -> None:
-    """Removes unfinished files that killed processes left in `folder`. Call it only where nobody else writes."""
-    for part in Path(folder).glob(f".*{_SUFFIX}"):
-        part.unlink(missing_ok=True)
+def _shortened(name: str) -> str:
+    """A name of 40 characters at most, another one for each name."""
+    if len(name) <= 40:
+        return name
+    return f"{name[:28]}{hashlib.sha256(os.fsencode(name)).hexdigest()[:12]}"
+
+
+def remove(path: Place) -> None:
+    """Removes a file, or a folder with all that is in it, if there is one; of a link only the link."""
+    path = Path(path)
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Place, idle: float = 0, name: str = "") -> None:
+    """Removes unfinished files, and folders of files, that killed processes left in `folder`.
+
+    `idle`: only what nobody has written to for so many seconds; 0 is for where no other process writes.
+    `name`: only what would have become the file or folder of this name.
+    """
+    for part in Path(folder).glob(".*.part"):
+        target = _PART.fullmatch(part.name)
+        if not target or (name and target[1] != _shortened(name)):
+            continue
+        with suppress(OSError):  # somebody else has removed it
+            written = max(path.lstat().st_mtime for path in (part, *part.glob("*")))
+            if time.time() - written >= idle:
+                remove(part)
 
 
 def _sync_folder(folder: Path) -> None:
@@ -108,13 +139,15 @@ def _sync_folder(folder: Path) -> None:
             os.close(handle)
 
 
-def path_inside(folder: Place, name: object) -> Path | None:
-    """The path of a name that was read from a file, if it is a relative one that does not lead out of `folder`."""
+def path_inside(folder: Place, name: object, resolve: Callable[[Place], Place] = os.path.realpath) -> Path | None:
+    """The path of a name that was read from a file, if it is a relative one that does not lead out of `folder`.
+
+    `resolve` resolves links; for many names in a few folders give one that remembers what it has resolved.
+    """
     if not isinstance(name, str) or "\0" in name or os.path.isabs(name) or ".." in PurePath(name).parts:
         return None
     path = Path(folder, name)
-    is_inside = Path(os.path.realpath(path.parent)).is_relative_to(os.path.realpath(folder))
-    return path if is_inside else None
+    return path if Path(resolve(path.parent)).is_relative_to(resolve(folder)) else None
 
 
 def stamp(path: Place) -> list[int] | None:
@@ -166,6 +199,38 @@ def content_digests(paths: Iterable[Path], known: Mapping[Path, tuple[Any, str]]
         raise UserError(f"{printable(error.filename)}: cannot be read ({error.strerror}).") from error
 
 
+# ---- what is read back
+
+
+def content(path: Place) -> bytes | None:
+    """The bytes of a file; None: there is none, or it cannot be read. A pipe, which could wait for ever, is none."""
+    try:
+        return Path(path).read_bytes() if Path(path).is_file() else None
+    except OSError:
+        return None
+
+
+def read_own(path: Place, interpret: Callable[[Any], Result], otherwise: Result) -> Result:
+    """What `interpret` makes of the JSON in one of this program's own files; `otherwise` where it fails.
+
+    Such a file is a memory of what was done. Where it is gone, damaged or somebody else's, in whichever of many ways,
+    it counts as none, and what it told is made anew.
+    """
+    try:
+        return interpret(json.loads(content(path) or b""))
+    except Exception:
+        return otherwise
+
+
+def refuse_link(folder: Place, root: Place) -> None:
+    """UserError where a link leads from `folder`, in which files are written and removed, out of `root`."""
+    if not Path(folder).resolve().is_relative_to(Path(root).resolve()):
+        raise UserError(
+            f"{printable(folder)}: a link leads from here out of {printable(root)}, to where files of others may lie. "
+            "Remove the link; OUTPUT_DIR may lie anywhere."
+        )
+
+
 # ---- what files were made from
 
 
@@ -199,10 +264,12 @@ class Provenance:
         if isinstance(stored, dict) and "version" not in stored:
             return cls(None, {}, {})
         try:
-            sources = {kind: dict(files) for kind, files in stored["sources"].items()}
-            return cls(stored["version"], dict(stored["settings"]), sources)
-        except (AttributeError, KeyError, TypeError) as error:
+            version, settings, sources = stored["version"], stored["settings"], stored["sources"]
+        except (KeyError, TypeError) as error:
             raise ValueError(f"no provenance: {error}") from error
+        if not all(isinstance(value, dict) for value in (settings, sources, *dict(sources).values())):
+            raise ValueError("no provenance: not all of it are dictionaries")
+        return cls(version, settings, sources)
 
     def difference(
         self, old: "Provenance", describe: Callable[[str, Any, Any], str] = "{} was {}, now {}".format
@@ -240,7 +307,7 @@ def one_at_a_time(path: Place, message: str) -> Iterator[None]:
 
     The lock of a process ends with it, however it ends. OSError: the file system has no locks.
     """
-    lock = FileLock(path)
+    lock = _lock_of(Path(path))
     try:
         try:
             lock.acquire(timeout=0)
@@ -261,13 +328,13 @@ def sole_writer(folder: Place) -> Iterator[None]:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / ".lock"
-    owner = path.read_text() if path.exists() else ""
-    lock = FileLock(path)
+    owner = (content(path) or b"")[:200].decode(errors="replace")
+    lock = _lock_of(path)
     try:
         lock.acquire(timeout=0)
     except Timeout:
         raise UserError(
-            f"{folder}: another run writes here ({owner or 'unknown process'}). "
+            f"{printable(folder)}: another run writes here ({printable(owner) or 'unknown process'}). "
             "Wait for its end, or give this one an OUTPUT_DIR of its own."
         ) from None
     except (NotImplementedError, OSError) as error:
@@ -278,6 +345,13 @@ def sole_writer(folder: Place) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def _lock_of(path: Path) -> FileLock:
+    """A lock on the file `path`. What came there with somebody else's folder and is no file, such as a link, goes."""
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        path.unlink()
+    return FileLock(path)
 
 
 # ---- all cores
@@ -303,11 +377,17 @@ def parallel_map(
     if workers <= 1:
         yield from map(function, items)
         return
+    others = set(active_children())
     pool = ProcessPoolExecutor(workers, initializer=_begin, initargs=(function,))
     try:
         # New processes inherit that signals are held, until they have said how they handle them.
         with _signals_held():
-            outcomes = pool.map(_call, items, chunksize=4)
+            try:
+                outcomes = pool.map(_call, items, chunksize=4)
+            except OSError:  # not all could be started; the others would wait for work, and this one for their end
+                for worker in set(active_children()) - others:
+                    worker.kill()
+                raise
         yield from outcomes
     except BrokenProcessPool:
         raise UserError(

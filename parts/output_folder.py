@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from parts.errors import UserError, counted, list_files, printable, tell
-from parts.files import Provenance, path_inside, sole_writer, stamp, write_text
+from parts.files import Provenance, path_inside, read_own, remove_leftovers, sole_writer, stamp, write_text
 from parts.names import Pair, Picture, folded_path
 from parts.predictions import Output
 
@@ -153,6 +153,8 @@ class OutputFolder:
                 tell(f"{printable(self.folder)}: {counted(len(earlier.outdated), 'outdated file')} removed ({reason}).")
             for name in earlier.outdated:
                 (self.folder / name).unlink(missing_ok=True)
+            for folder in {self.folder, *(path.parent for path in self.planned.values())}:
+                remove_leftovers(folder)  # those of killed runs
             settings = self.settings if self.planned else earlier.provenance.settings
             files, stamps = earlier.kept("files"), earlier.kept("stamps")
             elsewhere = dict(earlier.provenance.sources.get("elsewhere", {}))
@@ -193,10 +195,7 @@ class OutputFolder:
 
     def _stored(self) -> Provenance:
         """What the list says; nothing where there is none, or it is damaged."""
-        try:
-            return Provenance.from_dict(json.loads((self.folder / _LIST).read_text(encoding="utf-8")))
-        except (OSError, ValueError, RecursionError):
-            return Provenance(_VERSION, self.settings, {})
+        return read_own(self.folder / _LIST, Provenance.from_dict, Provenance(_VERSION, self.settings, {}))
 
     def _save(self, settings: dict[str, Any], **sources: dict[str, list]) -> None:
         write_text(self.folder / _LIST, json.dumps(Provenance(_VERSION, settings, sources).to_dict()))

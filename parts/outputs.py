@@ -20,7 +20,6 @@ from typing import BinaryIO, cast
 
 import numpy as np
 import torch
-from PIL import Image
 from tqdm import tqdm
 
 from parts import pictures
@@ -72,7 +71,7 @@ class Masks(Output):
 
     def make(self, prediction: Prediction) -> None:
         """Writes the mask."""
-        _save(self.paths(prediction.picture)[0], encode_mask(prediction.mask, self.mask_rule))
+        pictures.save_image(self.paths(prediction.picture)[0], encode_mask(prediction.mask, self.mask_rule))
 
     def report(self) -> None:
         """Says where masks of classes look black in a viewer."""
@@ -103,7 +102,7 @@ class Overlays(Output):
             limit = f"a JPEG of at most {_LONGEST_JPEG} pixels"
             raise UserError(f"{prediction.picture}: too long for an overlay, {limit}.")
         drawn = pictures.overlay(prediction.loaded.own_image(), prediction.mask, self.palette)
-        _save(self.paths(prediction.picture)[0], drawn)
+        pictures.save_image(self.paths(prediction.picture)[0], drawn)
 
     def finish(self) -> None:
         """Writes the legend, if there is an overlay."""
@@ -128,7 +127,7 @@ class Probabilities(Output):
     def make(self, prediction: Prediction) -> None:
         """Writes the maps; they are made one after another, because of many classes all would fill memory."""
         for path, drawn in zip(self.paths(prediction.picture), prediction.probabilities(self.bits)):
-            _save(path, drawn)
+            pictures.save_image(path, drawn)
 
 
 def _file_of(picture: Picture, folder: Path, ending: str) -> Path:
@@ -140,11 +139,6 @@ def _file_of(picture: Picture, folder: Path, ending: str) -> Path:
 def _as_file_name(name: str) -> str:
     """The name of a class without what file systems or shells take for something else."""
     return "".join(letter if letter.isalnum() or letter in "+-._" else "_" for letter in name)
-
-
-def _save(path: Path, drawn: np.ndarray | Image.Image) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pictures.save_image(path, drawn)
 
 
 # ---- a submission
@@ -336,7 +330,6 @@ class PictureScores(Output):
             counts = np.stack(list(self.counts.values()))
             self.scores = scores_of(counts, self.confusion, self.mask_rule.names)
             self.dice = np.array(self.scores.per_image)
-            self.path.parent.mkdir(parents=True, exist_ok=True)
             self._write(list(map(str, self.counts)), counts)
 
     def worst(self) -> dict[Picture, str]:

@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from dataset import ArrayDataset, CropDataset, ImageDataset
 from parts.arrays import POINTS, Arrays, Files, make_arrays, points_of
-from parts.errors import UserError, run
+from parts.errors import UserError, ran_out_of_memory, run
 from parts.files import stamp
 from parts.mask_rules import find_mask_rule
 from parts.masks import MaskRule
@@ -253,13 +253,33 @@ def add_a_name_that_is_no_unicode(root):
     return r"images: 1 file new, e.g. caf\udce9.jpg; masks"
 
 
-def damage_the_arrays(root):
+def cut_the_arrays(root):
     os.truncate(root / "arrays" / "images.npy", 1000)
-    return "damaged"
+    return "arrays: 1 file changed, e.g. images.npy"
+
+
+def zero_a_row(root):
+    with open(root / "arrays" / "masks.npy", "r+b") as file:
+        file.seek(5000)
+        file.write(bytes(100))
+    return "arrays: 1 file changed, e.g. masks.npy"
+
+
+def put_a_file_in_their_place(root):
+    shutil.rmtree(root / "arrays")
+    (root / "arrays").write_text("x")
+    return None
 
 
 def damage_the_key(root):
     (root / "arrays" / "key.json").write_text('{"layout": ')
+    return "damaged"
+
+
+def change_types_in_the_key(root):
+    key = json.loads((root / "arrays" / "key.json").read_text())
+    key["settings"]["IMAGE_SIZE"] = [1]
+    (root / "arrays" / "key.json").write_text(json.dumps(key))
     return "damaged"
 
 
@@ -280,8 +300,11 @@ CHANGES = [
     add_a_pair,
     remove_a_pair,
     add_a_name_that_is_no_unicode,
-    damage_the_arrays,
+    cut_the_arrays,
+    zero_a_row,
+    put_a_file_in_their_place,
     damage_the_key,
+    change_types_in_the_key,
     come_from_another_version,
     come_from_a_version_with_another_key,
 ]
@@ -294,8 +317,9 @@ def test_made_again_and_the_reason_said(tmp_path, capsys, change):
     capsys.readouterr()
     pairs = pair_files(tmp_path / "images", tmp_path / "masks")
     kept = make(pairs, tmp_path / "arrays")
-    (line,) = capsys.readouterr().out.splitlines()
-    assert "made again" in line and reason in line
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == (reason is not None) and all("made again" in line and reason in line for line in lines)
+    assert not list(tmp_path.glob(".*.part"))
     assert torch.equal(
         torch.from_numpy(kept.batch([0, 9])[0]), dataset_of(pairs).__getitems__([0, 9]).tensors[0].permute(0, 2, 3, 1)
     )
@@ -562,10 +586,29 @@ def test_what_others_are_making_is_left_alone(shared, tmp_path):
     """Also when another folder's name begins like this one's."""
     for name in ("arrays.x.0123456789ab.part", ".arrays.x.0123456789ab.part", ".arrays-2.0123456789ab.part"):
         (tmp_path / name).mkdir()
-    (tmp_path / ".arrays.0123456789ab.part").mkdir()
+    for name in (".arrays.0123456789ab.part", ".arrays-3.0123456789ab.part"):
+        (tmp_path / name).mkdir()
+    os.utime(tmp_path / ".arrays-3.0123456789ab.part", (0, 0))  # nobody is at work there any more
     make(shared, tmp_path / "arrays")
-    assert not (tmp_path / ".arrays.0123456789ab.part").exists()
     assert len(list(tmp_path.glob("*.part"))) == 3
+
+
+@forking
+def test_too_little_memory_is_not_taken_for_arrays_that_are_gone(shared, tmp_path):
+    import resource
+
+    pickled = pickle.dumps(make(shared, tmp_path / "arrays"))
+
+    def limited():
+        resource.setrlimit(resource.RLIMIT_AS, (2**20, 2**20))  # what is there stays; nothing is added
+        try:
+            pickle.loads(pickled).open()
+        except Exception as error:
+            return ran_out_of_memory(error)
+
+    process, reports = start(limited)
+    assert reports.recv() == ("", True)
+    process.join()
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from helpers import draw_pairs, script
 from PIL import Image
 
 import dataset
-from parts.audit import LINES, VERSION, audit
+from parts.audit import LINES, VERSION, audit, facts_digest
 from parts.errors import UserError, printable
 from parts.spec import DataSpec
 
@@ -739,10 +739,17 @@ def test_a_range_is_chosen_by_the_training_images_where_they_are_deep(data):
 # ---- what is remembered, and written
 
 
+def remember(cache, mode):
+    """Lets a memory tell of another mode than the files have: a report that tells it was not made of the files."""
+    stored = json.loads(cache.read_text().replace(mode, '"mode":"remembered"'))
+    stored["provenance"]["settings"]["digest"] = facts_digest(stored["facts"])
+    cache.write_text(json.dumps(stored))
+
+
 def test_unchanged_files_are_not_read_again(data):
     cache = data / "seen" / "audit.json"
     before = looked_at(data, cache=cache)
-    cache.write_text(cache.read_text().replace('"mode":"L"', '"mode":"remembered"'))
+    remember(cache, '"mode":"L"')
     after = looked_at(data, cache=cache)
     assert after.problems == before.problems == []
     assert before.text().replace("mode L", "mode remembered") == after.text() != before.text()
@@ -774,7 +781,7 @@ def test_a_stopped_audit_remembers_what_it_has_seen(tmp_path):
         signal.signal(signal.SIGALRM, before)
     seen = json.loads(cache.read_text())["facts"]
     assert 0 < len(seen) < 40
-    cache.write_text(cache.read_text().replace('"mode":"RGB"', '"mode":"remembered"'))
+    remember(cache, '"mode":"RGB"')
     report = audit(folders, cache=cache, num_workers=0)
     assert report.problems == [] and "PNG remembered" in report.text()
     assert len(json.loads(cache.read_text())["facts"]) == 40
@@ -786,6 +793,15 @@ def test_a_damaged_memory_is_not_believed(data, content):
     cache.write_text(content)
     assert looked_at(data, cache=cache).problems == []
     assert len(json.loads(cache.read_text())["facts"]) == 32
+
+
+def test_facts_that_were_changed_on_disk_are_not_believed(data):
+    cache = data / "audit.json"
+    looked_at(data, cache=cache)
+    good = cache.read_bytes()
+    cache.write_bytes(good.replace(b'"size":[40,60]', b'"size":"4060"'))  # of another type
+    assert cache.read_bytes() != good and looked_at(data, cache=cache).problems == []
+    assert cache.read_bytes() == good
 
 
 def test_memory_that_cannot_be_kept_stops_nothing(data):

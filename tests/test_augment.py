@@ -782,6 +782,35 @@ def test_other_peoples_files_are_kept_and_named(raw, tmp_path):
         make(raw, out, val_images=9)
 
 
+@pytest.mark.parametrize(
+    "name", ["../precious.txt", "{here}/precious.txt", "notes.txt", f"{TRAIN_IMAGES}/../../precious.txt", 3]
+)
+def test_a_manifest_that_names_other_peoples_files_counts_as_none(tmp_path, name):
+    """It came with somebody's dataset: what it lists would be removed."""
+    plain_set(tmp_path, 3)
+    out = tmp_path / "out"
+    out.mkdir()
+    precious = [tmp_path / "precious.txt", out / "notes.txt"]
+    for path in precious:
+        path.write_text("precious")
+    files = {"a": [f"{TRAIN_IMAGES}/a.png", name.format(here=tmp_path) if isinstance(name, str) else name]}
+    provenance = {"version": 2, "settings": {}, "sources": {"training images": {"a": []}, "validation images": {}}}
+    (out / ".augmented.json").write_text(json.dumps({"provenance": provenance, "files": files}))
+    assert make(tmp_path, out, val_images=1).written == 9
+    assert all(path.read_text() == "precious" for path in precious)
+
+
+def test_folders_that_are_links_out_of_the_output_folder_are_refused(tmp_path):
+    plain_set(tmp_path, 3)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / ".x.0123456789ab.part").write_text("precious")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / TEST_MASKS).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match=f"{TEST_MASKS}: a link leads"):
+        make(tmp_path, tmp_path / "out", val_images=1)
+    assert [path.name for path in (tmp_path / "elsewhere").iterdir()] == [".x.0123456789ab.part"]
+
+
 def test_every_damaged_file_is_named_and_the_rest_is_done(raw, tmp_path):
     first, second, third, *_ = sorted((raw / "train").iterdir())
     whole = {path: path.read_bytes() for path in (first, second, third)}

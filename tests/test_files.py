@@ -9,18 +9,23 @@ import sys
 import time
 
 import pytest
-from helpers import ROOT, WAIT, children_of, wait_for_end
+from helpers import ROOT, WAIT, children_of, fresh_script, wait_for_end
 from PIL import Image
 
 from parts.errors import UserError
 from parts.files import (
+    DAY,
     Provenance,
     copy_whole,
     one_at_a_time,
     parallel_map,
+    path_inside,
+    read_own,
+    refuse_link,
     remove_leftovers,
     sole_writer,
     stamp,
+    unfinished,
     write_text,
     write_whole,
 )
@@ -38,8 +43,10 @@ def test_a_file_is_whole_or_absent(tmp_path):
         write_whole(path, broken)
     assert path.read_text() == "first" and list(tmp_path.iterdir()) == [path]
     with pytest.raises(OSError) as told:
-        write_text(tmp_path / "no" / "file.txt", "x")
-    assert told.value.filename == str(tmp_path / "no" / "file.txt")  # the name that the reader knows
+        write_text(tmp_path / ("long" * 100), "x")
+    assert told.value.filename == str(tmp_path / ("long" * 100))  # the name that the reader knows
+    write_text(tmp_path / "gone" / "file.txt", "x")  # somebody has removed the folder
+    assert (tmp_path / "gone" / "file.txt").read_text() == "x"
 
 
 def test_an_error_of_pillows_keeps_its_words(tmp_path):
@@ -66,11 +73,68 @@ def test_a_copy_is_the_same_file_until_one_is_replaced(tmp_path):
     assert (one.read_text(), other.read_text()) == ("2", "1") and len(list(tmp_path.iterdir())) == 2
 
 
-def test_leftovers_go(tmp_path):
-    for name in (".best.pth.0123456789ab.part", "mine.part"):
-        (tmp_path / name).write_text("x")
-    remove_leftovers(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["mine.part"]
+LONG = "long" * 20
+
+
+@pytest.mark.parametrize(
+    ("only", "stay"),
+    [
+        ({}, set()),
+        ({"idle": DAY}, {"new", "at work", "link", LONG}),
+        ({"name": "old"}, {"at work", "link", "new", "old folder", LONG}),
+        ({"name": LONG}, {"at work", "link", "new", "old", "old folder"}),
+    ],
+)
+def test_leftovers_go(tmp_path, only, stay):
+    """Not what is being written, nor files of others; of a link the link alone."""
+    mine = [tmp_path / name for name in ("mine.part", ".mine.part", ".mine.0123.part", "mine")]
+    for path in mine:
+        path.mkdir()
+        (path / "file").write_text("x")
+    parts = {name: unfinished(tmp_path / name) for name in ("new", "old", LONG, "old folder", "at work", "link")}
+    for name in ("new", "old", LONG):
+        parts[name].write_text("x")
+    for name in ("old folder", "at work"):
+        parts[name].mkdir()
+        (parts[name] / "images.npy").write_text("x")
+    parts["link"].symlink_to(tmp_path / "mine")
+    for path in (parts["old"], parts["old folder"] / "images.npy", parts["old folder"], parts["at work"]):
+        os.utime(path, (time.time() - 2 * DAY,) * 2)
+    remove_leftovers(tmp_path, **only)
+    assert {name for name, part in parts.items() if part.is_symlink() or part.exists()} == stay
+    assert all((path / "file").exists() for path in mine)
+
+
+# ---- what is read back
+
+
+@pytest.mark.parametrize("junk", [b"", b"\xff\xfe\0", b"[" * 100_000, b"null", b"{", "a folder", "a pipe"])
+def test_junk_in_an_own_file_counts_as_none(tmp_path, junk):
+    path = tmp_path / "key.json"
+    assert read_own(path, dict, "none") == "none"
+    write_text(path, '{"a": 1}')
+    assert read_own(path, dict, "none") == {"a": 1}
+    path.unlink()
+    if junk == "a folder":
+        path.mkdir()
+    elif junk == "a pipe":
+        os.mkfifo(path)
+    else:
+        path.write_bytes(junk)
+    assert read_own(path, dict, "none") == "none"
+
+
+def test_a_name_out_of_a_file_is_used_only_in_its_folder(tmp_path):
+    (tmp_path / "out" / "images").mkdir(parents=True)
+    (tmp_path / "out" / "images" / "link").symlink_to(tmp_path)
+    (tmp_path / "out" / "linked").symlink_to(tmp_path)
+    for name in ("images/a.png", "images/sub/b.png", "masks/c.png", "..a.png"):
+        assert path_inside(tmp_path / "out", name) == tmp_path / "out" / name
+    for name in ("../a", "images/../../a", str(tmp_path), "images/link/a", "", ".", "images/..", "a\0/b", 3, None):
+        assert path_inside(tmp_path / "out", name) is None
+    refuse_link(tmp_path / "out" / "images" / "none", tmp_path / "out")
+    with pytest.raises(UserError, match="linked: a link leads from here out of .*out, to where"):
+        refuse_link(tmp_path / "out" / "linked", tmp_path / "out")
 
 
 def test_a_stamp_tells_other_bytes_of_the_same_length_and_time(tmp_path):
@@ -109,9 +173,19 @@ def test_what_something_was_made_from_is_stored_and_its_difference_told(new, tol
     assert new.difference(old, lambda name, before, after: "") == told * ("was" not in told)
 
 
-@pytest.mark.parametrize("stored", [None, [], 3, {"version": 1}, {"version": 1, "settings": 3, "sources": {}}])
+@pytest.mark.parametrize(
+    "stored",
+    [
+        None,
+        [],
+        3,
+        {"version": 1},
+        {"version": 1, "settings": 3, "sources": {}},
+        {"version": 1, "settings": {}, "sources": {"images": [["a", 1]]}},
+    ],
+)
 def test_what_is_no_provenance_is_refused(stored):
-    with pytest.raises(ValueError, match="no provenance|not iterable"):
+    with pytest.raises(ValueError, match="no provenance"):
         Provenance.from_dict(stored)
 
 
@@ -142,6 +216,20 @@ def test_a_folder_takes_one_writer_and_a_dead_ones_lock_is_void(tmp_path):
         other.wait()
     with sole_writer(tmp_path):
         pass
+
+
+@pytest.mark.parametrize("junk", [lambda path: path.write_bytes(b"\xff\x1b[31m" * 9999), os.mkfifo, None])
+def test_junk_in_the_place_of_a_lock_stops_nothing(tmp_path, junk):
+    (tmp_path / "precious").write_text("precious")
+    if junk is None:
+        (tmp_path / ".lock").symlink_to("precious")
+    else:
+        junk(tmp_path / ".lock")
+    with one_at_a_time(tmp_path / ".lock", "waiting"):
+        pass
+    with sole_writer(tmp_path):
+        assert f"process {os.getpid()}" in (tmp_path / ".lock").read_text()
+    assert (tmp_path / "precious").read_text() == "precious"
 
 
 def test_one_at_a_time_waits_for_the_other(tmp_path, capsys):
@@ -175,6 +263,30 @@ def test_each_is_a_map(monkeypatch):
         list(parallel_map(square, [*numbers, 1000], 2))
     with pytest.raises(UserError, match="was killed"):
         list(parallel_map(square, [*numbers, 1001], 2))
+
+
+FEW_FILES = """
+import multiprocessing, os, resource
+from parts.files import parallel_map
+most = resource.getrlimit(resource.RLIMIT_NOFILE)
+ends = set()
+for more in range(14):
+    resource.setrlimit(resource.RLIMIT_NOFILE, most)
+    are_open = len(os.listdir("/proc/self/fd"))  # Python itself leaves a pipe open where it cannot start a process
+    resource.setrlimit(resource.RLIMIT_NOFILE, (are_open + more, most[1]))
+    try:
+        ends.add(list(parallel_map(abs, range(16), 2)) == list(range(16)))
+    except OSError as error:
+        ends.add(error.strerror)
+resource.setrlimit(resource.RLIMIT_NOFILE, most)
+print(ends == {True, "Too many open files"}, multiprocessing.active_children())
+"""
+
+
+def test_too_few_handles_for_all_processes_leave_none_waiting(tmp_path):
+    """This process would wait for them when it ends."""
+    done = fresh_script("-c", FEW_FILES, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert done.stdout == "True []\n", done.stderr
 
 
 SLOW = """

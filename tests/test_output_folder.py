@@ -167,3 +167,19 @@ def test_links_do_not_lead_out_of_the_folder(photos, call, tmp_path):
     assert not [*(tmp_path / "elsewhere").iterdir(), *files_in(tmp_path / "out")]
     (tmp_path / "folder").symlink_to(tmp_path / "elsewhere")  # which is all of it
     call(photos / "a.jpg", "--output-dir", tmp_path / "folder")
+
+
+def test_what_killed_runs_left_unfinished_goes(photos, call, out):
+    for folder in (out, out / "overlays", out / "probabilities"):
+        (folder / ".a.png.0123456789ab.part").write_text("x")
+    call(photos / "a.jpg", *WAYS)
+    assert names_in(out) == {*EACH, "scores.csv", "worst.png", "rows.csv"}
+
+
+@pytest.mark.parametrize(
+    "junk", ["", "[" * 100_000, '{"version": 1, "settings": {}, "sources": {"files": [[1, 2]]}}', "\x00"]
+)
+def test_junk_in_the_list_counts_as_none(photos, call, out, junk):
+    (out / ".predicted.json").write_text(junk)
+    with pytest.raises(UserError, match="predict.py has not written them"):
+        call(photos / "a.jpg", *WAYS)

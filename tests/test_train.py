@@ -254,6 +254,34 @@ def test_a_best_network_that_is_gone_is_not_promised(prepared, monkeypatch, caps
     assert (prepared / "best.pth").exists() != ("best.pth, of epoch 1, is gone" in told)
 
 
+def test_a_folder_that_is_removed_while_it_trains_is_made_again(prepared, monkeypatch):
+    monkeypatch.setattr(train, "tell_symptom", lambda scores: shutil.rmtree("run", ignore_errors=True))  # each epoch
+    run_here(monkeypatch, prepared, "--output-dir", "run", "--num-epochs", 2)
+    assert torch.load(prepared / "run" / "checkpoint.pth")["epoch"] == 2
+    assert len(history(prepared / "run")) == 2 and (prepared / "run" / "saved_images" / "examples.png").exists()
+
+
+def test_what_killed_runs_left_goes_and_nothing_is_written_through_links(prepared, monkeypatch):
+    strip = prepared / "saved_images" / "strip"
+    strip.mkdir(parents=True)
+    for folder in (prepared, strip.parent, strip):
+        (folder / ".worst.png.0123456789ab.part").write_text("x")
+    run_here(monkeypatch, prepared)
+    assert not list(prepared.rglob("*.part"))
+    strip.rename(prepared / "elsewhere")
+    strip.symlink_to(prepared.parent)
+    with pytest.raises(UserError, match="saved_images/strip: a link leads from here"):
+        run_here(monkeypatch, prepared)
+
+
+@pytest.mark.parametrize("name", ["train.py", "predict.py", "augment.py", "dataset.py"])
+def test_ctrl_c_while_modules_are_loaded_ends_in_silence(tmp_path, name):
+    for module in ("albumentations", "cv2", "torch"):  # in the place of those that take seconds
+        (tmp_path / f"{module}.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    done = helpers.fresh_script(name, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path)})
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
+
+
 def test_fine_tuning_starts_a_new_run_from_the_weights_alone(prepared, monkeypatch, capsys):
     run_here(monkeypatch, prepared, "--num-epochs", 2, "--output-dir", "first")
     weights = torch.load(prepared / "first/best.pth")["state_dict"]

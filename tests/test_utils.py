@@ -149,10 +149,12 @@ def test_classes_are_drawn_in_their_colours_and_kept_as_their_indices(class_fold
     kept = out / "strip"
     kept.mkdir()
     pictures.save_image(kept / "0001_0.5000.png", np.full((20, 30), 255, np.uint8))  # of another size, and no class
+    for name in ("0000_0.5000.png", "0007_0.5000.png", "0007_mine.png", "mine_2.png"):
+        (kept / name).write_bytes(b"junk")
     for epoch in (2, 3):
         save_examples(val, model, scores, epoch, out)
-    names = [path.name for path in sorted(kept.iterdir())]
-    assert names == ["0001_0.5000.png", "0002_1.0000.png", "0003_1.0000.png"]
+    *names, mine, mine_too = [path.name for path in sorted(kept.iterdir())]
+    assert names == ["0001_0.5000.png", "0002_1.0000.png", "0003_1.0000.png"] and "mine" in mine and "mine" in mine_too
     index = 0  # the first of five that are all shown
     assert np.array_equal(np.array(Image.open(kept / names[-1]))[:32], val.dataset[index][1].numpy()[:32])
     assert {"examples.png", "worst.png", "strip.png"} <= {path.name for path in out.iterdir()}
