@@ -255,8 +255,9 @@ def test_a_best_network_that_is_gone_is_not_promised(prepared, monkeypatch, caps
 
 
 def test_a_folder_that_is_removed_while_it_trains_is_made_again(prepared, monkeypatch):
-    monkeypatch.setattr(train, "tell_symptom", lambda scores: shutil.rmtree("run", ignore_errors=True))  # each epoch
-    run_here(monkeypatch, prepared, "--output-dir", "run", "--num-epochs", 2)
+    remover = "import shutil\ndef remove(epoch, row, folder):\n    if epoch == 1:\n        "
+    (prepared / "mine.py").write_text(f"{remover}shutil.rmtree(folder.parent, ignore_errors=True)\n")
+    run_here(monkeypatch, prepared, "--output-dir", "run", "--num-epochs", 2, "--logger", "mine.py:remove")
     assert torch.load(prepared / "run" / "checkpoint.pth")["epoch"] == 2
     assert len(history(prepared / "run")) == 2 and (prepared / "run" / "saved_images" / "examples.png").exists()
 
