@@ -58,9 +58,9 @@ from parts.files import (
 from parts.images import Decoded, choose_value_range, decode, depth_of, head_of, image_size, pixels_of, read_image
 from parts.mask_rules import decide_mask_rule, refuse_united_classes
 from parts.masks import MaskRule, Observation, count_classes, observe_mask, read_mask
-from parts.names import COPIES, HOW_TO_GET_CARVANA, Folder, Pair, group_of, list_pictures, pair_files
+from parts.names import COPIES, HOW_TO_GET_CARVANA, Folder, Pair, group_of, list_pictures, pair_files, tell_groups
 from parts.options import optional, settings_of, whole
-from parts.spec import CARVANA_GROUP, DataSpec
+from parts.spec import AUTO, DataSpec
 
 IMG_DIR = "dataset/train"  # the images; Carvana's train.zip unpacks into this
 MASK_DIR = "dataset/train_masks"  # their masks; Carvana's train_masks.zip
@@ -175,7 +175,7 @@ class Split(NamedTuple):
     left_out: list[Pair]  # neither: they share their group with a validation image
 
 
-def split(pairs: Sequence[Pair], val_images: int | float = VAL_IMAGES, group: str = CARVANA_GROUP) -> Split:
+def split(pairs: Sequence[Pair], val_images: int | float = VAL_IMAGES, group: str | None = AUTO) -> Split:
     """Holds out the last `val_images` of the sorted pairs for validation; below 1 that is a fraction of all.
 
     What shares its group with a validation image is left out. The pages of a file are one group, unless there is no
@@ -204,7 +204,7 @@ def split(pairs: Sequence[Pair], val_images: int | float = VAL_IMAGES, group: st
         raise UserError(
             f"Nothing is left to train on: all {len(result.left_out)} other images share a group with the {number} "
             f"validation images ({', '.join(sorted(held_out)[:3])}). Lower VAL_IMAGES (--val-images), or change GROUP "
-            "(--group)."
+            "(--group; none: each image stands for itself)."
         )
     return result
 
@@ -218,6 +218,7 @@ class Summary:
     left_out: int  # images that share their group with a validation image
     train_groups: int
     val_groups: int
+    groups: str  # which names tell groups, as tell_groups says
     written: int  # files of images
     total: int  # files of images that are there now
     seconds: float
@@ -271,6 +272,7 @@ def make_augmented(
         left_out=len(sides.left_out),
         train_groups=len({group_of(pair.name, spec.group) for pair in sides.train}),
         val_groups=len({group_of(pair.name, spec.group) for pair in sides.val}),
+        groups=tell_groups([pair.name for side in sides for pair in side], spec.group),
         written=_count_images(missing),
         total=_count_images(items),
         seconds=seconds,
@@ -732,6 +734,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     train, val = counted(done.train, "image"), counted(done.val, "image")
     tell(f"Training: {train} of {counted(done.train_groups, 'group')}, {done.train * 4:,} with their copies.")
     tell(f"Validation: {val} of {counted(done.val_groups, 'group')}, as they are.")
+    if done.groups:
+        print(f"Groups are told by their names: {done.groups} (GROUP).")
     if done.left_out:
         tell(f"Left out: {counted(done.left_out, 'image')} in the group of a validation image.")
     rate = f", {done.written / done.seconds:.1f} images a second" if done.written else ""

@@ -32,7 +32,7 @@ from parts.mask_rules import find_mask_rule, refuse_united_classes
 from parts.masks import IGNORED, MaskRule
 from parts.names import Pair, pair_files
 from parts.options import any_text, any_value, file_path, named_numbers, optional, settings_of, sizes, switch
-from parts.spec import CARVANA_GROUP, DataSpec
+from parts.spec import DataSpec
 from parts.transforms import Transform, augmented, transformed
 
 # What images and masks mean, and which belong together: train.py, augment.py and predict.py take these from here.
@@ -40,7 +40,7 @@ MASK_FOREGROUND: int | tuple | str | None = None  # value(s) of foreground, "non
 MASK_IGNORE: int | tuple | None = None  # value(s) that are neither trained on nor scored, such as VOC's 255
 CLASSES: str | tuple | dict | None = None  # "all", (0, 3, 8) or {"road": 3, "car": 8}; None: foreground alone
 IMAGE_RANGE: tuple | str | None = None  # (low, high) or "auto": what of 16-bit and float images becomes 0 ... 255
-GROUP = CARVANA_GROUP  # pattern of the part of a name that must not stand on both sides of the split
+GROUP: str | None = "auto"  # pattern of what names share that stay on one side of the split; "auto": known ones
 MASK_NAME: str | None = None  # how masks are named: "{}_segmentation", or "{}_*" for several of an image; None: like it
 SKIP_UNPAIRED = False  # leave out images without a mask and masks without an image, instead of refusing them
 
@@ -52,7 +52,7 @@ _SHARED = dict(  # the constants of all scripts; parts/spec.py says what they ma
     MASK_IGNORE=any_value(),
     CLASSES=named_numbers(names_needed=False),
     IMAGE_RANGE=any_value(),
-    GROUP=any_text(),
+    GROUP=optional(any_text()),
     MASK_NAME=optional(any_text()),
     SKIP_UNPAIRED=switch(),
 )

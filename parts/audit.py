@@ -49,6 +49,7 @@ from parts.names import (
     list_both,
     match,
     source_stem,
+    tell_groups,
 )
 from parts.spec import ALPHA, AUTO, DataSpec
 
@@ -776,7 +777,7 @@ def _check_groups(survey: _Survey) -> Iterator[Finding]:
         yield from _listed(lines, "group", "of images on both sides:", cure)
 
 
-def _images_by_group(side: _Side, group: str) -> dict[str, list[Path]]:
+def _images_by_group(side: _Side, group: str | None) -> dict[str, list[Path]]:
     """The images of each group, of those whose names fit the pattern GROUP."""
     images = defaultdict(list)
     for pair in side.pairs:
@@ -796,7 +797,7 @@ def _check_names(survey: _Survey) -> Iterator[Finding]:
         yield from _listed(alike, "name", f"{heading}picture?", is_error=False)
 
 
-def _images_by_stem(side: _Side, group: str) -> dict[str, Path]:
+def _images_by_stem(side: _Side, group: str | None) -> dict[str, Path]:
     """The first image of each name, copies by augment.py counted as their originals; of names without a group."""
     images: dict[str, Path] = {}
     for pair in side.pairs:
@@ -1041,6 +1042,8 @@ def _facts_of_files(survey: _Survey) -> Iterator[tuple[str, str]]:
             yield label, f"for {side.name} {text}"
     if survey.examples:
         images = [example.image for example in survey.examples]
+        if groups := tell_groups([example.pair.name for example in survey.examples], survey.spec.group):
+            yield "groups", f"by their names: {groups} (GROUP)"
         yield "sizes", _most_common(_by(image.size) for image in images)
         yield "images", _most_common(f"{image.format} {image.mode}" for image in images)
         yield "masks", _most_common(f"mode {mask.mode}" for example in survey.examples for mask in example.masks)

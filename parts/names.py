@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from parts.errors import UnusableFile, UserError, counted, list_files, printable, tell
 from parts.images import other_kind, pages_of
-from parts.spec import CARVANA_GROUP, DataSpec, compile_group
+from parts.spec import AUTO, GROUPS, DataSpec, compile_groups
 
 HOW_TO_GET_CARVANA = """\
 To get Carvana's photographs: sign in to Kaggle, accept the rules of the competition
@@ -126,13 +126,13 @@ def source_stem(stem: str) -> str:
     return stem
 
 
-def group_of(stem: str, pattern: str = CARVANA_GROUP) -> str:
+def group_of(stem: str, group: str | None = AUTO) -> str:
     """The group that an image belongs to by its name: all images of one group stand on one side of a split.
 
-    `pattern`: a regular expression for the beginning of the name (see GROUP). The group is what its first parenthesis
-    matches, or all that it matches. A stem that it does not match is a group of its own.
+    `group`: GROUP. The group is what the first parenthesis of its pattern matches, or all that it matches. A stem that
+    it does not match is a group of its own.
     """
-    match = fits_group(stem, pattern)
+    match = fits_group(stem, group)
     if not match:
         return source_stem(stem)
     if match.re.groups and match[1] is not None:
@@ -140,13 +140,25 @@ def group_of(stem: str, pattern: str = CARVANA_GROUP) -> str:
     return match[0]
 
 
-def fits_group(stem: str, pattern: str) -> re.Match[str] | None:
-    """The match of `pattern` at the beginning of a stem, or None. UserError: it is no regular expression.
+def fits_group(stem: str, group: str | None) -> re.Match[str] | None:
+    """The match of GROUP's pattern at the beginning of a stem, or None. UserError: it is no regular expression.
 
     For an image in a subfolder, whose stem is folder/name, the pattern is tried on the whole stem, then on the name.
     """
-    stem, group = source_stem(stem), compile_group(pattern)
-    return group.match(stem) or group.match(stem.rpartition("/")[2])
+    stem = source_stem(stem)
+    for pattern in compile_groups(group):
+        if match := pattern.match(stem) or pattern.match(stem.rpartition("/")[2]):
+            return match
+    return None
+
+
+def tell_groups(stems: Iterable[str], group: str | None) -> str:
+    """Which patterns of GROUP = "auto" the names of images fit, and how many do; "" where there is nothing to tell."""
+    if group != AUTO:
+        return ""
+    matches = [match for stem in stems if (match := fits_group(stem, group))]
+    numbers = Counter(GROUPS[match.re.pattern] for match in matches)
+    return ", ".join(f"{words} ({counted(number, 'image')})" for words, number in numbers.items())
 
 
 # ---- the files in a folder

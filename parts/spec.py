@@ -15,10 +15,17 @@ import numpy as np
 from parts.errors import UserError
 
 CARVANA_GROUP = r"([0-9a-f]{12})_\d+"  # a car's twelve hex digits, before the number of the view
+GROUPS = {  # the patterns of GROUP = "auto", and what they tell
+    CARVANA_GROUP: "views of Carvana's cars",
+    r"(.+)\.rf\.[0-9A-Za-z]+$": "versions by Roboflow",
+    r"(.+?)[-_ ]r(?:ow)?[-_]?\d+[-_ ]c(?:ol)?[-_]?\d+(?![0-9A-Za-z])": "tiles by row and column",
+    r"(.+?)[-_ ]x[-_]?\d+[-_ ]y[-_]?\d+(?![0-9A-Za-z])": "tiles by x and y",
+    r"(.+?)[-_ ]*\[(?:\w+=[^],]*,)*x=": "tiles by QuPath",  # name [x=0,y=512,w=512,h=512]
+}
 NONZERO = "nonzero"  # as MASK_FOREGROUND: every value but 0, or black
 ALPHA = "alpha"  # as MASK_FOREGROUND: what is more than half opaque
 ALL = "all"  # as CLASSES: every value that the masks hold
-AUTO = "auto"  # as IMAGE_RANGE: the range of nearly all values of the training images
+AUTO = "auto"  # as IMAGE_RANGE: the range of nearly all values of the training images; as GROUP: the patterns GROUPS
 
 Color = tuple[int, int, int]  # red, green, blue
 
@@ -43,7 +50,7 @@ class DataSpec:
     ignore: int | tuple[int, ...] | None = None  # MASK_IGNORE: values that are neither trained on nor scored
     classes: str | tuple | dict | None = None  # CLASSES: "all", values, {name: value}; None: one foreground
     image_range: tuple[float, float] | str | None = None  # IMAGE_RANGE: (low, high) or "auto", which becomes 0 ... 255
-    group: str = CARVANA_GROUP  # GROUP: pattern of the part of a name whose images stay on one side of the split
+    group: str | None = AUTO  # GROUP: pattern of the part of a name whose images stay on one side; None: no groups
     mask_name: str | None = None  # MASK_NAME: a mask's name, with {} for its image's
     skip_unpaired: bool = False  # SKIP_UNPAIRED: leave out images without a mask and masks without an image
 
@@ -64,7 +71,7 @@ class DataSpec:
         _check_image_range(self.image_range)
         if self.mask_name is not None:
             object.__setattr__(self, "mask_name", _composed_mask_name(self.mask_name))
-        compile_group(self.group)
+        compile_groups(self.group)
         # Each of these properties raises UserError where its constant cannot be read.
         _ = self.foreground_values, self.ignored_values, self.listed_classes
         if self.classes is not None and self.foreground is not None:
@@ -114,12 +121,14 @@ class DataSpec:
         return classes
 
 
-def compile_group(pattern: str) -> re.Pattern[str]:
-    """GROUP as a regular expression. UserError: it is none."""
+def compile_groups(group: str | None) -> list[re.Pattern[str]]:
+    """The regular expressions that GROUP stands for, of which the first that fits counts. UserError: it is none."""
+    if group is None:
+        return []
     try:
-        return re.compile(pattern)
+        return [re.compile(pattern) for pattern in (GROUPS if group == AUTO else [group])]
     except re.error as error:
-        raise UserError(f"GROUP = {pattern!r}: is no regular expression ({error}). Mend it.") from None
+        raise UserError(f"GROUP = {group!r}: is no regular expression ({error}). Mend it.") from None
 
 
 def pack_color(color: Sequence[int]) -> int:

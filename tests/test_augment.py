@@ -33,7 +33,7 @@ TRAIN_IMAGES, TRAIN_MASKS, TEST_IMAGES, TEST_MASKS = (
 )
 # Every constant of augment.py but the folders, so that no test depends on how somebody has edited them
 CONSTANTS = dict(val_images=5, jpeg_quality=95, num_workers=None, seed=0)
-FLAGS = ["--group", CARVANA_GROUP, "--mask-foreground", "none", "--jpeg-quality", 95, "--num-workers", 2, "--seed", 0]
+FLAGS = ["--group", "auto", "--mask-foreground", "none", "--jpeg-quality", 95, "--num-workers", 2, "--seed", 0]
 FLAGS += ["--mask-name", "none", "--no-skip-unpaired", "--mask-ignore", "none", "--classes", "none"]
 FLAGS += ["--image-range", "none"]
 
@@ -882,7 +882,14 @@ def test_the_script_tells_what_it_did(cars, tmp_path):
     flags = ["--img-dir", cars / "train", "--mask-dir", cars / "train_masks", "--val-images", 5]
     done = script("augment.py", *flags, *FLAGS, "--output-dir", "my data", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    for words in ("8 images of 2 groups", "5 images of 2 groups", "Left out: 3", "images a second", "preview.png"):
+    for words in (
+        "8 images of 2 groups",
+        "5 images of 2 groups",
+        "Carvana's cars (16 images)",
+        "Left out: 3",
+        "images a second",
+        "preview.png",
+    ):
         assert words in done.stdout
     assert "python train.py --train-img-dir 'my data/augmented_train_images'" in done.stdout
 

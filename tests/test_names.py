@@ -19,9 +19,10 @@ from parts.names import (
     list_pictures,
     pair_files,
     source_stem,
+    tell_groups,
     walk,
 )
-from parts.spec import DataSpec
+from parts.spec import AUTO, DataSpec
 
 
 def touch(folder, *names):
@@ -333,6 +334,31 @@ def test_unusable_folders(tmp_path):
         with pytest.raises(UserError) as caught:
             list_pictures(tmp_path / name)
         assert str(caught.value).startswith(f"{tmp_path / name}: {problem}")
+
+
+VERSIONS = {  # a name, and its group by GROUP = "auto"
+    "00087a6bd4dc_01": "00087a6bd4dc",
+    "IMG_4_jpg.rf.0a1b5c6d7e8f": "IMG_4_jpg",
+    "s/IMG_4_jpg.rf.Zk3_not_a_hash": "s/IMG_4_jpg.rf.Zk3_not_a_hash",
+    "scene_r0_c12": "scene",
+    "a/north_row_3_col_4": "a/north",
+    "scene r01 c02_hflip": "scene",
+    "ortho_x512_y0": "ortho",
+    "slide 7 [x=0,y=512,w=512,h=512]": "slide 7",
+    "slide [d=2,x=0,y=0]": "slide",
+    **{name: name for name in ("img_001", "0001TP_006690", "a_street_07", "car_r5", "x5_y6", "b_r2_c3d", "a [1]")},
+}
+
+
+@pytest.mark.parametrize("stem", VERSIONS)
+def test_names_of_versions_and_tiles(stem):
+    assert group_of(stem) == VERSIONS[stem] and group_of(stem, None) == stem.removesuffix("_hflip")
+
+
+def test_what_tells_groups_is_told():
+    told = "views of Carvana's cars (1 image), versions by Roboflow (1 image), tiles by row and column (3 images)"
+    assert tell_groups(list(VERSIONS)[:6], AUTO) == told
+    assert tell_groups(VERSIONS, "x") == tell_groups(VERSIONS, None) == tell_groups(["a"], AUTO) == ""
 
 
 def test_groups_and_copies():
