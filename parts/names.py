@@ -758,17 +758,25 @@ def find_pictures(
     if left_out:
         kinds = "that are no pictures by their names, hidden, or of this run"
         tell(f"Left out: {len(left_out):,} {kinds}: {list_files(left_out, 5)}.")
-    if len({folded_path(name) for _, name in files.values()}) < len(files):
-        common = os.path.commonpath([os.path.dirname(path) for path in files])
-        for path, (file, _) in files.items():
-            files[path] = (file, PurePath(os.path.relpath(path, common)).with_suffix(""))
-    pictures = []
-    for file, name in files.values():
-        pages = pages_of(file) or [0]  # a file that cannot be read is one picture, so that reading it says why
-        for number, page in enumerate(pages):
-            page_name = name.with_name(f"{name.name}_{number}") if len(pages) > 1 else name
-            pictures.append(Picture(file, page_name, page, number, len(pages)))
+    pictures = [picture for file, name in _named_apart(files) for picture in _pictures_in(file, name)]
     return pictures, list(dict.fromkeys(missing))
+
+
+def _named_apart(files: dict[str, tuple[Path, PurePath]]) -> list[tuple[Path, PurePath]]:
+    """The files with their names; where two have the same, with their paths below the folder that all share."""
+    if len({folded_path(name) for _, name in files.values()}) == len(files):
+        return list(files.values())
+    common = os.path.commonpath([os.path.dirname(path) for path in files])
+    return [(file, PurePath(os.path.relpath(path, common)).with_suffix("")) for path, (file, _) in files.items()]
+
+
+def _pictures_in(file: Path, name: PurePath) -> list[Picture]:
+    """The Pictures of a file, whose outputs are called `name`; of several pages name_0, name_1 ..."""
+    pages = pages_of(file) or [0]  # a file that cannot be read is one picture, so that reading it says why
+    if len(pages) == 1:
+        return [Picture(file, name, pages[0])]
+    names = [name.with_name(f"{name.name}_{number}") for number in range(len(pages))]
+    return [Picture(file, names[number], page, number, len(pages)) for number, page in enumerate(pages)]
 
 
 def _list_input(place: Path, own: set[str], masks: str | None, among_others: bool) -> tuple[Listing, list[str]]:

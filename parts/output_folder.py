@@ -178,20 +178,23 @@ class OutputFolder:
         files = {}
         for name, source in stored.sources.get("files", {}).items():
             path = self.planned.get(name) or path_inside(self.folder, name)
-            if path is None or path.suffix not in _SUFFIXES or not isinstance(source, list) or not path.is_file():
-                continue
-            state = _short_stamp(path)
-            if state and stamps.get(name, state) == state:
-                files[name] = source
+            if path and path.suffix in _SUFFIXES and path.is_file() and isinstance(source, list):
+                state = _short_stamp(path)
+                if stamps.get(name, state) == state:
+                    files[name] = source
+        return _Earlier(stored, files, difference, self._outdated(files, bool(difference)))
+
+    def _outdated(self, files: dict[str, list], is_different: bool) -> list[str]:
+        """Those of earlier `files` that would now be made otherwise, and then those that are of all pictures."""
         now = {source[0]: source for source in self.sources.values() if source}
         outdated = []
         for name, source in files.items():
             same = now.get(str(source[0])) if source else None
-            if same and (difference or source != same):
+            if same and (is_different or source != same):
                 outdated.append(name)
-        if outdated or difference:
-            outdated += [name for name, source in files.items() if not source]  # of all pictures
-        return _Earlier(stored, files, difference, outdated)
+        if outdated or is_different:
+            outdated += [name for name, source in files.items() if not source]
+        return outdated
 
     def _stored(self) -> Provenance:
         """What the list says; nothing where there is none, or it is damaged."""
