@@ -42,7 +42,8 @@ from tqdm import tqdm
 
 import dataset
 from parts import pictures
-from parts.errors import UnusableFile, UserError, counted, printable, run, tell, within_memory
+from parts.audit import ALPHA_DROPPED
+from parts.errors import UnusableFile, UserError, counted, list_files, printable, run, tell, within_memory
 from parts.files import (
     Provenance,
     one_at_a_time,
@@ -57,7 +58,7 @@ from parts.files import (
 )
 from parts.images import Decoded, choose_value_range, decode, depth_of, head_of, image_size, pixels_of, read_image
 from parts.mask_rules import decide_mask_rule, refuse_united_classes
-from parts.masks import MaskRule, Observation, count_classes, observe_mask, read_mask
+from parts.masks import MaskRule, Observation, count_classes, has_used_alpha, observe_mask, read_mask
 from parts.names import COPIES, HOW_TO_GET_CARVANA, Folder, Pair, group_of, list_pictures, pair_files, tell_groups
 from parts.options import optional, settings_of, whole
 from parts.spec import AUTO, DataSpec
@@ -223,7 +224,7 @@ class Summary:
     total: int  # files of images that are there now
     seconds: float
     preview: Path
-    warnings: list[str]  # classes that one side of the split lacks
+    warnings: list[str]  # classes that one side of the split lacks; channels of images that are dropped
 
 
 def make_augmented(
@@ -261,7 +262,10 @@ def make_augmented(
             settings["MASK_NAME"] = spec.mask_name
         missing = _prepare(output_dir, items, settings)
         start = time.perf_counter()
-        _make(missing, items, _Maker(output_dir, jpeg_quality, seed), num_workers)
+        transparent = _make(missing, items, _Maker(output_dir, jpeg_quality, seed), num_workers)
+        if transparent:
+            text = f"{counted(len(transparent), 'image')} {ALPHA_DROPPED} {list_files(transparent)}"
+            warnings.append(text)
         seconds = time.perf_counter() - start
         shown = _sample([item for item in items if item.side == _TRAIN])
         mask_rule = mask_rule or _preview_rule(shown, spec)
@@ -386,21 +390,27 @@ def _count_images(items: Iterable[Item]) -> int:
 # ---- making them
 
 
-def _make(missing: list[Item], items: list[Item], maker: "_Maker", num_workers: int | None) -> None:
-    """Makes the files of the missing items, on all cores. UserError names every file that cannot be used."""
-    total, faults = _count_images(items), []
+def _make(missing: list[Item], items: list[Item], maker: "_Maker", num_workers: int | None) -> list[Path]:
+    """Makes the files of the missing items, on all cores; gives the images that lost a channel of transparency.
+
+    UserError names every file that cannot be used.
+    """
+    total, faults, transparent = _count_images(items), [], []
     done = total - _count_images(missing)
     # disable=None: shown on a terminal
     with (
         tqdm(total=total, initial=done, unit=" images", desc="augmenting", disable=None) as progress,
         closing(parallel_map(maker, missing, num_workers)) as outcomes,
     ):
-        for item, fault in zip(missing, outcomes):
-            if fault is not None:
-                faults.append(str(fault))
+        for item, outcome in zip(missing, outcomes):
+            if isinstance(outcome, UnusableFile):
+                faults.append(str(outcome))
+            elif outcome:
+                transparent.append(item.pair.image)
             progress.update(len(item.images))
     if faults:
         raise UserError("\n".join(faults))
+    return transparent
 
 
 @dataclass(frozen=True)
@@ -411,17 +421,16 @@ class _Maker:
     jpeg_quality: int
     seed: int
 
-    def __call__(self, item: Item) -> UnusableFile | None:
-        """Makes the files, or gives back the UnusableFile that prevents it."""
+    def __call__(self, item: Item) -> UnusableFile | bool:
+        """Makes the files: whether the image lost a channel of transparency; or the UnusableFile that prevents it."""
         try:
             with within_memory(item.pair.image):
-                self._make(item)
+                return self._make(item)
         except UnusableFile as fault:
             return fault
-        return None
 
-    def _make(self, item: Item) -> None:
-        """Makes the files. UnusableFile: nothing is written."""
+    def _make(self, item: Item) -> bool:
+        """Makes the files: whether the image lost a channel of transparency. UnusableFile: nothing is written."""
         opened = _open(item.pair)
         _refuse_depth(item.pair.image, opened.pixels, item.images[0])
         images, masks = [opened.pixels], [[values] for values in opened.mask_values]
@@ -439,6 +448,7 @@ class _Maker:
         for targets, copies, like in zip(item.masks, masks, opened.masks):
             for target, values in zip(targets, copies):
                 self._write_mask(target, values, like)
+        return has_used_alpha(opened.image.picture)
 
     def _write_image(self, target: str, pixels: np.ndarray) -> None:
         """Writes uint8 or uint16 (H, W, 3), uint16 or float32 (H, W), in their depth."""

@@ -466,6 +466,18 @@ def test_floats_are_shown_without_a_range_and_told_by_their_suffix(tmp_path):
 # ---- classes on both sides, and in the preview
 
 
+def test_a_fourth_band_that_is_dropped_is_told(tmp_path):
+    raw = plain_set(tmp_path, 4)
+    for number in (0, 3):
+        path = raw / "train" / f"img_00{number}.png"
+        colours = np.asarray(Image.open(path))
+        band = np.full(colours.shape[:2], 200, np.uint8)
+        band[0, :number] = 100
+        Image.fromarray(np.dstack([colours, band])).save(path)
+    (warning,) = make(raw, tmp_path / "out", val_images=1).warnings
+    assert warning.startswith("1 image with a channel of transparency") and warning.endswith("img_003.png")
+
+
 def test_classes_that_one_side_lacks_are_told(tmp_path):
     """Of eight images six are trained on."""
     raw, out = class_set(tmp_path / "raw", 8, only_in={2: range(6), 4: (6, 7), 5: (0, 7)}), tmp_path / "out"
