@@ -21,7 +21,6 @@ import json
 import os
 import re
 import shlex
-import shutil
 import time
 import unicodedata
 from collections import Counter
@@ -46,6 +45,7 @@ from parts.audit import ALPHA_DROPPED
 from parts.errors import UnusableFile, UserError, counted, list_files, printable, run, tell, within_memory
 from parts.files import (
     Provenance,
+    copy_into,
     one_at_a_time,
     parallel_map,
     path_inside,
@@ -441,8 +441,7 @@ class _Maker:
             images, masks = _make_copies(opened, self.seed, item.pair.name.rpartition("/")[2])
         for target, pixels in zip(item.images, images):
             if target == item.images[0] and _can_be_copied(opened.image, target):
-                with open(item.pair.image, "rb") as original:
-                    self._write(target, partial(shutil.copyfileobj, original, length=1 << 20))
+                self._write(target, partial(copy_into, item.pair.image))
             else:
                 self._write_image(target, pixels)
         for targets, copies, like in zip(item.masks, masks, opened.masks):

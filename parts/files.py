@@ -17,6 +17,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import active_children, parent_process
 from pathlib import Path, PurePath
 from typing import Any, BinaryIO, TypeVar
@@ -41,10 +42,16 @@ def write_whole(path: Place, write: Callable[[BinaryIO], Any], sync: bool = True
     """Writes a file that is never seen half: `write(file)` fills a file beside it, which is then renamed to `path`.
 
     A reader finds the old file or the new one at every moment, even if this process is killed or the power fails.
-    Its folder is made if need be, as somebody may have removed it while a run trains. `sync=False` leaves out the flush
-    to disk, for files that are cheap to make again.
+    Its folder is made if need be; where somebody removes that meanwhile, `write` is called a second time. `sync=False`
+    leaves out the flush to disk, for files that are cheap to make again.
     """
-    path = Path(path)
+    try:
+        _write_once(Path(path), write, sync)
+    except FileNotFoundError:
+        _write_once(Path(path), write, sync)
+
+
+def _write_once(path: Path, write: Callable[[BinaryIO], Any], sync: bool) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = unfinished(path)
     try:
@@ -88,8 +95,13 @@ def copy_whole(source: Place, target: Place) -> None:
         part.unlink(missing_ok=True)  # rename does nothing between two names of one file
     except OSError:
         part.unlink(missing_ok=True)
-        with open(source, "rb") as original:
-            write_whole(target, lambda file: shutil.copyfileobj(original, file))
+        write_whole(target, partial(copy_into, source))
+
+
+def copy_into(source: Place, file: BinaryIO) -> None:
+    """Writes the bytes of `source` into an open file."""
+    with open(source, "rb") as original:
+        shutil.copyfileobj(original, file, length=1 << 20)
 
 
 def unfinished(path: Path) -> Path:

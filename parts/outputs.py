@@ -181,7 +181,6 @@ class Submission(Output):
 
     def finish(self) -> None:
         """Moves the rows to their file."""
-        self._rows.seek(0)
         write_whole(self.path, self._copy_rows)
         self._rows.close()
 
@@ -207,6 +206,7 @@ class Submission(Output):
         return rows
 
     def _copy_rows(self, file: BinaryIO) -> None:
+        self._rows.seek(0)
         rows = cast(BinaryIO, self._rows.buffer)
         if self.path.suffix != ".gz":
             shutil.copyfileobj(rows, file)

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -45,8 +46,16 @@ def test_a_file_is_whole_or_absent(tmp_path):
     with pytest.raises(OSError) as told:
         write_text(tmp_path / ("long" * 100), "x")
     assert told.value.filename == str(tmp_path / ("long" * 100))  # the name that the reader knows
-    write_text(tmp_path / "gone" / "file.txt", "x")  # somebody has removed the folder
-    assert (tmp_path / "gone" / "file.txt").read_text() == "x"
+
+    def removes_the_folder(file):
+        file.write(b"x")
+        times.append(1)
+        if len(times) == 1:
+            shutil.rmtree(tmp_path / "gone")
+
+    times = []
+    write_whole(tmp_path / "gone" / "file.txt", removes_the_folder)
+    assert (tmp_path / "gone" / "file.txt").read_text() == "x" and len(times) == 2
 
 
 def test_an_error_of_pillows_keeps_its_words(tmp_path):

@@ -254,9 +254,18 @@ def test_a_best_network_that_is_gone_is_not_promised(prepared, monkeypatch, caps
     assert (prepared / "best.pth").exists() != ("best.pth, of epoch 1, is gone" in told)
 
 
+REMOVER = """
+import shutil, time
+def remove(epoch, row, folder):
+    while epoch == 1 and folder.exists():
+        if (folder.parent / "curves.png").exists():  # the last file of an epoch
+            shutil.rmtree(folder.parent)
+        time.sleep(0.01)
+"""
+
+
 def test_a_folder_that_is_removed_while_it_trains_is_made_again(prepared, monkeypatch):
-    remover = "import shutil\ndef remove(epoch, row, folder):\n    if epoch == 1:\n        "
-    (prepared / "mine.py").write_text(f"{remover}shutil.rmtree(folder.parent, ignore_errors=True)\n")
+    (prepared / "mine.py").write_text(REMOVER)
     run_here(monkeypatch, prepared, "--output-dir", "run", "--num-epochs", 2, "--logger", "mine.py:remove")
     assert torch.load(prepared / "run" / "checkpoint.pth")["epoch"] == 2
     assert len(history(prepared / "run")) == 2 and (prepared / "run" / "saved_images" / "examples.png").exists()
