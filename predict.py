@@ -230,12 +230,10 @@ class Predictor:
             if checkpoints:
                 constants["CHECKPOINT"] = checkpoints
             settings = read_settings(globals() | constants, [])
-            unknown = constants.keys() - vars(settings).keys()
-            if unknown or settings.THRESHOLD == "auto":
-                raise UserError(
-                    f"Predictor: {', '.join(sorted(unknown)) or 'THRESHOLD = auto'} is no constant that it has. Those "
-                    "of predict.py are in upper case; THRESHOLD is a number."
-                )
+            if unknown := constants.keys() - vars(settings).keys():
+                raise UserError(f"{', '.join(sorted(unknown))}: Predictor takes predict.py's constants (FLIPS='h').")
+            if settings.THRESHOLD == "auto":
+                raise UserError('THRESHOLD = "auto" needs true masks: let predict.py find it, and give the number.')
         self.settings = settings
         self.networks, self.checkpoint = load_networks(settings)
         self.mask_rule = rule_of_network(self.networks[0], self.checkpoint)
@@ -383,7 +381,9 @@ def choose_outputs(
 
 def settings_of_files(s: SimpleNamespace) -> dict[str, Any]:
     """The settings on which masks and all that is made of them depend; files that differ in them are not mixed."""
-    names = ("THRESHOLD", "IMAGE_SIZE", "FLIPS", "WINDOW", "OVERLAP", "PRECISION")
+    names: tuple[str, ...] = ("THRESHOLD", "IMAGE_SIZE", "FLIPS", "WINDOW", "OVERLAP", "PRECISION")
+    if s.THRESHOLD == "auto":
+        names += ("MASKS",)
     digests = " and ".join(map(digest_of, checkpoints_of(s)))
     return {"digest of CHECKPOINT": digests} | {name: getattr(s, name) for name in names}
 

@@ -69,6 +69,8 @@ def test_a_predictor_gives_what_predict_writes(
     mixed, call, changed, classes_checkpoint, tmp_path, kind, constants, value_range
 ):
     path, endings = changed(image_range=value_range), [""]
+    if value_range:
+        save(mixed / "float.tif", blobs(40, 50)[..., 0] * np.float32(200.5))
     if kind:
         path = classes_checkpoint(RULES[kind], image_range=value_range)
         endings = ["_0", "_road", "_a_b", "_300"]
@@ -92,10 +94,10 @@ def test_pages_constants_and_what_is_refused(mixed, checkpoint, changed, tmp_pat
     monkeypatch.setattr("predict.THRESHOLD", 1 - 1e-9)
     assert predictor(blobs(60, 90)).any() and not Predictor(checkpoint, **CPU)(blobs(60, 90)).any()
     for attempt, words in (
-        (lambda: Predictor(checkpoint, flips="h"), "flips is no constant"),
+        (lambda: Predictor(checkpoint, flips="h"), "flips: Predictor takes"),
         (lambda: Predictor(checkpoint, FLIP="h"), "Is FLIPS meant"),
         (lambda: Predictor(checkpoint, FLIPS="x"), "FLIPS = 'x'"),
-        (lambda: Predictor(checkpoint, THRESHOLD="auto"), "THRESHOLD is a number"),
+        (lambda: Predictor(checkpoint, THRESHOLD="auto"), "let predict.py find it"),
         (lambda: Predictor("nosuch.pth"), "no such checkpoint"),
         (lambda: predictor("nosuch.jpg"), "nosuch.jpg"),
         (lambda: predictor(np.zeros((2, 3, 4, 5), np.uint8)), r"shape \(2, 3, 4, 5\)"),
