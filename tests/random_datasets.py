@@ -11,6 +11,7 @@ import argparse
 import io
 import re
 import shutil
+import struct
 import sys
 import tempfile
 import traceback
@@ -80,6 +81,7 @@ class Meant:
     `samples`: for each side {name of the pair: Sample}. `constants`: those of the program that are set.
     `reasons`: (why it must be refused, texts of which the message must hold one). `doubts`: why it may be.
     `soft`: masks have soft edges, so that pixels on them may go either way. `words`: what was drawn.
+    `within`: where the ends of IMAGE_RANGE = "auto" must lie.
     """
 
     seed: int
@@ -90,6 +92,7 @@ class Meant:
     doubts: list = field(default_factory=list)
     soft: bool = False
     words: list = field(default_factory=list)
+    within: tuple = (-np.inf, np.inf)
 
     @property
     def state(self):
@@ -184,8 +187,8 @@ UPRIGHT = {
 LAID = {**UPRIGHT, 6: UPRIGHT[8], 8: UPRIGHT[6]}  # and back
 
 
-def write_turned(draw, base, scene):
-    turned = int(draw.integers(2, 9))
+def write_turned(draw, base, scene, turned=None):
+    turned = turned or int(draw.integers(2, 9))
     exif = Image.Exif()
     exif[274] = turned
     path = base(pick(draw, {".jpg": 3, ".png": 1, ".webp": 1, ".tif": 1}))
@@ -240,6 +243,21 @@ def write_float(draw, base, scene):
     return save(base(pick(draw, [".tif", ".tiff"])), values), scaled(values)
 
 
+def write_marked(draw, base, scene, dtype=np.uint16):
+    """Values close to each other, and in the upper rows a mark for no data."""
+    low, high, marks = MARKED[dtype]
+    values = (low + grey_of(scene.image) / 255 * (high - low)).astype(dtype)
+    values[: 1 + len(values) // 6] = pick(draw, marks)
+    return save(base(pick(draw, [".tif", ".png"] if dtype == np.uint16 else [".tif"])), values), scaled(values)
+
+
+def write_marked_floats(draw, base, scene):
+    return write_marked(draw, base, scene, np.float32)
+
+
+MARKED = {np.uint16: (3000, 3200, [65535]), np.float32: (100, 105, [-9999, 3.4e38, -3.4e38])}
+
+
 def write_lab(draw, base, scene):
     path = save(base(".tif"), Image.fromarray(scene.image, "RGB").convert("CMYK"))
     with Image.open(path) as picture:
@@ -279,6 +297,8 @@ IMAGES = {
     write_deep: 2,
     write_twelve: 0.7,
     write_float: 0.4,
+    write_marked: 0.4,
+    write_marked_floats: 0.4,
     write_lab: 0.3,
 }
 
@@ -370,7 +390,7 @@ def plain_values(draw):
         value = pick(draw, [1, 255, 300, 32768, 65535])
 
         def write(draw, base, scene):
-            return save(base(pick(draw, [".png", ".tif"])), filled(scene).astype(np.uint16) * np.uint16(value))
+            return save(base(pick(draw, [".png", ".tif", ".pgm"])), filled(scene).astype(np.uint16) * np.uint16(value))
 
         return Encoding(f"16-bit masks of 0 and {value}", write, filled)
     if way == "whole":
@@ -764,7 +784,8 @@ def make(seed, folder):
     kinds = {kind: IMAGES[kind] for kind in {pick(draw, IMAGES) for _ in range(int(draw.integers(1, 4)))}}
     kinds = dict(sorted(kinds.items(), key=lambda it: it[0].__name__))
     value_range = None
-    if chance(draw, 0.6 if {write_float, write_deep, write_twelve} & set(kinds) else 0.1):
+    many_bits = {write_float, write_deep, write_twelve, write_marked, write_marked_floats} & set(kinds)
+    if chance(draw, 0.6 if many_bits else 0.1):
         value_range = pick(draw, ["auto", (0, 65535), (0, 4095), (0, 1), (100, 3000), (-1.5, 0.75)])
         meant.constants["IMAGE_RANGE"] = value_range
     meant.words.append("images: " + ", ".join(kind.__name__[6:] for kind in kinds))
@@ -775,8 +796,21 @@ def make(seed, folder):
         places = ("",)
     sound = chance(draw, 0.6)  # nothing is wrong but what the masks' encoding may have
     blanks = pick(draw, {"none": 4, "some": 4, "all of validation": 0.4, "full of validation": 0.3})
-    damaged = pick(draw, {"": 9, "cut": 0.5, "zero": 0.4, "text": 0.4, "link": 0.3, "loop": 0.2, "folder": 0.2})
-    misfit = pick(draw, {"": 12, "larger": 0.5, "swapped": 0.5})
+    damaged = pick(
+        draw,
+        {
+            "": 9,
+            "cut": 0.5,
+            "checksum": 0.4,
+            "rows": 0.4,
+            "zero": 0.4,
+            "text": 0.4,
+            "link": 0.3,
+            "loop": 0.2,
+            "folder": 0.2,
+        },
+    )
+    misfit = pick(draw, {"": 12, "larger": 0.5, "swapped": 0.5, "as stored": 0.5})
     odd = pick(
         draw,
         {
@@ -869,6 +903,9 @@ def make(seed, folder):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(source, path)
                 meant.reasons.append(("on both sides", [path.name]))
+            elif misfit == "as stored" and k == 1:
+                kind, turned = write_turned, int(draw.integers(5, 9))
+                path, pixels = write_turned(draw, base, scene, turned)
             else:
                 path, pixels = kind(draw, base, scene)
             if not side:
@@ -907,7 +944,10 @@ def make(seed, folder):
                     samples[key] = Sample((path, mask_path), pixels, encoding.truth(page))
                 continue
             if misfit and k == 1:
-                drawn = draw_scene(draw, own[::-1] if misfit == "swapped" else (own[0] + 1, own[1]), 2, place, stem)
+                other = (own[0] + 1, own[1]) if misfit == "larger" else own[::-1]
+                drawn = draw_scene(draw, other, 2, place, stem)
+                if misfit == "as stored":
+                    drawn.labels[:] = LAID[turned](scene.labels[..., None])[..., 0]
                 drawn.labels[:] = np.where(drawn.labels > 0, 1, 0)
             mask_path = encoding.write(draw, mask_base, drawn)
             if misfit and k == 1 and "alpha" not in dict(encoding.reasons):
@@ -918,11 +958,13 @@ def make(seed, folder):
                 meant.doubts.append("WebP keeps no alpha channel that is opaque all over")
             if encoding.soft and encoding.between(drawn) > 0.07:
                 meant.doubts.append("hardly more than edges")
-            deep = kind in (write_deep, write_twelve, write_float)
-            if kind is write_float and value_range is None:
+            deep = kind in many_bits
+            if deep and not side and many_bits <= {write_marked, write_marked_floats} and scene.image.std() > 20:
+                meant.within = (100, 3200)
+            if kind in (write_float, write_marked_floats) and value_range is None:
                 meant.reasons.append(("floats", [printable(path.name)]))
                 pixels = np.zeros((*own, 3), np.uint8)
-            elif kind is write_twelve and value_range is None:
+            elif kind in (write_twelve, write_marked) and value_range is None:
                 meant.doubts.append("12 bits")
             if callable(pixels) and value_range != "auto":
                 pixels = pixels(value_range)
@@ -983,9 +1025,18 @@ def add_strays(draw, meant, image_dir, mask_dir, naming, layout, odd):
 
 
 def damage(draw, path, way):
-    content = path.read_bytes() if way in ("cut", "zero", "text") else b""
+    content = path.read_bytes() if way in ("cut", "zero", "text", "checksum", "rows") else b""
+    spoiled = b""
+    if way == "checksum" and path.suffix == ".png":  # of its first chunk of pixels
+        start = content.index(b"IDAT")
+        end = start + 4 + int.from_bytes(content[start - 4 : start], "big")
+        spoiled = content[:end] + bytes([content[end] ^ 1]) + content[end + 1 :]
+    if way == "rows" and path.suffix in (".tif", ".tiff"):
+        spoiled = taller(content)
     path.unlink()
-    if way == "cut":
+    if spoiled:
+        path.write_bytes(spoiled)
+    elif way in ("cut", "checksum", "rows"):
         path.write_bytes(content[: len(content) // 2])
     elif way == "zero":
         path.write_bytes(b"")
@@ -998,6 +1049,21 @@ def damage(draw, path, way):
     else:
         path.mkdir()
         (path / "inside.txt").write_text("")
+
+
+def taller(content):
+    """A TIFF of Pillow's whose first page says that it has twice the rows; b"" where it is compressed."""
+    tags = {}
+    first = struct.unpack_from("<I", content, 4)[0]
+    for place in range(first + 2, first + 2 + 12 * struct.unpack_from("<H", content, first)[0], 12):
+        tag, kind = struct.unpack_from("<HH", content, place)
+        tags[tag] = place + 8, "<H" if kind == 3 else "<I"
+    if content[:2] != b"II" or struct.unpack_from("<H", content, tags[259][0])[0] != 1:
+        return b""
+    place, layout = tags[257]
+    changed = bytearray(content)
+    struct.pack_into(layout, changed, place, 2 * struct.unpack_from(layout, content, place)[0])
+    return bytes(changed)
 
 
 def put_beside(draw, folder):
@@ -1070,6 +1136,10 @@ def check(meant, work, sheet=False):
             return "crashed", traceback.format_exc(limit=-4)
     if meant.reasons:
         return "trained", f"should be refused: {meant.reasons}\n{said.getvalue()[-300:]}"
+    value_range = report.value_range or ()
+    low, high = meant.within if meant.constants.get("IMAGE_RANGE") == "auto" else (-np.inf, np.inf)
+    if not all(low <= end <= high for end in value_range):
+        return "trained", f"the range is {value_range}, and should lie within {meant.within}"
     for samples, (full, small) in zip(meant.samples, datasets):
         wrong = compare(meant, samples, full, small, getattr(report, "value_range", None))
         if wrong:
