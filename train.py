@@ -177,6 +177,7 @@ _MAY_DIFFER = (
     *("TRAIN_IMG_DIR", "TRAIN_MASK_DIR", "VAL_IMG_DIR", "VAL_MASK_DIR", "OUTPUT_DIR", "PRETRAINED", "ENCODER_WEIGHTS"),
     *("NUM_WORKERS", "PIN_MEMORY", "COMPILE", "PICTURE_BATCHES"),
 )
+_BEGUN = "the folder is this run's"  # what process 0 notes for those that torchrun may start in its place
 _READ_LOSS_EVERY = 20  # steps between two looks at the loss, each of which waits for the device
 
 
@@ -271,7 +272,7 @@ def main(argv: list[str] | None = None) -> None:
         # The run: all that a checkpoint holds, and that LOAD_MODEL resumes
         scored_on, data = val_loader.dataset.identity(), data_of(train_loader, val_loader, report)
         run = Run(model, optimizer, schedule, scaler, architecture, rule, report.value_range, scored_on, data, s)
-        if s.LOAD_MODEL:
+        if s.LOAD_MODEL or folder.was_begun():
             run.resume(folder.path / "checkpoint.pth")
         dtype = settle_precision(s, precision)
         if folder.begin(run, val_loader, dtype):
@@ -291,8 +292,7 @@ def main(argv: list[str] | None = None) -> None:
             processes.same_everywhere(model)  # BatchNorm's statistics
             scores = check_accuracy(val_loader, model, device, dtype, metrics)
             run.record(loss, scores)
-            folder.save(run)  # while the next epoch begins
-            draw(run, val_loader, folder.path, dtype)
+            folder.keep(run, val_loader, dtype)  # saved while the next epoch begins
             tell_epoch(run, logger, folder.path)
             if out_of_patience(run):
                 break
@@ -654,28 +654,43 @@ class RunFolder:
     def __exit__(self, *failure: object) -> None:
         self._open.close()
 
+    def was_begun(self) -> bool:
+        """Whether torchrun has restarted this run, and an epoch of it is saved."""
+        return processes.first(lambda: processes.is_noted(_BEGUN) and (self.path / "checkpoint.pth").exists())
+
     def begin(self, run: Run, val_loader: Loader, dtype: torch.dtype | None) -> bool:
         """Puts the files of an earlier run aside, or sets those of a resumed run right; says whether that is all.
 
         It is where all epochs are done: a run that was killed after its last checkpoint lacks its pictures still.
         """
+        return processes.first(lambda: self._begin(run, val_loader, dtype))
+
+    def _begin(self, run: Run, val_loader: Loader, dtype: torch.dtype | None) -> bool:
         done = run.done(self.path / "checkpoint.pth")
-        if processes.rank() > 0:
-            return bool(done)
         if run.history:
             write_history(self.path, run.history)
         if run.scores and len(run.scores.per_image) == len(val_loader.dataset):
             draw(run, val_loader, self.path, dtype)
-        if not run.settings.LOAD_MODEL:
+        if not run.settings.LOAD_MODEL and not processes.is_noted(_BEGUN):
             set_aside(self.path)
+        processes.note(_BEGUN)  # from now on a checkpoint here is of this run
         if done:
             tell(done)
         return bool(done)
 
-    def save(self, run: Run) -> None:
-        """Begins to write the checkpoint and the history. Raises what went wrong with those of the epoch before."""
-        if processes.rank() > 0:
-            return
+    def keep(self, run: Run, val_loader: Loader, dtype: torch.dtype | None) -> None:
+        """Draws saved_images/, and begins to write the checkpoint and the history, while the other processes wait.
+
+        Raises what went wrong with those of the epoch before.
+        """
+
+        def keep() -> None:
+            self._save(run)
+            draw(run, val_loader, self.path, dtype)
+
+        processes.first(keep)
+
+    def _save(self, run: Run) -> None:
         is_best = run.best is run.history[-1]
         state = snapshot(run.state())
         self.finish()
@@ -713,8 +728,6 @@ def draw_augmented(s: SimpleNamespace, train_loader: Loader, output: Path) -> No
 
 def draw(run: Run, val_loader: Loader, output: Path, dtype: torch.dtype | None) -> None:
     """saved_images/ after the last epoch of a run; with several classes also their confusion matrix."""
-    if processes.rank() > 0:
-        return
     folder, scores = output / "saved_images", run.scores
     assert scores is not None, "pictures are drawn after an epoch"
     save_predictions(val_loader, run.model, folder, dtype=dtype, limit=run.settings.PICTURE_BATCHES)

@@ -135,7 +135,8 @@ class Run:
         masks have changed, old scores do not compare: the best epoch is looked for among the coming ones.
         UserError: the file is unreadable, of another network or other classes, or holds what it may not hold.
         """
-        saved = check_keys(path, read_checkpoint(path), RESUMED)
+        # Process 0 alone needs to have the file, as it alone writes it.
+        saved = check_keys(path, processes.first(lambda: read_checkpoint(path)), RESUMED)
         if difference := _class_difference(saved, self.mask_rule):
             raise UserError(
                 f"{path}: {difference}. Going on needs the same ones, in the same order (CLASSES). {_new_run(path)}"

@@ -10,10 +10,12 @@ import gc
 import importlib
 import os
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -24,9 +26,106 @@ from parts.errors import UserError, ran_out_of_memory, tell
 
 Result = TypeVar("Result")
 
+MISSING_AFTER = timedelta(minutes=5)  # without an answer to an exchange of the others a process counts as missing
+ROLL_CALL = timedelta(seconds=15)  # in which those that have waited for it tell each other that they are there
+
 
 class Elsewhere(UserError):
     """Another process has failed, and says why."""
+
+
+def _missing(seconds: float, numbers: list[int]) -> Elsewhere:
+    """What to say where some processes have not answered for so long."""
+    listed = ", ".join(map(str, numbers)) or "another one"
+    return Elsewhere(
+        f"Process {rank()} has waited {seconds:.0f} s for process {listed}, which does not answer: it hangs, or its "
+        "machine cannot be reached. Stop what is left of it, then go on with --load-model."
+    )
+
+
+# ---- who is there
+
+
+class MeetingPlace:
+    """What torchrun's processes tell each other through its store.
+
+    In an exchange of tensors a process waits for MISSING_AFTER. Work of one process, such as making arrays, may take
+    hours; the others wait for it as long as it shows signs of life.
+    """
+
+    def __init__(self, store: dist.Store, rank: int, world_size: int) -> None:
+        self.notes = store  # outlives the processes: those that torchrun starts in their place find it again
+        self.rank, self.world_size = rank, world_size
+        # A restarted process must not find the addresses of earlier ones.
+        self.store = dist.PrefixStore(f"restart {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+        self._meetings = 0
+
+    @contextmanager
+    def heartbeat(self) -> Iterator[None]:
+        """A thread that shows, during the block, that this process lives."""
+        ended = threading.Event()
+
+        def beat() -> None:
+            with suppress(RuntimeError):  # the store has gone, and the others with it
+                while not ended.wait(MISSING_AFTER.total_seconds() / 20):
+                    self.store.add(f"beats {self.rank}", 1)
+
+        thread = threading.Thread(target=beat, daemon=True)
+        thread.start()
+        try:
+            yield
+        except BaseException:
+            with suppress(RuntimeError):
+                self.store.add("left", 1)
+            raise
+        finally:
+            ended.set()
+            thread.join()
+
+    def meet(self) -> None:
+        """Waits until all processes have come here equally often.
+
+        Elsewhere: one has ended, or shows no sign of life any more.
+        """
+        self._meetings += 1
+        name, pause = f"meeting {self._meetings}", 0.001
+        arrived = self.store.add(name, 1)
+        patience = MISSING_AFTER.total_seconds()
+        begin, beats = time.monotonic(), self._beats()
+        while arrived < self.world_size:
+            time.sleep(pause)
+            pause = min(2 * pause, 0.1)
+            if self.store.add("left", 0):
+                raise Elsewhere(f"Process {self.rank} cannot go on with the others; see what they say.")
+            if time.monotonic() - begin > patience:
+                now = self._beats()
+                if silent := [number for number in range(self.world_size) if now[number] == beats[number]]:
+                    raise _missing(patience, silent)
+                begin, beats = time.monotonic(), now
+            arrived = self.store.add(name, 0)
+
+    def _beats(self) -> list[int]:
+        return [self.store.add(f"beats {number}", 0) for number in range(self.world_size)]
+
+    def roll_call(self) -> list[int]:
+        """The processes that do not tell, as each one does here, that they have waited for another one."""
+        names = [f"process {number} has waited" for number in range(self.world_size)]
+        end = time.monotonic() + ROLL_CALL.total_seconds()
+        try:
+            self.store.set(names[self.rank], "")
+            while time.monotonic() < end and not self.store.check(names):
+                time.sleep(0.1)
+            return [number for number, name in enumerate(names) if not self.store.check([name])]
+        except RuntimeError:  # the store is out of reach, as the machine of process 0 is
+            return [0]
+
+
+_meeting_place: MeetingPlace | None = None
+
+
+def _meet() -> None:
+    assert _meeting_place is not None, "there are others"
+    _meeting_place.meet()
 
 
 # ---- starting
@@ -35,10 +134,13 @@ class Elsewhere(UserError):
 @contextmanager
 def together(device: str = "auto") -> Iterator[torch.device]:
     """Joins torchrun's processes, if there are any, and gives the device of this one."""
+    global _meeting_place
     alone = int(os.environ.get("WORLD_SIZE", 1)) == 1
     if not alone and ":" in device:
         raise UserError(f'DEVICE = "{device}": with torchrun each process takes a GPU of its own. Set it to "cuda".')
     own_device = pick_device(device, int(os.environ.get("LOCAL_RANK", 0)))
+    if not alone or dist.is_torchelastic_launched():
+        _meeting_place = MeetingPlace(*next(dist.rendezvous("env://", timeout=MISSING_AFTER)))
     if alone:
         yield own_device
         return
@@ -50,10 +152,13 @@ def together(device: str = "auto") -> Iterator[torch.device]:
     backend = "gloo"
     if own_device.type == "cuda":
         backend = "cpu:gloo,cuda:nccl"
-    # Process 0 may take a while to make the arrays of a large dataset, and the others wait that long.
-    dist.init_process_group(backend, timeout=timedelta(hours=2))
+    place = _meeting_place
+    assert place is not None, "torchrun has a store"
+    options: dict[str, Any] = dict(store=place.store, rank=place.rank, world_size=place.world_size)
+    dist.init_process_group(backend, timeout=MISSING_AFTER, **options)
     try:
-        yield own_device
+        with place.heartbeat():
+            yield own_device
     finally:
         if backend == "gloo" or sys.exc_info()[0] is None:  # after an error NCCL's may wait for the others for ever
             dist.destroy_process_group()
@@ -115,6 +220,17 @@ def world_size() -> int:
     return 1
 
 
+def note(name: str) -> None:
+    """Leaves a note for the processes that torchrun may start in the place of these."""
+    if _meeting_place is not None:
+        _meeting_place.notes.set(name, "")
+
+
+def is_noted(name: str) -> bool:
+    """Whether a process of this torchrun has left a note of that name."""
+    return _meeting_place is not None and _meeting_place.notes.check([name])
+
+
 def say(text: str) -> None:
     """Prints a text once, and not once in every process."""
     if rank() == 0:
@@ -138,7 +254,8 @@ def wrap(network: nn.Module, device: torch.device, sync_batchnorm: bool = False)
     device_ids = None
     if device.type == "cuda":
         device_ids = [device.index]
-    model = DistributedDataParallel(network, device_ids=device_ids)
+    with _exchange():
+        model = DistributedDataParallel(network, device_ids=device_ids)
     # BatchNorm's statistics are shared once an epoch (same_everywhere), not before every step. This attribute says so
     # to every version of PyTorch; the argument for it has another name in the newest one.
     model.broadcast_buffers = False
@@ -164,11 +281,16 @@ def _exchange(failure: type[Exception] = RuntimeError) -> Iterator[None]:
 
     Gloo has no type of error for that, so every RuntimeError in an exchange counts as one.
     """
+    begin = time.monotonic()
     try:
         yield
     except failure as error:
         if world_size() == 1 or ran_out_of_memory(error):
             raise
+        waited = time.monotonic() - begin
+        if waited >= MISSING_AFTER.total_seconds():
+            assert _meeting_place is not None, "there are others"
+            raise _missing(waited, _meeting_place.roll_call()) from error
         first_line = (str(error).splitlines() or [""])[0][:200]
         raise Elsewhere(f"Process {rank()} cannot go on with the others; see what they say. ({first_line})") from error
 
@@ -193,6 +315,7 @@ def first(function: Callable[[], Result]) -> Result:
         except Exception as failure:
             error, message[1] = failure, False
     with _exchange():
+        _meet()
         dist.broadcast_object_list(message, src=0)
     if error is not None:
         raise error
@@ -219,6 +342,7 @@ def agreed(make: Callable[[], Result], difference: Callable[[Result, Result], st
             text = str(error)
     texts: list = [None] * world_size()
     with _exchange():
+        _meet()
         dist.all_gather_object(texts, text)
     lines = [f"Process {number}: {text}." for number, text in enumerate(texts) if text]
     if lines:

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import re
 import signal
 import subprocess
 import sys
@@ -248,16 +249,42 @@ def test_interrupted_and_resumed_is_uninterrupted_and_one_process_goes_on(prepar
 
 
 @pytest.mark.slow
-def test_one_killed_ends_the_other(prepared):
-    process = start(ROOT / "train.py", *SMALL, "--num-epochs", 500, cwd=prepared)
+def test_one_killed_ends_the_other_and_both_go_on_where_torchrun_restarts_them(prepared):
+    (prepared / "checkpoint.pth").write_text("an earlier run's")
+    process = start("--max-restarts=1", ROOT / "train.py", *SMALL, "--num-epochs", 500, cwd=prepared)
+    for epochs in (2, 4):
+        wait_for_epochs(prepared, epochs, process)
+        children = children_of(process)
+        assert len(children) == 2
+        os.kill(children[1], signal.SIGKILL)
+        wait_for_end(children)
+    out, err = process.communicate(timeout=WAIT)
+    assert process.returncode != 0
+    assert re.search("Going on after epoch [23],", out) and out.count("of an earlier run") == 1, err
+    epochs = torch.load(prepared / "checkpoint.pth")["history"]
+    assert [row["epoch"] for row in epochs] == list(range(1, len(epochs) + 1))
+
+
+HANGING = """
+import sys, train
+from datetime import timedelta
+from parts import errors, processes
+processes.MISSING_AFTER, processes.ROLL_CALL = timedelta(seconds=8), timedelta(seconds=1)
+errors.run(lambda: train.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+def test_one_that_hangs_is_named(prepared):
+    (prepared / "hanging.py").write_text(HANGING)
+    process = start(prepared / "hanging.py", *SMALL, "--num-epochs", 5000, "--picture-batches", 0, cwd=prepared)
     wait_for_epochs(prepared, 1, process)
     children = children_of(process)
-    assert len(children) == 2
+    os.kill(children[1], signal.SIGSTOP)
+    wait_for_end(children[:1], seconds=60)
     os.kill(children[1], signal.SIGKILL)
     _, err = process.communicate(timeout=WAIT)
-    assert process.returncode != 0
-    wait_for_end(children)
-    torch.load(prepared / "checkpoint.pth")
+    assert re.search(r"Process 0 has waited \d+ s for process 1, which does not answer", err), err
 
 
 @pytest.mark.slow
