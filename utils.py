@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import pickle
 import re
+import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -232,7 +233,7 @@ def arrays_folder(image_dir: Folder, output_dir: Folder) -> Path:
 class Loader(DataLoader):
     """A DataLoader of a PairDataset, whose workers pass a UserError on as it is.
 
-    RuntimeError, told by `worker_was_killed`: one of the workers was killed.
+    RuntimeError, told by `worker_was_killed`: one of the workers was killed. UserError: shared memory is too small.
     """
 
     dataset: PairDataset
@@ -244,6 +245,8 @@ class Loader(DataLoader):
         super().__init__(data, collate_fn=_collate, worker_init_fn=_begin_worker, generator=own_draws, **keywords)
 
     def __iter__(self) -> Any:
+        if self.num_workers:
+            refuse_small_shared_memory(_BYTES_OF_QUEUES * (1 + self.num_workers))
         try:
             for batch in super().__iter__():
                 if isinstance(batch, UserError):
@@ -273,7 +276,37 @@ def worker_was_killed(error: BaseException) -> bool:
 def _collate(batch: Any) -> Any:
     if isinstance(batch, UserError):
         return batch
-    return batch.tensors if isinstance(batch, Batch) else default_collate(batch)
+    try:
+        if not isinstance(batch, Batch):
+            return default_collate(batch)
+        if get_worker_info() is not None:
+            # Here, because in the thread that hands a batch over an error is lost, and the main process would wait.
+            for tensor in batch.tensors:
+                tensor.share_memory_()
+        return batch.tensors
+    except RuntimeError as error:
+        if "shared memory" not in str(error):
+            raise
+        if file := re.search(r"</(\w+)>", str(error)):  # which PyTorch leaves behind
+            _SHARED_MEMORY.joinpath(file[1]).unlink(missing_ok=True)
+        return UserError(_TOO_LITTLE_SHARED_MEMORY)
+
+
+_SHARED_MEMORY = Path("/dev/shm")  # Linux's
+_BYTES_OF_QUEUES = 2**16  # that the queues of a worker take of it, and more
+
+
+_TOO_LITTLE_SHARED_MEMORY = (
+    f"{_SHARED_MEMORY}, through which workers hand over batches, is too small. Start the container with more of it "
+    "(docker run --shm-size=2g), lower BATCH_SIZE or NUM_WORKERS, or decode without workers: NUM_WORKERS = 0 "
+    "(--num-workers 0)."
+)
+
+
+def refuse_small_shared_memory(num_bytes: int) -> None:
+    """UserError where this system has shared memory, and fewer free bytes of it."""
+    if _SHARED_MEMORY.is_dir() and shutil.disk_usage(_SHARED_MEMORY).free < num_bytes:
+        raise UserError(_TOO_LITTLE_SHARED_MEMORY)
 
 
 def _begin_worker(number: int) -> None:

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT, draw_pairs, script
+from helpers import ROOT, WAIT, draw_pairs, script
 from PIL import Image
 
 from parts.errors import UserError
@@ -78,6 +79,37 @@ list(torch.utils.data.DataLoader(Data(), num_workers=1, worker_init_fn=eval(sys.
 def test_a_worker_does_not_tell_that_its_run_was_stopped_in_the_middle(tmp_path, begins, told):
     done = script("-c", HUNG_UP, begins, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)})
     assert done.returncode == 0 and ("Traceback" in done.stderr) == told, done.stderr
+
+
+LITTLE_MEMORY = """
+import subprocess, sys
+from pathlib import Path
+from parts.errors import UserError
+from utils import get_loaders
+def main():
+    loaders = get_loaders(*["images", "masks"] * 2, 8, 2, image_size=(256, 256), arrays=False)
+    for size in ("700k", "40k"):  # for some of the batches; not even for the workers' queues
+        subprocess.run(["mount", "-o", f"remount,size={size}", "/dev/shm"], check=True)
+        try:
+            list(loaders[0])
+        except UserError as error:
+            print(error)
+        assert not list(Path("/dev/shm").iterdir())
+if __name__ == "__main__":
+    main()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="/dev/shm is Linux's")
+def test_too_little_shared_memory_for_workers_is_told(tmp_path):
+    mounted = ["unshare", "-rm", "bash", "-c", 'mount -t tmpfs -o size=1m tmpfs /dev/shm && "$@"', "-"]
+    if subprocess.run([*mounted, "true"], capture_output=True).returncode:
+        pytest.skip("this system lets nobody else than root mount something")
+    draw_pairs(tmp_path / "images", tmp_path / "masks", 40)
+    command, environment = [*mounted, sys.executable, "-c", LITTLE_MEMORY], os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=WAIT)
+    assert done.stdout.count("--shm-size=2g") == 2 and "Traceback" not in done.stderr, done.stderr
 
 
 def test_the_order_differs_by_epoch_and_is_the_same_for_a_seed(folders):
