@@ -37,7 +37,9 @@ from parts.transforms import Transform, augmented, transformed
 
 # What images and masks mean, and which belong together: train.py, augment.py and predict.py take these from here.
 MASK_FOREGROUND: int | tuple | str | None = None  # value(s) of foreground, "nonzero" or "alpha"; None: as masks say
-MASK_IGNORE: int | tuple | None = None  # value(s) that are neither trained on nor scored, such as VOC's 255
+MASK_IGNORE: int | tuple | str | None = (
+    None  # value(s) that are not trained on nor scored, as VOC's 255, -9999 or "nan"
+)
 CLASSES: str | tuple | dict | None = None  # "all", (0, 3, 8) or {"road": 3, "car": 8}; None: foreground alone
 IMAGE_RANGE: tuple | str | None = None  # (low, high) or "auto": what of 16-bit and float images becomes 0 ... 255
 GROUP: str | None = "auto"  # pattern of what names share that stay on one side of the split; "auto": known ones

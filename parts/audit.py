@@ -53,7 +53,7 @@ from parts.names import (
 )
 from parts.spec import ALPHA, AUTO, DataSpec
 
-VERSION = 8  # of the remembered facts; raise it when other facts are taken from the same files
+VERSION = 9  # of the remembered facts; raise it when other facts are taken from the same files
 LINES = 20  # files that one finding lists
 ALPHA_DROPPED = (
     "with a channel of transparency, or a fourth one, that says something: it is dropped, and the network sees red, "
@@ -630,6 +630,10 @@ def _check_mask_rule(survey: _Survey) -> Iterator[Finding]:
     """Masks that have no rule in common, or soft edges."""
     if survey.mask_rule_problem:
         yield Finding(survey.mask_rule_problem)
+    cut = [mask.path for side in survey.sides for mask in side.masks if mask.cut]
+    if cut:
+        heading = f"{counted(len(cut), 'mask')} of fractions from 0 to 1, e.g. {printable(cut[0])}, cut at one half."
+        yield Finding(heading, is_error=False)
     mask_rule = survey.mask_rule
     if mask_rule and mask_rule.soft and mask_rule.kind == NUMBERS:
         soft = [mask.path for side in survey.sides for mask in side.masks if len(mask.counts) > 2]

@@ -19,7 +19,7 @@ from parts.options import any_text, switch, whole
 from parts.own import is_own
 from parts.recipe import PRECISIONS
 from parts.scores import Scores
-from parts.spec import ALPHA
+from parts.spec import ALPHA, NAN
 
 EXPECTED = "Expected a file that train.py saved, or another PyTorch file with a state_dict"
 _MOST_CHANNELS = 2**20  # of one level
@@ -229,7 +229,7 @@ _MASK_RULE = Fields(
         foreground=_VALUES,
         soft=switch(),
         rest=switch(),
-        ignored=_VALUES,
+        ignored=Items(whole(NAN, 2**31 - 1)),
         classes=Items(whole(0, 2**31 - 1), most=IGNORED),
         names=_NAMES,
         colours=Items(whole(0, 0xFFFFFF), most=IGNORED),

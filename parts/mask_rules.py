@@ -27,7 +27,7 @@ from parts.masks import (
     name_value,
     observe_mask,
 )
-from parts.spec import ALL, ALPHA, NONZERO, DataSpec, ListedClass, pack_color
+from parts.spec import ALL, ALPHA, NAN, NONZERO, DataSpec, ListedClass, pack_color
 
 if TYPE_CHECKING:
     from parts.names import Pair
@@ -85,6 +85,7 @@ def decide_mask_rule(observations: Iterable[Observation], spec: DataSpec = DataS
         raise UserError("\n".join(str(fault) for fault in faults if fault is not None))
     if spec.foreground == ALPHA:
         return MaskRule(ALPHA, (0,), (255,), soft=True)
+    _refuse_negative(observations, spec)
     census = take_census(observations, spec)
     reading = next(reading for reading in READINGS if reading.applies(census))
     return replace(reading.read(census), ignored=census.ignored)
@@ -487,6 +488,28 @@ READINGS = (  # tried in order
 
 
 # ---- what is refused, in words
+
+
+def _refuse_negative(observations: Iterable[Observation], spec: DataSpec) -> None:
+    """UserError: masks hold negative values or NaN that are not ignored, or fractions where there are classes."""
+    negative: dict[int, list[str]] = {}
+    for observation in observations:
+        for value in observation.values:
+            if value < 0 and value not in spec.ignored_values:
+                negative.setdefault(value, []).append(observation.path)
+    if negative:
+        values = sorted(negative)[:10]
+        flag = " ".join(name_value(value, NUMBERS) for value in values)
+        listed = ", ".join('"nan"' if value == NAN else str(value) for value in values)
+        raise UserError(
+            f"{list_files(negative[values[0]])}: negative values, or NaN: {flag}. If they stand for pixels without a "
+            f"label, leave these out of training and scores: MASK_IGNORE = "
+            f"{listed if len(values) == 1 else f'({listed})'} (--mask-ignore {flag}). Else save the masks with whole "
+            "numbers from 0 to 255."
+        )
+    cut = [observation.path for observation in observations if observation.cut]
+    if cut and spec.classes is not None:
+        raise UserError(f"{list_files(cut)}: the values are fractions, and no classes. Save the masks with numbers.")
 
 
 def refuse_united_classes(pairs: Iterable["Pair"]) -> None:

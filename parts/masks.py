@@ -18,7 +18,7 @@ from PIL import Image
 
 from parts.errors import UnusableFile, UserError, list_files, printable
 from parts.images import Decoded, decode, resize_image, rgb
-from parts.spec import ALPHA
+from parts.spec import ALPHA, NAN
 
 if TYPE_CHECKING:
     import torch
@@ -29,6 +29,7 @@ MOST_CLASSES = 254
 MOST_COLOURS = 256  # of one file that an Observation lists
 VOID = 0xE0E0C0  # PASCAL VOC's colour of pixels without a label
 _UNKNOWN = 254  # label of a value that the rule does not know, until the file is refused
+_WHOLE = "Save it with whole numbers from 0 to 255"
 _LOSSY_FORMATS = ("JPEG", "MPO", "WEBP", "AVIF", "JPEG2000")
 
 Counts = list[list[int]]  # [value, pixels] of each value, ascending
@@ -54,6 +55,7 @@ class Observation:
     frames: bool  # whether the file has more frames or pages
     alpha: Counts | None  # [alpha, pixels], where there is an alpha channel
     hidden: bool  # whether the alpha channel tells pixels of one colour apart
+    cut: bool = False  # whether the values were fractions from 0 to 1, and became 0 and 1
 
     @property
     def values(self) -> tuple[int, ...]:
@@ -139,6 +141,7 @@ def observe_mask(path: PathLike, page: int = 0) -> Observation:
         frames=decoded.frames,
         alpha=alpha_counts,
         hidden=cut_out or _alpha_separates(decoded.picture),
+        cut=read.cut,
     )
 
 
@@ -177,12 +180,14 @@ class Values:
     kind: str  # NUMBERS or COLOURS
     array: np.ndarray  # whole numbers (H, W), or uint8 (H, W, 3) in RGB
     palette: dict[int, int] | None = None  # index -> 0xRRGGBB, where the numbers are indices of a colour palette
+    cut: bool = False  # whether they were fractions from 0 to 1, and what was more than one half is 1
 
 
 def values_of(decoded: Decoded, path: PathLike) -> Values:
     """The Values of a decoded mask: greys as grey values in whatever way they are stored, a colour palette as indices.
 
-    UnusableFile: 16 bits in several channels, fractions or negative values.
+    Fractions from 0 to 1 are cut at one half, and NaN is NAN. UnusableFile: 16 bits in several channels, or other
+    fractions.
     """
     picture = decoded.picture
     if ";16" in decoded.raw and picture.mode in ("RGB", "RGBA", "LA"):
@@ -192,7 +197,10 @@ def values_of(decoded: Decoded, path: PathLike) -> Values:
     if picture.mode == "L":
         return Values(NUMBERS, np.asarray(picture))
     if picture.mode == "F" or picture.mode.startswith("I"):
-        return Values(NUMBERS, _whole_numbers(np.asarray(picture), path))
+        array = np.asarray(picture)
+        if are_soft := picture.mode == "F" and _are_from_0_to_1(array):
+            array = (array > 0.5).astype(np.uint16)
+        return Values(NUMBERS, _whole_numbers(array, path), cut=are_soft)
     if picture.mode in ("P", "PA"):
         return _palette_values(picture.convert("P"))
     colours = rgb(picture, path)
@@ -205,21 +213,29 @@ def colours_of(decoded: Decoded, path: PathLike) -> np.ndarray:
     """The mask as colours, uint8 (H, W, 3), in whatever way it is stored."""
     picture = decoded.picture
     if picture.mode.startswith("I"):  # numbers beyond 255 are white, as in Observation.as_colours
-        values = np.minimum(_whole_numbers(np.asarray(picture), path), 255).astype(np.uint8)
+        numbers = _whole_numbers(np.asarray(picture), path)
+        if numbers.min() < 0:
+            raise UnusableFile(path, "has negative values, which are no colours", _WHOLE)
+        values = np.minimum(numbers, 255).astype(np.uint8)
         return np.repeat(values[..., None], 3, axis=2)
     return rgb(picture, path)
 
 
+def _are_from_0_to_1(array: np.ndarray) -> bool:
+    """Whether floats are shares of foreground: from 0 to 1, at least three values, some of which are fractions."""
+    return bool(array.min() >= 0 and array.max() <= 1) and len(np.unique(array)) > 2
+
+
 def _whole_numbers(array: np.ndarray, path: PathLike) -> np.ndarray:
-    """Floats and signed numbers as uint16 where that holds them, else int32. UnusableFile: they are no values."""
-    cure = "Save it with whole numbers from 0 to 255"
+    """Floats and signed numbers as uint16 where that holds them, else int32, NaN as NAN. UnusableFile: fractions."""
     if array.dtype.kind == "f":
+        is_nan = np.isnan(array)
+        array = np.where(is_nan, 0, array)
         if not (np.isfinite(array).all() and (array == np.floor(array)).all()):
-            raise UnusableFile(path, "has fractions or infinite values", cure)
-        array = np.clip(array, -1, 2**31 - 256).astype(np.int32)
-    if array.min() < 0:
-        raise UnusableFile(path, "has negative values", cure)
-    if array.max() < 65536:
+            raise UnusableFile(path, "has fractions or infinite values", _WHOLE)
+        array = np.clip(array, NAN + 256, 2**31 - 256).astype(np.int32)
+        array[is_nan] = NAN
+    if array.min() >= 0 and array.max() < 65536:
         return array.astype(np.uint16)
     return array
 
@@ -419,6 +435,8 @@ def list_values(values: Iterable[int], kind: str) -> str:
 
 def name_value(value: int, kind: str) -> str:
     """A value as a user would write it in MASK_FOREGROUND."""
+    if value == NAN:
+        return "nan"
     return f"0x{value:06X}" if kind == COLOURS else str(value)
 
 
@@ -471,6 +489,8 @@ def _read_one(path: PathLike, mask_rule: MaskRule, page: int) -> np.ndarray:
         if read.kind == COLOURS:
             raise _unknown(path, "is coloured", mask_rule)
         values = read.array
+        if values.min() < 0 and not np.isin(values[values < 0], mask_rule.ignored).all():
+            raise _unknown(path, "has negative values or NaN", mask_rule)
     mask = _labels_of_values(values, mask_rule)
     if mask.max() > 1 and (mask == _UNKNOWN).any():
         raise _unknown(path, "holds other values", mask_rule)
@@ -522,8 +542,8 @@ def _class_indices(values: np.ndarray, mask_rule: MaskRule) -> np.ndarray:
     """_labels_of_values for classes, by binary search among their values."""
     label_of_value = dict.fromkeys(mask_rule.ignored, IGNORED)
     label_of_value |= {value: index for index, value in enumerate(mask_rule.classes)}
-    most = np.iinfo(values.dtype).max  # what the array cannot hold need not be searched
-    known = sorted(value for value in label_of_value if value <= most)
+    limits = np.iinfo(values.dtype)  # what the array cannot hold need not be searched
+    known = sorted(value for value in label_of_value if limits.min <= value <= limits.max)
     labels = np.array([label_of_value[value] for value in known], np.uint8)
     known_values = np.array(known, values.dtype)
     places = np.minimum(np.searchsorted(known_values, values), len(known) - 1)
@@ -534,14 +554,13 @@ def encode_mask(mask: np.ndarray, mask_rule: MaskRule) -> Image.Image:
     """A PIL image of a mask in memory, encoded as the masks that `mask_rule` describes.
 
     One foreground: grey, 0 and 255. Classes: their values, as RGB for coloured masks, as a palette where the masks
-    have one, else as grey of 8 or 16 bits. IGNORED is written as the first of the ignored values.
+    have one, else as grey of 8 or 16 bits. IGNORED is written as the first of the ignored values from 0 on.
     """
     if not mask_rule.has_classes:
         return Image.fromarray((mask == 1) * np.uint8(255))
     values = np.zeros(256, np.int32)
     values[: len(mask_rule.classes)] = mask_rule.classes
-    if mask_rule.ignored:
-        values[IGNORED] = mask_rule.ignored[0]
+    values[IGNORED] = next((value for value in mask_rule.ignored if value >= 0), 0)
     if mask_rule.kind == COLOURS:
         return Image.fromarray(unpack(values)[mask])
     if values.max() > 255:

@@ -24,6 +24,7 @@ GROUPS = {  # the patterns of GROUP = "auto", and what they tell
 }
 NONZERO = "nonzero"  # as MASK_FOREGROUND: every value but 0, or black
 ALPHA = "alpha"  # as MASK_FOREGROUND: what is more than half opaque
+NAN = -(2**31)  # the whole number that stands for a mask's NaN, which MASK_IGNORE calls "nan"
 ALL = "all"  # as CLASSES: every value that the masks hold
 AUTO = "auto"  # as IMAGE_RANGE: the range of nearly all values of the training images; as GROUP: the patterns GROUPS
 
@@ -47,7 +48,7 @@ class DataSpec:
     """
 
     foreground: int | tuple[int, ...] | str | None = None  # MASK_FOREGROUND: values, "nonzero", "alpha"; None: by masks
-    ignore: int | tuple[int, ...] | None = None  # MASK_IGNORE: values that are neither trained on nor scored
+    ignore: int | str | tuple[int | str, ...] | None = None  # MASK_IGNORE: values that are not trained on nor scored
     classes: str | tuple | dict | None = None  # CLASSES: "all", values, {name: value}; None: one foreground
     image_range: tuple[float, float] | str | None = None  # IMAGE_RANGE: (low, high) or "auto", which becomes 0 ... 255
     group: str | None = AUTO  # GROUP: pattern of the part of a name whose images stay on one side; None: no groups
@@ -95,10 +96,10 @@ class DataSpec:
 
     @property
     def ignored_values(self) -> tuple[int, ...]:
-        """The values that MASK_IGNORE lists."""
+        """The values that MASK_IGNORE lists, NAN for "nan"."""
         if self.ignore is None:
             return ()
-        return _whole_numbers("MASK_IGNORE", self.ignore)
+        return _whole_numbers("MASK_IGNORE", self.ignore, ', or "nan"', least=NAN)
 
     @property
     def listed_classes(self) -> tuple[ListedClass, ...]:
@@ -137,9 +138,13 @@ def pack_color(color: Sequence[int]) -> int:
     return red << 16 | green << 8 | blue
 
 
-def _whole_numbers(constant: str, given: Any, other_words: str = "") -> tuple[int, ...]:
-    values = np.atleast_1d(given).tolist()
-    if not values or not all(type(value) is int and value >= 0 for value in values):
+def _whole_numbers(constant: str, given: Any, other_words: str = "", least: int = 0) -> tuple[int, ...]:
+    values = []
+    for value in np.atleast_1d(np.asarray(given, object)).tolist():
+        if str(value) == "nan" and least == NAN:
+            value = NAN
+        values.append(value.item() if isinstance(value, np.generic) else value)
+    if not values or not all(type(value) is int and value >= least for value in values):
         raise UserError(
             f"{constant} = {given!r}: give one or more whole numbers, or a colour as 0xFF0000{other_words}."
         )

@@ -950,10 +950,10 @@ def make(seed, folder):
                     drawn.labels[:] = LAID[turned](scene.labels[..., None])[..., 0]
                 drawn.labels[:] = np.where(drawn.labels > 0, 1, 0)
             mask_path = encoding.write(draw, mask_base, drawn)
-            if misfit and k == 1 and "alpha" not in dict(encoding.reasons):
-                meant.reasons.append((misfit, [printable(path.name)]))
             if encoding.words != "a file for each thing" and misread(mask_path):
                 meant.doubts.append("a BMP that Pillow misreads")
+            elif misfit and k == 1 and "alpha" not in dict(encoding.reasons):
+                meant.reasons.append((misfit, [printable(path.name)]))
             if encoding.words.startswith("cut-outs") and mask_path.suffix == ".webp" and drawn.labels.all():
                 meant.doubts.append("WebP keeps no alpha channel that is opaque all over")
             if encoding.soft and encoding.between(drawn) > 0.07:

@@ -227,6 +227,12 @@ def deepen(folder, factor, dtype=np.uint16):
         path.unlink()
 
 
+def take_shares(data):
+    redraw(data, ["tm", "vm"], lambda mask: np.maximum(mask, np.roll(mask // 3, 1)))
+    for folder in ("tm", "vm"):
+        deepen(data / folder, 1 / 255, np.float32)
+
+
 def take_eleven_bits(data):
     for folder in ("ti", "vi"):
         deepen(data / folder, 8)
@@ -338,6 +344,7 @@ CASES = {
     "empty and full masks, other files": Case(
         empty_and_fill_masks, text=("1 masks empty, 1 all foreground", "4 that are no pictures", "Thumbs.db")
     ),
+    "masks of shares": Case(take_shares, text=("16 masks of fractions from 0 to 1",)),
     "soft masks": Case(save_masks_as_jpeg, text=("JPEG edges",), rule=dict(soft=True)),
     "nothing but empty masks": Case(empty_validation, problems=("Every mask for validation is empty",)),
     "16 bits that use 12": Case(

@@ -1,5 +1,6 @@
 """One rule for all masks of a dataset; what could be read in two ways is refused in words."""
 
+import cv2
 import numpy as np
 import pytest
 from mask_makers import (
@@ -212,8 +213,12 @@ REFUSED = {
         ["alpha"],
     ),
     "fractions": (one(lambda m: grey(m, 0, 0.5, np.float32), "a.tif"), ["fractions"]),
-    "not a number": (one(lambda m: grey(m, np.nan, 1, np.float32), "a.tif"), ["fractions or infinite"]),
-    "negative": (one(lambda m: grey(m, -1, 1, np.int32), "a.tif"), ["negative"]),
+    "infinite": (one(lambda m: grey(m, np.inf, 1, np.float32), "a.tif"), ["fractions or infinite"]),
+    "not a number": (
+        one(lambda m: grey(m, np.nan, 1, np.float32), "a.tif"),
+        ['MASK_IGNORE = "nan" (--mask-ignore nan)'],
+    ),
+    "negative": (one(lambda m: grey(m, -1, 1, np.int32), "a.tif"), ["MASK_IGNORE = -1 (--mask-ignore -1)"]),
     "a photograph": (
         lambda f: Image.fromarray(np.random.default_rng(0).integers(0, 256, (H, W, 3), np.uint8)).save(f / "a.png"),
         ["run into each other"],
@@ -250,6 +255,43 @@ def test_what_could_be_read_wrongly_is_refused(tmp_path, name):
     assert [text for text in expected if text not in message] == []
     if "neither is black" not in message:
         assert str(tmp_path) in message
+
+
+@pytest.mark.parametrize("ignore", [-9999, "nan", float("nan"), (-9999, "nan")])
+@pytest.mark.parametrize("classes", [None, (0, 1)])
+def test_negative_values_and_nan_are_ignored_where_they_are_listed(tmp_path, ignore, classes):
+    one = -9999 if ignore == -9999 else np.nan
+    values = blob().astype(np.float32)
+    values[:4] = one
+    if isinstance(ignore, tuple):
+        values[0] = -9999
+    Image.fromarray(values).save(tmp_path / "a.tif")
+    grey(blob(1), 0, 1).save(tmp_path / "b.png")
+    mask_rule = find_mask_rule([tmp_path / "a.tif", tmp_path / "b.png"], DataSpec(ignore=ignore, classes=classes))
+    expected = blob()
+    expected[:4] = 255
+    np.testing.assert_array_equal(read_mask(tmp_path / "a.tif", mask_rule), expected)
+    np.testing.assert_array_equal(read_mask(tmp_path / "b.png", mask_rule), blob(1))
+    assert MaskRule.from_dict(mask_rule.to_dict()) == mask_rule
+    assert ("nan" in mask_rule.describe()) == (ignore != -9999)
+    np.asarray(encode_mask(expected, mask_rule))
+    values[0] = -7
+    Image.fromarray(values).save(tmp_path / "a.tif")
+    with pytest.raises(UserError, match="negative values or NaN"):
+        read_mask(tmp_path / "a.tif", mask_rule)
+
+
+def test_shares_from_0_to_1_are_cut_at_one_half(tmp_path):
+    shares = cv2.GaussianBlur(blob().astype(np.float32), (5, 5), 0)
+    Image.fromarray(shares).save(tmp_path / "a.tif")
+    Image.fromarray(blob(1).astype(np.float32)).save(tmp_path / "b.tif")
+    paths = [tmp_path / "a.tif", tmp_path / "b.tif"]
+    mask_rule = find_mask_rule(paths)
+    np.testing.assert_array_equal(read_mask(paths[0], mask_rule), shares > 0.5)
+    np.testing.assert_array_equal(read_mask(paths[1], mask_rule), blob(1))
+    assert [observe_mask(path).cut for path in paths] == [True, False]
+    with pytest.raises(UserError, match="a.tif: the values are fractions"):
+        find_mask_rule(paths, DataSpec(classes="all"))
 
 
 def test_palettes_that_disagree_are_refused_unless_colours_are_asked_for(tmp_path):
