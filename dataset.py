@@ -26,12 +26,25 @@ from torch.utils.data import Dataset, get_worker_info
 
 from parts.arrays import Arrays, Files, Size, make_arrays
 from parts.audit import audit
+from parts.bands import reflected
 from parts.errors import UserError, run, tell
 from parts.files import Provenance, content_digests, stamp
+from parts.images import RGB
 from parts.mask_rules import find_mask_rule, refuse_united_classes
 from parts.masks import IGNORED, MaskRule
 from parts.names import Pair, pair_files
-from parts.options import any_text, any_value, file_path, named_numbers, optional, settings_of, sizes, switch
+from parts.options import (
+    any_text,
+    any_value,
+    either,
+    file_path,
+    named_numbers,
+    optional,
+    settings_of,
+    sizes,
+    switch,
+    whole,
+)
 from parts.spec import DataSpec
 from parts.transforms import Transform, augmented, transformed
 
@@ -41,6 +54,7 @@ MASK_IGNORE: int | tuple | str | None = (
     None  # value(s) that are not trained on nor scored, as VOC's 255, -9999 or "nan"
 )
 CLASSES: str | tuple | dict | None = None  # "all", (0, 3, 8) or {"road": 3, "car": 8}; None: foreground alone
+CHANNELS: int | str = 3  # of images: 3 is RGB, 1 greys; other TIFFs and .npy have any number; "auto": what all have
 IMAGE_RANGE: tuple | str | None = None  # (low, high) or "auto": what of 16-bit and float images becomes 0 ... 255
 GROUP: str | None = "auto"  # pattern of what names share that stay on one side of the split; "auto": known ones
 MASK_NAME: str | None = None  # how masks are named: "{}_segmentation", or "{}_*" for several of an image; None: like it
@@ -53,6 +67,7 @@ _SHARED = dict(  # the constants of all scripts; parts/spec.py says what they ma
     MASK_FOREGROUND=any_value(),
     MASK_IGNORE=any_value(),
     CLASSES=named_numbers(names_needed=False),
+    CHANNELS=either(whole(1), "auto"),
     IMAGE_RANGE=any_value(),
     GROUP=optional(any_text()),
     MASK_NAME=optional(any_text()),
@@ -72,10 +87,10 @@ class Batch(list):
 class PairDataset(Dataset):
     """The base of the datasets below: pairs of images and masks, how they are read, and the epoch.
 
-    A sample is an image and its mask, both uint8: the image in RGB; the mask of {0, 1} or class indices, and IGNORED
-    (255) where a pixel is neither trained on nor scored. `files` (parts.arrays.Files) says which pairs there are and
-    how they are read. Random draws come from (seed, epoch, index), whatever worker process they are made in.
-    UserError: what is wrong with the files.
+    A sample is an image and its mask, both uint8: the image of C channels, RGB unless CHANNELS says otherwise; the mask
+    of {0, 1} or class indices, and IGNORED (255) where a pixel is neither trained on nor scored. `files`
+    (parts.arrays.Files) says which pairs there are and how they are read. Random draws come from (seed, epoch, index),
+    whatever worker process they are made in. UserError: what is wrong with the files.
     """
 
     whole = False  # whether samples are whole images that a network predicts in windows
@@ -155,6 +170,8 @@ class PairDataset(Dataset):
         identified: list[Any] = [names, self.image_size, rule]
         if self.files.value_range is not None:
             identified.append(self.files.value_range)
+        if self.files.channels != RGB:
+            identified.append(self.files.channels)
         return hashlib.sha256(json.dumps(identified).encode()).hexdigest()
 
     def provenance(self, known: Mapping[Path, tuple[Any, str]]) -> Provenance:
@@ -179,7 +196,7 @@ _ADDED_TO_RULE = ("ignored", "classes", "names", "colours")
 class ImageDataset(PairDataset):
     """The article's dataset: each image and mask at its own size, or what a transform makes of the two.
 
-    `ds[i]` is an array (H, W, 3) and an array (H, W), or the "image" and the "mask" that
+    `ds[i]` is an array (H, W, C) and an array (H, W), or the "image" and the "mask" that
     `transform(image=..., mask=...)` returns, as albumentations does. Its random draws are those of the sample.
 
     The two folders are listed unless `pairs` are given. Masks are read by `mask_rule`; without one, all masks are
@@ -207,7 +224,7 @@ class ImageDataset(PairDataset):
             mask_rule = find_mask_rule(masks_of(pairs), spec)
         if value_range is None:
             value_range = value_range_of(spec)
-        super().__init__(Files(list(pairs), mask_rule, value_range), seed)
+        super().__init__(Files(list(pairs), mask_rule, value_range, channels=channels_of(spec)), seed)
         self.transform = transform
 
     def __getitem__(self, index: int) -> tuple[Any, Any]:
@@ -237,12 +254,21 @@ def value_range_of(spec: DataSpec) -> tuple[float, float] | None:
     return spec.image_range
 
 
-class ArrayDataset(PairDataset):
-    """Pairs at one size, `files.image_size`: `ds[i]` is a tensor (3, H, W) and a tensor (H, W).
+def channels_of(spec: DataSpec) -> int:
+    """The number of channels that CHANNELS says. UserError: only an audit of the images can tell ("auto")."""
+    if isinstance(spec.channels, str):
+        raise UserError(
+            f'CHANNELS = "{spec.channels}" is decided by an audit of the images: give its report, or a number.'
+        )
+    return spec.channels
 
-    A batch is fetched at once: (n, 3, H, W) in channels_last strides, and (n, H, W). Samples are decoded afresh each
+
+class ArrayDataset(PairDataset):
+    """Pairs at one size, `files.image_size`: `ds[i]` is a tensor (C, H, W) and a tensor (H, W).
+
+    A batch is fetched at once: (n, C, H, W) in channels_last strides, and (n, H, W). Samples are decoded afresh each
     time, or read from arrays on disk (`keep_arrays`): the same, bit for bit. `augment`, albumentations or any function
-    of such a kind, varies each of them at random: uint8 (H, W, 3) and uint8 (H, W), and it has to return the like. As
+    of such a kind, varies each of them at random: uint8 (H, W, C) and uint8 (H, W), and it has to return the like. As
     text, "mine.py:name", it is loaded by each worker for itself, from wherever the file lies.
     """
 
@@ -272,7 +298,7 @@ class ArrayDataset(PairDataset):
         return Batch(torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(masks))
 
     def read(self, indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-        """Images (n, H, W, 3) and masks (n, H, W), before `augment`."""
+        """Images (n, H, W, C) and masks (n, H, W), before `augment`."""
         return self.pixels.batch(indices)
 
     def augmented(
@@ -345,14 +371,14 @@ class CropDataset(ArrayDataset):
         return np.stack([image for image, _ in crops]), np.stack([mask for _, mask in crops])
 
     def _draw_crop(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Crop `index` of this epoch: an image (h, w, 3) and a mask (h, w)."""
+        """Crop `index` of this epoch: an image (h, w, C) and a mask (h, w)."""
         sample = self.pixels.sample(self._number_of(index))
         top, left = self._draw_corner(sample.mask.shape, sample.points, index)
         part = np.s_[top : top + self.crop[0], left : left + self.crop[1]]
         image, mask = sample.image[part], sample.mask[part]
         below, beside = np.subtract(self.crop, mask.shape).tolist()
         if below or beside:
-            image = cv2.copyMakeBorder(image, 0, below, 0, beside, cv2.BORDER_REFLECT_101)
+            image = reflected(image, below, beside)
             mask = cv2.copyMakeBorder(mask, 0, below, 0, beside, cv2.BORDER_CONSTANT, value=IGNORED)
         return image, mask
 

@@ -39,7 +39,7 @@ from parts.files import cores, digest_of
 from parts.inference import MIRRORS, Runner, make_runner
 from parts.mask_rules import find_mask_rule
 from parts.masks import MaskRule, encode_mask
-from parts.names import Pair, Picture, find_masks, find_pictures
+from parts.names import Pair, Picture, find_masks, find_pictures, suffixes_of
 from parts.networks import Network
 from parts.options import (
     any_value,
@@ -184,6 +184,7 @@ def load_networks(s: SimpleNamespace) -> tuple[list[Network], dict[str, Any]]:
         traits.append(
             {
                 "classes (CLASSES)": (rule.names, rule.classes, rule.kind, rule.colours),
+                "channels (CHANNELS)": network.in_channels,
                 "ranges of values (IMAGE_RANGE)": checkpoint.get("image_range"),
                 "sizes of images (IMAGE_SIZE gives all of them one)": network_size(s.IMAGE_SIZE, checkpoint),
             }
@@ -221,7 +222,8 @@ class Predictor:
     settings      all constants of this script, where they have been read already
     constants     those that are to differ: Predictor("best.pth", FLIPS="h", IMAGE_SIZE="own")
 
-    A picture is the path of a file (`page`: the number of its page), or an array: (H, W) of greys, or (H, W, 3) of RGB.
+    A picture is the path of a file (`page`: the number of its page), or an array: (H, W) of greys, (H, W, 3) of RGB, or
+    (H, W, C) of the CHANNELS that it was trained on.
     UserError: what is wrong with a checkpoint, a constant or a picture.
     """
 
@@ -238,7 +240,9 @@ class Predictor:
         self.networks, self.checkpoint = load_networks(settings)
         self.mask_rule = rule_of_network(self.networks[0], self.checkpoint)
         self.reader = PictureReader(
-            network_size(settings.IMAGE_SIZE, self.checkpoint), self.checkpoint.get("image_range")
+            network_size(settings.IMAGE_SIZE, self.checkpoint),
+            self.checkpoint.get("image_range"),
+            self.networks[0].in_channels,
         )
         self.decision: Decision = ForegroundDecision()
         if self.mask_rule.has_classes:
@@ -438,7 +442,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     # The pictures, and what is made of them
     written = OutputFolder(s.OUTPUT_DIR, {}, []).own_files()
-    wanted, missing = find_pictures(s.inputs, s.OUTPUT_DIR, s.MASKS, written)
+    channels = predictor.checkpoint["settings"].get("CHANNELS", predictor.reader.channels)
+    wanted, missing = find_pictures(s.inputs, s.OUTPUT_DIR, s.MASKS, written, suffixes_of(channels))
     for problem in missing:
         tell(problem, file=sys.stderr)
     if not wanted:

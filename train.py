@@ -253,7 +253,7 @@ def main(argv: list[str] | None = None) -> None:
         assert rule is not None, "the audit refuses masks without a rule in common"
 
         # Network: with random weights, or those of ENCODER_WEIGHTS or PRETRAINED
-        architecture = dict(in_channels=3, out_channels=rule.channels, pads=True) | chosen_architecture(s)
+        architecture = dict(in_channels=report.channels, out_channels=rule.channels, pads=True) | chosen_architecture(s)
         model = build_network(**architecture)
         refuse_small_size(s, model.stride, len(report.train))
         load_first_weights(model, s, rule)
@@ -601,7 +601,7 @@ def wrap_and_compile(
     elif s.COMPILE and device.type == "cuda":
         size = getattr(s, size_constant(s))
         with processes.synchronised(trained, last=False):  # its trial exchanges nothing with other processes
-            recipe.compile_or_not(trained, (s.BATCH_SIZE, 3, *size), dtype, s.HALF_SIZE)
+            recipe.compile_or_not(trained, (s.BATCH_SIZE, model.in_channels, *size), dtype, s.HALF_SIZE)
     return trained
 
 

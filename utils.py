@@ -27,6 +27,7 @@ from dataset import (
     ImageDataset,
     PairDataset,
     WholeDataset,
+    channels_of,
     masks_of,
     value_range_of,
 )
@@ -73,7 +74,7 @@ def get_loaders(
 ) -> tuple["Loader", "Loader"]:
     """Makes the loaders of (images, masks) batches for training (shuffled) and for validation (in order).
 
-    Batches are uint8: images (N, 3, H, W), masks (N, H, W) of {0, 1} or class indices, and IGNORED where a pixel is
+    Batches are uint8: images (N, C, H, W), masks (N, H, W) of {0, 1} or class indices, and IGNORED where a pixel is
     ignored. Which dataset they come from (dataset.py) follows from what is given:
 
     transform   ImageDataset: what the transform makes of each pair, in `num_workers` processes, as in the article
@@ -99,7 +100,8 @@ def get_loaders(
         report = _list_pairs((train_dir, train_mask_dir), (val_dir, val_mask_dir), spec)
     assert report.mask_rule is not None, "a report with problems; see Report.stop_if_spoiled"
     training, validation = (
-        Files(pairs, report.mask_rule, report.value_range, image_size) for pairs in (report.train, report.val)
+        Files(pairs, report.mask_rule, report.value_range, image_size, channels=report.channels)
+        for pairs in (report.train, report.val)
     )
     train_data, val_data = _make_datasets(training, validation, transform, crop, crop_foreground, augment, seed)
     if augment is not None:
@@ -115,7 +117,8 @@ def get_loaders(
 def _list_pairs(train_folders: tuple[Folder, Folder], val_folders: tuple[Folder, Folder], spec: DataSpec) -> Report:
     """A Report of the pairs and their reading alone, where no audit was made."""
     train, val = pair_files(*train_folders, spec), pair_files(*val_folders, spec)
-    return Report(train, val, find_mask_rule(masks_of([*train, *val]), spec), value_range_of(spec))
+    rule = find_mask_rule(masks_of([*train, *val]), spec)
+    return Report(train, val, rule, value_range_of(spec), channels_of(spec))
 
 
 def _make_datasets(
@@ -140,8 +143,8 @@ def _make_datasets(
 
 
 def _image_dataset(files: Files, transform: Transform | None, seed: int) -> ImageDataset:
-    rule, value_range = files.mask_rule, files.value_range
-    return ImageDataset(None, None, transform, pairs=files.pairs, mask_rule=rule, value_range=value_range, seed=seed)
+    rule, spec = files.mask_rule, DataSpec(channels=files.channels, image_range=files.value_range)
+    return ImageDataset(None, None, transform, pairs=files.pairs, mask_rule=rule, spec=spec, seed=seed)
 
 
 def _try_augment(data: PairDataset, num_workers: int) -> None:
@@ -541,7 +544,7 @@ def save_augmented(
 
 
 def _versions_of(dataset: ArrayDataset, variation: Variation, index: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """A sample's image (H, W, 3) and mask (H, W), and three variations of them."""
+    """A sample's image (H, W, C) and mask (H, W), and three variations of them."""
     images, masks = dataset.read([index])
     versions = [(images[0], masks[0])]
     for epoch in range(3):
@@ -599,7 +602,7 @@ def _save_strip(folder: Path, example: Example, epoch: int, dice: float, palette
 
 
 def _for_eyes(images: torch.Tensor) -> np.ndarray:
-    """Images (N, 3, H, W) of a batch, bytes or floats, as uint8 (N, H, W, 3)."""
+    """Images (N, C, H, W) of a batch, bytes or floats, as uint8 (N, H, W, C)."""
     if images.dtype != torch.uint8:
         # A user's transform may have normalised them: their own range is shown, if they leave [0, 1]
         low, high = images.amin().clamp(max=0), images.amax().clamp(min=1)

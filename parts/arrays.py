@@ -4,8 +4,8 @@
 of the first.
 
 A folder of arrays holds images.npy and masks.npy, for crops also points.npy, and key.json, the Provenance of the
-arrays. Images of one size are (N, H, W, 3) and masks (N, H, W). Of images at their own sizes the pixels follow each
-other, (P, 3) and (P,). The arrays are made in a folder beside their place, which is then renamed: arrays that have
+arrays. Images of one size are (N, H, W, C) and masks (N, H, W). Of images at their own sizes the pixels follow each
+other, (P, C) and (P,). The arrays are made in a folder beside their place, which is then renamed: arrays that have
 their name are complete. The key holds the stamps of the arrays themselves too, so that changed ones are not believed.
 """
 
@@ -41,7 +41,7 @@ from parts.files import (
     unfinished,
     write_text,
 )
-from parts.images import image_size, read_image
+from parts.images import RGB, image_size, read_image
 from parts.masks import MaskRule, read_mask
 from parts.names import Pair
 
@@ -59,7 +59,7 @@ _SPARE = 2**30  # bytes of disk that are left free for checkpoints and pictures
 class Sample:
     """One image and its mask, in memory."""
 
-    image: np.ndarray  # uint8 (H, W, 3), RGB
+    image: np.ndarray  # uint8 (H, W, C), of which three channels are RGB
     mask: np.ndarray  # uint8 (H, W), labels or masks.IGNORED
     points: np.ndarray  # int32 (C, POINTS), see `points_of`; NO_POINTS where no crops are drawn
 
@@ -82,6 +82,7 @@ class Files:
     value_range: tuple[float, float] | None = None  # of images of more than 8 bits: what becomes 0 and 255
     image_size: Size | None = None  # (height, width) that all are resized to; None: each has its own
     with_points: bool = False  # whether samples have `points`
+    channels: int = RGB  # of images
     stamps: dict[Path, list[int] | None] = field(init=False, compare=False, repr=False)  # of each file, when made
 
     def __post_init__(self) -> None:
@@ -116,7 +117,7 @@ class Files:
                     raise UnusableFile(path, "changed, or went, while it was in use", cure)
 
     def _decode(self, number: int, pair: Pair) -> Sample:
-        image = read_image(pair.image, self.image_size, pair.image_page, self.value_range)
+        image = read_image(pair.image, self.image_size, pair.image_page, self.value_range, self.channels)
         mask = self.mask(number)
         if mask.shape != image.shape[:2]:
             sizes = "is {}x{}, and its image {}x{}".format(*mask.shape, *image.shape[:2])
@@ -124,7 +125,7 @@ class Files:
         return Sample(image, mask, points_of(mask, self.mask_rule) if self.with_points else NO_POINTS)
 
     def batch(self, numbers: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-        """The images (n, H, W, 3) and the masks (n, H, W) of pairs of one size."""
+        """The images (n, H, W, C) and the masks (n, H, W) of pairs of one size."""
         samples = [self.sample(number) for number in numbers]
         return np.stack([sample.image for sample in samples]), np.stack([sample.mask for sample in samples])
 
@@ -196,10 +197,10 @@ class Arrays:
             return Sample(images[number], masks[number], points)
         height, width = self._own_sizes[number]
         pixels = slice(self._starts[number], self._starts[number + 1])
-        return Sample(images[pixels].reshape(height, width, 3), masks[pixels].reshape(height, width), points)
+        return Sample(images[pixels].reshape(height, width, -1), masks[pixels].reshape(height, width), points)
 
     def batch(self, numbers: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-        """The images (n, H, W, 3) and the masks (n, H, W) of pairs of one size, as copies."""
+        """The images (n, H, W, C) and the masks (n, H, W) of pairs of one size, as copies."""
         images, masks = self.open()[:2]
         return images[numbers], masks[numbers]
 
@@ -291,7 +292,7 @@ class _Plan:
         """The files; made when they are needed, because images of their own sizes are opened for these."""
         count, size = len(self.files.pairs), self.files.image_size
         shape = (_first_pixels(self.files.sizes)[-1],) if size is None else (count, *size)
-        array_files = [_ArrayFile(_NAMES[0], "|u1", (*shape, 3)), _ArrayFile(_NAMES[1], "|u1", shape)]
+        array_files = [_ArrayFile(_NAMES[0], "|u1", (*shape, self.files.channels)), _ArrayFile(_NAMES[1], "|u1", shape)]
         if self.files.with_points:
             array_files.append(_ArrayFile(_NAMES[2], "<i4", (count, self.files.mask_rule.channels, POINTS)))
         return array_files
@@ -334,13 +335,15 @@ def _provenance_of(files: Files, folder: Path) -> Provenance:
             sources[kind][name] = files.stamps[path]
             order.update(json.dumps([kind, name, page]).encode())
             kind = "masks"  # all but the first file of a pair
-    settings = {
+    settings: dict[str, Any] = {
         "IMAGE_SIZE": files.image_size,
         "CROP": files.with_points,
         "the mask rule": files.mask_rule.to_dict(),
         "IMAGE_RANGE": files.value_range,
         _ORDER: order.hexdigest(),
     }
+    if files.channels != RGB:  # so that the arrays of others stay as they are
+        settings["CHANNELS"] = files.channels
     return Provenance([_LAYOUT, _RESIZE_RULE, POINTS], settings, sources)
 
 
@@ -439,7 +442,11 @@ class _Writer:
     def _write(self, number: int, sample: Sample) -> None:
         first = self.first_pixels[number]
         # Each array, and the byte of its data at which this pair's begin; there is no file for NO_POINTS.
-        rows = [(sample.image, 3 * first), (sample.mask, first), (sample.points, number * sample.points.nbytes)]
+        rows = [
+            (sample.image, self.files.channels * first),
+            (sample.mask, first),
+            (sample.points, number * sample.points.nbytes),
+        ]
         for (path, start), (row, place) in zip(self.targets.items(), rows):
             with open(path, "r+b") as file:
                 file.seek(start + place)

@@ -23,7 +23,18 @@ from tqdm import tqdm
 from parts import pictures
 from parts.errors import UnusableFile, UserError, counted, printable, within_memory
 from parts.files import Provenance, digest_of, parallel_map, read_own, stamp, write_text
-from parts.images import bytes_of, choose_value_range, decode, depth_of, pages_of, pixels_of, read_image, resize_image
+from parts.images import (
+    RGB,
+    Bands,
+    bytes_of,
+    choose_value_range,
+    decode_image,
+    depth_of,
+    pages_of,
+    pixels_of,
+    read_image,
+    resize_image,
+)
 from parts.mask_rules import decide_mask_rule, refuse_united_classes
 from parts.masks import (
     IGNORED,
@@ -33,7 +44,7 @@ from parts.masks import (
     Observation,
     alpha_fault,
     count_classes,
-    has_used_alpha,
+    drops_alpha,
     observe_mask,
     read_mask,
 )
@@ -101,6 +112,7 @@ class Report:
     train, val: the pairs of both sides
     mask_rule: how the masks are read; None where they have no rule in common, which is an error then
     value_range: what of images of more than 8 bits becomes 0 ... 255 (images.read_image), or None
+    channels: those of all images
     findings: errors and warnings in the order of the checks, which begins with the worst
     facts: (label, text), what the data is
     sheet: the picture of overlays, where one was written
@@ -111,6 +123,7 @@ class Report:
     val: list[Pair]
     mask_rule: MaskRule | None = None
     value_range: tuple[float, float] | None = None
+    channels: int = RGB
     findings: list[Finding] = field(default_factory=list)
     facts: list[tuple[str, str]] = field(default_factory=list)
     sheet: Path | None = None
@@ -157,7 +170,7 @@ def audit(
     """Looks at every file of a dataset and reports what would spoil training on it.
 
     train_folders, val_folders: (images, masks); val_folders None: there is no validation
-    spec: what the files mean; its image_range "auto" is decided by the training images
+    spec: what the files mean; its image_range "auto" is decided by the training images, its channels "auto" by all
     image_size: (height, width) of training, to tell what is left of the masks at that size; None: not told
     sheet: where to write a picture of some masks on their images, or None
     cache: a JSON file that remembers what was seen, so that only new and changed files are decoded again
@@ -180,7 +193,7 @@ def audit(
 
     survey = _Survey(sides, spec, image_size, num_workers)
     val_pairs = [pair for side in sides[1:] for pair in side.pairs]
-    report = Report(sides[0].pairs, val_pairs, survey.mask_rule, survey.value_range)
+    report = Report(sides[0].pairs, val_pairs, survey.mask_rule, survey.value_range, survey.channels)
     report.findings = [finding for check in _CHECKS for finding in check(survey)]
     report.contents = looker.contents()
     report.facts = [fact for facts in _FACTS for fact in facts(survey)]
@@ -219,6 +232,7 @@ class ImageFacts:
     is_blank: bool  # one value all over
     digest: str  # equal for equal pixels
     look: str  # nearly equal for nearly equal pictures, see _look_of; "" where hardly anything is to be seen
+    channels: int = RGB  # what is read of its channels, as CHANNELS says
 
 
 @dataclass
@@ -290,6 +304,8 @@ class _Survey:
         self.sides, self.spec, self.image_size, self.num_workers = sides, spec, image_size, num_workers
         self.examples = [example for side in sides for example in side.examples]
         self.value_range, self.nodata = _decide_value_range(sides, spec)
+        counts = Counter(example.image.channels for example in self.examples)
+        self.channels: int = counts.most_common(1)[0][0] if counts else RGB  # CHANNELS, or what "auto" stands for
         self.mask_rule: MaskRule | None = None
         self.mask_rule_problem = ""  # why there is no rule; "" also where there is no mask to find one from
         masks = [mask for side in sides for mask in side.masks]
@@ -404,11 +420,14 @@ class _File:
     kind: str  # IMAGE, EIGHTH, MASK or PAGES
     path: Path
     page: int = 0
+    channels: int | None = RGB  # of an image; None: all that it has
 
     @property
     def key(self) -> str:
         """Its name in the memory."""
         name = f"{self.kind} {os.path.abspath(self.path)}"
+        if self.channels != RGB:
+            name = f"{self.channels or 'all'} channels of {name}"
         return f"{name}[{self.page}]" if self.page else name
 
 
@@ -420,27 +439,28 @@ def _look_at_files(sides: list[_Side], spec: DataSpec, looker: "_Looker") -> Non
     full size at once, because only then equal pixels have equal digests.
     """
     all_jpeg = all(pair.image.suffix.lower() in _JPEG_SUFFIXES for side in sides for pair in side.pairs)
-    image_kind = EIGHTH if all_jpeg else IMAGE
+    channels = None if isinstance(spec.channels, str) else spec.channels  # AUTO
+    files_of = partial(_files_of, image_kind=EIGHTH if all_jpeg else IMAGE, channels=channels)
     try:
-        looker.look(file for side in sides for file in _files_of(side.pairs, image_kind))
+        looker.look(file for side in sides for file in files_of(side.pairs))
         looker.look(_File(PAGES, file.path) for file, facts in looker.facts.items() if facts["frames"])
         for side in sides:
             side.pairs, side.unequal_pages = by_pages(side.pairs, looker.pages_of)
-        looker.look(file for side in sides for file in _files_of(side.pairs, image_kind))  # the pages after the first
+        looker.look(file for side in sides for file in files_of(side.pairs))  # the pages after the first
         looker.look_wholly()
     finally:
         looker.save()  # also where it was stopped: what has been seen need not be decoded again
     for side in sides:
         for pair in side.pairs:
-            image, *masks = _files_of([pair], image_kind)
+            image, *masks = files_of([pair])
             side.add(pair, looker.image_facts(image), [looker.observation(mask, spec) for mask in masks])
 
 
-def _files_of(pairs: Iterable[Pair], image_kind: str) -> Iterator[_File]:
+def _files_of(pairs: Iterable[Pair], image_kind: str, channels: int | None) -> Iterator[_File]:
     """The image of each pair, and then its masks."""
     for pair in pairs:
         image, *masks = pair.sources
-        yield _File(image_kind, *image)
+        yield _File(image_kind, *image, channels)
         for mask in masks:
             yield _File(MASK, *mask)
 
@@ -565,8 +585,8 @@ def _without_content(facts: dict[str, Any]) -> dict[str, Any]:
 def _see_image(file: _File) -> ImageFacts:
     """What is seen in an image. UnusableFile."""
     smallest = (1, 1) if file.kind == EIGHTH else None  # of which a JPEG decodes an eighth at most
-    decoded = decode(file.path, smallest, file.page)
-    pixels, depth = pixels_of(decoded, file.path), depth_of(decoded, file.path)
+    decoded = decode_image(file.path, smallest, file.page, file.channels)
+    pixels, depth = pixels_of(decoded, file.path, file.channels), depth_of(decoded, file.path, file.channels)
     sample = pixels[:: max(1, len(pixels) // 32), :: max(1, pixels.shape[1] // 32)]
     # Processors have instructions for SHA-1, which makes it the fastest digest that is long enough here.
     digest = hashlib.sha1(repr(decoded.size).encode(), usedforsecurity=False)
@@ -574,21 +594,22 @@ def _see_image(file: _File) -> ImageFacts:
     return ImageFacts(
         size=list(decoded.size),
         format=decoded.format,
-        mode=decoded.picture.mode,
+        mode=decoded.mode if isinstance(decoded, Bands) else decoded.picture.mode,
         frames=decoded.frames,
         orientation=decoded.turned,
         depth=depth,
-        has_alpha=has_used_alpha(decoded.picture),
-        has_few_colors=len(np.unique(sample.astype(np.float64) @ (65536, 256, 1))) <= FEW_COLORS,
+        has_alpha=drops_alpha(decoded, file.channels),
+        has_few_colors=len(np.unique(sample.reshape(-1, sample.shape[2]), axis=0)) <= FEW_COLORS,
         # A few rows first, which is enough for nearly all images.
         is_blank=bool((pixels[::8] == pixels[0, 0]).all() and (pixels == pixels[0, 0]).all()),
         digest=digest.hexdigest(),
         look=_look_of(pixels, depth),
+        channels=pixels.shape[2],
     )
 
 
 def _look_of(pixels: np.ndarray, depth: dict | None) -> str:
-    """LOOK x LOOK greys of an image (H, W, 3), its darkest as 0 and its brightest as 255, row by row in base 85."""
+    """LOOK x LOOK greys of an image (H, W, C), its darkest as 0 and its brightest as 255, row by row in base 85."""
     rows = pixels[:: max(1, len(pixels) // 128)]  # all rows would take ten times as long
     if depth is not None:
         rows = bytes_of(rows, choose_value_range([depth])[0])
@@ -813,6 +834,19 @@ def _images_by_stem(side: _Side, group: str | None) -> dict[str, Path]:
 # ---- checks of images
 
 
+def _check_channels(survey: _Survey) -> Iterator[Finding]:
+    """Images of different numbers of channels."""
+    images = defaultdict(list)
+    for example in survey.examples:
+        images[example.image.channels].append(example.pair.image)
+    if len(images) > 1:
+        lines = [
+            f"{count}: {counted(len(images[count]), 'image')}, e.g. {images[count][0]}" for count in sorted(images)
+        ]
+        cure = "Export all of them with as many, or leave out those that are others."
+        yield Finding('The images have different numbers of channels, so that CHANNELS = "auto" is none:', lines, cure)
+
+
 def _check_alpha(survey: _Survey) -> Iterator[Finding]:
     """Images whose fourth channel is not the same all over."""
     images = [example.pair.image for example in survey.examples if example.image.has_alpha]
@@ -1024,6 +1058,7 @@ _CHECKS: tuple[Callable[[_Survey], Iterable[Finding]], ...] = (
     _check_names,
     _check_versions,
     _check_turned,
+    _check_channels,
     _check_alpha,
     _check_duplicates,
     _check_value_range,
@@ -1050,6 +1085,9 @@ def _facts_of_files(survey: _Survey) -> Iterator[tuple[str, str]]:
             yield "groups", f"by their names: {groups} (GROUP)"
         yield "sizes", _most_common(_by(image.size) for image in images)
         yield "images", _most_common(f"{image.format} {image.mode}" for image in images)
+        if survey.channels != RGB:
+            shown = "three" if survey.channels > 2 else "one"
+            yield "channels", f"{survey.channels}, of which the pictures show {shown}"
         yield "masks", _most_common(f"mode {mask.mode}" for example in survey.examples for mask in example.masks)
 
 
@@ -1140,7 +1178,11 @@ def _draw_sheet(survey: _Survey, mask_rule: MaskRule, path: Path) -> Path | None
         image = example.image
         # Images of 32 bits and floats have no pixels without a range.
         has_pixels = survey.value_range or image.depth is None or image.depth["bits"] == 16
-        return bool(has_pixels) and all(image.size == mask.size for mask in example.masks)
+        return (
+            bool(has_pixels)
+            and image.channels == survey.channels
+            and all(image.size == mask.size for mask in example.masks)
+        )
 
     examples = [example for example in survey.examples if can_be_drawn(example)]
     if not examples:
@@ -1150,7 +1192,7 @@ def _draw_sheet(survey: _Survey, mask_rule: MaskRule, path: Path) -> Path | None
         pair, (height, width) = example.pair, example.image.size
         scale = min(1, 480 / max(height, width))
         size = max(1, round(height * scale)), max(1, round(width * scale))
-        images.append(read_image(pair.image, size, pair.image_page, survey.value_range))
+        images.append(read_image(pair.image, size, pair.image_page, survey.value_range, survey.channels))
         masks.append(read_mask(pair.masks, mask_rule, size, pair.mask_page))
         captions.append(pair.name if mask_rule.has_classes else f"{pair.name}  {example.foreground:.1%}")
     title = f"{len(examples):,} pairs; foreground is tinted, its share stands below"

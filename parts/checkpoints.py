@@ -22,7 +22,7 @@ from parts.checkpoint_keys import EXPECTED, KEYS, PREDICTED, RESUMED, check_keys
 from parts.errors import UserError, list_files, printable, tell
 from parts.files import Provenance
 from parts.masks import IGNORED, MaskRule
-from parts.networks import EncoderUNet, Network, build_network
+from parts.networks import EncoderUNet, Network, build_network, filters_for
 from parts.options import plain
 from parts.own import is_own, name_of_part
 from parts.scores import Scores, class_columns
@@ -387,7 +387,7 @@ def load_network(path: str | Path, own: Any = None) -> tuple[Network, dict[str, 
     `own`: NETWORK of a run that trained a network of the user's own, as "FILE.py:NAME" or the object itself. A file's
     word alone imports nothing.
 
-    The network takes images (N, 3, H, W) in [0, 1] and gives logits (N, 1, H, W), or (N, C, H, W) of the C classes of
+    The network takes images (N, C, H, W) in [0, 1] and gives logits (N, 1, H, W), or (N, C, H, W) of the C classes of
     checkpoint["mask_rule"], a dictionary as of MaskRule. Where a file does not say what its channels are, they are
     classes of the values 0 to C - 1. UserError: it is of another network.
     """
@@ -452,15 +452,12 @@ def _complete_mask_rule(checkpoint: dict[str, Any], channels: int) -> None:
 
 
 def _refuse_channels(path: str | Path, network: Network, needed: int) -> None:
-    """UserError where a network has other channels than RGB in and those of its masks out."""
-    inputs, outputs = network.in_channels, network.out_channels
-    if (inputs, outputs) != (3, needed):
-        purpose = "one for the mask"
+    """UserError where a network has other channels out than its masks need; it takes images of any."""
+    if network.out_channels != needed:
+        purpose = "one for the mask is"
         if needed > 1:
-            purpose = f"{needed}, one for each class,"
-        raise UserError(
-            f"{path}: its network has {inputs} channels in and {outputs} out. RGB (3) and {purpose} are needed."
-        )
+            purpose = f"{needed}, one for each class, are"
+        raise UserError(f"{path}: its network has {network.out_channels} channels out, and {purpose} needed.")
 
 
 def _plain_architecture(weights: Weights) -> dict[str, Any] | None:
@@ -524,13 +521,17 @@ def load_encoder_weights(network: EncoderUNet, name: str, weights: str) -> None:
     """Puts torchvision's weights of its network `name` into the encoder of `network`.
 
     `weights`: torchvision's name of them ("DEFAULT", "IMAGENET1K_V1"), or the path of a state dict. The classifier's
-    are left out. BatchNorm's counters, which are missing in torchvision's oldest files, stay those of the network.
+    are left out; the filters of the first layer, for RGB, become filters for the network's channels. BatchNorm's
+    counters, which are missing in torchvision's oldest files, stay those of the network.
     UserError: the weights are out of reach, or are of another network.
     """
     state = _encoder_weights(name, weights)
     own = network.encoder.state_dict()
     counters = {key: value for key, value in own.items() if key.endswith("num_batches_tracked")}
     features = {key: value for key, value in state.items() if not key.startswith(("fc.", "classifier."))}
+    first = next(iter(own))
+    if network.in_channels != 3 and first in features and features[first].shape[1:2] == (3,):
+        features[first] = filters_for(features[first], network.in_channels)
     load_weights(network.encoder, counters | features, f"ENCODER_WEIGHTS = {weights!r}")
 
 

@@ -28,16 +28,16 @@ _TOLERANCE = 1e-3  # of an exported network's float32 logits: another runtime su
 class _Exported:
     """An exported network, read back from its file."""
 
-    run: Callable[[torch.Tensor], torch.Tensor]  # images (N, 3, H, W) -> logits
+    run: Callable[[torch.Tensor], torch.Tensor]  # images (N, channels, H, W) -> logits
     runtime: str  # what runs it, in words
 
 
 def export(network: Network, path: str | Path, names: Sequence[str] = ()) -> str:
     """Writes a network to `path` (.onnx or .pt2) with a free number of images, height and width.
 
-    Its input `images` is float32 (N, 3, H, W) in [0, 1], its output `logits` (N, 1, H, W), foreground above 0, or
-    (N, C, H, W) of C classes, whose `names` go along as a JSON list under "classes". Before the file appears it is
-    read back, run at several sizes and compared with PyTorch. Returns a line of words for the user.
+    Its input `images` is float32 (N, in_channels, H, W) in [0, 1], its output `logits` (N, 1, H, W), foreground above
+    0, or (N, C, H, W) of C classes, whose `names` go along as a JSON list under "classes". Before the file appears it
+    is read back, run at several sizes and compared with PyTorch. Returns a line of words for the user.
 
     UserError: packages are missing, or the outputs differ.
     """
@@ -47,16 +47,16 @@ def export(network: Network, path: str | Path, names: Sequence[str] = ()) -> str
     extra = {"classes": json.dumps(names)} if names else {}
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         file = Path(folder, "network" + path.suffix)
-        example = torch.zeros(2, 3, 4 * stride, 4 * stride + 16)
+        example = torch.zeros(2, network.in_channels, 4 * stride, 4 * stride + 16)
         exported = _EXPORTERS[path.suffix](network, file, example, extra)
-        trials = _noise(stride)
+        trials = _noise(network.in_channels, stride)
         worst = max(float((exported.run(images) - network(images)).abs().max()) for images in trials)
         if not worst <= _TOLERANCE:  # nor where it is not a number
             raise UserError(f"{path}: its outputs are up to {worst:.2g} off PyTorch's, so it was not written.")
         content = file.read_bytes()
     write_whole(path, lambda file: file.write(content))
     told = (
-        f"{path}: {len(content) / 1e6:.1f} MB; images float32 (N, 3, H, W) in [0, 1] -> logits "
+        f"{path}: {len(content) / 1e6:.1f} MB; images float32 (N, {network.in_channels}, H, W) in [0, 1] -> logits "
         f"(N, {len(names) or 1}, H, W), any N, any H and W from {2 * stride}. At {len(trials)} sizes "
         f"{exported.runtime} differs from PyTorch by {worst:.1e} at most."
     )
@@ -68,11 +68,11 @@ def export(network: Network, path: str | Path, names: Sequence[str] = ()) -> str
     return told
 
 
-def _noise(stride: int) -> list[torch.Tensor]:
+def _noise(channels: int, stride: int) -> list[torch.Tensor]:
     """Images of several numbers and sizes, one of which is no multiple of the network's stride."""
     shapes = [(1, 2 * stride, 2 * stride), (2, 3 * stride, 4 * stride), (3, 4 * stride + 3, 2 * stride + 3)]
     generator = torch.Generator().manual_seed(0)
-    return [torch.rand(count, 3, height, width, generator=generator) for count, height, width in shapes]
+    return [torch.rand(count, channels, height, width, generator=generator) for count, height, width in shapes]
 
 
 def _to_pt2(network: nn.Module, file: Path, example: torch.Tensor, extra: dict[str, str]) -> _Exported:

@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image, TiffImagePlugin
 from PIL.ExifTags import Base as Tag
 
+from parts import bands
 from parts.errors import UnusableFile, UserError, counted, within_memory
 
 LARGEST = 500_000_000  # pixels; one picture of that size fills 1.5 GB
@@ -79,6 +80,8 @@ _TURNS = {
 _MOST_OPEN = 4
 _LARGEST_OPEN = 16_000_000  # pixels
 
+RGB = 3  # CHANNELS of what nearly all datasets hold
+
 Size = tuple[int, int]  # height, width
 Range = tuple[float, float]  # what becomes 0, what becomes 255
 
@@ -119,23 +122,36 @@ class Decoded(Head):
     picture: Image.Image  # decoded to its end; its mode may differ from what the head says
 
 
+@dataclass(frozen=True)
+class Bands(Head):
+    """The values of a file's page that is read without Pillow, because of its channels (parts/bands.py)."""
+
+    values: np.ndarray  # (H, W, C), upright: uint8, uint16 or float32
+
+
 # ---- reading
 
 
 def read_image(
-    path: str | Path, size: Size | None = None, page: int = 0, value_range: Range | None = None
+    path: str | Path,
+    size: Size | None = None,
+    page: int = 0,
+    value_range: Range | None = None,
+    channels: int = RGB,
 ) -> np.ndarray:
-    """The picture in a file, uint8 (H, W, 3) in RGB, upright, without transparency.
+    """The picture in a file, uint8 (H, W, channels), upright; three channels are RGB, without transparency.
 
     size         (height, width) to resize to. Shrinking averages areas, enlarging is linear; a JPEG of four times the
                  size or more is decoded at a half, a quarter or an eighth, which is faster.
     page         the number of the page or frame
     value_range  (low, high): values of more than 8 bits become 0 ... 255 by it (`bytes_of`), see IMAGE_RANGE. Without
                  one, 16 bits keep their upper 8, and other depths are refused.
+    channels     as CHANNELS says; greys become RGB, and RGB of equal channels becomes grey
 
-    UnusableFile: the file is damaged, not supported, or not there.
+    UnusableFile: the file is damaged, not supported, not there, or of other channels.
     """
-    return as_bytes(decode(path, draft_size(size), page), path, size, value_range)
+    decoded = decode_image(path, draft_size(size), page, channels)
+    return as_bytes(decoded, path, size, value_range, channels)
 
 
 def draft_size(size: Size | None) -> Size | None:
@@ -147,19 +163,41 @@ def draft_size(size: Size | None) -> Size | None:
 
 
 def as_bytes(
-    decoded: Decoded, path: str | Path, size: Size | None = None, value_range: Range | None = None
+    decoded: Decoded | Bands,
+    path: str | Path,
+    size: Size | None = None,
+    value_range: Range | None = None,
+    channels: int = RGB,
 ) -> np.ndarray:
     """What `read_image` gives of a Decoded. UnusableFile."""
     pixels = None
     if value_range is not None:
-        deep = _deep_values(decoded, path)
+        deep = _deep_values(decoded, path, channels)
         if deep is not None:
-            pixels = _three_channels(bytes_of(deep, value_range))
+            pixels = bytes_of(deep, value_range)
     if pixels is None:
-        pixels = rgb(decoded.picture, path)
+        pixels = _shallow_values(decoded, path, channels)
+    pixels = _with_channels(pixels, channels, path)
     if size is None:
         return pixels
     return resize_image(pixels, size)
+
+
+def decode_image(
+    path: str | Path, draft: Size | None = None, page: int = 0, channels: int | None = RGB
+) -> Decoded | Bands:
+    """The decoded image of a file's page, of any kind; `channels` None: as many as the file has. UnusableFile.
+
+    draft: as of `decode`
+    """
+    if not _holds_bands(path, page, channels):
+        return decode(path, draft, page)
+    with _in_words(path, page):
+        _refuse_special(path)
+        head = _head_of_bands(path, page)
+        values = _values_of_bands(path, head)
+        upright = np.ascontiguousarray(_upright(bands.plain_values(values, path), head.turned))
+        return Bands(**vars(head), values=upright)
 
 
 def decode(path: str | Path, draft: Size | None = None, page: int = 0) -> Decoded:
@@ -188,6 +226,10 @@ def decode(path: str | Path, draft: Size | None = None, page: int = 0) -> Decode
 
 def head_of(path: str | Path, page: int = 0) -> Head:
     """What a file says about a page, which is not decoded. UnusableFile."""
+    if _holds_bands(path, page):
+        with _in_words(path, page):
+            _refuse_special(path)
+            return _head_of_bands(path, page)
     with _opened(path, page) as file:
         return file.head
 
@@ -203,6 +245,8 @@ def pages_of(path: str | Path) -> list[int] | None:
     The previews in an MPO, the smaller copies and transparency masks in a TIFF and the layers of a PSD are none.
     """
     try:
+        if _holds_bands(path):
+            return _pages_of_bands(path)
         with _opened(path) as file:
             if file.head.format == "TIFF":
                 return _tiff_pages(file.picture) or [0]
@@ -294,10 +338,10 @@ def _opened(path: str | Path, page: int = 0) -> Iterator[_OpenFile]:
     # Both settings belong to the process and are made each time: changes for a while would mix up threads.
     warnings.filterwarnings("ignore", module=r"PIL\.")  # remarks on odd metadata; what matters raises
     Image.MAX_IMAGE_PIXELS = LARGEST // 2  # Pillow refuses twice this
-    try:
+    with _in_words(path, page):
         state = _refuse_special(path)
         key = (str(path), state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns)
-        with within_memory(_with_page(path, page)), ExitStack() as at_end:
+        with ExitStack() as at_end:
             file = _waiting().pop(key, None) or _OpenFile(path)
             at_end.callback(file.close)
             file.turn_to(page)
@@ -307,6 +351,14 @@ def _opened(path: str | Path, page: int = 0) -> Iterator[_OpenFile]:
                 _waiting()[key] = file
         if len(_waiting()) > _MOST_OPEN:
             _waiting().pop(next(iter(_waiting()))).close()
+
+
+@contextmanager
+def _in_words(path: str | Path, page: int) -> Iterator[None]:
+    """Whatever goes wrong with a file inside becomes an UnusableFile."""
+    try:
+        with within_memory(_with_page(path, page)):
+            yield
     except UnusableFile:
         raise
     except Exception as error:  # the decoders raise nearly every kind
@@ -371,11 +423,74 @@ def _orientation(picture: Any) -> int:
 
 def _tagged_nodata(picture: Any) -> float | None:
     """The value that an open TIFF's tag of GDAL's declares to stand for no data; None: there is none, or it is NaN."""
-    if picture.format == "TIFF":
-        with suppress(TypeError, ValueError):  # the tag is damaged
-            value = float(picture.tag_v2.get(GDAL_NODATA, "nan"))
-            return value if math.isfinite(value) else None
+    return _nodata_of(picture.tag_v2) if picture.format == "TIFF" else None
+
+
+def _nodata_of(tags: Any) -> float | None:
+    with suppress(TypeError, ValueError):  # the tag is damaged
+        value = float(tags.get(GDAL_NODATA, "nan"))
+        return value if math.isfinite(value) else None
     return None
+
+
+# ---- files of bands
+
+
+def _holds_bands(path: str | Path, page: int = 0, channels: int | None = None) -> bool:
+    """Whether a file is read without Pillow: a .npy file, or a TIFF of channels that Pillow does not read right.
+
+    Where RGB is wanted (`channels`), TIFFs of other channels are left to Pillow, which drops alpha or refuses.
+    """
+    suffix = os.path.splitext(path)[1].lower()
+    if suffix not in (".tif", ".tiff"):
+        return suffix == bands.NPY
+    try:
+        tags = _tiff_tags(path, page)
+        samples, bits = int(tags.get(Tag.SamplesPerPixel, 1)), int(max(tags.get(Tag.BitsPerSample, (1,))))
+        has_whole_numbers = tags.get(Tag.SampleFormat, (1,))[0] == 1
+        colours, is_planar = tags.get(Tag.PhotometricInterpretation, 1), tags.get(Tag.PlanarConfiguration) == 2
+    except Exception:  # the tags are damaged, or there are none, which Pillow says
+        return False
+    if samples == 1 or colours not in (1, 2) or (channels == RGB and samples != RGB):  # greys from black, RGB
+        return False
+    is_plain = has_whole_numbers and bits <= 16 and not (is_planar and bits > 8)
+    return samples != RGB or colours == 1 or not is_plain
+
+
+def _head_of_bands(path: str | Path, page: int) -> Head:
+    """The head of a file of bands. Any exception: it is damaged."""
+    if os.path.splitext(path)[1].lower() == bands.NPY:
+        array = bands.stored_array(path)
+        height, width, count = array.shape
+        kind, name, turned, frames, nodata = array.dtype, "NPY", 1, False, None
+    else:
+        tags = _tiff_tags(path, page)
+        _refuse_missing_rows(tags, _with_page(path, page))
+        height, width = tags[Tag.ImageLength], tags[Tag.ImageWidth]
+        count, turned = tags[Tag.SamplesPerPixel], tags.get(Tag.Orientation, 1)
+        letter = {1: "u", 2: "i", 3: "f"}.get(tags.get(Tag.SampleFormat, (1,))[0], "V")
+        kind, name = np.dtype(f"{letter}{max(1, max(tags[Tag.BitsPerSample]) // 8)}"), "TIFF"
+        frames, nodata = page > 0 or bool(tags.next), _nodata_of(tags)
+    if height * width * count > LARGEST:
+        raise Image.DecompressionBombError
+    size = (width, height) if turned >= 5 else (height, width)
+    return Head(name, f"{count} x {kind}", str(kind), size, frames, turned, page, nodata)
+
+
+def _values_of_bands(path: str | Path, head: Head) -> np.ndarray:
+    """The values of a file of bands as they are stored, (H, W, C). Any exception: it is damaged."""
+    if head.format == "NPY":
+        return np.array(bands.stored_array(path))
+    return bands.tiff_values(path, head.page)
+
+
+def _pages_of_bands(path: str | Path) -> list[int] | None:
+    """As pages_of."""
+    with _in_words(path, 0):
+        if _head_of_bands(path, 0).format == "NPY":
+            return [0]
+        kinds = [tags.get(Tag.NewSubfileType, 0) for tags in _tiff_directories(path)]
+        return [page for page, kind in enumerate(kinds) if not kind & _REDUCED_OR_MASK] or [0]
 
 
 # ---- what is refused
@@ -508,8 +623,8 @@ def _odd_tiff(path: str | Path, page: int) -> UnusableFile | None:
         return None
     problem = f"is a TIFF of {counted(channels, 'channel')} of {kind}{bits} bits, {size} (height x width)"
     cure = "Save it as grey or RGB with 8 or 16 bits, or as grey with floating-point values of 32 bits"
-    if channels not in (1, 3, 4):
-        cure = "Save one or three of its channels, those that show most, as grey or RGB with 8 or 16 bits"
+    if channels not in (1, 3):
+        cure = f"Set CHANNELS = {channels} (--channels {channels}), or save one or three of them as grey or RGB"
     elif compression not in TiffImagePlugin.COMPRESSION_INFO:
         problem += f", compressed in an uncommon way ({compression})"
         cure = "Save it with LZW or without compression"
@@ -521,7 +636,15 @@ def _odd_tiff(path: str | Path, page: int) -> UnusableFile | None:
 
 
 def _tiff_tags(path: str | Path, page: int) -> Any:
-    """The tags of a TIFF's page by Pillow's reader of tags alone. ValueError: the file is no TIFF."""
+    """The tags of a TIFF's page by Pillow's reader of tags alone. ValueError: it is no TIFF, or has fewer pages."""
+    for number, tags in enumerate(_tiff_directories(path)):
+        if number == page:
+            return tags
+    raise ValueError(f"it has no page {page}")
+
+
+def _tiff_directories(path: str | Path) -> Iterator[Any]:
+    """The tags of a TIFF's pages, one after another. ValueError: the file is no TIFF."""
     with open(path, "rb") as file:
         head = file.read(8)
         if head[:4] not in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
@@ -529,11 +652,12 @@ def _tiff_tags(path: str | Path, page: int) -> Any:
         is_big_tiff = b"+" in head[2:4]  # its head has 16 bytes
         if is_big_tiff:
             head += file.read(8)
-        tags = TiffImagePlugin.ImageFileDirectory_v2(head)
-        for _ in range(page + 1):
+        tags, read = TiffImagePlugin.ImageFileDirectory_v2(head), set[int]()
+        while tags.next and tags.next not in read:  # a damaged file may lead back
+            read.add(tags.next)
             file.seek(tags.next)
             tags.load(file)
-    return tags
+            yield tags
 
 
 # ---- pixels in 8 bits and in more
@@ -543,10 +667,10 @@ def resize_image(array: np.ndarray, size: Size) -> np.ndarray:
     """`array` (H, W) or (H, W, C) at `size` = (height, width): areas are averaged, or it is enlarged linearly."""
     height, width = size
     if height < array.shape[0] or width < array.shape[1]:
-        smaller = (min(width, array.shape[1]), min(height, array.shape[0]))
-        array = cv2.resize(array, smaller, interpolation=cv2.INTER_AREA)
+        smaller = (min(height, array.shape[0]), min(width, array.shape[1]))
+        array = bands.resized(array, smaller, cv2.INTER_AREA)
     if array.shape[:2] != (height, width):
-        array = cv2.resize(array, (width, height), interpolation=cv2.INTER_LINEAR)
+        array = bands.resized(array, (height, width), cv2.INTER_LINEAR)
     return array
 
 
@@ -557,7 +681,7 @@ def rgb(picture: Image.Image, path: str | Path) -> np.ndarray:
         if grey.min() < 0 or grey.max() > 65535:
             problem = f"has values from {grey.min():,} to {grey.max():,}, beyond the 0 to 65,535 of 16 bits"
             raise UnusableFile(path, problem, _SAVE_SHALLOWER)
-        return _three_channels((grey // 256).astype(np.uint8))
+        return np.repeat((grey // 256).astype(np.uint8)[..., None], RGB, axis=2)
     if picture.mode == "F":
         raise UnusableFile(path, "has floating-point pixels", _SAVE_SHALLOWER)
     try:
@@ -570,12 +694,56 @@ def rgb(picture: Image.Image, path: str | Path) -> np.ndarray:
         raise UnusableFile(path, f"has pixels of a kind that cannot be shown ({error})", "Save it as RGB") from None
 
 
-def pixels_of(decoded: Decoded, path: str | Path) -> np.ndarray:
-    """The pixels of a Decoded in their own depth, (H, W, 3): uint8, uint16 or float32. UnusableFile."""
-    deep = _deep_values(decoded, path)
-    if deep is None:
-        return rgb(decoded.picture, path)
-    return _three_channels(deep)
+def pixels_of(decoded: Decoded | Bands, path: str | Path, channels: int | None = RGB) -> np.ndarray:
+    """The pixels of a Decoded in their own depth, (H, W, channels): uint8, uint16 or float32. UnusableFile.
+
+    channels: as of `decode_image`
+    """
+    pixels = _deep_values(decoded, path, channels)
+    if pixels is None:
+        pixels = _shallow_values(decoded, path, channels)
+    return _with_channels(pixels, channels, path)
+
+
+def _shallow_values(decoded: Decoded | Bands, path: str | Path, channels: int | None) -> np.ndarray:
+    """The pixels of a Decoded in 8 bits, (H, W, C), with alpha where `channels` are others than grey and RGB.
+
+    UnusableFile: its values have no meaning in 8 bits.
+    """
+    if isinstance(decoded, Bands):
+        return _upper_bits(decoded.values, path)
+    picture = decoded.picture
+    if channels == RGB:
+        return rgb(picture, path)
+    if picture.mode == "L" or (channels != 1 and picture.mode in ("LA", "RGBA")):
+        return np.asarray(picture)
+    is_grey = picture.mode in ("1", "LA") or picture.mode.startswith("I")
+    return rgb(picture, path)[..., : 1 if is_grey else RGB]
+
+
+def _upper_bits(values: np.ndarray, path: str | Path) -> np.ndarray:
+    """The upper 8 bits of values of 16. UnusableFile: they have more."""
+    if values.dtype == np.float32:
+        raise UnusableFile(path, "has values of 32 bits or with fractions", _SAVE_SHALLOWER)
+    return values if values.dtype == np.uint8 else (values >> 8).astype(np.uint8)
+
+
+def _with_channels(pixels: np.ndarray, channels: int | None, path: str | Path) -> np.ndarray:
+    """Pixels (H, W) or (H, W, C) as (H, W, channels). UnusableFile: they have others.
+
+    Greys become RGB, and RGB of three equal channels grey. `channels` None: they stay as many.
+    """
+    if pixels.ndim == 2:
+        pixels = pixels[..., None]
+    count = pixels.shape[2]
+    if channels in (None, count):
+        return pixels
+    if (channels, count) == (RGB, 1):
+        return np.repeat(pixels, RGB, axis=2)
+    if (channels, count) == (1, RGB) and (pixels == pixels[..., :1]).all():
+        return pixels[..., :1]
+    problem = f"has {counted(count, 'channel')}, and CHANNELS = {channels}"
+    raise UnusableFile(path, problem, f"Save it with {channels}, or train with CHANNELS = {count} (--channels {count})")
 
 
 def bytes_of(pixels: np.ndarray, value_range: Range) -> np.ndarray:
@@ -594,18 +762,19 @@ def _stretched(values: np.ndarray, value_range: Range) -> np.ndarray:
     return np.rint(np.clip(scaled, 0, 255)).astype(np.uint8)
 
 
-def rgb_of_array(array: np.ndarray, value_range: Range | None = None) -> np.ndarray:
-    """What `read_image` would give of a file with these pixels: uint8 (H, W, 3).
+def image_of_array(array: np.ndarray, value_range: Range | None = None, channels: int = RGB) -> np.ndarray:
+    """What `read_image` would give of a file with these pixels: uint8 (H, W, channels).
 
-    array: (H, W) of greys, or (H, W, C) of grey, grey and alpha, RGB, or RGB and alpha; alpha is dropped. It is uint8,
-    uint16 or, with a `value_range`, of any finite numbers. UserError: it is no such array.
+    array: (H, W) of greys, or (H, W, C) of C channels. For RGB these may also be grey, grey and alpha, or RGB and
+    alpha; alpha is dropped. It is uint8, uint16 or, with a `value_range`, of any finite numbers. UserError: it is no
+    such array.
     """
     pixels = array[..., None] if array.ndim == 2 else array
-    if pixels.ndim != 3 or not pixels.size or pixels.shape[2] > 4:
+    if pixels.ndim != 3 or not pixels.size or (channels == RGB and pixels.shape[2] > 4):
         raise UserError(f"An array of shape {array.shape} is no picture. Give (H, W) of greys, or (H, W, 3) of RGB.")
-    pixels = pixels[..., : pixels.shape[2] - 1 + pixels.shape[2] % 2]
-    if pixels.shape[2] == 1:
-        pixels = np.repeat(pixels, 3, axis=2)
+    if channels == RGB:
+        pixels = pixels[..., : pixels.shape[2] - 1 + pixels.shape[2] % 2]
+    pixels = _with_channels(pixels, channels, "The array")
     if value_range is not None:
         if pixels.dtype not in (np.uint8, np.uint16):
             pixels = pixels.astype(np.float32)
@@ -621,18 +790,18 @@ def rgb_of_array(array: np.ndarray, value_range: Range | None = None) -> np.ndar
     )
 
 
-def depth_of(decoded: Decoded, path: str | Path) -> dict[str, Any] | None:
+def depth_of(decoded: Decoded | Bands, path: str | Path, channels: int | None = RGB) -> dict[str, Any] | None:
     """What there is to know about the values of more than 8 bits, for IMAGE_RANGE; None: they have 8. UnusableFile.
 
     A dictionary that JSON takes. "bits": 16, 32 (whole numbers) or "float"; "lowest", "highest" of all values;
     "quantiles": 100 of a sixteenth of the values, one in the middle of each hundredth, so that 0.5 % are beyond the
     first and 0.5 % beyond the last; "nodata": Head.nodata.
     """
-    deep = _deep_values(decoded, path)
+    deep = _deep_values(decoded, path, channels)
     if deep is None:
         return None
     bits: int | str = 32
-    if decoded.picture.mode == "F":
+    if decoded.raw.startswith("float") if isinstance(decoded, Bands) else decoded.picture.mode == "F":
         bits = "float"
     elif deep.dtype == np.uint16:
         bits = 16
@@ -683,15 +852,13 @@ def _far_off(values: np.ndarray, low: float, high: float) -> float | None:
     return None
 
 
-def _three_channels(array: np.ndarray) -> np.ndarray:
-    """Greys (H, W) as (H, W, 3); colours stay as they are."""
-    if array.ndim == 3:
-        return array
-    return np.repeat(array[..., None], 3, axis=2)
+def _deep_values(decoded: Decoded | Bands, path: str | Path, channels: int | None = RGB) -> np.ndarray | None:
+    """The values of a Decoded of more than 8 bits: uint16 or float32, (H, W) of greys or (H, W, C); None: it has 8.
 
-
-def _deep_values(decoded: Decoded, path: str | Path) -> np.ndarray | None:
-    """The values of a Decoded of more than 8 bits: uint16 or float32, (H, W) of greys or (H, W, 3); None: it has 8."""
+    Colours keep alpha where `channels` are others than grey and RGB.
+    """
+    if isinstance(decoded, Bands):
+        return None if decoded.values.dtype == np.uint8 else decoded.values
     picture = decoded.picture
     if picture.mode.startswith("I"):
         grey = np.asarray(picture)
@@ -701,35 +868,35 @@ def _deep_values(decoded: Decoded, path: str | Path) -> np.ndarray | None:
             return grey.astype(np.uint16)
         return grey.astype(np.float32)
     if picture.mode == "F":
-        grey = np.asarray(picture)
-        finite = np.isfinite(grey)
-        if not finite.all():
-            problem = f"has {grey.size - np.count_nonzero(finite):,} pixels that are no numbers (NaN, or infinite)"
-            raise UnusableFile(path, problem, "Give them a value, such as the least of the others")
-        return grey
+        return bands.finite(np.asarray(picture), path)
     if decoded.format == "PPM":
         white = re.search(r"'RGB', (\d+)", decoded.raw)  # each file chooses which value is white
         if white and int(white[1]) > 255:
-            return _deep_colours(decoded, path, int(white[1]))
+            return _deep_colours(decoded, path, channels, int(white[1]))
     if re.search(r"(RGB\w*|LA);16", decoded.raw):
-        return _deep_colours(decoded, path)
+        return _deep_colours(decoded, path, channels)
     return None
 
 
-def _deep_colours(decoded: Decoded, path: str | Path, white: int = 65535) -> np.ndarray:
-    """Colours of 16 bits, uint16 (H, W, 3), by OpenCV, because Pillow keeps the upper 8 alone. UnusableFile.
+def _deep_colours(decoded: Decoded, path: str | Path, channels: int | None, white: int = 65535) -> np.ndarray:
+    """Colours of 16 bits, uint16 (H, W, C), by OpenCV, because Pillow keeps the upper 8 alone. UnusableFile.
 
-    `white` becomes 65,535, as it does where Pillow reads greys.
+    C is 3; with alpha it is 4, or 2 of greys, where `channels` are others than grey and RGB. `white` becomes 65,535, as
+    it does where Pillow reads greys.
     """
     array = _by_opencv(path, decoded.page)
     if array is not None and array.dtype == np.uint16 and array.ndim == 3 and array.shape[2] > 2:
+        is_grey, alpha = decoded.raw.startswith("LA"), array[..., 3:]
         array = np.ascontiguousarray(_upright(array[..., 2::-1], decoded.turned))  # BGR or BGRA to RGB
         if white < 65535:
             array = np.rint(array * (65535 / white)).astype(np.uint16)
         upper = np.asarray(decoded.picture.convert("RGB"))
         # Both libraries must see the same picture; in PPM Pillow rounds.
         if array.shape == upper.shape and cv2.absdiff((array >> 8).astype(np.uint8), upper).max() <= 1:
-            return array
+            if channels in (1, RGB):
+                return array
+            kept = array[..., :1] if is_grey else array
+            return np.concatenate([kept, _upright(alpha, decoded.turned)], axis=2)
     problem = "has 16 bits in several channels, laid out in an uncommon way"
     raise UnusableFile(path, problem, "Save it as PNG of 16 bits")
 

@@ -175,7 +175,7 @@ class Runner:
         return self._rounded_up(size[0]) * self._rounded_up(size[1]) <= self.window**2
 
     def logits(self, images: np.ndarray) -> Callable[[int], np.ndarray]:
-        """Runs a batch of pictures uint8 (N, H, W, 3), each in one piece.
+        """Runs a batch of pictures uint8 (N, H, W, C), each in one piece.
 
         Returns a function that gives picture number i its logits. It waits for a GPU only when it is called, so that
         the next batch can be prepared meanwhile.
@@ -201,14 +201,14 @@ class Runner:
         return fetch
 
     def logits_in_windows(self, image: np.ndarray, say: OnWindow = say_nothing) -> np.ndarray:
-        """The logits of one picture uint8 (H, W, 3) of any size, window by window."""
+        """The logits of one picture uint8 (H, W, C) of any size, window by window."""
         logits = np.empty((self.channels, *image.shape[:2]), np.float32)
         for top, band in self.bands(image, say):
             logits[:, top : top + band.shape[1]] = band.cpu().numpy()
         return logits if self.channels > 1 else logits[0]
 
     def bands(self, image: np.ndarray, say: OnWindow = say_nothing) -> Iterator[Band]:
-        """Yields the logits of a picture uint8 (H, W, 3) of any size in bands of rows, from top to bottom.
+        """Yields the logits of a picture uint8 (H, W, C) of any size in bands of rows, from top to bottom.
 
         A band is on the device, and lasts until the next one: memory is that of a row of windows. A picture that fits
         is one band.
@@ -274,7 +274,7 @@ class Runner:
 
     @torch.inference_mode()
     def _run(self, images: np.ndarray) -> torch.Tensor:
-        """Logits float32 (M, N, C, H, W) of the M networks, on the device, of uint8 (N, H, W, 3), in one piece."""
+        """Logits float32 (M, N, C, H, W) of the M networks, on the device, of uint8 (N, H, W, C), in one piece."""
         batch = torch.from_numpy(np.array(images))  # a copy, because pictures may be read-only
         if self.device.type == "cuda":
             batch = batch.pin_memory()
@@ -304,7 +304,7 @@ def _mirrored(tensor: torch.Tensor, axes: tuple[int, ...]) -> torch.Tensor:
 
 
 def to_device(images: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Images (N, 3, H, W) as the network takes them: on `device`, in [0, 1].
+    """Images (N, C, H, W) as the network takes them: on `device`, in [0, 1].
 
     uint8 travels to the device and is scaled there; floats (from the article's transform) stay as they are.
     """
@@ -326,7 +326,7 @@ class BatchPredictor:
 
     @torch.no_grad()
     def labels(self, images: torch.Tensor) -> torch.Tensor:
-        """The predicted labels, uint8 (N, 1, H, W) on the device, of images (N, 3, H, W). The model keeps its mode.
+        """The predicted labels, uint8 (N, 1, H, W) on the device, of images (N, C, H, W). The model keeps its mode.
 
         UserError: the model has more or fewer output channels than the masks need.
         """

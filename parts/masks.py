@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from parts.errors import UnusableFile, UserError, list_files, printable
-from parts.images import Decoded, decode, resize_image, rgb
+from parts.images import RGB, Bands, Decoded, decode, resize_image, rgb
 from parts.spec import ALPHA, NAN
 
 if TYPE_CHECKING:
@@ -264,6 +264,11 @@ def alpha_of(picture: Image.Image) -> np.ndarray | None:
     if picture.mode == "RGBa" or "transparency" in picture.info:
         return np.asarray(picture.convert("RGBA").getchannel("A"))
     return None
+
+
+def drops_alpha(decoded: Decoded | Bands, channels: int | None = RGB) -> bool:
+    """Whether an image has a channel of transparency, or a fourth one, that is dropped, and not the same all over."""
+    return isinstance(decoded, Decoded) and channels in (1, RGB) and has_used_alpha(decoded.picture)
 
 
 def has_used_alpha(picture: Image.Image) -> bool:

@@ -15,8 +15,9 @@ from functools import cache
 from pathlib import Path, PurePath
 from typing import NamedTuple
 
+from parts.bands import NPY
 from parts.errors import UnusableFile, UserError, counted, list_files, printable, tell
-from parts.images import other_kind, pages_of
+from parts.images import RGB, other_kind, pages_of
 from parts.spec import AUTO, GROUPS, DataSpec, compile_groups
 
 HOW_TO_GET_CARVANA = """\
@@ -201,7 +202,7 @@ def _place(folder: PurePath) -> str:
     return "" if text == "." else f"{text}/"
 
 
-def walk(folder: Folder, apart: Iterable[Folder] = ()) -> Listing:
+def walk(folder: Folder, apart: Iterable[Folder] = (), suffixes: Collection[str] = SUFFIXES) -> Listing:
     """The Listing of `folder` and its subfolders but those `apart`, sorted; a folder's files before its subfolders.
 
     Links to folders are followed, and each folder is listed once. Raises nothing: see Listing.errors.
@@ -224,19 +225,19 @@ def walk(folder: Folder, apart: Iterable[Folder] = ()) -> Listing:
         subfolders[:] = sorted(set(subfolders).difference(hidden))  # which is what os.walk visits next, in this order
         for name in sorted(files + hidden):
             path = here / name
-            if path.suffix.lower() in SUFFIXES and not name.startswith("."):
+            if path.suffix.lower() in suffixes and not name.startswith("."):
                 listing.pictures.append(path)
             else:
                 listing.left_out.append(path)
     return listing
 
 
-def list_pictures(folder: Folder, apart: Iterable[Folder] = ()) -> Listing:
+def list_pictures(folder: Folder, apart: Iterable[Folder] = (), suffixes: Collection[str] = SUFFIXES) -> Listing:
     """The Listing of `folder` and its subfolders but those `apart`, its pictures sorted by their paths below it.
 
     UserError: there is no such folder, it or a folder below it cannot be read, it holds no picture.
     """
-    listing = walk(folder, apart)
+    listing = walk(folder, apart, suffixes)
     if listing.errors:
         error = listing.errors[0]
         problem = f"cannot be read ({error.strerror}). Change its permissions, or give another folder."
@@ -254,6 +255,11 @@ def list_pictures(folder: Folder, apart: Iterable[Folder] = ()) -> Listing:
     return replace(listing, pictures=pictures)
 
 
+def suffixes_of(channels: int | str) -> Collection[str]:
+    """The suffixes of images of so many CHANNELS: .npy files are images where these are not RGB, as set by default."""
+    return SUFFIXES if channels == RGB else (*SUFFIXES, NPY)
+
+
 def list_both(
     img_dir: Folder, mask_dir: Folder, spec: DataSpec = DataSpec(), apart: Iterable[Folder] = ()
 ) -> tuple[Listing, Listing]:
@@ -263,10 +269,11 @@ def list_both(
     lie below the other, and keeps its own files. Files in the folders `apart` belong to neither. UserError: as
     `list_pictures`, and where no file of one folder for both is a mask.
     """
+    suffixes = suffixes_of(spec.channels)
     if not os.path.isdir(mask_dir) or not os.path.isdir(img_dir) or not os.path.samefile(img_dir, mask_dir):
-        return list_pictures(img_dir, [mask_dir, *apart]), list_pictures(mask_dir, [img_dir, *apart])
+        return list_pictures(img_dir, [mask_dir, *apart], suffixes), list_pictures(mask_dir, [img_dir, *apart])
     # One folder for both: it is listed once, and divided by the names of the files.
-    both = list_pictures(img_dir, apart)
+    both = list_pictures(img_dir, apart, suffixes)
     names = ImageNames(map(both.name_of, both.pictures))
 
     def is_mask(path: Path) -> bool:
@@ -308,7 +315,10 @@ def _notes_on_other_kinds(paths: Sequence[Path]) -> list[Note]:
     notes = []
     if unread := _of_kind(UNREAD, paths):
         text = f"{counted(len(unread), 'picture')} of a kind that is not read: {_first_names(unread)}. "
-        notes.append(Note("not read", f"{text}To use {_them(unread)}, save as PNG (images also as JPEG)"))
+        text += f"To use {_them(unread)}, save as PNG (images also as JPEG)"
+        if any(path.suffix.lower() == NPY for path in unread):
+            text += f", or, if they are images in {NPY} files, set CHANNELS (--channels auto)"
+        notes.append(Note("not read", text))
     if videos := _of_kind(VIDEO, paths):
         text = f"{counted(len(videos), 'video')}: {_first_names(videos)}. To use {_them(videos)}, cut into frames "
         notes.append(Note("videos", f"{text}({_to_frames(videos[0])})"))
@@ -729,6 +739,7 @@ def find_pictures(
     output_dir: Folder | None = None,
     mask_dir: Folder | None = None,
     written: Collection[str] = (),
+    suffixes: Collection[str] = SUFFIXES,
 ) -> tuple[list[Picture], list[str]]:
     """(pictures, missing): all Pictures of the files and folders in `inputs`, and in words what gave nothing.
 
@@ -746,7 +757,7 @@ def find_pictures(
     missing: list[str] = []
     left_out: list[Path] = []
     for place in map(Path, inputs):
-        listing, problems = _list_input(place, own, masks, among_others=len(inputs) > 1)
+        listing, problems = _list_input(place, own, masks, suffixes, among_others=len(inputs) > 1)
         missing += problems
         left_out += listing.left_out
         for file in listing.pictures:  # a file that is given twice keeps its first name
@@ -779,7 +790,9 @@ def _pictures_in(file: Path, name: PurePath) -> list[Picture]:
     return [Picture(file, names[number], page, number, len(pages)) for number, page in enumerate(pages)]
 
 
-def _list_input(place: Path, own: set[str], masks: str | None, among_others: bool) -> tuple[Listing, list[str]]:
+def _list_input(
+    place: Path, own: set[str], masks: str | None, suffixes: Collection[str], among_others: bool
+) -> tuple[Listing, list[str]]:
     """(listing, missing): the pictures of a file or folder that is given, and in words what of it cannot be read.
 
     own            real paths of the run's own folders, OUTPUT_DIR and MASKS, which are left out
@@ -787,7 +800,7 @@ def _list_input(place: Path, own: set[str], masks: str | None, among_others: boo
     among_others   whether there are several inputs, as where the shell expands a *
     """
     if os.path.isdir(place):
-        return _list_folder(place, own, masks, among_others)
+        return _list_folder(place, own, masks, suffixes, among_others)
     if not os.path.exists(place):
         return Listing(place, [], []), [f"{printable(place)}: there is no such file or folder."]
     problem = _problem_of_kind(place)
@@ -796,10 +809,12 @@ def _list_input(place: Path, own: set[str], masks: str | None, among_others: boo
     return Listing(place.parent, [place], []), []
 
 
-def _list_folder(folder: Path, own: set[str], masks: str | None, among_others: bool) -> tuple[Listing, list[str]]:
+def _list_folder(
+    folder: Path, own: set[str], masks: str | None, suffixes: Collection[str], among_others: bool
+) -> tuple[Listing, list[str]]:
     """The same of a folder."""
     real = os.path.realpath(folder)
-    listing = walk(folder, own - {real})
+    listing = walk(folder, own - {real}, suffixes)
     missing = [f"{printable(error.filename)}: cannot be read ({error.strerror})." for error in listing.errors]
     if real in own:  # one of the run's own folders is asked for by its name
         images = [file for file in listing.pictures if not ends_in_mask(file)]

@@ -59,15 +59,12 @@ def build_network(
     """The network that NETWORK, FEATURES and ENCODER name, with random weights.
 
     `network`: a word of NETWORKS, or one's own, as "FILE.py:NAME" or the object itself. `pads`: see above; a network of
-    one's own always does. UserError: there is no such network or encoder, it takes other channels, or it is not what
-    the contract says.
+    one's own always does. UserError: there is no such network or encoder, or it is not what the contract says.
     """
     if encoder is not None:
         if network != "unet":
             raise UserError(f'ENCODER = {encoder!r} is for NETWORK = "unet", not for {name_of_part(network)!r}.')
-        if in_channels != 3:
-            raise UserError(f"ENCODER = {encoder!r} takes images of 3 channels, not {in_channels}.")
-        return EncoderUNet(encoder, out_channels, pads)
+        return EncoderUNet(encoder, out_channels, pads, in_channels)
     make = load_part("NETWORK", network, NETWORKS)
     if not is_own(network):
         return make(in_channels, out_channels, features, pads)
@@ -116,14 +113,15 @@ NETWORKS: dict[str, Callable[..., UNet]] = {"unet": UNet, "attention": Attention
 class EncoderUNet(nn.Module):
     """torchvision's network `name` up to its last feature map, under U-Net's decoder; its weights are random.
 
-    The input normalisation that the encoder was trained with is a part of the network. A ResNet has no
-    features at full size: a DoubleConv on the image stands in, so that edges stay sharp.
+    The input normalisation that the encoder was trained with is a part of the network; further channels than RGB have
+    that of red, green and blue in turn. A ResNet has no features at full size: a DoubleConv on the image stands in, so
+    that edges stay sharp.
     """
 
     mean: torch.Tensor
     std: torch.Tensor
 
-    def __init__(self, name: str, out_channels: int = 1, pads: bool = False) -> None:
+    def __init__(self, name: str, out_channels: int = 1, pads: bool = False, in_channels: int = 3) -> None:
         super().__init__()
         if name not in NODES:
             raise UserError(f"ENCODER = {name!r}: choose {', '.join(NODES)}, or None for the plain U-Net.")
@@ -131,18 +129,20 @@ class EncoderUNet(nn.Module):
         from torchvision.models import get_model
         from torchvision.models.feature_extraction import create_feature_extractor
 
-        self.in_channels, self.out_channels, self.pads = 3, out_channels, pads
-        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).reshape(1, 3, 1, 1))
-        self.register_buffer("std", torch.tensor(IMAGENET_STD).reshape(1, 3, 1, 1))
+        self.in_channels, self.out_channels, self.pads = in_channels, out_channels, pads
+        for key, of_rgb in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
+            self.register_buffer(key, repeated(torch.tensor(of_rgb).reshape(1, 3, 1, 1), in_channels))
         self.encoder = create_feature_extractor(get_model(name, weights=None), NODES[name])
+        if in_channels != 3:
+            _replace_first_layer(self.encoder, in_channels)
         side = 64  # pixels of a trial image, which shows the channels and the size of each feature map
         with torch.no_grad():
-            maps = list(self.encoder.eval()(torch.zeros(1, 3, side, side)).values())
+            maps = list(self.encoder.eval()(torch.zeros(1, in_channels, side, side)).values())
         self.encoder.train()
         *channels, below = [feature_map.shape[1] for feature_map in maps]
         self.stem: DoubleConv | None = None
         if maps[0].shape[2] < side:
-            self.stem = DoubleConv(3, 32)
+            self.stem = DoubleConv(in_channels, 32)
             channels = [32, *channels]
         self.stride: int = side // maps[-1].shape[2]
         self.reach = 11 * self.stride  # the plain U-Net's; with more layers it sees further, ever fainter
@@ -161,6 +161,29 @@ class EncoderUNet(nn.Module):
         if self.stem is not None:
             skips.insert(0, self.stem(x))
         return cut(decode(self.decoder, self.output_conv, deepest, skips, self.pads), height, width)
+
+
+def repeated(of_rgb: torch.Tensor, channels: int) -> torch.Tensor:
+    """A tensor (N, 3, H, W) as (N, channels, H, W): those of red, green and blue in turn."""
+    return of_rgb.repeat(1, -(-channels // 3), 1, 1)[:, :channels].contiguous()
+
+
+def filters_for(of_rgb: torch.Tensor, channels: int) -> torch.Tensor:
+    """Filters (N, 3, H, W) for RGB as filters for images of `channels`, whose answers are as strong as before.
+
+    They are repeated and rescaled, as timm does it (adapt_input_conv); for greys they are added up.
+    """
+    if channels == 1:
+        return of_rgb.sum(1, keepdim=True)
+    return repeated(of_rgb, channels) * (3 / channels)
+
+
+def _replace_first_layer(encoder: nn.Module, channels: int) -> None:
+    """Has the first convolution of an encoder take images of `channels`; its filters are made of those it had."""
+    first = next(module for module in encoder.modules() if isinstance(module, nn.Conv2d))
+    with torch.no_grad():
+        weight = filters_for(first.weight, channels)
+    first.in_channels, first.weight = channels, nn.Parameter(weight)
 
 
 class OwnNetwork(nn.Module):

@@ -1,7 +1,8 @@
 """Pictures that explain: overlays, differences, sheets of both, and the curves of a run.
 
-Images are uint8 (H, W, 3) in RGB. Masks are uint8 (H, W) of labels, and IGNORED where a pixel is ignored; a Palette
-says how the labels are drawn. Nothing here knows networks or folders.
+Images are uint8 (H, W, C), of which the first three channels are shown as RGB, or of one or two the first as grey.
+Masks are uint8 (H, W) of labels, and IGNORED where a pixel is ignored; a Palette says how the labels are
+drawn. Nothing here knows networks or folders.
 """
 
 from __future__ import annotations
@@ -220,8 +221,17 @@ def overlay(image: np.ndarray, mask: np.ndarray, palette: Palette = ONE_FOREGROU
 
     uint8 (H, W, 3).
     """
-    mask, ignored = _split(mask)
+    image, (mask, ignored) = shown(image), _split(mask)
     return _hatch(palette.lay_over(image, mask), ignored, image)
+
+
+def shown(image: np.ndarray) -> np.ndarray:
+    """An image as it is shown, (H, W, 3): its first three channels, or grey where it has one or two."""
+    if image.ndim == 2:
+        image = image[..., None]
+    if image.shape[2] < 3:
+        return np.repeat(image[..., :1], 3, axis=2)
+    return np.ascontiguousarray(image[..., :3])
 
 
 def difference(
@@ -231,7 +241,7 @@ def difference(
 
     uint8 (H, W, 3). Ignored pixels of the truth are hatched.
     """
-    grey = cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2GRAY)
+    grey = cv2.cvtColor(shown(image), cv2.COLOR_RGB2GRAY)
     plain = drawn = cv2.cvtColor((70 + grey * 0.6).astype(np.uint8), cv2.COLOR_GRAY2RGB)
     truth, ignored = _split(truth)
     for mark, where in zip(palette.marks, palette.compare(truth, prediction)):
@@ -344,7 +354,7 @@ def load_mask(path: str | Path, palette: Palette = ONE_FOREGROUND) -> np.ndarray
 class Row:
     """A row of a sheet: images side by side, of any sizes."""
 
-    tiles: Sequence[np.ndarray]  # each uint8 (H, W, 3) or (H, W)
+    tiles: Sequence[np.ndarray]  # each uint8 (H, W, C) or (H, W)
     title: str = ""  # above the row
     captions: Sequence[str] = ()  # one below each tile
 
@@ -353,7 +363,7 @@ class Row:
 class Example:
     """One image with its true and its predicted mask, as examples_sheet shows them."""
 
-    image: np.ndarray  # uint8 (H, W, 3)
+    image: np.ndarray  # uint8 (H, W, C)
     truth: np.ndarray  # uint8 (H, W)
     prediction: np.ndarray  # uint8 (H, W)
     caption: str = ""
@@ -475,14 +485,12 @@ def _draw_legend(page: Image.Image, top: int, legend: Sequence[LegendEntry]) -> 
 
 def _tile(array: np.ndarray) -> Image.Image:
     """An array as a PIL image of TILE_HEIGHT, or lower where it would be too wide."""
-    array = np.asarray(array)
-    if array.ndim == 2:
-        array = np.repeat(array[..., None], 3, axis=2)
+    array = shown(np.asarray(array))
     height, width = array.shape[:2]
     scale = min(TILE_HEIGHT / height, WIDEST * TILE_HEIGHT / width)
     size = max(1, round(width * scale)), max(1, round(height * scale))
     smoothly = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-    return Image.fromarray(cv2.resize(np.ascontiguousarray(array), size, interpolation=smoothly))
+    return Image.fromarray(cv2.resize(array, size, interpolation=smoothly))
 
 
 def _write(

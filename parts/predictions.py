@@ -22,18 +22,20 @@ import numpy as np
 from parts.audit import DARK
 from parts.errors import UserError, within_memory
 from parts.images import (
+    RGB,
+    Bands,
     Decoded,
     as_bytes,
-    decode,
+    decode_image,
     depth_of,
     draft_size,
+    image_of_array,
     image_size,
     read_image,
     resize_image,
-    rgb_of_array,
 )
 from parts.inference import OnWindow, Runner, say_nothing
-from parts.masks import has_used_alpha, resize_mask
+from parts.masks import drops_alpha, resize_mask
 from parts.names import Picture
 
 Size = tuple[int, int]  # height, width
@@ -48,7 +50,7 @@ class Loaded:
 
     picture: Picture
     size: Size  # its own
-    image: np.ndarray  # as the network takes it, uint8 (h, w, 3)
+    image: np.ndarray  # as the network takes it, uint8 (h, w, C)
     value_range: tuple[float, float] | None = None  # as of PictureReader
 
     @property
@@ -62,13 +64,13 @@ class Loaded:
         return self.network_size == self.size
 
     def own_image(self) -> np.ndarray:
-        """The picture at its own size, uint8 (H, W, 3). UnusableFile.
+        """The picture at its own size, uint8 (H, W, C). UnusableFile.
 
         Read once more where the network takes it at another size: of a JPEG that is shrunk, only a part was decoded.
         """
         if self.is_at_own_size:
             return self.image
-        return read_image(self.picture.path, None, self.picture.page, self.value_range)
+        return read_image(self.picture.path, None, self.picture.page, self.value_range, self.image.shape[2])
 
 
 class PictureReader:
@@ -76,12 +78,13 @@ class PictureReader:
 
     size: (height, width), or None for each picture's own size
     value_range: what of images of more than 8 bits becomes 0 ... 255, as in training; see IMAGE_RANGE
+    channels: those that the network takes
     dark: the pictures that `read` has found to lose nearly all detail because there is no `value_range`
     transparent: those with a channel of transparency that is dropped, so that the network sees what it hides
     """
 
-    def __init__(self, size: Size | None, value_range: Sequence[float] | None = None) -> None:
-        self.size = size
+    def __init__(self, size: Size | None, value_range: Sequence[float] | None = None, channels: int = RGB) -> None:
+        self.size, self.channels = size, channels
         self.any_size = size is None  # pictures may differ in size, and be as large as they come
         self.value_range = (value_range[0], value_range[1]) if value_range else None
         self.dark: set[Picture] = set()
@@ -93,26 +96,26 @@ class PictureReader:
 
     def read(self, picture: Picture) -> Loaded:
         """The picture, decoded and resized; called in threads. UnusableFile."""
-        decoded = decode(picture.path, draft_size(self.size), picture.page)
-        image = as_bytes(decoded, picture.path, self.size, self.value_range)
+        decoded = decode_image(picture.path, draft_size(self.size), picture.page, self.channels)
+        image = as_bytes(decoded, picture.path, self.size, self.value_range, self.channels)
         # With a range of training's nothing is lost that was not lost there.
-        if self.value_range is None and _is_dark(decoded, picture):
+        if self.value_range is None and _is_dark(decoded, picture, self.channels):
             self.dark.add(picture)
-        if has_used_alpha(decoded.picture):
+        if drops_alpha(decoded, self.channels):
             self.transparent.add(picture)
         return Loaded(picture, decoded.size, image, self.value_range)
 
     def take(self, pixels: np.ndarray) -> Loaded:
-        """A picture that is an array, as `images.rgb_of_array` takes it. UserError."""
-        image = rgb_of_array(pixels, self.value_range)
+        """A picture that is an array, as `images.image_of_array` takes it. UserError."""
+        image = image_of_array(pixels, self.value_range, self.channels)
         size = (image.shape[0], image.shape[1])
         return Loaded(Picture(Path("array"), Path("array")), size, resize_image(image, self.size or size))
 
 
-def _is_dark(decoded: Decoded, picture: Picture) -> bool:
+def _is_dark(decoded: Decoded | Bands, picture: Picture, channels: int) -> bool:
     """Whether a picture has more than 8 bits, and hardly any values that reach the upper 8, which alone are kept."""
     try:
-        depth = depth_of(decoded, picture.path)
+        depth = depth_of(decoded, picture.path, channels)
         return depth is not None and depth["highest"] < DARK
     except UserError:  # some layouts can be read in 8 bits alone
         return False

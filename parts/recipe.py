@@ -326,12 +326,13 @@ def jitter_colors(images: torch.Tensor, strength: float, draws: torch.Tensor) ->
     """Changes each image's contrast about its mean, its brightness and its channels' balance, by `draws` (N, 5).
 
     Factors go from 1 - strength to 1 + strength as the draws go from 0 to 1, a channel's as the square root of that.
-    Values may leave [0, 1] a little: nothing is cut off that the camera saw.
+    Values may leave [0, 1] a little: nothing is cut off that the camera saw. Other channels than RGB have no balance.
     """
     draws = (1 + strength * (2 * draws - 1))[:, :, None, None]
     contrast, brightness, balance = draws[:, :1], draws[:, 1:2], draws[:, 2:].sqrt()
     mean = images.mean((1, 2, 3), keepdim=True)
-    return ((images - mean) * contrast + mean * brightness) * balance
+    varied = (images - mean) * contrast + mean * brightness
+    return varied * balance if images.shape[1] == 3 else varied
 
 
 def size_factor(share: float, half_size: float) -> float:

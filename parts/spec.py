@@ -26,7 +26,7 @@ NONZERO = "nonzero"  # as MASK_FOREGROUND: every value but 0, or black
 ALPHA = "alpha"  # as MASK_FOREGROUND: what is more than half opaque
 NAN = -(2**31)  # the whole number that stands for a mask's NaN, which MASK_IGNORE calls "nan"
 ALL = "all"  # as CLASSES: every value that the masks hold
-AUTO = "auto"  # as IMAGE_RANGE: the range of nearly all values of the training images; as GROUP: the patterns GROUPS
+AUTO = "auto"  # as IMAGE_RANGE: that of nearly all values for training; as GROUP: the patterns GROUPS; as CHANNELS: all
 
 Color = tuple[int, int, int]  # red, green, blue
 
@@ -50,6 +50,7 @@ class DataSpec:
     foreground: int | tuple[int, ...] | str | None = None  # MASK_FOREGROUND: values, "nonzero", "alpha"; None: by masks
     ignore: int | str | tuple[int | str, ...] | None = None  # MASK_IGNORE: values that are not trained on nor scored
     classes: str | tuple | dict | None = None  # CLASSES: "all", values, {name: value}; None: one foreground
+    channels: int | str = 3  # CHANNELS of images: 3 (RGB), 1 (greys), any number, or "auto" (what all of them have)
     image_range: tuple[float, float] | str | None = None  # IMAGE_RANGE: (low, high) or "auto", which becomes 0 ... 255
     group: str | None = AUTO  # GROUP: pattern of the part of a name whose images stay on one side; None: no groups
     mask_name: str | None = None  # MASK_NAME: a mask's name, with {} for its image's
@@ -62,6 +63,7 @@ class DataSpec:
             foreground=settings.MASK_FOREGROUND,
             ignore=settings.MASK_IGNORE,
             classes=settings.CLASSES,
+            channels=settings.CHANNELS,
             image_range=settings.IMAGE_RANGE,
             group=settings.GROUP,
             mask_name=settings.MASK_NAME,
@@ -69,6 +71,7 @@ class DataSpec:
         )
 
     def __post_init__(self) -> None:
+        _check_channels(self.channels)
         _check_image_range(self.image_range)
         if self.mask_name is not None:
             object.__setattr__(self, "mask_name", _composed_mask_name(self.mask_name))
@@ -162,6 +165,14 @@ def _listed_class(name: str | None, value: Any) -> ListedClass | None:
     if isinstance(value, (tuple, list)) and len(value) == 3 and all(type(c) is int and 0 <= c <= 255 for c in value):
         return ListedClass(name, pack_color(value), is_color=True)
     return None
+
+
+def _check_channels(given: Any) -> None:
+    if not (given == AUTO if isinstance(given, str) else type(given) is int and given > 0):
+        raise UserError(
+            f"CHANNELS = {given!r}: give a whole number, such as 3 for RGB, 1 for greys and 4 for RGB with a fourth "
+            'channel; or "auto", for what all images have.'
+        )
 
 
 def _check_image_range(given: Any) -> None:

@@ -358,8 +358,8 @@ def test_a_network_of_classes_comes_back_with_their_names(tmp_path, class_run):
 def test_a_network_whose_channels_are_not_its_classes_is_refused(tmp_path, class_run):
     spoilt = tmp_path / "wrong.pth"
     for mask_rule, expected in (
-        (MaskRule().to_dict(), "wrong.pth.* 3 out"),
-        (classes_rule("a", "b").to_dict(), "wrong.pth.* 3 out"),
+        (MaskRule().to_dict(), "wrong.pth.* 3 channels out"),
+        (classes_rule("a", "b").to_dict(), "wrong.pth.* 3 channels out"),
         ({"of": "another program"}, "wrong.pth.*not understood"),
     ):
         torch.save(class_run.state() | {"mask_rule": mask_rule}, spoilt)
@@ -471,7 +471,7 @@ def repeated(tensor):
         (lambda state: state["network"].update(features=[4] * 40), "1 to 16 entries"),
         (lambda state: state["network"].update(in_channels=10**9), "from 1 to"),
         (lambda state: state.update(image_size=[10**6, 10**6]), "100,000,000 pixels"),
-        (lambda state: state["network"].update(encoder="resnet18", in_channels=1), "takes images of 3 channels"),
+        (lambda state: state["network"].update(encoder="resnet18", in_channels=1), "another architecture"),
     ],
 )
 def test_memory_that_a_file_does_not_have_is_not_taken(tmp_path, change, message):
@@ -604,6 +604,10 @@ def test_weights_of_a_file_arrive_and_those_of_another_network_are_refused(tmp_p
     assert torch.equal(network.state_dict()["encoder.layer4.0.conv1.weight"], whole.layer4[0].conv1.weight)
     with pytest.raises(UserError, match="another architecture"):
         with_weights("vgg11_bn", str(tmp_path / "resnet18.pth"))
+    other = build_network(4, encoder="resnet18")
+    load_encoder_weights(other, "resnet18", str(tmp_path / "resnet18.pth"))
+    repeated = whole.conv1.weight[:, [0, 1, 2, 0]] * 0.75
+    assert torch.allclose(other.state_dict()["encoder.conv1.weight"], repeated), "filters for RGB, repeated"
 
 
 def test_weights_out_of_reach_are_told_with_their_place(tmp_path, monkeypatch):

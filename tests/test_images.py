@@ -245,11 +245,14 @@ IMAGES = {
     "float.tif": (save(GREY.astype(np.float32)), "floating-point pixels. Save it with 8 or 16 bits; IMAGE_RANGE"),
     "negative.tif": (save(WIDE.astype(np.int32) - 500), "16 bits. Save it with 8 or 16 bits; IMAGE_RANGE"),
     "five bands.tif": (tiff(np.zeros((H, W, 5), np.uint8)), "a TIFF of 5 channels of 8 bits, 24x36 (height x width)"),
-    "float colours.tif": (tiff(np.zeros((H, W, 3), np.float32), 2), "3 channels of floating-point 32 bits"),
+    "float colours.tif": (
+        tiff(np.zeros((H, W, 3), np.float32), 2),
+        "has values of 32 bits or with fractions. Save it with 8 or 16 bits; IMAGE_RANGE",
+    ),
     "double.tif": (tiff(np.zeros((H, W, 1))), "1 channel of floating-point 64 bits"),
     "lab.tif": (tiff(deep(), 8), "3 channels of 16 bits, 24x36 (height x width), of colours of an uncommon kind"),
     "packed.tif": (tiff(colours(), 2, compression=34712), "compressed in an uncommon way (34712)"),
-    "planar.tif": (tiff(colours().astype(np.uint16), 2, planar=2), "planar"),
+    "planar.tif": (tiff(deep(), 2, planar=2), deep() >> 8),
     "zero.png": (lambda path: path.write_bytes(b""), "empty (0 bytes)"),
     "text.png": (lambda path: path.write_text("not a picture\n" * 50), "no picture"),
     "program.jpg": (

@@ -3,11 +3,12 @@ import copy
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from parts.errors import UserError
 from parts.inference import BatchPredictor, make_runner
 from parts.masks import MaskRule
-from parts.networks import EncoderUNet, build_network
+from parts.networks import IMAGENET_MEAN, EncoderUNet, build_network, filters_for
 from unet import UNet
 
 
@@ -30,13 +31,26 @@ def test_an_encoder_learns_at_odd_sizes(name):
     assert not without
 
 
+@pytest.mark.parametrize("channels", [1, 2, 5])
+def test_an_encoder_takes_other_channels_than_rgb(channels):
+    torch.manual_seed(0)
+    network = build_network(channels, encoder="resnet18", pads=True).eval()
+    assert network(torch.rand(1, channels, 40, 33)).shape == (1, 1, 40, 33)
+    # An image whose channels are all alike gets the answer that a grey RGB image had.
+    even, grey = torch.rand(4, 1, 7, 7).repeat(1, 3, 1, 1), torch.rand(1, 1, 9, 9)
+    answers = [
+        nn.functional.conv2d(grey.expand(-1, weight.shape[1], -1, -1), weight)
+        for weight in (even, filters_for(even, channels))
+    ]
+    assert torch.allclose(*answers, rtol=1e-4)
+    assert torch.equal(network.mean[0, :, 0, 0], torch.tensor(IMAGENET_MEAN).repeat(2)[:channels])
+
+
 def test_too_small_or_unknown_is_refused_in_words():
     with pytest.raises(ValueError, match="at least 32x32"):
         build_network(encoder="resnet18")(torch.rand(1, 3, 31, 64))
     with pytest.raises(UserError, match="resnet34"):
         build_network(encoder="resnet1")
-    with pytest.raises(UserError, match="3 channels"):
-        build_network(in_channels=1, encoder="resnet18")
 
 
 def test_normalisation_is_a_part_of_the_network():

@@ -16,7 +16,6 @@ from parts.errors import UserError, describe
 from parts.files import write_text
 from parts.masks import MaskRule
 from parts.names import find_pictures
-from unet import UNet
 
 # ---- masks
 
@@ -133,9 +132,6 @@ REFUSED = [  # inputs and flags, with the folders of the fixture `places`; and w
     ("{photos} --checkpoint nosuch.pth", "no such checkpoint"),
     ("{photos} --checkpoint {files}/junk.pth", "junk.pth"),
     ("{photos} --checkpoint {files}/foreign.pth", "what network"),
-    ("{photos} --checkpoint {files}/1-1.pth", "1 channels in and 1 out"),
-    ("{photos} --checkpoint {files}/4-1.pth", "4 channels in and 1 out"),
-    ("{photos} --checkpoint {files}/4-3.pth", "4 channels in and 3 out"),
     ("{photos} --checkpoint {files}/depth.pth", "not understood"),
     # outputs that would overwrite an input or each other
     ("{twins}", "of .*a.jpg and .*of .*a.png"),
@@ -189,8 +185,6 @@ def places(photos, network, classes_checkpoint, changed, tmp_path):
     files = folders["files"]
     (files / "junk.pth").write_bytes(b"junk" * 100)
     torch.save({"state_dict": {"layer.weight": torch.zeros(3)}}, files / "foreign.pth")
-    for channels in ((1, 1), (4, 1), (4, 3)):
-        torch.save(UNet(*channels, (4, 8)).state_dict(), files / "{}-{}.pth".format(*channels))
     os.rename(changed(network={"depth": 4}), files / "depth.pth")
     rule = MaskRule("numbers", (), (), classes=(0, 1, 2, 3), names=("c", "b_c", "d", "e"))
     os.rename(classes_checkpoint(rule), files / "classes.pth")

@@ -1,0 +1,241 @@
+"""Images of other channels than RGB, from the file to the mask."""
+
+from importlib.util import find_spec
+
+import cv2
+import numpy as np
+import pytest
+import tifffile
+import torch
+from helpers import flags
+from PIL import Image
+
+import dataset
+import predict
+import train
+from dataset import CropDataset
+from parts.arrays import Files, make_arrays
+from parts.audit import audit
+from parts.errors import UnusableFile, UserError
+from parts.images import decode_image, depth_of, image_size, pages_of, pixels_of, read_image, resize_image
+from parts.masks import MaskRule
+from parts.names import pair_files
+from parts.recipe import jitter_colors
+from parts.spec import DataSpec
+
+H, W = 20, 30
+
+
+def values(channels, dtype=np.uint8, seed=0):
+    drawn = np.random.default_rng(seed).integers(0, 256, (H, W, channels))
+    return (drawn * 200 + 7 if dtype == np.uint16 else drawn).astype(dtype)
+
+
+def write(path, array, **options):
+    """Writes (H, W, C) as the kind of file that the name says."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".npy":
+        np.save(path, array)
+    elif path.suffix == ".tif":
+        stored = np.moveaxis(array, -1, 0) if options.get("planarconfig") == "separate" else array
+        tifffile.imwrite(path, stored, **dict(photometric="minisblack", planarconfig="contig") | options)
+    else:
+        Image.fromarray(array.squeeze()).save(path)
+
+
+KINDS = {
+    "grey.png": (values(1), {}),
+    "grey.jpg": (np.full((H, W, 1), 90, np.uint8), {}),
+    "with_alpha.png": (values(2), {}),
+    "rgb.png": (values(3), {}),
+    "four.png": (values(4), {}),
+    "four.tif": (values(4), dict(photometric="rgb")),
+    "associated.tif": (values(4), dict(photometric="rgb", extrasamples=["assocalpha"])),
+    "seven.tif": (values(7), {}),
+    "two_deep.tif": (values(2, np.uint16), {}),
+    "deflated.tif": (values(5, np.uint16), dict(compression="zlib", predictor=True)),
+    "tiled.tif": (values(5), dict(tile=(16, 16))),
+    "planar.tif": (values(5, np.uint16), dict(planarconfig="separate")),
+    "floats.tif": (values(3, np.float32), {}),
+    "seven.npy": (values(7), {}),
+    "flat.npy": (values(1)[..., 0], {}),
+    "deep.npy": (values(3, np.int64) * 9, {}),
+    "floats.npy": (values(6, np.float64) / 7, {}),
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_channel_of_a_file_is_read(tmp_path, name):
+    array, options = KINDS[name]
+    path = tmp_path / name
+    write(path, array, **options)
+    stored = array.reshape(H, W, -1)
+    count = stored.shape[2]
+    for channels in (None, count):
+        decoded = decode_image(path, channels=channels)
+        pixels = pixels_of(decoded, path, channels)
+        assert pixels.dtype in (np.uint8, np.uint16, np.float32)
+        np.testing.assert_array_equal(pixels, stored.astype(pixels.dtype))
+        assert decoded.size == image_size(path) == (H, W) and pages_of(path) == [0]
+    depth = depth_of(decoded, path, count)
+    assert (depth is None) == (stored.dtype == np.uint8)
+    image = read_image(path, (9, 40), value_range=(0, 60_000), channels=count)  # smaller, and larger
+    assert image.dtype == np.uint8 and image.shape == (9, 40, count)
+    other = count + 4
+    with pytest.raises(UnusableFile, match=f"has {count} channels?, and CHANNELS = {other}.*--channels {count}"):
+        read_image(path, value_range=(0, 1), channels=other)
+
+
+def test_greys_and_equal_colours_are_one_channel(tmp_path):
+    write(tmp_path / "equal.png", np.repeat(values(1), 3, axis=2))
+    assert np.array_equal(read_image(tmp_path / "equal.png", channels=1), values(1))
+    write(tmp_path / "grey.npy", values(1))
+    assert np.array_equal(read_image(tmp_path / "grey.npy"), np.repeat(values(1), 3, axis=2))
+
+
+def test_16_bits_with_alpha_keep_all_channels(tmp_path):
+    cv2.imwrite(str(tmp_path / "a.png"), values(4, np.uint16))
+    right = values(4, np.uint16)[..., [2, 1, 0, 3]]
+    assert np.array_equal(pixels_of(decode_image(tmp_path / "a.png", channels=4), tmp_path / "a.png", 4), right)
+    assert np.array_equal(
+        read_image(tmp_path / "a.png", channels=4, value_range=(0, 65535))[..., 3] > 99,
+        np.rint(right[..., 3] / 257) > 99,
+    )
+
+
+def broken(name, make, text):
+    marks = (
+        [pytest.mark.skipif(find_spec("imagecodecs") is not None, reason="it reads LZW")] if name == "lzw.tif" else []
+    )
+    return pytest.param(name, make, text, id=name, marks=marks)
+
+
+def recompressed(path):
+    with tifffile.TiffFile(path, mode="r+b") as file:
+        file.pages[0].tags["Compression"].overwrite(5)
+
+
+@pytest.mark.parametrize(
+    "name, make, text",
+    [
+        broken("text.npy", lambda path: path.write_text("no array"), "is no .npy file"),
+        broken("cut.npy", lambda path: path.write_bytes(path.read_bytes()[:-9]), "damaged or cut short"),
+        broken("cut.tif", lambda path: path.write_bytes(path.read_bytes()[:-9]), "damaged or cut short"),
+        broken("objects.npy", lambda path: np.save(path, np.array([{}]), allow_pickle=True), "damaged or cut short"),
+        broken("volume.npy", lambda path: np.save(path, np.zeros((2, 2, 2, 2))), "holds an array of 2x2x2x2"),
+        broken("complex.npy", lambda path: np.save(path, np.ones((2, 2), complex)), "values of complex128"),
+        broken("nan.npy", lambda path: np.save(path, np.full((2, 2), np.nan)), "4 pixels that are no numbers"),
+        broken("lzw.tif", lambda path: recompressed(path), "pip install imagecodecs"),
+    ],
+)  # fmt: skip
+def test_a_damaged_file_of_bands_is_refused_in_words(tmp_path, name, make, text):
+    path = tmp_path / name
+    write(path, values(5))
+    make(path)
+    with pytest.raises(UnusableFile, match=text):
+        read_image(path, value_range=(0, 1), channels=5)
+
+
+def test_more_channels_than_opencv_resizes_at_once():
+    image = resize_image(values(7), (11, 13))
+    one_by_one = [resize_image(values(7)[..., band], (11, 13)) for band in range(7)]
+    assert np.abs(image.astype(int) - np.stack(one_by_one, axis=2)).max() <= 1
+
+
+def test_colours_of_other_channels_vary_without_their_balance():
+    images, draws = torch.rand(2, 5, 4, 4), torch.rand(2, 5)
+    varied = jitter_colors(images, 0.5, draws)
+    assert torch.equal(varied[:, :3], jitter_colors(images, 0.5, draws)[:, :3])
+    factors = (varied - varied.mean((1, 2, 3), keepdim=True)) / (images - images.mean((1, 2, 3), keepdim=True))
+    assert torch.allclose(factors, factors[:, :1, :1, :1].expand_as(factors), rtol=1e-3), "one contrast for all"
+
+
+# ---- datasets of such files
+
+
+def draw_pairs(folder, count, make, suffix, size=(32, 48), first=0):
+    """Rectangles that show in the last channel alone; `make` turns uint8 (H, W, 5) into the image."""
+    for index in range(first, first + count):
+        draw = np.random.default_rng(index)
+        mask = np.zeros(size, np.uint8)
+        top, left = draw.integers(0, size[0] // 2), draw.integers(0, size[1] // 2)
+        mask[top : top + size[0] // 3, left : left + size[1] // 3] = 255
+        noise = draw.integers(0, 255, (*size, 4), np.uint8)
+        write(folder / f"i/img_{index:02d}.{suffix}", make(np.dstack([noise, draw.integers(0, 60, size) + mask // 2])))
+        write(folder / f"m/img_{index:02d}.png", mask)
+
+
+DATA = {
+    "grey": (lambda a: a[..., 4].astype(np.uint8), "png", 1, ()),
+    "fourth": (lambda a: a[..., 1:].astype(np.uint8), "png", 4, ()),
+    "bands": (lambda a: a.astype(np.uint8), "npy", 5, ()),
+    "deep": (lambda a: a[..., 3:].astype(np.uint16) * 12, "tif", 2, ("--image-range", "auto")),
+}
+
+
+@pytest.fixture
+def data(tmp_path, request):
+    make, suffix, *_ = DATA[request.param]
+    for side, count, first in (("t", 8, 0), ("v", 2, 8)):
+        draw_pairs(tmp_path / side, count, make, suffix, first=first)
+    return tmp_path
+
+
+@pytest.mark.parametrize("data", ["bands"], indirect=True)
+def test_arrays_and_crops_keep_all_channels(data):
+    pairs = pair_files(data / "t/i", data / "t/m", DataSpec(channels=5))
+    for size in ((16, 24), None):
+        files = Files(pairs, MaskRule(), image_size=size, channels=5)
+        arrays = make_arrays(files, data / f"arrays-{size}", num_workers=0, progress=False)
+        assert np.array_equal(arrays.sample(3).image, files.sample(3).image)
+        assert arrays.sample(3).image.shape == (*(size or (32, 48)), 5)
+        other = Files(pairs, MaskRule(), image_size=size, channels=1)
+        with pytest.raises(UserError, match="has 5 channels, and CHANNELS = 1"):
+            make_arrays(other, data / f"arrays-{size}", num_workers=0, progress=False)
+    crops = CropDataset(Files(pairs, MaskRule(), channels=5), (40, 56))
+    image, mask = crops[0]
+    assert image.shape == (5, 40, 56) and mask.shape == (40, 56) and (mask[32:] == 255).all()
+    assert torch.equal(image[:, 32:], image[:, 23:31].flip(1)), "padded by reflection"
+
+
+@pytest.mark.parametrize("data", ["bands"], indirect=True)
+def test_the_audit_counts_channels(data, capsys):
+    folders = (data / "t/i", data / "t/m"), (data / "v/i", data / "v/m")
+    report = audit(*folders, DataSpec(channels="auto"), sheet=data / "sheet.png", num_workers=0)
+    assert report.channels == 5 and report.sheet and not report.problems
+    assert "5, of which the pictures show three" in report.text()
+    named = audit(*folders, DataSpec(channels=4), num_workers=0)
+    assert "has 5 channels, and CHANNELS = 4" in named.problems[0]
+    rgb = audit(*folders, num_workers=0)
+    assert "set CHANNELS (--channels auto)" in rgb.problems[0], "which does not list them"
+    write(data / "t/i/img_00.npy", values(3)), write(data / "t/m/img_00.png", values(1) // 128 * 255)
+    report = audit(*folders, DataSpec(channels="auto"), sheet=data / "sheet.png", num_workers=0)
+    assert "3: 1 image, e.g." in report.problems[0] and "5: 9 images, e.g." in report.problems[0]
+    with pytest.raises(UserError, match="CHANNELS"):
+        dataset.ImageDataset(*folders[0], spec=DataSpec(channels="auto"))
+    folder = dataset.ImageDataset(*folders[1], spec=DataSpec(channels=5))
+    assert folder[0][0].shape == (32, 48, 5)
+
+
+def slow_but(first):
+    return [pytest.param(name, marks=[] if name == first else pytest.mark.slow) for name in DATA]
+
+
+@pytest.mark.parametrize("data", slow_but("deep"), indirect=True)
+def test_from_training_to_prediction(data, request, capsys):
+    make, suffix, channels, more = DATA[request.node.callspec.params["data"]]
+    folders = [f"--{side}-{kind}-dir" for side in ("train", "val") for kind in ("img", "mask")]
+    places = [str(data / name) for name in ("t/i", "t/m", "v/i", "v/m")]
+    given = [word for both in zip(folders, places) for word in both]
+    out = data / "run"
+    train.main([*flags(OUTPUT_DIR=out, NUM_EPOCHS=2), *given, "--channels", "auto", *more])
+    saved = torch.load(out / "best.pth", weights_only=True)
+    assert saved["network"]["in_channels"] == channels and saved["settings"]["CHANNELS"] == "auto"
+    dtype = make(np.zeros((1, 1, 5))).dtype
+    write(data / f"v/i/other.{suffix}", values(3).astype(dtype))
+    options = ["--checkpoint", str(out / "best.pth"), "--output-dir", str(data / "p"), "--device", "cpu", "--overlays"]
+    assert predict.main([places[2], *options]) == 1
+    assert f"has 3 channels, and CHANNELS = {channels}" in capsys.readouterr().err
+    assert {path.stem for path in (data / "p").glob("*.png")} == {"img_08", "img_09"}
+    assert predict.main(["--export", str(data / "net.pt2"), *options[:4]]) == 0
+    assert f"float32 (N, {channels}, H, W)" in capsys.readouterr().out
