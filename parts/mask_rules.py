@@ -213,7 +213,10 @@ def _refuse_other_palettes(observations: Iterable[Observation], spec: DataSpec) 
     constant = listed or "MASK_FOREGROUND"
     first_use: dict[int, tuple[int, str]] = {}
     for observation in observations:
-        for index, colour in observation.palette or ():
+        entries = observation.palette or []
+        if not entries and observation.mode == "P":  # a grey palette, such as a GIF's that is black all over
+            entries = [[value, min(value, 255) * 0x010101] for value in observation.values]
+        for index, colour in entries:
             first_colour, first_path = first_use.setdefault(index, (colour, observation.path))
             if colour != first_colour:
                 raise UserError(

@@ -159,7 +159,7 @@ def tell_groups(stems: Iterable[str], group: str | None) -> str:
         return ""
     matches = [match for stem in stems if (match := fits_group(stem, group))]
     numbers = Counter(GROUPS[match.re.pattern] for match in matches)
-    return ", ".join(f"{words} ({counted(number, 'image')})" for words, number in numbers.items())
+    return ", ".join(f"{kind} ({counted(number, 'image')})" for kind, number in numbers.items())
 
 
 # ---- the files in a folder

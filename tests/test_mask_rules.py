@@ -240,6 +240,13 @@ REFUSED = {
         ),
         ["a.gif, ", "b.gif: index 0 of their palettes is 0x000000 in one and 0x808000 in the other", "as PNG"],
     ),
+    "a gif palette that is shortened to black": (
+        lambda f: (
+            indexed(blob(), [(0, 0, 0), (255, 0, 0)][::-1], (1, 0)).save(f / "a.png")
+            or indexed(np.zeros((H, W), np.uint8), [(255, 0, 0), (0, 0, 0)], (1, 0)).save(f / "b.gif")
+        ),
+        ["b.gif: index 0 of their palettes is 0xFF0000 in one and 0x000000 in the other"],
+    ),
     "text": (lambda f: (f / "a.png").write_text("mask"), ["no picture"]),
     "empty file": (lambda f: (f / "a.png").write_bytes(b""), ["0 bytes"]),
 }
