@@ -538,7 +538,8 @@ def _refuse_soft_colours(census: Census) -> None:
     """UserError: colours are blurred. One between two others may be a third class, which only greys could tell."""
     counts = _pool(observation.counts for observation in census.inexact)
     thick = _pool(observation.thick for observation in census.inexact)
-    others = set(counts) - set(list(thick)[:2])  # all but the colours of the two largest areas
+    # All but the colours of the two largest areas, and those that CLASSES lists
+    others = set(counts) - set(list(thick)[:2]) - {entry.value for entry in census.listed}
     pixels = sum(counts[value] for value in others)
     thick_pixels = sum(thick.get(value, 0) for value in others)
     many = len(counts) >= MOST_COLOURS or (len(others) >= 3 and pixels <= sum(counts.values()) / 4)
@@ -578,11 +579,13 @@ def _are_numbered(groups: Iterable[tuple[int, ...]]) -> bool:
 def _refuse_unknown_values(census: Census, unknown: list[int]) -> NoReturn:
     """Masks hold values that are neither a class nor ignored."""
     files = [observation.path for observation in census.observations if not set(unknown).isdisjoint(observation.values)]
-    ignored = sorted({*unknown, *census.ignored})
+    shown = unknown[:10]
+    more = f" and {len(unknown) - len(shown):,} more" if len(unknown) > len(shown) else ""
+    ignored = sorted({*shown, *census.ignored})
     flag = " ".join(name_value(value, census.kind) for value in ignored)
     raise UserError(
-        f"{list_files(files)}: values that are no class: {_list_shares(census, unknown)}. Add them "
-        f"(CLASSES = {_classes_text(census, unknown[:12])}), or leave their pixels out of training and scores: "
+        f"{list_files(files)}: values that are no class: {_list_shares(census, shown)}{more}. Add them "
+        f"(CLASSES = {_classes_text(census, shown)}), or leave their pixels out of training and scores: "
         f"MASK_IGNORE = {_constant_text(ignored, census.kind)} (--mask-ignore {flag})."
     )
 

@@ -603,6 +603,7 @@ WRONG = {
         {"foreground": 1, "ignore": (1, 2)},
         ["1 stands in MASK_FOREGROUND and in MASK_IGNORE"],
     ),
+    "many values": (range(30), {"classes": (0, 1)}, [" and 18 more. Add", "CLASSES = (0, 1, 2, 3,", "10, 11)"]),
     "several classes but for one": ([0, 1, 2, 3], {"ignore": 3}, ["several classes", "--classes all"]),
 }
 
@@ -627,6 +628,17 @@ def test_blurred_masks_have_no_classes_and_nothing_to_ignore(tmp_path, name):
     for given in options:
         with pytest.raises(UserError, match="compression has blurred|colours run into each other"):
             find_mask_rule(paths, DataSpec(**given))
+
+
+def test_smoothed_edges_between_classes_of_colours_are_told(tmp_path):
+    colours = np.asarray(coloured(blob(0, 120, 160), (255, 0, 0))).copy()
+    colours[80:, :60] = 0, 255, 0
+    listed = {"red": 0xFF0000, "green": (0, 255, 0), "rest": 0}
+    for k, picture in enumerate((Image.fromarray(colours), smoothed(Image.fromarray(colours)))):
+        picture.save(tmp_path / f"{k}.png")
+    assert find_mask_rule([tmp_path / "0.png"], DataSpec(classes=listed)).channels == 3
+    with pytest.raises(UserError, match="1.png: colours run into each other"):
+        find_mask_rule([tmp_path / "0.png", tmp_path / "1.png"], DataSpec(classes=listed))
 
 
 def test_all_the_values_that_number_objects_are_no_classes(tmp_path):
