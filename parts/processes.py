@@ -124,8 +124,10 @@ _meeting_place: MeetingPlace | None = None
 
 
 def _meet() -> None:
+    """Waits for all processes, which may have work of hours before an exchange."""
     assert _meeting_place is not None, "there are others"
-    _meeting_place.meet()
+    with _exchange():
+        _meeting_place.meet()
 
 
 # ---- starting
@@ -314,8 +316,8 @@ def first(function: Callable[[], Result]) -> Result:
             message[0] = function()
         except Exception as failure:
             error, message[1] = failure, False
+    _meet()
     with _exchange():
-        _meet()
         dist.broadcast_object_list(message, src=0)
     if error is not None:
         raise error
@@ -341,8 +343,8 @@ def agreed(make: Callable[[], Result], difference: Callable[[Result, Result], st
         except UserError as error:
             text = str(error)
     texts: list = [None] * world_size()
+    _meet()
     with _exchange():
-        _meet()
         dist.all_gather_object(texts, text)
     lines = [f"Process {number}: {text}." for number, text in enumerate(texts) if text]
     if lines:
