@@ -35,7 +35,7 @@ from parts import pictures, processes
 from parts.arrays import Files, Size
 from parts.audit import Report
 from parts.checkpoints import load_weights, without_prefixes
-from parts.errors import UserError, tell
+from parts.errors import UserError, printable, tell
 from parts.files import copy_whole, parallel_map, remove, write_whole
 from parts.inference import BatchPredictor, pixels_in_windows
 from parts.mask_rules import find_mask_rule
@@ -376,7 +376,7 @@ def refuse_infinite(losses: list[float], loader: Loader, epoch: int, first: int)
             continue
         start = batch * loader.batch_size
         order = loader.sampler.order(epoch)[start : start + loader.batch_size]
-        names = "\n".join(f"  {loader.dataset.pair_of(index).image}" for index in order)
+        names = "\n".join(f"  {printable(loader.dataset.pair_of(index).image)}" for index in order)
         raise UserError(
             f"The loss is {value} in epoch {epoch + 1}, batch {batch + 1}, of these files:\n"
             f"{names}\n"

@@ -45,7 +45,6 @@ def test_a_signal_that_python_drops_still_ends_the_loop():
         ("raise errors.UserError('a\\x1b[31m\\n\\x9bb')", 2, "\na\\x1b[31m\n\\x9bb\n"),
         ("open('/dev/full', 'w').write('x' * 10**6)", 2, "disk is full"),
         ("os.mkdir('/proc/self/x')", 2, "\n/proc/self/x: there is no such file or folder"),
-        ("os.open('/dev/tty', os.O_RDONLY | os.O_DIRECTORY)", 2, "/dev/tty: a part of this path is a file"),
         ("os.readlink('/proc')", 2, "\n/proc: Invalid argument.\n"),  # the system's words, where we have none
         ("raise MemoryError", 2, "too little memory"),
         (
