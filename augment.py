@@ -744,7 +744,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     tell(f"Training: {train} of {counted(done.train_groups, 'group')}, {done.train * 4:,} with their copies.")
     tell(f"Validation: {val} of {counted(done.val_groups, 'group')}, as they are.")
     if done.groups:
-        print(f"Groups are told by their names: {done.groups} (GROUP).")
+        tell(f"Groups are told by their names: {done.groups} (GROUP).")
     if done.left_out:
         tell(f"Left out: {counted(done.left_out, 'image')} in the group of a validation image.")
     rate = f", {done.written / done.seconds:.1f} images a second" if done.written else ""
