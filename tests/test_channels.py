@@ -240,8 +240,6 @@ def test_from_training_to_prediction(data, request, capsys):
     assert predict.main([places[2], *options]) == 1
     assert f"has 3 channels, and CHANNELS = {channels}" in capsys.readouterr().err
     assert {path.stem for path in (data / "p").glob("*.png")} == {"img_08", "img_09"}
-    assert predict.main(["--export", str(data / "net.pt2"), *options[:4]]) == 0
-    assert f"float32 (N, {channels}, H, W)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("data", DATA, indirect=True)
