@@ -23,6 +23,7 @@ from parts.errors import UnusableFile, UserError
 from parts.images import decode_image, depth_of, image_size, pages_of, pixels_of, read_image, resize_image
 from parts.masks import MaskRule
 from parts.names import pair_files
+from parts.own_dataset import folders_of, write_dataset
 from parts.recipe import jitter_colors
 from parts.spec import DataSpec
 
@@ -279,3 +280,15 @@ def test_augment_refuses_what_its_kind_of_file_cannot_hold(tmp_path):
     folders = tmp_path / "i", tmp_path / "m", tmp_path / "o"
     with pytest.raises(UserError, match="has two channels of 16 bits.*Save it as TIFF"):
         make_augmented(*folders, DataSpec(channels=2), val_images=1, num_workers=0)
+
+
+def test_a_dataset_of_ones_own_may_have_any_channels(tmp_path):
+    samples = [(values(5, seed=seed), np.zeros((H, W), np.uint8)) for seed in range(2)]
+    write_dataset("mine", lambda train: samples, tmp_path, "auto")
+    images, masks = folders_of(tmp_path, "train")
+    pairs = pair_files(images, masks, DataSpec(channels="auto"))
+    assert all(np.array_equal(read_image(pair.image, channels=5), image) for pair, (image, _) in zip(pairs, samples))
+    with pytest.raises(UserError, match="With CHANNELS set images may be"):
+        write_dataset("mine", lambda train: samples, tmp_path)
+    write_dataset("mine", lambda train: [(image[..., :3], mask) for image, mask in samples], tmp_path)
+    assert {path.suffix for path in images.iterdir()} == {".png"}
