@@ -31,6 +31,7 @@ from tqdm import tqdm
 
 import dataset
 from parts import pictures, processes, recipe
+from parts.advice import class_line, duration, epoch_line, score_line, symptom, verdict
 from parts.audit import Report, audit
 from parts.checkpoints import Run, differences_of_data, load_encoder_weights, load_pretrained, set_aside, snapshot
 from parts.errors import Terminated, UserError, ran_out_of_memory, stop_if_asked, tell
@@ -44,6 +45,7 @@ from parts.names import HOW_TO_GET_CARVANA
 from parts.networks import NETWORKS, NODES, EncoderUNet, Network, build_network, freeze_encoder, recompute_blocks
 from parts.options import (
     any_text,
+    changed,
     file_path,
     interval,
     number,
@@ -60,7 +62,7 @@ from parts.options import (
 )
 from parts.own import load_part
 from parts.own_dataset import folders_of, write_dataset
-from parts.scores import KNOWN_METRICS, load_metrics, symptom
+from parts.scores import KNOWN_METRICS, load_metrics
 from parts.spec import DataSpec
 from utils import (
     Loader,
@@ -119,6 +121,7 @@ COMPILE = True  # torch.compile, on CUDA alone
 SYNC_BATCHNORM = False  # with several processes: normalise over all their batches together
 LOAD_MODEL = False  # go on from OUTPUT_DIR/checkpoint.pth
 PRETRAINED: str | None = None  # a checkpoint whose weights a new run starts from: fine-tuning
+SETTINGS = False  # print all constants at the start, not only those that were changed for this run
 SEED = 0  # of the weights, the order of the images and the flips
 PICTURE_BATCHES = 4  # validation batches drawn as pred_N.png and N.png in each epoch
 DEMO = False  # draw a small dataset of cars and train on it with settings that suit a CPU
@@ -282,7 +285,8 @@ def main(argv: list[str] | None = None) -> None:
         # Epochs: train, check accuracy, add a row to the history, save, draw
         if not run.history:
             draw_augmented(s, train_loader, folder.path)
-            check_accuracy(val_loader, model, device, dtype, metrics)  # of the random network, to compare with
+            untrained = check_accuracy(val_loader, model, device, dtype, metrics, loss_fn, quiet=True)
+            processes.say(f"Before training: {score_line(untrained)}")
         first, start = len(run.history), time.perf_counter()
         for epoch in range(first, s.NUM_EPOCHS):
             if epoch in (first, s.FREEZE_ENCODER):
@@ -290,10 +294,10 @@ def main(argv: list[str] | None = None) -> None:
             train_loader.sampler.set_epoch(epoch)
             loss, waiting = train_fn(train_loader, trained, optimizer, loss_fn, scaler, schedule, epoch, s)
             processes.same_everywhere(model)  # BatchNorm's statistics
-            scores = check_accuracy(val_loader, model, device, dtype, metrics)
+            scores = check_accuracy(val_loader, model, device, dtype, metrics, loss_fn, quiet=True)
             run.record(loss, scores)
             folder.keep(run, val_loader, dtype)  # saved while the next epoch begins
-            tell_epoch(run, logger, folder.path)
+            tell_epoch(run, logger, folder.path, (time.perf_counter() - start) / (epoch + 1 - first))
             if out_of_patience(run):
                 break
         folder.finish()
@@ -309,7 +313,7 @@ class Progress:
     def __init__(self, loader: Loader, epoch: int, num_epochs: int, device: torch.device) -> None:
         self.loader, self.epoch = loader, epoch
         title = f"Epoch {epoch + 1}/{num_epochs}"
-        self.bar = tqdm(total=len(loader), desc=title, disable=processes.rank() > 0, mininterval=0.5)
+        self.bar = tqdm(total=len(loader), desc=title, disable=processes.rank() > 0 or None, leave=False)
         self.read_every = 1
         self.last_step: torch.cuda.Event | None = None  # the device has reached it: it has nothing left to do
         if device.type == "cuda":
@@ -376,6 +380,27 @@ def settings(argv: list[str] | None = None) -> SimpleNamespace:
     return s
 
 
+def refuse_missing_folders(s: SimpleNamespace) -> None:
+    """UserError where one of the four folders is not there, or is empty, with what would fill it."""
+    lacking = {}
+    for name in ("TRAIN_IMG_DIR", "TRAIN_MASK_DIR", "VAL_IMG_DIR", "VAL_MASK_DIR"):
+        folder = Path(getattr(s, name))
+        if not folder.is_dir():
+            lacking[name] = "there is no such folder"
+        elif not any(folder.iterdir()):
+            lacking[name] = "no images here: the folder is empty"
+    if not lacking:
+        return
+    lines = [f"{name} = {getattr(s, name)}: {problem}" for name, problem in lacking.items()]
+    cure = HOW_TO_GET_CARVANA
+    if all(name.startswith("VAL") for name in lacking):
+        cure = (
+            "Validation needs images that training does not see. Split some off:\n  python augment.py --img-dir "
+            f"{s.TRAIN_IMG_DIR} --mask-dir {s.TRAIN_MASK_DIR} --output-dir split --val-images 0.1"
+        )
+    raise UserError("\n".join([*lines, f"(Relative paths start at {Path.cwd()}.)", cure]))
+
+
 def load_parts(s: SimpleNamespace) -> None:
     """Loads the parts of one's own, so that one that is missing is told before anything else. UserError."""
     Loss(s.LOSS)
@@ -389,14 +414,18 @@ def load_parts(s: SimpleNamespace) -> None:
 
 
 def tell_settings(s: SimpleNamespace) -> None:
-    """Prints all settings, and where CROP is one of them what crops are cut from.
+    """Prints the settings that were changed for this run, and where CROP is one of them what crops are cut from.
 
     UserError: processes on other machines have other ones.
     """
     processes.agreed(
         lambda: {name: value for name, value in plain(s).items() if name not in _MAY_DIFFER}, _other_values
     )
-    processes.say(f"Settings (each is a constant at the top of train.py):\n{table(s)}")
+    if not s.DEMO and s.DATASET is None:
+        processes.first(lambda: refuse_missing_folders(s))
+    shown = s if s.SETTINGS else changed(s, globals(), vars(dataset))
+    if vars(shown):
+        processes.say(f"Settings (constants of train.py and dataset.py; --settings prints all):\n{table(shown)}")
     if s.CROP:
         processes.say(settle_crop(s))
 
@@ -474,10 +503,7 @@ def look_at_data(s: SimpleNamespace, output: Path) -> Report:
     if s.DEMO:
         draw_demo(Path(s.TRAIN_IMG_DIR).parent)
     if s.DATASET is not None:
-        write_dataset(s.DATASET, load_part("DATASET", s.DATASET, {}), s.OUTPUT_DIR, s.CHANNELS)
-    for folder in map(Path, (s.TRAIN_IMG_DIR, s.TRAIN_MASK_DIR, s.VAL_IMG_DIR, s.VAL_MASK_DIR)):
-        if not folder.is_dir() or not any(folder.iterdir()):
-            raise UserError(f"{folder}: no images here.\n{HOW_TO_GET_CARVANA}")
+        write_dataset(s.DATASET, load_part("DATASET", s.DATASET, {}), s.OUTPUT_DIR)
     report = audit(
         (s.TRAIN_IMG_DIR, s.TRAIN_MASK_DIR),
         (s.VAL_IMG_DIR, s.VAL_MASK_DIR),
@@ -614,11 +640,16 @@ def describe_run(model: nn.Module, device: torch.device, dtype: torch.dtype | No
 # ---- what a run says and leaves in its folder
 
 
-def tell_epoch(run: Run, logger: Logger, output: Path) -> None:
-    """Prints what scores that cannot be right point to, and gives the last epoch of a run to LOGGER, in process 0."""
-    if run.scores and (advice := symptom(run.scores)):
-        processes.say(advice)
+def tell_epoch(run: Run, logger: Logger, output: Path, seconds: float) -> None:
+    """Prints the last epoch of a run in a line, and gives it to LOGGER; `seconds`: what an epoch takes on average."""
     row = run.history[-1]
+    lines = [epoch_line(row, run.best is row, run.settings.NUM_EPOCHS, seconds)]
+    assert run.scores is not None, "the epoch has been recorded"
+    if run.scores.classes:
+        lines.append(f"  {class_line(run.scores)}")
+    if advice := symptom(run.scores):
+        lines.append(f"  {advice}")
+    processes.say("\n".join(lines))
     processes.first(lambda: logger(row["epoch"], row, output / "saved_images"))
 
 
@@ -705,9 +736,9 @@ class RunFolder:
 def save_epoch(state: dict[str, Any], output: Path, is_best: bool) -> None:
     """The checkpoint of an epoch, then the history up to it."""
     if is_best:  # best.pth first: a run killed between the two repeats its epoch
-        save_checkpoint(state, output / "best.pth", also=output / "checkpoint.pth")
+        save_checkpoint(state, output / "best.pth", also=output / "checkpoint.pth", quiet=True)
     else:
-        save_checkpoint(state, output / "checkpoint.pth")
+        save_checkpoint(state, output / "checkpoint.pth", quiet=True)
     write_history(output, state["history"])
 
 
@@ -744,7 +775,11 @@ def summary(run: Run, output: Path, seconds: float, waiting: float, loader: Load
 
     `waiting`: the share of the last epoch that was spent waiting for data of the `loader`.
     """
-    lines = [f"Best Dice {run.best['dice']:.4f} after {len(run.history)} epochs; this run trained {seconds:.0f} s."]
+    best = f"Best Dice {run.best['dice']:.4f}, of epoch {run.best['epoch']} of {len(run.history)}"
+    lines = [f"{best}; this run trained {duration(seconds)}."]
+    if run.scores is not None:
+        steps = len(run.history) * run.schedule.steps_per_epoch
+        lines += verdict(run.history, run.scores, steps, run.settings.BATCH_SIZE)
     if waiting > 0.2:
         cure = "raise NUM_WORKERS, or set ARRAYS = True"
         if run.settings.AUGMENT is not None:

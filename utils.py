@@ -32,18 +32,20 @@ from dataset import (
     value_range_of,
 )
 from parts import pictures, processes
+from parts.advice import summary
 from parts.arrays import Files, Size
 from parts.audit import Report
 from parts.checkpoints import load_weights, without_prefixes
 from parts.errors import UserError, printable, tell
 from parts.files import copy_whole, parallel_map, remove, write_whole
 from parts.inference import BatchPredictor, pixels_in_windows
+from parts.losses import Loss
 from parts.mask_rules import find_mask_rule
 from parts.masks import MaskRule, resize_mask
 from parts.names import pair_files
 from parts.pictures import Example, Palette, Row
 from parts.recipe import Variation, named_generator, true_labels, vary_batch
-from parts.scores import Metric, Scores, count_confusion, overlap_of, scores_of, summary
+from parts.scores import Metric, Scores, count_confusion, overlap_of, scores_of
 from parts.spec import DataSpec
 from parts.transforms import Transform
 
@@ -394,45 +396,53 @@ def check_accuracy(
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
     metrics: Mapping[str, Metric] | None = None,
+    loss_fn: Loss | None = None,
+    quiet: bool = False,
 ) -> Scores:
     """Prints and returns the Scores of `model` over every image of the loader's dataset, each counted once.
 
     The dataset's `mask_rule` (MaskRule) tells whether there is one foreground or several classes, and whether pixels
     are ignored; without one it is one foreground. `dtype` is autocast's (None: none). `metrics`: further scores, as of
-    scores.load_metrics. With several processes each
+    scores.load_metrics. `loss_fn`: for Scores.loss. `quiet`: nothing is printed. With several processes each
     scores its share and all get the same result. A loader that shuffles, or leaves images out, has its dataset read in
     order instead. UserError: the network has other output channels than the masks need.
     """
-    predictor = _predictor_of(loader, model, device, dtype)
-    overlap, confusion = _count_labels(_in_order(loader), predictor)
+    predictor = replace(_predictor_of(loader, model, device, dtype), loss_fn=loss_fn)
+    overlap, confusion, loss = _count_labels(_in_order(loader), predictor)
     scores = scores_of(overlap, confusion, predictor.mask_rule.names, metrics)
-    if processes.rank() == 0:
+    scores.loss = loss
+    if processes.rank() == 0 and not quiet:
         tell(summary(scores, int(confusion.sum())))
     return scores
 
 
-def _count_labels(loader: DataLoader, predictor: BatchPredictor) -> tuple[np.ndarray, np.ndarray]:
-    """Each image's counts (N, 3, L), as of overlap_of, and the sum of all confusions (L, L), over all processes.
+def _count_labels(loader: DataLoader, predictor: BatchPredictor) -> tuple[np.ndarray, np.ndarray, float | None]:
+    """Each image's counts (N, 3, L), as of overlap_of, the sum of all confusions (L, L), and the mean of the losses.
 
     They are summed on the device and read once, at the end.
     """
     device, num_labels = predictor.device, predictor.mask_rule.num_labels
     dataset: Any = loader.dataset
     sampler: Any = loader.sampler  # an EpochSampler, which tells which images this process scores
-    counts = []
+    counts, losses = [], []
     total = torch.zeros(num_labels, num_labels, dtype=torch.int64, device=device)
     for images, masks in loader:
         truths = true_labels(masks, device, predictor.mask_rule)
-        confusions = count_confusion(predictor.labels(images), truths, num_labels)
+        labels, loss = predictor.labels_and_losses(images, truths)
+        losses.append(loss)
+        confusions = count_confusion(labels, truths, num_labels)
         counts.append(overlap_of(confusions))
         total += confusions.sum(0)
     exact = torch.device("cpu") if device.type == "mps" else device  # mps has no float64
     overlap = torch.zeros(len(dataset), 3, num_labels, dtype=torch.float64, device=exact)
+    loss_of_each = torch.zeros(len(dataset), dtype=torch.float64, device=exact)
     if counts:
         overlap[sampler.order(0)] = torch.cat(counts).to(exact).double()
+        loss_of_each[sampler.order(0)] = torch.cat(losses).to(exact).double()
     overlap = processes.sum_over_all(overlap)
+    mean_loss = float(processes.sum_over_all(loss_of_each).mean())
     total = processes.sum_over_all(total.to(exact).double())
-    return overlap.cpu().numpy(), total.cpu().numpy()
+    return overlap.cpu().numpy(), total.cpu().numpy(), mean_loss if math.isfinite(mean_loss) else None
 
 
 def rule_of(loader: DataLoader) -> MaskRule:
@@ -613,13 +623,16 @@ def _for_eyes(images: torch.Tensor) -> np.ndarray:
 # ---- checkpoints
 
 
-def save_checkpoint(state: dict[str, Any], filename: str | Path = "checkpoint.pth", also: Path | None = None) -> None:
+def save_checkpoint(
+    state: dict[str, Any], filename: str | Path = "checkpoint.pth", also: Path | None = None, quiet: bool = False
+) -> None:
     """Writes a dictionary of tensors and plain types to a file, whole and flushed.
 
     A process killed at any moment, a full disk or a power cut leaves the old file or the new one.
     `also` becomes the same file, after it.
     """
-    tell(f"=> Saving checkpoint {filename}")
+    if not quiet:
+        tell(f"=> Saving checkpoint {filename}")
     write_whole(filename, lambda file: _torch_save(state, file))
     if also:
         copy_whole(filename, also)

@@ -265,7 +265,8 @@ _HISTORY = Items(
         ),
     ),
 )
-_SCORES = {field.name: _SHARE for field in fields(Scores) if field.name not in ("per_image", "classes", "metrics")}
+_OTHER_SCORES = ("per_image", "classes", "metrics", "baseline", "loss")
+_SCORES = {field.name: _SHARE for field in fields(Scores) if field.name not in _OTHER_SCORES}
 _CLASS_SCORES = Fields(
     dict(
         names=_NAMES,
@@ -320,6 +321,8 @@ KEYS: dict[str, AnyKind] = dict(
             per_image=Items(_SHARE, most=2**40),
             classes=OrNone(_CLASS_SCORES),
             metrics=Fields({}, others=_NUMBER),
+            baseline=_SHARE,
+            loss=OrNone(_NUMBER),
         ),
         required=(*_SCORES, "per_image"),
     ),

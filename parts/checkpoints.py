@@ -43,7 +43,7 @@ Weights = dict[str, torch.Tensor]
 
 
 # These settings say where a run happens. The weights, history and scores do not depend on them.
-_NOT_SAVED = ("LOAD_MODEL", "DEMO", "OUTPUT_DIR", "NUM_WORKERS", "PIN_MEMORY", "ARRAYS", "PICTURE_BATCHES")
+_NOT_SAVED = ("LOAD_MODEL", "SETTINGS", "DEMO", "OUTPUT_DIR", "NUM_WORKERS", "PIN_MEMORY", "ARRAYS", "PICTURE_BATCHES")
 
 
 @dataclass
@@ -93,6 +93,7 @@ class Run:
         row = dict(
             epoch=len(self.history) + 1,
             loss=loss,
+            val_loss=scores.loss,
             accuracy=scores.accuracy,
             dice=scores.dice,
             dice_nonempty=scores.dice_nonempty,

@@ -20,6 +20,7 @@ from torch.nn.functional import logsigmoid
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from parts.errors import UserError
+from parts.losses import Loss
 from parts.masks import MaskRule
 from parts.networks import Network
 from parts.processes import keep_freed_memory, pick_device
@@ -323,39 +324,62 @@ class BatchPredictor:
     device: torch.device
     dtype: torch.dtype | None = None  # autocast's
     in_windows: bool = False  # the images are of any size
+    loss_fn: Loss | None = None  # gives the loss of each image that has a true mask
 
-    @torch.no_grad()
     def labels(self, images: torch.Tensor) -> torch.Tensor:
         """The predicted labels, uint8 (N, 1, H, W) on the device, of images (N, C, H, W). The model keeps its mode.
 
         UserError: the model has more or fewer output channels than the masks need.
+        """
+        return self.labels_and_losses(images)[0]
+
+    @torch.no_grad()
+    def labels_and_losses(
+        self, images: torch.Tensor, truths: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The labels, and each image's loss (N,) beside its true labels uint8 (N, 1, H, W); NaN without those.
+
+        The loss of a large image is the mean over the bands that it is predicted in, by their pixels.
         """
         training = self.model.training
         self.model.eval()
         try:
             # Last batches and images of any size would each be compiled once more
             with as_written():
-                return self._labels_in_windows(images) if self.in_windows else self._labels(images)
+                if self.in_windows:
+                    return self._in_windows(images, truths)
+                return self._in_one_piece(images, truths)
         finally:
             self.model.train(training)
 
-    def _labels(self, images: torch.Tensor) -> torch.Tensor:
+    def _in_one_piece(self, images: torch.Tensor, truths: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
         with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None):
             logits = self.model(to_device(images, self.device))
         self._refuse_channels(logits.shape[1])
-        return self.mask_rule.labels_of(logits)
+        return self.mask_rule.labels_of(logits), self._losses(logits, truths)
 
-    def _labels_in_windows(self, images: torch.Tensor) -> torch.Tensor:
+    def _losses(self, logits: torch.Tensor, truths: torch.Tensor | None) -> torch.Tensor:
+        """The loss of each image alone, so that it does not depend on which images are in a batch: float32 (N,)."""
+        if self.loss_fn is None or truths is None:
+            return torch.full((len(logits),), torch.nan, device=logits.device)
+        logits = logits.float()
+        return torch.stack([self.loss_fn(*pair) for pair in zip(logits.split(1), truths.split(1))])
+
+    def _in_windows(self, images: torch.Tensor, truths: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
         runner = Runner(cast(Network, self.model), self.device, self.dtype)
         self._refuse_channels(runner.channels)
         labels = torch.empty(len(images), 1, *images.shape[2:], dtype=torch.uint8, device=self.device)
+        losses = torch.zeros(len(images), device=self.device)
         cudnn, benchmark = torch.backends.cudnn, torch.backends.cudnn.benchmark
         cudnn.benchmark = False  # it would try its kernels for every size anew
         for index, image in enumerate(images.permute(0, 2, 3, 1).numpy()):
             for top, logits in runner.bands(image):
-                labels[index, :, top : top + logits.shape[1]] = self.mask_rule.labels_of(logits[None])[0]
+                rows = slice(top, top + logits.shape[1])
+                labels[index, :, rows] = self.mask_rule.labels_of(logits[None])[0]
+                band = None if truths is None else truths[index : index + 1, :, rows]
+                losses[index] += self._losses(logits[None], band)[0] * (logits.shape[1] / images.shape[2])
         cudnn.benchmark = benchmark
-        return labels
+        return labels, losses
 
     def _refuse_channels(self, channels: int) -> None:
         if channels != self.mask_rule.channels:

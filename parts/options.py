@@ -627,9 +627,20 @@ def _named(value: Any) -> Any:
     return name_of_part(value)
 
 
+def changed(settings: SimpleNamespace, *modules: Mapping[str, Any]) -> SimpleNamespace:
+    """The settings that differ from what the files of these `modules` (their globals) declare."""
+    declared: dict[str, Any] = {}
+    for space in reversed(modules):
+        declared |= {name: _plain(value) for name, value in space.items() if name.isupper()}
+        if source := _Source.of(space.get("__file__")):  # a notebook may have set another value in the module
+            declared |= {name: _plain(value) for name, value in source.declared.items()}
+    differing = {name: value for name, value in vars(settings).items() if _named(declared.get(name)) != _named(value)}
+    return SimpleNamespace(**differing)
+
+
 def table(settings: SimpleNamespace) -> str:
     """The settings as lines to print, one constant each."""
-    width = max(map(len, vars(settings)))
+    width = max(map(len, vars(settings)), default=0)
     indent = " " * (width + 5)  # a continued line begins behind the bracket
     lines = []
     for name, value in vars(settings).items():

@@ -23,6 +23,7 @@ import torch
 from tqdm import tqdm
 
 from parts import pictures
+from parts.advice import class_table
 from parts.errors import UserError, escaped, list_files, printable, tell
 from parts.files import write_csv, write_whole
 from parts.images import resize_image
@@ -33,7 +34,6 @@ from parts.predictions import ForegroundPrediction, Output, Prediction, Result
 from parts.scores import (
     Scores,
     class_columns,
-    class_table,
     count_confusion,
     dice_from_counts,
     iou_from_counts,

@@ -132,8 +132,12 @@ class Palette:
         return drawn
 
     def compare(self, truth: np.ndarray, prediction: np.ndarray) -> tuple[np.ndarray, ...]:
-        """Where two masks differ and agree: for each of `marks` a boolean (H, W)."""
-        return truth != prediction, truth == prediction
+        """Where two masks differ and agree: for each of `marks` a boolean (H, W).
+
+        The truth's commonest label is left out of what agrees: like the background of one foreground it stays grey.
+        """
+        commonest = np.bincount(np.ravel(truth), minlength=1).argmax()
+        return truth != prediction, (truth == prediction) & (truth != commonest)
 
     def legend(self, masks: Iterable[np.ndarray]) -> list[LegendEntry]:
         """A legend of those labels that the masks hold, and of ignored pixels if there are any."""
@@ -152,6 +156,7 @@ class Palette:
         return [LegendEntry("masks:"), *labels, LegendEntry("difference:"), *self._mark_entries(), *ignored]
 
     def _mark_entries(self) -> list[LegendEntry]:
+        """A legend of `marks`; what is right of a picture's commonest class, its background, stays grey."""
         return [LegendEntry(mark.text, mark.colour) for mark in self.marks]
 
 
@@ -530,7 +535,8 @@ def _font(size: int) -> Any:
 
 
 _CURVES = {  # how columns of the history are drawn
-    "loss": dict(label="training loss", color="#0072b2", linewidth=1.8),
+    "loss": dict(label="training", color="#0072b2", linewidth=1.8),
+    "val_loss": dict(label="validation", color="#d55e00", linewidth=1.8, linestyle="--"),
     "dice": dict(label="Dice", color="#009e73", linewidth=1.8),
     "iou": dict(label="IoU", color="#56b4e9", linewidth=1.8),
 }
@@ -543,13 +549,16 @@ _CURVES_AMONG_CLASSES = _CURVES | {  # whose colours are also those above
 def draw_curves(history: Sequence[dict[str, Any]], path: str | Path) -> None:
     """Draws loss and scores by epoch, in two panels, as a picture at `path`.
 
-    history: a dictionary for each epoch, with numbers under `epoch`, `loss` and, where there are some, `dice`, `iou`
-    and `dice_NAME` of each class. The best epoch is marked: by `dice_nonempty` (the Dice of images that hold
-    something or are predicted to) where there is one, else by `dice`.
+    history: a dictionary for each epoch, with numbers under `epoch`, `loss` and, where there are some, `val_loss`,
+    `dice`, `iou`, `dice_NAME` of each class, and other scores under their names. The best epoch is marked: by
+    `dice_nonempty` (the Dice of images that hold something or are predicted to) where there is one, else by `dice`.
     """
     from matplotlib.ticker import MaxNLocator
 
+    losses = [name for name in ("loss", "val_loss") if history[-1].get(name) is not None]
     scores = [name for name in ("dice", "iou") if name in history[-1]]
+    known = {*losses, *scores, "epoch", "accuracy", "learning_rate", "val_loss"}
+    others = [name for name in history[-1] if name not in known and not name.startswith("dice_")]
     by_class = [name for name in history[-1] if name.startswith("dice_") and name != "dice_nonempty"]
     curves, panels = _CURVES, 11.0
     width = panels  # inches
@@ -561,10 +570,14 @@ def draw_curves(history: Sequence[dict[str, Any]], path: str | Path) -> None:
     loss_axes, score_axes = figure.subplots(1, 2)
     if by_class:
         _draw_classes(score_axes, history, by_class)
+        others = []  # there are lines enough
     epochs = _values(history, "epoch")
-    for axes, label, names in ((loss_axes, "loss", ["loss"]), (score_axes, "score on validation images", scores)):
+    for axes, label, names in ((loss_axes, "loss", losses), (score_axes, "score on validation images", scores)):
         for name in names:
             axes.plot(epochs, _values(history, name), marker=_marker(history), markersize=4, **curves[name])
+        if axes is score_axes:
+            for name, colour in zip(others, ("#e69f00", "#cc79a7", "0.5", "0.3")):
+                axes.plot(epochs, _values(history, name), linewidth=0.9, color=colour, label=name)
         axes.set_xlabel("epoch")
         axes.set_ylabel(label)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=12, integer=True, min_n_ticks=1))

@@ -45,6 +45,8 @@ class Scores:
     # "share" of the true pixels; "confusion", counts of pixels, rows true, columns predicted. None for one foreground
     classes: dict[str, Any] | None = field(default=None, repr=False)
     metrics: dict[str, float] = field(default_factory=dict)  # what METRICS asks for, by name
+    baseline: float = 0.0  # the Dice of predicting one label everywhere: foreground, or the most frequent class
+    loss: float | None = None  # the mean over images of each one's loss, where it was asked for
 
 
 # ---- counts of pixels
@@ -163,8 +165,20 @@ def scores_of(
         scores, labels = class_scores(overlap, confusion, class_names), range(len(class_names))
     else:
         scores, labels = _foreground_scores(overlap, confusion), range(1, 2)
+    scores.baseline = _baseline(np.asarray(overlap), labels)
     scores.metrics = {name: mean_metric(metric, overlap, labels) for name, metric in (metrics or {}).items()}
     return scores
+
+
+def _baseline(overlap: np.ndarray, labels: Sequence[int]) -> float:
+    """The Dice of predicting one of the `labels` everywhere, the most frequent one; of counts (N, 3, L)."""
+    true = overlap[:, 2]
+    label = max(labels, key=lambda label: true[:, label].sum())
+    dice = dice_from_counts(true[:, label], true.sum(1), true[:, label])
+    if len(labels) == 1:
+        return float(dice.mean())
+    scored = int((true.sum(0) > 0).sum())
+    return float(dice.mean()) / max(1, scored)
 
 
 def _foreground_scores(overlap: np.ndarray, confusion: np.ndarray) -> Scores:
@@ -222,43 +236,7 @@ def class_scores(overlap: np.ndarray, confusion: np.ndarray, names: Sequence[str
     )
 
 
-# ---- in words
-
-
-def summary(scores: Scores, pixels: int) -> str:
-    """The scores as they are printed, for a validation of `pixels` pixels: with classes a table of them first."""
-    lines, detail = [], ""
-    if scores.classes:
-        lines.append(class_table(scores))
-        count = sum(dice is not None for dice in scores.classes["dice"])
-        detail = f": means over {count} classes"
-    elif scores.dice_nonempty != scores.dice:
-        detail = f"; Dice {scores.dice_nonempty:.4f} of images that hold something or are predicted to"
-    further = "".join(f", {name} {value:.4f}" for name, value in scores.metrics.items())
-    lines.append(
-        f"Got {round(scores.accuracy * pixels)}/{pixels} pixels right, accuracy {100 * scores.accuracy:.2f} %; "
-        f"Dice {scores.dice:.4f}, IoU {scores.iou:.4f}{further}{detail}"
-    )
-    return "\n".join(lines)
-
-
-def class_table(scores: Scores, most: int = 20) -> str:
-    """The classes of `scores` in lines of words, the lowest Dice first; of more than `most` the rest are counted.
-
-    A class that is never right has 0.0000; one that is neither true nor predicted in any image has no Dice.
-    """
-    classes = scores.classes or {}
-    rows = list(zip(classes["names"], classes["dice"], classes["iou"], classes["share"]))
-    rows.sort(key=lambda row: (row[1] is None, row[1]))
-    shown = rows if len(rows) <= most else rows[: most - 1]  # the last line counts the rest
-    width = min(30, max(len("class"), *(len(row[0]) for row in shown)))
-    lines = [f"  {'class':<{width}}    Dice     IoU  of pixels"]
-    for name, dice, iou, share in shown:
-        numbers = "     -       -" if dice is None else f"{dice:.4f}  {iou:.4f}"
-        lines.append(f"  {name:<{width}}  {numbers}  {100 * share:7.2f} %")
-    if len(shown) < len(rows):
-        lines.append(f"  ... and {len(rows) - len(shown)} more")
-    return "\n".join(lines)
+# ---- the history's columns
 
 
 def class_columns(scores: Scores) -> dict[str, float | None]:
@@ -275,24 +253,3 @@ def class_columns(scores: Scores) -> dict[str, float | None]:
             column += f"_{index}"
         columns[column] = dice
     return columns
-
-
-def symptom(scores: Scores) -> str | None:
-    """Says in words that one label is predicted everywhere, which cannot be right; None where it is not so."""
-    held = f"though the masks hold {100 * scores.true_share:.1f} %"
-    if scores.classes:
-        names, confusion = scores.classes["names"], np.array(scores.classes["confusion"])
-        predicted, true = np.flatnonzero(confusion.sum(0)), np.flatnonzero(confusion.sum(1))
-        if len(predicted) != 1 or len(true) < 2:
-            return None
-        prediction = f"{names[predicted[0]]}, {held} of it, and {len(true)} classes in all"
-    elif scores.predicted_share == 0 < scores.true_share:
-        prediction = f"background, {held} of foreground"
-    elif scores.predicted_share == 1 > scores.true_share:
-        prediction = f"foreground, {held} of it"
-    else:
-        return None
-    return (
-        f"Every pixel of the validation images is predicted as {prediction}. In the first epochs this may pass. If it "
-        "stays: look at the overlays of the audit (do the masks lie on what is meant?), then lower LEARNING_RATE."
-    )

@@ -281,7 +281,8 @@ def test_a_checkpoint_has_the_keys_that_it_always_had(tmp_path):
     state = torch.load(tmp_path / "run.pth")
     assert list(state) == list(OLD_KEYS)
     assert all(isinstance(state[name], kind) for name, kind in OLD_KEYS.items())
-    assert list(state["history"][0]) == ["epoch", "loss", "accuracy", "dice", "dice_nonempty", "iou", "learning_rate"]
+    columns = ["epoch", "loss", "val_loss", "accuracy", "dice", "dice_nonempty", "iou", "learning_rate"]
+    assert list(state["history"][0]) == columns
     assert state["scores"] == vars(run.scores) and state["best_dice"] == 0.5
     assert "NUM_EPOCHS" in state["settings"] and "OUTPUT_DIR" not in state["settings"]
 
@@ -366,7 +367,7 @@ def test_a_network_whose_channels_are_not_its_classes_is_refused(tmp_path, class
         with pytest.raises(UserError, match=expected):
             load_network(spoilt)
     torch.save(UNet(3, 300, (2, 2)).state_dict(), tmp_path / "many.pth")
-    with pytest.raises(UserError, match="many.pth.* 300 out"):
+    with pytest.raises(UserError, match="many.pth.* 300 channels out"):
         load_network(tmp_path / "many.pth")
 
 

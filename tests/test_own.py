@@ -317,7 +317,7 @@ def test_a_dataset_of_ones_own_is_audited_trained_on_and_shown(tmp_path, monkeyp
         (lambda train: 3, "has no len"),
         (lambda train: [(np.zeros((4, 4)), np.zeros((4, 4), np.uint8))], "the image of sample 0 is float64"),
         (lambda train: [(np.zeros((4, 4, 3), np.uint8), np.zeros((4, 5), np.uint8))], "a mask of \\(4, 5\\)"),
-        (lambda train: Discs(train, 0), "no images"),
+        (lambda train: Discs(train, 0), "holds no pictures"),
     ],
 )
 def test_a_dataset_that_cannot_be_is_told(data, words, tmp_path, monkeypatch):

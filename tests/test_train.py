@@ -178,7 +178,7 @@ def test_going_on_at_another_size_keeps_the_epoch_and_starts_the_best_anew(prepa
     assert "the best Dice, best.pth and PATIENCE start anew" in said
     best = torch.load(prepared / "best.pth")
     assert best["epoch"] == 3 > before["epoch"] and best["best_dice"] == best["history"][2]["dice"]
-    assert f"Best Dice {best['best_dice']:.4f} after 3 epochs" in said
+    assert f"Best Dice {best['best_dice']:.4f}, of epoch {best['epoch']} of 3" in said
     assert len(list((prepared / "saved_images/strip").iterdir())) == 3
     run_here(monkeypatch, prepared, "--num-epochs", 4, *larger)
     assert "start anew" not in capsys.readouterr().out and torch.load(prepared / "checkpoint.pth")["since"] == 2
@@ -645,8 +645,7 @@ def test_ignored_pixels_are_neither_trained_on_nor_scored(prepared, monkeypatch,
             Image.fromarray(mask).save(path)
     run_here(monkeypatch, prepared, "--num-epochs", 1, "--mask-ignore", 7, "--output-dir", "ignored")
     said = capsys.readouterr().out
-    pixels = len(list((prepared / "dataset" / "augmented_test_masks").iterdir())) * 32 * 48 // 2
-    assert f"/{pixels} pixels right" in said and "50.00% of all pixels are neither trained on nor scored" in said
+    assert "50.00% of all pixels are neither trained on nor scored" in said
     run_here(monkeypatch, prepared, "--num-epochs", 1, "--mask-foreground", 255, "--output-dir", "background")
     one, other = (torch.load(prepared / name / "best.pth")["state_dict"] for name in ("ignored", "background"))
     assert any(not torch.equal(one[key], other[key]) for key in one)
