@@ -24,7 +24,7 @@ import shlex
 import time
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from functools import cache, partial
@@ -42,6 +42,7 @@ from tqdm import tqdm
 import dataset
 from parts import pictures
 from parts.audit import ALPHA_DROPPED
+from parts.bands import NPY, write_tiff
 from parts.errors import UnusableFile, UserError, counted, list_files, printable, run, tell, within_memory
 from parts.files import (
     Provenance,
@@ -56,10 +57,32 @@ from parts.files import (
     write_text,
     write_whole,
 )
-from parts.images import Decoded, choose_value_range, decode, depth_of, head_of, image_size, pixels_of, read_image
+from parts.images import (
+    RGB,
+    Bands,
+    Decoded,
+    choose_value_range,
+    decode,
+    decode_image,
+    depth_of,
+    head_of,
+    image_size,
+    pixels_of,
+    read_image,
+)
 from parts.mask_rules import decide_mask_rule, refuse_united_classes
-from parts.masks import MaskRule, Observation, count_classes, has_used_alpha, observe_mask, read_mask
-from parts.names import COPIES, HOW_TO_GET_CARVANA, Folder, Pair, group_of, list_pictures, pair_files, tell_groups
+from parts.masks import MaskRule, Observation, count_classes, drops_alpha, observe_mask, read_mask
+from parts.names import (
+    COPIES,
+    HOW_TO_GET_CARVANA,
+    Folder,
+    Pair,
+    group_of,
+    list_pictures,
+    pair_files,
+    suffixes_of,
+    tell_groups,
+)
 from parts.options import optional, settings_of, whole
 from parts.spec import AUTO, DataSpec
 
@@ -85,8 +108,8 @@ class _Opened:
     """The decoded files of a pair."""
 
     pair: Pair
-    image: Decoded
-    pixels: np.ndarray  # of the image in their own depth: (H, W, 3), or (H, W) of greys of more than 8 bits
+    image: Decoded | Bands
+    pixels: np.ndarray  # of the image in their own depth: (H, W, C), or (H, W) of greys
     masks: list[Image.Image]  # with their files' own values
 
     @property
@@ -95,13 +118,16 @@ class _Opened:
         return [np.asarray(mask) for mask in self.masks]
 
 
-def augmentation(image: str | Path, mask: str | Path, seed: int = 0) -> tuple[list[np.ndarray], list[np.ndarray]]:
+def augmentation(
+    image: str | Path, mask: str | Path, seed: int = 0, channels: int | None = RGB
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Makes the article's four pairs of an image file and its mask file: as it is, both flips, and the grid distortion.
 
     Gives the images, (H, W, 3) or (H, W) of greys of more than 8 bits, and the masks, (H, W) or (H, W, C), with the
-    values of their files. The grid is that of `seed` and of the image's name. UnusableFile.
+    values of their files. Of other `channels` than RGB images are (H, W, channels), or (H, W) of one; None: what the
+    file has. The grid is that of `seed` and of the image's name. UnusableFile.
     """
-    opened = _open(Pair("", Path(image), Path(mask)))
+    opened = _open(Pair("", Path(image), Path(mask)), channels)
     name = unicodedata.normalize("NFC", Path(image).stem)
     images, (masks,) = _make_copies(opened, seed, name)
     return images, masks
@@ -139,11 +165,12 @@ def distort(
     return images, copies
 
 
-def _open(pair: Pair) -> _Opened:
+def _open(pair: Pair, channels: int | None) -> _Opened:
     """Decodes the files of a pair. UnusableFile: one of them is damaged, or their sizes differ."""
-    decoded = decode(pair.image, page=pair.image_page)
-    pixels = pixels_of(decoded, pair.image)
-    if pixels.dtype != np.uint8 and decoded.picture.mode[0] in "IF":
+    decoded = decode_image(pair.image, page=pair.image_page, channels=channels)
+    pixels = pixels_of(decoded, pair.image, channels)
+    is_deep_grey = pixels.dtype != np.uint8 and isinstance(decoded, Decoded) and decoded.picture.mode[0] in "IF"
+    if is_deep_grey or pixels.shape[2] == 1:
         pixels = pixels[..., 0]  # greys stay grey
     masks = []
     for path, page in pair.sources[1:]:
@@ -245,7 +272,8 @@ def make_augmented(
     """
     _check_folders(img_dir, mask_dir, output_dir)
     sides = split(pair_files(img_dir, mask_dir, spec, apart=[output_dir]), val_images, spec.group)
-    items = _plan(sides, spec.mask_name)
+    channels = None if isinstance(spec.channels, str) else spec.channels  # None: what each image has
+    items = _plan(sides, spec.mask_name, channels)
     mask_rule, warnings = None, []
     if spec.classes is not None:
         refuse_united_classes([*sides.train, *sides.val])
@@ -260,16 +288,19 @@ def make_augmented(
         settings: dict[str, object] = {"JPEG_QUALITY": jpeg_quality, "SEED": seed}
         if spec.mask_name is not None:
             settings["MASK_NAME"] = spec.mask_name
+        if channels != RGB:
+            settings["CHANNELS"] = spec.channels
         missing = _prepare(output_dir, items, settings)
         start = time.perf_counter()
-        transparent = _make(missing, items, _Maker(output_dir, jpeg_quality, seed), num_workers)
+        transparent = _make(missing, items, _Maker(output_dir, jpeg_quality, seed, channels), num_workers)
         if transparent:
             text = f"{counted(len(transparent), 'image')} {ALPHA_DROPPED} {list_files(transparent)}"
             warnings.append(text)
         seconds = time.perf_counter() - start
         shown = _sample([item for item in items if item.side == _TRAIN])
         mask_rule = mask_rule or _preview_rule(shown, spec)
-        _draw_preview(output_dir, shown, len(sides.train), mask_rule, _preview_range(shown, spec))
+        look = partial(read_image, value_range=_preview_range(shown, spec, channels), channels=channels)
+        _draw_preview(output_dir, shown, len(sides.train), mask_rule, look)
     return Summary(
         train=len(sides.train),
         val=len(sides.val),
@@ -319,7 +350,7 @@ class Item:
         return [*self.images, *(file for files in self.masks for file in files)]
 
 
-def _plan(sides: Split, mask_name: str | None) -> list[Item]:
+def _plan(sides: Split, mask_name: str | None, channels: int | None) -> list[Item]:
     """The Items of all pairs. UserError: two of them would write one file."""
     items = []
     for side, pairs in ((_TRAIN, sides.train), (_TEST, sides.val)):
@@ -327,7 +358,7 @@ def _plan(sides: Split, mask_name: str | None) -> list[Item]:
             stems = [pair.name]
             if side == _TRAIN:
                 stems += [f"{pair.name}_{copy}" for copy in COPIES]
-            images = [f"{side}_images/{stem}{_image_suffix(pair)}" for stem in stems]
+            images = [f"{side}_images/{stem}{_image_suffix(pair, channels)}" for stem in stems]
             masks = []
             for mask, _ in pair.sources[1:]:
                 suffix = ".tif" if mask.suffix.lower() in _TIFF_SUFFIXES else ".png"  # of 32 bits, which PNG has not
@@ -355,14 +386,18 @@ def _refuse_same_files(items: Iterable[Item]) -> None:
                 )
 
 
-def _image_suffix(pair: Pair) -> str:
-    """The suffix of an image's copies: that of a JPEG, .tif where the pixels have 32 bits, otherwise .png."""
+def _image_suffix(pair: Pair, channels: int | None) -> str:
+    """The suffix of an image's copies: that of a JPEG, .tif where the pixels have 32 bits, otherwise .png.
+
+    Of other `channels` than RGB also .npy and all .tif stay what they are.
+    """
     suffix = pair.image.suffix
-    if suffix.lower() in _JPEG_SUFFIXES:
+    if suffix.lower() in (*_JPEG_SUFFIXES, NPY):
         return suffix
     if suffix.lower() in _TIFF_SUFFIXES:
         with suppress(UnusableFile):  # if it is damaged, _Maker will say so
-            if head_of(pair.image, pair.image_page).mode in ("I", "F"):
+            mode = head_of(pair.image, pair.image_page).mode
+            if channels != RGB or mode in ("I", "F") or mode.startswith("3 x "):  # as of images.Bands
                 return ".tif"
     return ".png"
 
@@ -420,6 +455,7 @@ class _Maker:
     output_dir: Path
     jpeg_quality: int
     seed: int
+    channels: int | None
 
     def __call__(self, item: Item) -> UnusableFile | bool:
         """Makes the files: whether the image lost a channel of transparency; or the UnusableFile that prevents it."""
@@ -431,7 +467,7 @@ class _Maker:
 
     def _make(self, item: Item) -> bool:
         """Makes the files: whether the image lost a channel of transparency. UnusableFile: nothing is written."""
-        opened = _open(item.pair)
+        opened = _open(item.pair, self.channels)
         _refuse_depth(item.pair.image, opened.pixels, item.images[0])
         images, masks = [opened.pixels], [[values] for values in opened.mask_values]
         for (path, _), (values,), targets in zip(item.pair.sources[1:], masks, item.masks):
@@ -447,17 +483,23 @@ class _Maker:
         for targets, copies, like in zip(item.masks, masks, opened.masks):
             for target, values in zip(targets, copies):
                 self._write_mask(target, values, like)
-        return has_used_alpha(opened.image.picture)
+        return drops_alpha(opened.image, self.channels)
 
     def _write_image(self, target: str, pixels: np.ndarray) -> None:
-        """Writes uint8 or uint16 (H, W, 3), uint16 or float32 (H, W), in their depth."""
+        """Writes uint8, uint16 or float32 (H, W) or (H, W, C), in their depth, as what the name says."""
         pixels, suffix = np.ascontiguousarray(pixels), os.path.splitext(target)[1].lower()
-        if suffix == ".tif":
-            picture = Image.fromarray(pixels)
-            self._write(target, lambda file: picture.save(file, format="TIFF"))
+        if suffix == NPY:
+            self._write(target, lambda file: np.save(file, pixels))
+            return
+        if suffix == ".tif" and pixels.ndim == 3:
+            self._write(target, lambda file: write_tiff(file, pixels))
+            return
+        if suffix == ".tif" or pixels.shape[2:] == (2,):  # grey with alpha, which OpenCV does not write
+            kind, picture = "TIFF" if suffix == ".tif" else "PNG", Image.fromarray(pixels)
+            self._write(target, lambda file: picture.save(file, format=kind))
             return
         if pixels.ndim == 3:
-            pixels = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
+            pixels = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR if pixels.shape[2] == RGB else cv2.COLOR_RGBA2BGRA)
         if suffix in _JPEG_SUFFIXES:
             _, encoded = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, self.jpeg_quality])
         else:  # photographs hardly repeat themselves: Huffman codes alone are the fastest, and as small
@@ -486,19 +528,25 @@ class _Maker:
 
 def _refuse_depth(image: Path, pixels: np.ndarray, target: str) -> None:
     """UnusableFile: files of the kind that `image` is by its name cannot hold its pixels."""
-    most = {".tif": 4, ".png": 2}.get(os.path.splitext(target)[1], 1)  # bytes of a value
+    suffix = os.path.splitext(target)[1].lower()
+    most = {".tif": 4, NPY: 4, ".png": 2}.get(suffix, 1)  # bytes of a value
     if pixels.dtype.itemsize > most:
         problem = f"has pixels of {8 * pixels.dtype.itemsize} bits, whatever its name says"
         raise UnusableFile(image, problem, "Give it the suffix .tif")
+    if suffix == ".png" and pixels.dtype.itemsize > 1 and pixels.shape[2:] == (2,):
+        raise UnusableFile(image, "has two channels of 16 bits, which no program here writes as PNG", "Save it as TIFF")
 
 
-def _can_be_copied(decoded: Decoded, target: str) -> bool:
+def _can_be_copied(decoded: Decoded | Bands, target: str) -> bool:
     """Whether every program reads from the file itself what was decoded.
 
     Not where EXIF turns it, where more frames follow, or where it has CMYK, a palette or transparency.
     """
     kind = "JPEG" if target.lower().endswith(_JPEG_SUFFIXES) else "PNG"
-    plain = decoded.picture.mode in ("RGB", "L", "I", "I;16")
+    if isinstance(decoded, Bands):
+        kind, plain = decoded.format, True
+    else:
+        plain = decoded.picture.mode in ("RGB", "L", "I", "I;16")
     return decoded.format == kind and plain and decoded.turned == 1 and not decoded.frames
 
 
@@ -512,9 +560,12 @@ def _sample(items: list[Item], rows: int = 5) -> list[Item]:
 
 
 def _draw_preview(
-    output_dir: Path, items: list[Item], count: int, mask_rule: MaskRule | None, value_range: tuple[float, float] | None
+    output_dir: Path, items: list[Item], count: int, mask_rule: MaskRule | None, look: Callable[..., np.ndarray]
 ) -> None:
-    """Draws a sheet of some of the `count` training images with every copy, masks laid over them."""
+    """Draws a sheet of some of the `count` training images with every copy, masks laid over them.
+
+    `look(path, size)` reads an image.
+    """
     palette = pictures.Palette.of(mask_rule)
     rows, masks = [], []
     for item in items:
@@ -522,7 +573,7 @@ def _draw_preview(
         size = (2 * pictures.TILE_HEIGHT, max(1, round(2 * pictures.TILE_HEIGHT * width / height)))
         tiles = []
         for image, *files in zip(item.images, *item.masks):
-            tile = read_image(output_dir / image, size, value_range=value_range)
+            tile = look(output_dir / image, size)
             if mask_rule:
                 masks.append(read_mask(tuple(output_dir / file for file in files), mask_rule, size))
                 tile = pictures.overlay(tile, masks[-1], palette)
@@ -546,16 +597,17 @@ def _preview_rule(items: list[Item], spec: DataSpec) -> MaskRule | None:
     return None
 
 
-def _preview_range(items: list[Item], spec: DataSpec) -> tuple[float, float] | None:
+def _preview_range(items: list[Item], spec: DataSpec, channels: int | None) -> tuple[float, float] | None:
     """(low, high), which the preview shows as 0 ... 255 of images of more than 8 bits; None: their upper 8 bits."""
     if spec.image_range is not None and not isinstance(spec.image_range, str):
         return spec.image_range
-    if spec.image_range is None and not any(item.images[0].endswith(".tif") for item in items):
-        return None  # as in training; only floats, which are .tif, have no upper 8 bits
+    if spec.image_range is None and not any(item.images[0].lower().endswith((".tif", NPY)) for item in items):
+        return None  # as in training; only floats, which are .tif or .npy, have no upper 8 bits
     depths = []
     for item in items:
-        depth = depth_of(decode(item.pair.image, page=item.pair.image_page), item.pair.image)
-        if depth:
+        decoded = decode_image(item.pair.image, page=item.pair.image_page, channels=channels)
+        depth = depth_of(decoded, item.pair.image, channels)
+        if depth and (spec.image_range or depth["bits"] != 16):
             depths.append(depth)
     return choose_value_range(depths)[0] if depths else None
 
@@ -686,7 +738,7 @@ def _prepare(output_dir: Path, items: list[Item], settings: dict[str, object]) -
         refuse_link(output_dir / folder, output_dir)
     old, new = _Manifest.load(output_dir), _Manifest.of(items, settings)
     listed = {file for files in old.files.values() for file in files}
-    _refuse_foreign(output_dir, listed)
+    _refuse_foreign(output_dir, listed, suffixes_of(settings.get("CHANNELS", RGB)))
     for folder in folders:
         (output_dir / folder).mkdir(parents=True, exist_ok=True)
         remove_leftovers(output_dir / folder)
@@ -702,12 +754,12 @@ def _prepare(output_dir: Path, items: list[Item], settings: dict[str, object]) -
     return missing
 
 
-def _refuse_foreign(folder: Path, listed: set[str]) -> None:
-    """UserError: pictures lie there that no run has listed, which would be trained on."""
+def _refuse_foreign(folder: Path, listed: set[str], suffixes: Collection[str]) -> None:
+    """UserError: pictures with one of these suffixes lie there that no run has listed, which would be trained on."""
     foreign: list[Path] = []
     for name in _FOLDERS:
         with suppress(UserError):  # none there
-            made = list_pictures(folder / name).pictures
+            made = list_pictures(folder / name, suffixes=suffixes).pictures
             foreign += [path for path in made if path.relative_to(folder).as_posix() not in listed]
     if foreign:
         names = "\n".join(f"  {printable(path)}" for path in foreign[:10])
@@ -757,8 +809,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         flags = ("--train-img-dir", "--train-mask-dir", "--val-img-dir", "--val-mask-dir")
         for flag, folder in zip(flags, _FOLDERS):
             command += [flag, str(Path(s.OUTPUT_DIR) / folder)]
-    if s.MASK_NAME != dataset.MASK_NAME:
-        command += ["--mask-name", s.MASK_NAME]
+    for name in ("MASK_NAME", "CHANNELS"):
+        if getattr(s, name) != getattr(dataset, name):
+            command += [f"--{name.lower().replace('_', '-')}", str(getattr(s, name))]
     tell("Next: " + shlex.join(command))
 
 

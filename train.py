@@ -503,7 +503,7 @@ def look_at_data(s: SimpleNamespace, output: Path) -> Report:
     if s.DEMO:
         draw_demo(Path(s.TRAIN_IMG_DIR).parent)
     if s.DATASET is not None:
-        write_dataset(s.DATASET, load_part("DATASET", s.DATASET, {}), s.OUTPUT_DIR)
+        write_dataset(s.DATASET, load_part("DATASET", s.DATASET, {}), s.OUTPUT_DIR, s.CHANNELS)
     report = audit(
         (s.TRAIN_IMG_DIR, s.TRAIN_MASK_DIR),
         (s.VAL_IMG_DIR, s.VAL_MASK_DIR),

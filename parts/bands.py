@@ -3,10 +3,11 @@
 Values are (H, W, C) in one of three types: uint8, uint16 or float32.
 """
 
+import io
 import logging
 import os
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import cv2
 import numpy as np
@@ -101,4 +102,7 @@ def write_tiff(file: IO[bytes], values: np.ndarray) -> None:
     """Writes (H, W, C) as a TIFF, its channels together, deflated."""
     import tifffile
 
-    tifffile.imwrite(file, values, photometric="minisblack", planarconfig="contig", compression="zlib", metadata=None)
+    content = io.BytesIO()  # tifffile would ask an open file for its name, which not all have
+    options: Any = dict(photometric="minisblack", planarconfig="contig", compression="zlib", metadata=None)
+    tifffile.imwrite(content, values, **options)
+    file.write(content.getbuffer())

@@ -170,8 +170,12 @@ def stop_if_asked() -> None:
 
 
 def _report_dropped(dropped: Any) -> None:
-    """sys.unraisablehook: prints what Python has dropped, but not our own two, which stop_if_asked raises again."""
-    if not issubclass(dropped.exc_type, (KeyboardInterrupt, Terminated)):
+    """sys.unraisablehook: prints what Python has dropped, but not our own two, which stop_if_asked raises again.
+
+    Nor the complaint of a DataLoader's workers that could not all be started, which is raised as an error already.
+    """
+    of_workers = getattr(dropped.object, "__qualname__", "") == "_MultiProcessingDataLoaderIter.__del__"
+    if not of_workers and not issubclass(dropped.exc_type, (KeyboardInterrupt, Terminated)):
         sys.__unraisablehook__(dropped)
 
 

@@ -137,7 +137,7 @@ def read_image(
     size: Size | None = None,
     page: int = 0,
     value_range: Range | None = None,
-    channels: int = RGB,
+    channels: int | None = RGB,
 ) -> np.ndarray:
     """The picture in a file, uint8 (H, W, channels), upright; three channels are RGB, without transparency.
 
@@ -146,7 +146,7 @@ def read_image(
     page         the number of the page or frame
     value_range  (low, high): values of more than 8 bits become 0 ... 255 by it (`bytes_of`), see IMAGE_RANGE. Without
                  one, 16 bits keep their upper 8, and other depths are refused.
-    channels     as CHANNELS says; greys become RGB, and RGB of equal channels becomes grey
+    channels     as CHANNELS says; greys become RGB, and RGB of equal channels becomes grey; None: what the file has
 
     UnusableFile: the file is damaged, not supported, not there, or of other channels.
     """
@@ -167,7 +167,7 @@ def as_bytes(
     path: str | Path,
     size: Size | None = None,
     value_range: Range | None = None,
-    channels: int = RGB,
+    channels: int | None = RGB,
 ) -> np.ndarray:
     """What `read_image` gives of a Decoded. UnusableFile."""
     pixels = None

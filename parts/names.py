@@ -255,7 +255,7 @@ def list_pictures(folder: Folder, apart: Iterable[Folder] = (), suffixes: Collec
     return replace(listing, pictures=pictures)
 
 
-def suffixes_of(channels: int | str) -> Collection[str]:
+def suffixes_of(channels: object) -> Collection[str]:
     """The suffixes of images of so many CHANNELS: .npy files are images where these are not RGB, as set by default."""
     return SUFFIXES if channels == RGB else (*SUFFIXES, NPY)
 

@@ -15,12 +15,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from parts.bands import NPY
 from parts.files import parallel_map, path_inside
+from parts.images import RGB
 from parts.own import faults_of
 
 CONTRACT = (
     "DATASET(train) gives a dataset with len() and [i] -> (image uint8 (H, W) or (H, W, 3), mask uint8 (H, W)), and "
-    "`names`, if it has such."
+    "`names`, if it has such. With CHANNELS set images may be (H, W, C)."
 )
 Folders = tuple[Path, Path]  # of images and of masks
 
@@ -31,11 +33,12 @@ def folders_of(output: str | Path, side: str) -> Folders:
     return place / f"{side}_images", place / f"{side}_masks"
 
 
-def write_dataset(chosen: Any, make: Callable[[bool], Any], output: str | Path) -> None:
+def write_dataset(chosen: Any, make: Callable[[bool], Any], output: str | Path, channels: int | str = RGB) -> None:
     """Writes the datasets that DATASET = `chosen`, which is `make`, gives for training and validation.
 
-    A file is replaced only where its pixels differ, so that arrays made of it stay. Files of samples that the dataset
-    has no longer are removed. UserError: it is not what CONTRACT says.
+    Images are PNGs, or with other CHANNELS than RGB .npy files. A file is replaced only where its pixels differ, so
+    that arrays made of it stay. Files of samples that the dataset has no longer are removed. UserError: it is not what
+    CONTRACT says.
     """
     for side in ("train", "val"):
         folders = folders_of(output, side)
@@ -44,11 +47,12 @@ def write_dataset(chosen: Any, make: Callable[[bool], Any], output: str | Path) 
             names = _names_of(data, folders[0])
         for folder in folders:
             folder.mkdir(parents=True, exist_ok=True)
-            kept = {f"{name}.png" for name in names}
-            for file in folder.glob("*.png"):
+            suffix = ".png" if channels == RGB or folder == folders[1] else NPY
+            kept = {f"{name}{suffix}" for name in names}
+            for file in (*folder.glob("*.png"), *folder.glob(f"*{NPY}")):
                 if file.name not in kept:
                     file.unlink()
-        write = partial(_write_sample, _Samples(chosen, data), folders)
+        write = partial(_write_sample, _Samples(chosen, data, channels != RGB), folders)
         for _ in parallel_map(write, list(enumerate(names))):
             pass
 
@@ -70,6 +74,7 @@ class _Samples:
 
     chosen: Any
     data: Any
+    any_channels: bool  # of images
 
     def __getitem__(self, index: int) -> Iterator[np.ndarray]:
         with faults_of("DATASET", self.chosen, CONTRACT):
@@ -77,7 +82,8 @@ class _Samples:
             if mask.dtype == bool:
                 mask = mask.astype(np.uint8)
             for array, kind, shapes in ((image, "image", (2, 3)), (mask, "mask", (2,))):
-                if array.dtype != np.uint8 or array.ndim not in shapes or array.shape[2:] not in ((), (3,)):
+                is_shape = array.ndim in shapes and (self.any_channels or array.shape[2:] in ((), (RGB,)))
+                if array.dtype != np.uint8 or not is_shape:
                     raise TypeError(f"the {kind} of sample {index} is {array.dtype} of shape {array.shape}")
             if image.shape[:2] != mask.shape:
                 raise ValueError(f"sample {index} has an image of {image.shape[:2]} and a mask of {mask.shape}")
@@ -87,8 +93,11 @@ class _Samples:
 def _write_sample(samples: _Samples, folders: Folders, sample: tuple[int, str]) -> None:
     index, name = sample
     for folder, array in zip(folders, samples[index]):
-        encoded = io.BytesIO()
-        Image.fromarray(array).save(encoded, "PNG", compress_level=1)
-        path = folder / f"{name}.png"
+        encoded, path = io.BytesIO(), folder / f"{name}.png"
+        if samples.any_channels and folder == folders[0]:
+            path = path.with_name(f"{name}{NPY}")
+            np.save(encoded, array)
+        else:
+            Image.fromarray(array).save(encoded, "PNG", compress_level=1)
         if not path.exists() or path.read_bytes() != encoded.getvalue():
             path.write_bytes(encoded.getvalue())

@@ -1,5 +1,7 @@
 """Images of other channels than RGB, from the file to the mask."""
 
+import struct
+import zlib
 from importlib.util import find_spec
 
 import cv2
@@ -13,6 +15,7 @@ from PIL import Image
 import dataset
 import predict
 import train
+from augment import make_augmented
 from dataset import CropDataset
 from parts.arrays import Files, make_arrays
 from parts.audit import audit
@@ -20,6 +23,7 @@ from parts.errors import UnusableFile, UserError
 from parts.images import decode_image, depth_of, image_size, pages_of, pixels_of, read_image, resize_image
 from parts.masks import MaskRule
 from parts.names import pair_files
+from parts.own_dataset import folders_of, write_dataset
 from parts.recipe import jitter_colors
 from parts.spec import DataSpec
 
@@ -237,5 +241,54 @@ def test_from_training_to_prediction(data, request, capsys):
     assert predict.main([places[2], *options]) == 1
     assert f"has 3 channels, and CHANNELS = {channels}" in capsys.readouterr().err
     assert {path.stem for path in (data / "p").glob("*.png")} == {"img_08", "img_09"}
-    assert predict.main(["--export", str(data / "net.pt2"), *options[:4]]) == 0
-    assert f"float32 (N, {channels}, H, W)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("data", DATA, indirect=True)
+def test_augment_keeps_all_channels_and_the_kind_of_file(data, request):
+    _, suffix, channels, _ = DATA[request.node.callspec.params["data"]]
+    spec = DataSpec(channels=channels)
+    make_augmented(data / "t/i", data / "t/m", data / "out", spec, val_images=2, num_workers=0)
+    folder = data / "out/augmented_train_images"
+    assert len(list(folder.glob(f"*.{suffix}"))) == 4 * 6
+    source = data / f"t/i/img_01.{suffix}"
+    stored = pixels_of(decode_image(source, channels=None), source, None)
+    flips = {"": np.s_[:], "_hflip": np.s_[:, ::-1], "_vflip": np.s_[::-1]}
+    for name, flip in flips.items():
+        path = folder / f"img_01{name}.{suffix}"
+        copy = pixels_of(decode_image(path, channels=channels), path, channels)
+        assert copy.dtype == stored.dtype and np.array_equal(copy, stored[flip]), name
+    path = folder / f"img_01_grid.{suffix}"
+    bent = pixels_of(decode_image(path, channels=channels), path, channels)
+    mask = read_image(data / "out/augmented_train_masks/img_01_grid.png", channels=1)[..., 0] > 0
+    assert bent.shape == stored.shape and bent[mask, -1].mean() > 1.5 * bent[~mask, -1].mean(), "bent as its mask is"
+    assert (data / "out/augmented_preview.png").exists()
+    made = make_augmented(data / "t/i", data / "t/m", data / "out", spec, val_images=2, num_workers=0)
+    assert made.written == 0, "all is there"
+
+
+def test_augment_refuses_what_its_kind_of_file_cannot_hold(tmp_path):
+    greys = b"".join(b"\0" + bytes(4 * W) for _ in range(H))  # of 16 bits with alpha, which no library here writes
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", W, H, 16, 4, 0, 0, 0)), (b"IDAT", zlib.compress(greys)), (b"IEND", b"")]
+    content = b"\x89PNG\r\n\x1a\n"
+    for kind, part in chunks:
+        content += struct.pack(">I", len(part)) + kind + part + struct.pack(">I", zlib.crc32(kind + part))
+    for side in ("i", "m"):
+        (tmp_path / side).mkdir()
+    for index in range(2):
+        (tmp_path / f"i/{index}.png").write_bytes(content)
+        write(tmp_path / f"m/{index}.png", values(1))
+    folders = tmp_path / "i", tmp_path / "m", tmp_path / "o"
+    with pytest.raises(UserError, match="has two channels of 16 bits.*Save it as TIFF"):
+        make_augmented(*folders, DataSpec(channels=2), val_images=1, num_workers=0)
+
+
+def test_a_dataset_of_ones_own_may_have_any_channels(tmp_path):
+    samples = [(values(5, seed=seed), np.zeros((H, W), np.uint8)) for seed in range(2)]
+    write_dataset("mine", lambda train: samples, tmp_path, "auto")
+    images, masks = folders_of(tmp_path, "train")
+    pairs = pair_files(images, masks, DataSpec(channels="auto"))
+    assert all(np.array_equal(read_image(pair.image, channels=5), image) for pair, (image, _) in zip(pairs, samples))
+    with pytest.raises(UserError, match="With CHANNELS set images may be"):
+        write_dataset("mine", lambda train: samples, tmp_path)
+    write_dataset("mine", lambda train: [(image[..., :3], mask) for image, mask in samples], tmp_path)
+    assert {path.suffix for path in images.iterdir()} == {".png"}

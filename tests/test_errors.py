@@ -67,6 +67,22 @@ def test_each_end_has_its_status_and_no_traceback(body, status, message):
     assert ("on" in done.stdout) == (status == 0)  # a notebook's kernel goes on
 
 
+HALF_MADE = """
+from parts import errors
+from torch.utils.data import dataloader
+def main():
+    dataloader._MultiProcessingDataLoaderIter.__new__(dataloader._MultiProcessingDataLoaderIter)
+    raise OSError(24, "Too many open files")
+errors.run(main)
+"""
+
+
+@pytest.mark.slow
+def test_workers_that_could_not_be_started_are_told_once():
+    done = ended(HALF_MADE)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 2), done.stderr
+
+
 def test_what_is_printed_is_escaped_in_one_place(capsys):
     tell("a\x1b]0;owned\x07\nb\r\u202e \udce9 ×")
     assert capsys.readouterr().out == "a\\x1b]0;owned\\x07\nb\\r\\u202e \\udce9 ×\n"

@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from parts.errors import UserError
+from parts.export import export
+from parts.networks import build_network
 
 
 @pytest.mark.slow
@@ -18,6 +20,15 @@ def test_the_exported_program_gives_the_same_at_any_size(network, call, tmp_path
         images = torch.rand(shape)
         with torch.no_grad():
             assert torch.allclose(program(images), network(images), atol=1e-4)
+
+
+@pytest.mark.slow
+def test_the_exported_program_takes_the_channels_of_the_network(tmp_path):
+    network = build_network(in_channels=5, features=(4, 8), pads=True)
+    assert "float32 (N, 5, H, W)" in export(network, tmp_path / "model.pt2")
+    images = torch.rand(1, 5, 21, 34)
+    with torch.no_grad():
+        assert torch.allclose(torch.export.load(tmp_path / "model.pt2").module()(images), network(images), atol=1e-4)
 
 
 @pytest.mark.slow
