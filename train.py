@@ -39,7 +39,7 @@ from parts.errors import run as run_script
 from parts.files import Provenance, refuse_link, remove_leftovers, sole_writer, stamp, write_csv
 from parts.inference import to_device
 from parts.loggers import LOGGERS, Logger, load_logger
-from parts.losses import TERMS, Loss
+from parts.losses import TERMS, Loss, label_weights
 from parts.masks import MaskRule
 from parts.names import HOW_TO_GET_CARVANA
 from parts.networks import NETWORKS, NODES, EncoderUNet, Network, build_network, freeze_encoder, recompute_blocks
@@ -58,6 +58,7 @@ from parts.options import (
     sizes,
     sum_of,
     table,
+    weights,
     whole,
 )
 from parts.own import load_part
@@ -103,6 +104,7 @@ SCHEDULE = "linear"  # to zero at the end; or cosine, constant (the article's), 
 WARMUP = 0.15  # share of all steps in which the learning rate rises to its height
 PLATEAU_PATIENCE = 3  # epochs without a better Dice until the plateau schedule divides the rate by ten
 LOSS = "bce+dice"  # bce (the article's), dice, focal, tversky, topk, "mine.py:name", joined: "0.5*bce + dice"
+CLASS_WEIGHTS: tuple | str | None = None  # what a pixel of each class counts in the loss; "auto": rare ones more
 CLIP_GRADIENT = 1.0  # largest norm of a step's gradient; 0 for none, the article's
 HALF_SIZE = 0.0  # share of the steps at half of IMAGE_SIZE, before it grows to all of it; on a CPU 0.5 learnt most
 AUGMENT: Any = None  # varies training images: albumentations' A.Compose([...]), f(image=, mask=), or "mine.py:name"
@@ -148,6 +150,7 @@ _RULES = dict(
     WARMUP=number(below=1),
     PLATEAU_PATIENCE=whole(0),
     LOSS=sum_of(part(*TERMS)),
+    CLASS_WEIGHTS=weights(),
     CLIP_GRADIENT=number(),
     HALF_SIZE=number(below=recipe.FULL_SIZE_FROM),
     AUGMENT=optional(part()),
@@ -262,7 +265,7 @@ def main(argv: list[str] | None = None) -> None:
         load_first_weights(model, s, rule)
         model = model.to(device).to(memory_format=memory_format_for(device))
         # Loss and optimizer, and what is told of every epoch
-        loss_fn = Loss(s.LOSS).to(device).checked(rule.channels)
+        loss_fn = Loss(s.LOSS, label_weights(s.CLASS_WEIGHTS, report.label_shares)).to(device).checked(rule.channels)
         metrics, logger = load_metrics(s.METRICS), load_logger(s.LOGGER)
         optimizer = recipe.make_optimizer(model, s.OPTIMIZER, s.LEARNING_RATE, s.WEIGHT_DECAY)
         # Loaders, of the pairs that the audit has listed

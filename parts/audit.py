@@ -117,6 +117,7 @@ class Report:
     facts: (label, text), what the data is
     sheet: the picture of overlays, where one was written
     contents: (stamp, digest of its bytes) of each file that was looked at
+    label_shares: of the training masks' pixels the share that each label has, ignored ones aside
     """
 
     train: list[Pair]
@@ -128,6 +129,7 @@ class Report:
     facts: list[tuple[str, str]] = field(default_factory=list)
     sheet: Path | None = None
     contents: dict[Path, tuple[Any, str]] = field(default_factory=dict)
+    label_shares: tuple[float, ...] = ()
 
     @property
     def problems(self) -> list[str]:
@@ -194,6 +196,8 @@ def audit(
     survey = _Survey(sides, spec, image_size, num_workers)
     val_pairs = [pair for side in sides[1:] for pair in side.pairs]
     report = Report(sides[0].pairs, val_pairs, survey.mask_rule, survey.value_range, survey.channels)
+    if sides[0].examples:
+        report.label_shares = tuple(_class_shares(survey)[0].tolist())
     report.findings = [finding for check in _CHECKS for finding in check(survey)]
     report.contents = looker.contents()
     report.facts = [fact for facts in _FACTS for fact in facts(survey)]

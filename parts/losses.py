@@ -13,7 +13,7 @@ and gives a scalar. Those of the table also take the weights of the labels, a te
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -21,6 +21,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from parts.errors import UserError
 from parts.masks import IGNORED
 from parts.options import terms_of
 from parts.own import faults_of, is_own, load_part
@@ -93,6 +94,23 @@ def _described(value: Any) -> str:
     if isinstance(value, torch.Tensor):
         return f"a tensor of shape {tuple(value.shape)}"
     return f"a {type(value).__name__}"
+
+
+def label_weights(chosen: str | Sequence[float] | None, shares: Sequence[float]) -> torch.Tensor | None:
+    """What a pixel of each label counts, as CLASS_WEIGHTS says: float32 (labels,), or None where all count alike.
+
+    `shares`: that of each label in the pixels of training. "auto": 1 / ln(1.02 + share), from 1.4 for a label that
+    covers everything to 50 for one that is hardly there, as Paszke et al.: ENet, 2016, section 5.2. UserError: there
+    are more or fewer labels than weights.
+    """
+    if chosen is None:
+        return None
+    if isinstance(chosen, str):
+        return 1 / torch.log(1.02 + torch.tensor(shares, dtype=torch.float32))
+    if len(chosen) != len(shares):
+        labels = "background and foreground" if len(shares) == 2 else f"{len(shares)} classes"
+        raise UserError(f"CLASS_WEIGHTS has {len(chosen)} numbers, and the masks have {labels}.")
+    return torch.tensor(chosen, dtype=torch.float32)
 
 
 # ---- terms by pixel

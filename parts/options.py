@@ -204,6 +204,16 @@ def sizes(count: int | None = None) -> Rule:
     return Rule(wanted, accepts, _read_numbers, "INT", several=True)
 
 
+def weights() -> Rule:
+    """ "auto", None, or several numbers above 0."""
+
+    def accepts(value: Any) -> bool:
+        several = isinstance(value, tuple) and len(value) > 1
+        return several and _are_numbers(value) and all(0 < item < math.inf for item in value)
+
+    return either(Rule("a number above 0 for each class", accepts, _read_numbers, "NUMBER", several=True), "auto", None)
+
+
 def interval() -> Rule:
     """Two numbers above 0, the smaller one first: 0.7 1.4 on the command line."""
 

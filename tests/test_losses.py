@@ -1,11 +1,16 @@
 import math
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from helpers import SMALL
+from PIL import Image
 from torch import nn
 
+import train
 from parts.errors import UserError
-from parts.losses import TERMS, Loss
+from parts.losses import TERMS, Loss, label_weights
 from parts.masks import IGNORED
 
 
@@ -181,3 +186,24 @@ def test_a_loss_that_cannot_be_is_told_before_training(own, said):
     with pytest.raises(UserError) as told:
         Loss(own).checked(1)
     assert said in str(told.value) and str(told.value).startswith("LOSS = ")
+
+
+def test_rare_labels_count_more(prepared, monkeypatch):
+    shares = (0.9, 0.095, 0.005)
+    weights = label_weights("auto", shares)
+    assert weights.tolist() == pytest.approx([1 / math.log(1.02 + share) for share in shares])
+    assert label_weights(None, shares) is None and label_weights((1, 2, 3), shares).tolist() == [1, 2, 3]
+    with pytest.raises(UserError, match="CLASS_WEIGHTS has 2 numbers, and the masks have 3 classes"):
+        label_weights((1, 2), shares)
+
+    # The shares are those of the training masks
+    seen = []
+    monkeypatch.setattr(train, "label_weights", lambda chosen, shares: seen.append((chosen, shares)))
+    monkeypatch.chdir(prepared)
+    train.main([*SMALL, "--class-weights", "auto"])
+    masks = [np.array(Image.open(path)) > 0 for path in Path(train.TRAIN_MASK_DIR).iterdir()]
+    share = np.mean([mask.mean() for mask in masks])
+    assert seen == [("auto", pytest.approx((1 - share, share)))]
+    for wrong in ("0 1", "1", "some"):
+        with pytest.raises(UserError, match="CLASS_WEIGHTS = "):
+            train.main([*SMALL, "--class-weights", *wrong.split()])
