@@ -39,7 +39,7 @@ from parts.files import cores, digest_of
 from parts.inference import MIRRORS, Runner, make_runner
 from parts.mask_rules import find_mask_rule
 from parts.masks import MaskRule, encode_mask
-from parts.names import Pair, Picture, find_masks, find_pictures, suffixes_of
+from parts.names import Pair, Picture, find_masks, find_pictures
 from parts.networks import Network
 from parts.options import (
     any_value,
@@ -443,7 +443,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # The pictures, and what is made of them
     written = OutputFolder(s.OUTPUT_DIR, {}, []).own_files()
     channels = predictor.checkpoint["settings"].get("CHANNELS", predictor.reader.channels)
-    wanted, missing = find_pictures(s.inputs, s.OUTPUT_DIR, s.MASKS, written, suffixes_of(channels))
+    wanted, missing = find_pictures(s.inputs, s.OUTPUT_DIR, s.MASKS, written, channels)
     for problem in missing:
         tell(problem, file=sys.stderr)
     if not wanted:

@@ -35,7 +35,7 @@ def stored_array(path: str | Path) -> np.ndarray:
 
 
 def tiff_values(path: str | Path, page: int) -> np.ndarray:
-    """The values of a TIFF's page as it stores them, (H, W, C) in the file's own type, by tifffile.
+    """The values of a TIFF's page as it stores them, (H, W, C) in the file's own type, by tifffile; greys have C = 1.
 
     UnusableFile: they are compressed in a way that needs a further package. Any exception: the file is damaged.
     """
@@ -55,6 +55,8 @@ def tiff_values(path: str | Path, page: int) -> np.ndarray:
             name = getattr(stored.compression, "name", stored.compression)
             problem = f"is compressed with {name}, for which Python needs another package"
             raise UnusableFile(path, problem, "pip install imagecodecs, or save it without compression") from None
+        if values.ndim == 2:
+            return values[..., None]
         return np.moveaxis(values, 0, -1) if stored.axes.startswith("S") else values
 
 

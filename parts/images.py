@@ -239,14 +239,15 @@ def image_size(path: str | Path, page: int = 0) -> Size:
     return head_of(path, page).size
 
 
-def pages_of(path: str | Path) -> list[int] | None:
+def pages_of(path: str | Path, channels: object = RGB) -> list[int] | None:
     """The numbers of a file's frames that are pictures of their own: [0], or its pages; None: it cannot be read.
 
-    The previews in an MPO, the smaller copies and transparency masks in a TIFF and the layers of a PSD are none.
+    Pages that are the channels of a picture, as ImageJ writes composites, are one where CHANNELS asks for them. The
+    previews in an MPO, the smaller copies and transparency masks in a TIFF and the layers of a PSD are none.
     """
     try:
         if _holds_bands(path):
-            return _pages_of_bands(path)
+            return _pages_of_bands(path, channels)
         with _opened(path) as file:
             if file.head.format == "TIFF":
                 return _tiff_pages(file.picture) or [0]
@@ -451,6 +452,8 @@ def _holds_bands(path: str | Path, page: int = 0, channels: int | None = None) -
         colours, is_planar = tags.get(Tag.PhotometricInterpretation, 1), tags.get(Tag.PlanarConfiguration) == 2
     except Exception:  # the tags are damaged, or there are none, which Pillow says
         return False
+    if channels not in (1, RGB) and page == 0 and _channel_pages(tags) > 1:
+        return True
     if samples == 1 or colours not in (1, 2) or (channels == RGB and samples != RGB):  # greys from black, RGB
         return False
     is_plain = has_whole_numbers and bits <= 16 and not (is_planar and bits > 8)
@@ -467,11 +470,13 @@ def _head_of_bands(path: str | Path, page: int) -> Head:
         tags = _tiff_tags(path, page)
         _refuse_missing_rows(tags, _with_page(path, page))
         height, width = tags[Tag.ImageLength], tags[Tag.ImageWidth]
-        count, turned = tags[Tag.SamplesPerPixel], tags.get(Tag.Orientation, 1)
+        count, turned = tags.get(Tag.SamplesPerPixel, 1), tags.get(Tag.Orientation, 1)
         letter = {1: "u", 2: "i", 3: "f"}.get(tags.get(Tag.SampleFormat, (1,))[0], "V")
         kind, name = np.dtype(f"{letter}{max(1, max(tags[Tag.BitsPerSample]) // 8)}"), "TIFF"
         frames, nodata = page > 0 or bool(tags.next), _nodata_of(tags)
-    if height * width * count > LARGEST:
+        if (pages := _channel_pages(tags)) > 1 and count == 1:
+            count, frames = pages, False
+    if height * width > LARGEST:
         raise Image.DecompressionBombError
     size = (width, height) if turned >= 5 else (height, width)
     return Head(name, f"{count} x {kind}", str(kind), size, frames, turned, page, nodata)
@@ -481,13 +486,29 @@ def _values_of_bands(path: str | Path, head: Head) -> np.ndarray:
     """The values of a file of bands as they are stored, (H, W, C). Any exception: it is damaged."""
     if head.format == "NPY":
         return np.array(bands.stored_array(path))
-    return bands.tiff_values(path, head.page)
+    pages = range(head.page, head.page + _channel_pages(_tiff_tags(path, head.page)))
+    return np.concatenate([bands.tiff_values(path, page) for page in pages], axis=2)
 
 
-def _pages_of_bands(path: str | Path) -> list[int] | None:
+def _channel_pages(tags: Any) -> int:
+    """How many pages of a TIFF, from the one with these tags on, are the channels of one picture: ImageJ's composites.
+
+    Those of three are pages still: CHANNELS = 3 asks for nothing else than RGB.
+    """
+    text = str(tags.get(Tag.ImageDescription, ""))
+    if not text.startswith("ImageJ="):
+        return 1
+    numbers = dict(re.findall(r"^(images|channels)=(\d+)$", text, re.MULTILINE))
+    channels = int(numbers.get("channels", 1))
+    is_composite = int(numbers.get("images", 1)) == channels != RGB  # else it has depths or times as well
+    return channels if is_composite else 1
+
+
+def _pages_of_bands(path: str | Path, channels: object) -> list[int] | None:
     """As pages_of."""
     with _in_words(path, 0):
-        if _head_of_bands(path, 0).format == "NPY":
+        head = _head_of_bands(path, 0)
+        if head.format == "NPY" or (channels not in (1, RGB) and not head.frames):
             return [0]
         kinds = [tags.get(Tag.NewSubfileType, 0) for tags in _tiff_directories(path)]
         return [page for page, kind in enumerate(kinds) if not kind & _REDUCED_OR_MASK] or [0]

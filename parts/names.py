@@ -11,7 +11,7 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path, PurePath
 from typing import NamedTuple
 
@@ -393,7 +393,7 @@ def pair_files(
     Files in the folders `apart` are not taken. UserError: names all files that have no partner.
     """
     matches = match(*list_both(img_dir, mask_dir, spec, apart), spec)
-    pairs, page_faults = by_pages(matches.pairs, pages_of)
+    pairs, page_faults = by_pages(matches.pairs, partial(pages_of, channels=spec.channels))
     faults = matches.faults + page_faults
     if faults:
         lines = [str(fault) for fault in faults]
@@ -739,7 +739,7 @@ def find_pictures(
     output_dir: Folder | None = None,
     mask_dir: Folder | None = None,
     written: Collection[str] = (),
-    suffixes: Collection[str] = SUFFIXES,
+    channels: object = RGB,
 ) -> tuple[list[Picture], list[str]]:
     """(pictures, missing): all Pictures of the files and folders in `inputs`, and in words what gave nothing.
 
@@ -747,8 +747,8 @@ def find_pictures(
     name. Where two would have the same name, all are named by their paths below the folder that they have in common.
     Files in `output_dir` or `mask_dir` are left out, unless they are given by that very name; in a folder that is
     itself `mask_dir`, those whose names end in _mask are, and in any folder those that earlier runs have `written`
-    (real paths). What else folders hold is printed, or is among the missing
-    where it is a picture to a person. UserError: a folder is given for images and masks, and no name there ends in
+    (real paths). What else folders hold is printed, or is among the missing where it is a picture to a person.
+    `channels`: CHANNELS of training. UserError: a folder is given for images and masks, and no name there ends in
     _mask.
     """
     own = {os.path.realpath(folder) for folder in (output_dir, mask_dir) if folder}
@@ -757,7 +757,7 @@ def find_pictures(
     missing: list[str] = []
     left_out: list[Path] = []
     for place in map(Path, inputs):
-        listing, problems = _list_input(place, own, masks, suffixes, among_others=len(inputs) > 1)
+        listing, problems = _list_input(place, own, masks, suffixes_of(channels), among_others=len(inputs) > 1)
         missing += problems
         left_out += listing.left_out
         for file in listing.pictures:  # a file that is given twice keeps its first name
@@ -769,7 +769,7 @@ def find_pictures(
     if left_out:
         kinds = "that are no pictures by their names, hidden, or of this run"
         tell(f"Left out: {len(left_out):,} {kinds}: {list_files(left_out, 5)}.")
-    pictures = [picture for file, name in _named_apart(files) for picture in _pictures_in(file, name)]
+    pictures = [picture for file, name in _named_apart(files) for picture in _pictures_in(file, name, channels)]
     return pictures, list(dict.fromkeys(missing))
 
 
@@ -781,9 +781,9 @@ def _named_apart(files: dict[str, tuple[Path, PurePath]]) -> list[tuple[Path, Pu
     return [(file, PurePath(os.path.relpath(path, common)).with_suffix("")) for path, (file, _) in files.items()]
 
 
-def _pictures_in(file: Path, name: PurePath) -> list[Picture]:
+def _pictures_in(file: Path, name: PurePath, channels: object) -> list[Picture]:
     """The Pictures of a file, whose outputs are called `name`; of several pages name_0, name_1 ..."""
-    pages = pages_of(file) or [0]  # a file that cannot be read is one picture, so that reading it says why
+    pages = pages_of(file, channels) or [0]  # a file that cannot be read is one picture, so that reading it says why
     if len(pages) == 1:
         return [Picture(file, name, pages[0])]
     names = [name.with_name(f"{name.name}_{number}") for number in range(len(pages))]

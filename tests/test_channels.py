@@ -17,12 +17,13 @@ import predict
 import train
 from augment import make_augmented
 from dataset import CropDataset
+from parts import images
 from parts.arrays import Files, make_arrays
 from parts.audit import audit
 from parts.errors import UnusableFile, UserError
 from parts.images import decode_image, depth_of, image_size, pages_of, pixels_of, read_image, resize_image
 from parts.masks import MaskRule
-from parts.names import pair_files
+from parts.names import find_pictures, pair_files
 from parts.own_dataset import folders_of, write_dataset
 from parts.recipe import jitter_colors
 from parts.spec import DataSpec
@@ -292,3 +293,34 @@ def test_a_dataset_of_ones_own_may_have_any_channels(tmp_path):
         write_dataset("mine", lambda train: samples, tmp_path)
     write_dataset("mine", lambda train: [(image[..., :3], mask) for image, mask in samples], tmp_path)
     assert {path.suffix for path in images.iterdir()} == {".png"}
+
+
+def test_channels_that_imagej_keeps_as_pages(tmp_path, capsys):
+    array = values(2, np.uint16)
+    for side in ("i", "m"):
+        (tmp_path / side).mkdir()
+    path = tmp_path / "i/a.tif"
+    pages = dict(save_all=True, append_images=[Image.fromarray(array[..., 1])])
+    Image.fromarray(array[..., 0]).save(
+        path, description="ImageJ=1.53t\nimages=2\nchannels=2\nmode=composite\n", **pages
+    )
+    Image.fromarray(np.zeros((H, W), np.uint8)).save(tmp_path / "m/a.png")
+    for channels in (2, "auto"):
+        (pair,) = pair_files(tmp_path / "i", tmp_path / "m", DataSpec(channels=channels))
+        assert (pair.image_page, pair.mask_page) == (0, 0)
+        assert len(find_pictures([path], channels=channels)[0]) == 1
+    assert np.array_equal(pixels_of(decode_image(path, channels=2), path, 2), array)
+    report = audit((tmp_path / "i", tmp_path / "m"), spec=DataSpec(channels="auto"), num_workers=0)
+    assert report.channels == 2 and len(report.train) == 1
+    with pytest.raises(UserError, match="holds 2 pictures"):
+        pair_files(tmp_path / "i", tmp_path / "m")  # to RGB they are pages
+    assert len(find_pictures([path])[0]) == 2
+
+
+def test_more_pixels_than_values_do_not_count(tmp_path, monkeypatch):
+    write(tmp_path / "four.tif", values(4), photometric="rgb", extrasamples=["unassalpha"])
+    monkeypatch.setattr(images, "LARGEST", H * W)
+    assert read_image(tmp_path / "four.tif").shape == (H, W, 3) and image_size(tmp_path / "four.tif") == (H, W)
+    monkeypatch.setattr(images, "LARGEST", H * W - 1)
+    with pytest.raises(UnusableFile, match="million pixels"):
+        read_image(tmp_path / "four.tif", channels=4)
