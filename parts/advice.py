@@ -132,10 +132,8 @@ def verdict(history: Sequence[dict[str, Any]], scores: Scores, steps: int, batch
     `history`: its rows. `scores`: those of the last epoch.
     """
     best = max(row["dice_nonempty"] for row in history)
-    sentences = [*_of_nothing_learnt(best, scores, steps, batch_size, len(history)), *_of_missed_classes(scores)]
-    if not sentences:
-        sentences = [*_of_overfitting(history), *_of_rising(history)]
-    return sentences
+    nothing_learnt = [*_of_nothing_learnt(best, scores, steps, batch_size, len(history))]
+    return nothing_learnt or [*_of_missed_classes(scores), *_of_overfitting(history), *_of_rising(history)]
 
 
 def _of_nothing_learnt(best: float, scores: Scores, steps: int, batch_size: int, epochs: int) -> Iterator[str]:

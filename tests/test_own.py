@@ -12,6 +12,7 @@ import torch
 from helpers import ROOT, SMALL, history, same_runs
 from PIL import Image
 from torch import nn
+from torchvision.models.segmentation import fcn_resnet50
 
 import predict
 import train
@@ -28,6 +29,7 @@ import csv
 
 import torch
 from torch import nn
+from torchvision.models.segmentation import fcn_resnet50
 
 
 class Net(nn.Module):
@@ -389,3 +391,32 @@ def test_every_recipe_of_change_it_runs_as_it_stands(recipe, prepared, monkeypat
             train.main([*SMALL, "--image-size", "64", "64", *shlex.split(words), *offline])
         else:
             assert predict.main(["--device", "cpu", *shlex.split(words)]) == 0
+
+
+# ---- networks of other projects
+
+
+def smp_unet(in_channels, out_channels):
+    smp = pytest.importorskip("segmentation_models_pytorch")
+    return smp.Unet("resnet18", encoder_weights=None, in_channels=in_channels, classes=out_channels)
+
+
+class Fcn(nn.Module):
+    """torchvision's, whose logits come in a dictionary."""
+
+    def __init__(self, in_channels, out_channels):
+        super().__init__()
+        self.network = fcn_resnet50(weights=None, weights_backbone=None, num_classes=out_channels)
+
+    def forward(self, x):
+        return self.network(x)["out"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("network", [smp_unet, Fcn])
+def test_networks_of_other_projects_train_and_predict(network, prepared, monkeypatch):
+    monkeypatch.chdir(prepared)
+    monkeypatch.setattr(train, "NETWORK", network)
+    train.main([*SMALL, "--image-size", "40", "56", "--encoder-weights", "none"])
+    monkeypatch.setattr(predict, "NETWORK", network)
+    assert predict.main([train.VAL_IMG_DIR, "--masks", train.VAL_MASK_DIR, "--device", "cpu", "--window", "64"]) == 0
