@@ -3,10 +3,11 @@
     python augment.py                                         Carvana, unpacked into dataset/
     python augment.py --img-dir A --mask-dir B --val-images 0.1
 
-The last VAL_IMAGES images by name are held out: they go to augmented_test_images/ and _masks/ as they
-are. Each other one goes to augmented_train_images/ and _masks/ four times: as it is, mirrored, upside
-down, and distorted on a grid (the mask in the same way). Masks keep their values, palette and depth, so
-they mean what they meant, and images keep their 16 bits or floats. Views of one car never stand on both sides.
+The last VAL_IMAGES images by name are held out, or as many at random (VAL_CHOICE), or those that a file
+lists: they go to augmented_test_images/ and _masks/ as they are. Each other one goes to augmented_train_images/
+and _masks/ four times: as it is, mirrored, upside down, and distorted on a grid (the mask in the same way).
+Masks keep their values, palette and depth, so they mean what they meant, and images keep their 16 bits or
+floats. Views of one car never stand on both sides.
 The work runs on all cores, a run that was stopped goes on where it was, and every run over the same
 sources ends with the same bytes. Look at augmented_preview.png before training.
 """
@@ -23,13 +24,12 @@ import re
 import shlex
 import time
 import unicodedata
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # or the import waits for the network
 
@@ -83,19 +83,27 @@ from parts.names import (
     suffixes_of,
     tell_groups,
 )
-from parts.options import optional, settings_of, whole
-from parts.spec import AUTO, DataSpec
+from parts.options import any_value, one_of, optional, settings_of, whole
+from parts.spec import DataSpec
+from parts.splits import LAST, RANDOM, Labels, Split, kind_of_name, one_sided, split
 
 IMG_DIR = "dataset/train"  # the images; Carvana's train.zip unpacks into this
 MASK_DIR = "dataset/train_masks"  # their masks; Carvana's train_masks.zip
 OUTPUT_DIR = "dataset"  # gets augmented_{train,test}_{images,masks}/ and augmented_preview.png
-VAL_IMAGES = 500  # the last so many by name are for validation; below 1 a fraction, such as 0.1
+VAL_IMAGES: int | float | str = 500  # for validation; below 1 a fraction, such as 0.1; or a list of names, "val.txt"
+VAL_CHOICE = "last"  # by name, which suits Carvana and video; "random" where names sort images by what they show
 JPEG_QUALITY = 95  # of the copies of JPEG images; originals are copied byte for byte, PNG stays lossless
 NUM_WORKERS: int | None = None  # processes; None: one a core
-SEED = 0  # of the grid distortions; each image has its own draw, by its name
+SEED = 0  # of the grid distortions, where each image has its own draw, by its name; and of VAL_CHOICE = "random"
 
 # What the constants may be, where their values alone do not tell. GROUP, MASK_NAME and the like stand in dataset.py.
-_RULES = dict(JPEG_QUALITY=whole(1, 100), NUM_WORKERS=optional(whole(1)), SEED=whole(0))
+_RULES = dict(
+    VAL_IMAGES=any_value(),
+    VAL_CHOICE=one_of(LAST, RANDOM),
+    JPEG_QUALITY=whole(1, 100),
+    NUM_WORKERS=optional(whole(1)),
+    SEED=whole(0),
+)
 
 _PREVIEW = "augmented_preview.png"
 _TRAIN, _TEST = "augmented_train", "augmented_test"
@@ -195,48 +203,6 @@ def _in_writable_mode(mask: Decoded) -> Image.Image:
     return picture.convert("RGBA" if "a" in picture.mode.lower() else "RGB")
 
 
-class Split(NamedTuple):
-    """The pairs of a dataset by what they are for."""
-
-    train: list[Pair]
-    val: list[Pair]
-    left_out: list[Pair]  # neither: they share their group with a validation image
-
-
-def split(pairs: Sequence[Pair], val_images: int | float = VAL_IMAGES, group: str | None = AUTO) -> Split:
-    """Holds out the last `val_images` of the sorted pairs for validation; below 1 that is a fraction of all.
-
-    What shares its group with a validation image is left out. The pages of a file are one group, unless there is no
-    other file. UserError: numbers or a pattern that leave nothing on one side.
-    """
-    pages = Counter(pair.image for pair in pairs)
-
-    def group_of_pair(pair: Pair) -> str:
-        is_page = 1 < pages[pair.image] < len(pairs)
-        return group_of(pair.name.rpartition("_")[0] if is_page else pair.name, group)
-
-    number = val_images if isinstance(val_images, int) else max(1, round(val_images * len(pairs)))
-    if len(pairs) < 2:
-        raise UserError("There is one image. Add others: some are trained on, and others are held out.")
-    if val_images <= 0 or isinstance(val_images, float) and val_images >= 1 or number >= len(pairs):
-        raise UserError(
-            f"VAL_IMAGES is {val_images}, of {len(pairs)} images. Give a number from 1 to {len(pairs) - 1}, or a "
-            "fraction between 0 and 1, such as --val-images 0.1."
-        )
-    result = Split([], list(pairs[-number:]), [])
-    held_out = {group_of_pair(pair) for pair in result.val}
-    for pair in pairs[:-number]:
-        side = result.left_out if group_of_pair(pair) in held_out else result.train
-        side.append(pair)
-    if not result.train:
-        raise UserError(
-            f"Nothing is left to train on: all {len(result.left_out)} other images share a group with the {number} "
-            f"validation images ({', '.join(sorted(held_out)[:3])}). Lower VAL_IMAGES (--val-images), or change GROUP "
-            "(--group; none: each image stands for itself)."
-        )
-    return result
-
-
 @dataclass(frozen=True)
 class Summary:
     """What make_augmented did."""
@@ -251,7 +217,7 @@ class Summary:
     total: int  # files of images that are there now
     seconds: float
     preview: Path
-    warnings: list[str]  # classes that one side of the split lacks; channels of images that are dropped
+    warnings: list[str]  # classes or kinds of names that one side of the split lacks; channels that are dropped
 
 
 def make_augmented(
@@ -260,7 +226,8 @@ def make_augmented(
     output_dir: Folder,
     spec: DataSpec = DataSpec(),
     *,
-    val_images: int | float = VAL_IMAGES,
+    val_images: int | float | str = VAL_IMAGES,
+    val_choice: str = VAL_CHOICE,
     jpeg_quality: int = JPEG_QUALITY,
     num_workers: int | None = NUM_WORKERS,
     seed: int = SEED,
@@ -271,16 +238,14 @@ def make_augmented(
     (all of them named), a split that leaves nothing, files of somebody else in the way.
     """
     _check_folders(img_dir, mask_dir, output_dir)
-    sides = split(pair_files(img_dir, mask_dir, spec, apart=[output_dir]), val_images, spec.group)
+    pairs = pair_files(img_dir, mask_dir, spec, apart=[output_dir])
+    held = _Held.of(pairs if val_choice == RANDOM else [], spec, num_workers)
+    sides = split(pairs, val_images, spec.group, val_choice, seed, held.labels(), spec.skip_unpaired)
     channels = None if isinstance(spec.channels, str) else spec.channels  # None: what each image has
     items = _plan(sides, spec.mask_name, channels)
-    mask_rule, warnings = None, []
-    if spec.classes is not None:
-        refuse_united_classes([*sides.train, *sides.val])
-        train_masks, val_masks = [_observe(pairs, num_workers) for pairs in (sides.train, sides.val)]
-        if train_masks and val_masks:
-            mask_rule = decide_mask_rule(train_masks + val_masks, spec)
-            warnings = _missing_classes(mask_rule, train_masks, val_masks)
+    if spec.classes is not None and not held.masks:
+        held = _Held.of([*sides.train, *sides.val], spec, num_workers)
+    warnings = _warn_of_names(sides, val_choice) + held.missing_classes(sides)
     output_dir = Path(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     waiting = f"Another augment.py is at work in {printable(output_dir)}; waiting for it ..."
@@ -298,7 +263,7 @@ def make_augmented(
             warnings.append(text)
         seconds = time.perf_counter() - start
         shown = _sample([item for item in items if item.side == _TRAIN])
-        mask_rule = mask_rule or _preview_rule(shown, spec)
+        mask_rule = held.mask_rule or _preview_rule(shown, spec)
         look = partial(read_image, value_range=_preview_range(shown, spec, channels), channels=channels)
         _draw_preview(output_dir, shown, len(sides.train), mask_rule, look)
     return Summary(
@@ -612,13 +577,57 @@ def _preview_range(items: list[Item], spec: DataSpec, channels: int | None) -> t
     return choose_value_range(depths)[0] if depths else None
 
 
-# ---- the classes of the two sides
+# ---- what the two sides hold
 
 
-def _observe(pairs: Sequence[Pair], num_workers: int | None) -> list[Observation]:
-    """What the masks of these pairs hold, without those that cannot be used, of which _Maker will tell."""
-    observations = parallel_map(_observe_or_none, [pair.sources[1] for pair in pairs], num_workers)
-    return [observation for observation in observations if observation]
+@dataclass(frozen=True)
+class _Held:
+    """What the masks of pairs hold, by the pairs' names, without those that cannot be used, of which _Maker tells."""
+
+    mask_rule: MaskRule | None  # None: no mask can be used
+    masks: dict[str, list[Observation]]
+
+    @classmethod
+    def of(cls, pairs: Sequence[Pair], spec: DataSpec, num_workers: int | None) -> "_Held":
+        """Looks at every mask. UserError: they have no rule in common."""
+        if spec.classes is not None:
+            refuse_united_classes(pairs)
+        sources = [(pair.name, source) for pair in pairs for source in pair.sources[1:]]
+        masks: dict[str, list[Observation]] = {}
+        observations = parallel_map(_observe_or_none, [source for _, source in sources], num_workers)
+        for (name, _), observation in zip(sources, observations):
+            if observation:
+                masks.setdefault(name, []).append(observation)
+        usable = [mask for several in masks.values() for mask in several]
+        return cls(decide_mask_rule(usable, spec) if usable else None, masks)
+
+    def labels(self) -> Labels:
+        """The labels that the masks of each pair hold."""
+        counts = {name: self._count([name]) for name in self.masks}
+        return {name: np.flatnonzero(pixels).tolist() for name, pixels in counts.items()}
+
+    def _count(self, names: Iterable[str]) -> np.ndarray:
+        """The pixels of each label in the masks of these pairs, int64 (labels,)."""
+        rule = self.mask_rule or MaskRule()
+        counts = [count_classes(mask, rule)[: rule.num_labels] for name in names for mask in self.masks.get(name, [])]
+        return np.sum(counts or [np.zeros(rule.num_labels, np.int64)], axis=0)
+
+    def missing_classes(self, sides: Split) -> list[str]:
+        """What to say of the classes that one side of a split lacks."""
+        if self.mask_rule is None or not self.mask_rule.has_classes:
+            return []
+        warnings = []
+        in_train, in_val = (self._count(pair.name for pair in pairs) for pairs in (sides.train, sides.val))
+        for name, train_pixels, val_pixels in zip(self.mask_rule.names, in_train, in_val):
+            if train_pixels and val_pixels:
+                continue
+            text = "is in no mask at all: take it out of CLASSES, or give it another value"
+            if val_pixels:
+                text = "is in no training mask and cannot be learnt: lower VAL_IMAGES, or change VAL_CHOICE or GROUP"
+            elif train_pixels:
+                text = "is in no validation mask and is not scored: raise VAL_IMAGES, or change VAL_CHOICE or GROUP"
+            warnings.append(f"class {name} {text}")
+        return warnings
 
 
 def _observe_or_none(mask: tuple[Path, int]) -> Observation | None:
@@ -629,20 +638,15 @@ def _observe_or_none(mask: tuple[Path, int]) -> Observation | None:
         return None
 
 
-def _missing_classes(mask_rule: MaskRule, train: list[Observation], val: list[Observation]) -> list[str]:
-    """What to say of the classes that one side of the split lacks."""
-    warnings = []
-    in_train, in_val = (np.sum([count_classes(mask, mask_rule) for mask in masks], axis=0) for masks in (train, val))
-    for name, train_pixels, val_pixels in zip(mask_rule.names, in_train, in_val):
-        if train_pixels and val_pixels:
-            continue
-        text = "is in no mask at all: take it out of CLASSES, or give it another value"
-        if val_pixels:
-            text = "is in no training mask and cannot be learnt: lower VAL_IMAGES or change GROUP"
-        elif train_pixels:
-            text = "is in no validation mask and is not scored: raise VAL_IMAGES or change GROUP"
-        warnings.append(f"class {name} {text}")
-    return warnings
+def _warn_of_names(sides: Split, val_choice: str) -> list[str]:
+    """What to say where the names of images begin with words that one side of the split alone has."""
+    lines = one_sided(*([kind_of_name(pair.name) for pair in pairs] for pairs in (sides.train, sides.val)))
+    if not lines:
+        return []
+    cure = ""
+    if val_choice == LAST:
+        cure = f'. If names sort the images by what they show, set VAL_CHOICE = "{RANDOM}" (--val-choice {RANDOM})'
+    return [f"names that one side alone has, by how they begin: {'; '.join(lines)}{cure}"]
 
 
 # ---- the manifest: what the files in the output folder were made from
@@ -788,6 +792,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         s.OUTPUT_DIR,
         DataSpec.of(s),
         val_images=s.VAL_IMAGES,
+        val_choice=s.VAL_CHOICE,
         jpeg_quality=s.JPEG_QUALITY,
         num_workers=s.NUM_WORKERS,
         seed=s.SEED,

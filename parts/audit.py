@@ -63,6 +63,7 @@ from parts.names import (
     tell_groups,
 )
 from parts.spec import ALPHA, AUTO, DataSpec
+from parts.splits import kind_of_name, one_sided
 
 VERSION = 9  # of the remembered facts; raise it when other facts are taken from the same files
 LINES = 20  # files that one finding lists
@@ -815,6 +816,34 @@ def _images_by_group(side: _Side, group: str | None) -> dict[str, list[Path]]:
     return images
 
 
+def _check_kinds(survey: _Survey) -> Iterator[Finding]:
+    """Beginnings of names, sizes and ranges of values that one side alone has, where a few of each are told apart."""
+    for sides in survey.opposed:
+        lines = []
+        for trait, kind_of in _TRAITS.items():
+            kinds = [[kind_of(example) for example in side.examples] for side in sides]
+            lines += [f"{trait} {line}" for line in one_sided(*kinds)]
+        cure = 'What training lacks is not learnt: augment.py\'s VAL_CHOICE = "random" splits every kind.'
+        yield from _listed(lines, "kind", "of images on one side alone:", cure, is_error=False)
+
+
+def _range_of(example: _Example) -> str:
+    """The bits of an image, and of whole numbers the bits that it uses."""
+    depth = example.image.depth
+    if depth is None:
+        return "8 bits"
+    if depth["bits"] == "float":
+        return "fractions"
+    return f"{depth['bits']} bits, of which {int(depth['highest']).bit_length()} are used"
+
+
+_TRAITS: dict[str, Callable[[_Example], str]] = {
+    "names that begin with": lambda example: kind_of_name(example.pair.name),
+    "size": lambda example: _by(example.image.size),
+    "values of": _range_of,
+}
+
+
 def _check_names(survey: _Survey) -> Iterator[Finding]:
     """Images of one name on both sides whose pixels differ and whose names are of no group."""
     for train, val in survey.opposed:
@@ -1061,6 +1090,7 @@ _CHECKS: tuple[Callable[[_Survey], Iterable[Finding]], ...] = (
     _check_groups,
     _check_names,
     _check_versions,
+    _check_kinds,
     _check_turned,
     _check_channels,
     _check_alpha,

@@ -160,6 +160,13 @@ def empty_validation(data):
     redraw(data, ["vm"], np.zeros_like)
 
 
+def name_kinds_apart(data):
+    for side, name in (("t", "street"), ("v", "indoor")):
+        for path in sorted((data / f"{side}i").iterdir()) + sorted((data / f"{side}m").iterdir()):
+            path.rename(path.with_name(path.name.replace("img", name)))
+    redraw(data, ["vi"], lambda image: image[..., 0] * np.uint16(257))
+
+
 def take_twelve_bits(data):
     draw = np.random.default_rng(0)
     redraw(data, ["ti"], lambda image: draw.integers(0, 4000, (40, 60), np.uint16))
@@ -328,6 +335,16 @@ CASES = {
         turn_three("ti"),
         problems=("by its EXIF tag", "2 images are turned by EXIF", "as those of other images"),
         count=2,
+    ),
+    "kinds on one side alone": Case(
+        name_kinds_apart,
+        text=(
+            "begin with street: 12 for training, 0 for validation",
+            "indoor: 0 for training, 4",
+            "values of 16 bits, of which",
+            'VAL_CHOICE = "random"',
+        ),
+        unsaid=("  size 40",),
     ),
     "one image on both sides": Case(copy_an_image, problems=("img_020.png is ", "img_000.png")),
     "a version on both sides": Case(

@@ -32,7 +32,7 @@ TRAIN_IMAGES, TRAIN_MASKS, TEST_IMAGES, TEST_MASKS = (
     f"augmented_{side}_{kind}" for side in ("train", "test") for kind in ("images", "masks")
 )
 # Every constant of augment.py but the folders, so that no test depends on how somebody has edited them
-CONSTANTS = dict(val_images=5, jpeg_quality=95, num_workers=None, seed=0)
+CONSTANTS = dict(val_choice="last", val_images=5, jpeg_quality=95, num_workers=None, seed=0)
 FLAGS = ["--group", "auto", "--mask-foreground", "none", "--jpeg-quality", 95, "--num-workers", 2, "--seed", 0]
 FLAGS += ["--mask-name", "none", "--no-skip-unpaired", "--mask-ignore", "none", "--classes", "none"]
 FLAGS += ["--image-range", "none"]
@@ -113,6 +113,18 @@ def test_names_that_do_not_fit_lose_nothing(tmp_path):
     assert [len(part) for part in split(pairs, 0.01, CARVANA_GROUP)] == [9, 1, 0]
 
 
+def test_names_that_sort_images_are_told_and_a_random_split_is_the_cure(tmp_path):
+    raw, out = plain_set(tmp_path, 20), tmp_path / "out"
+    for path in sorted(raw.rglob("img_*.png")):
+        path.rename(path.with_name(path.name.replace("img", "cat" if path.stem < "img_014" else "dog")))
+    (warning,) = make(raw, out, val_images=6).warnings
+    assert "cat: 14 for training, 0 for validation; dog: 0 for training, 6" in warning
+    assert "--val-choice random" in warning
+    done = make(raw, out, val_images=6, val_choice="random")
+    assert (done.train, done.val, done.left_out, done.warnings) == (14, 6, 0, [])
+    assert make(raw, out, val_images=6, val_choice="random").written == 0
+
+
 def test_a_group_pattern_of_ones_own(tmp_path):
     for kind in ("train", "train_masks"):
         (tmp_path / kind).mkdir()
@@ -131,6 +143,8 @@ def test_a_group_pattern_of_ones_own(tmp_path):
         ({"val_images": -1}, "VAL_IMAGES"),
         ({"val_images": 16}, "from 1 to 15"),
         ({"val_images": 1.0}, "fraction"),
+        ({"val_images": 2.5}, "VAL_IMAGES is 2.5"),
+        ({"val_images": "none.txt"}, "no list of names"),
         ({"group": "("}, "no regular expression"),
         ({"group": ""}, "Nothing is left"),
     ],
@@ -484,14 +498,14 @@ def test_classes_that_one_side_lacks_are_told(tmp_path):
     constants = dict(val_images=2, classes={"sky": 0, "road": 1, "car": 2, "tree": 3, "cat": 4, "dog": 5, "cow": 9})
     done = make(raw, out, ignore=VOID, **constants)
     assert done.warnings == [
-        "class car is in no validation mask and is not scored: raise VAL_IMAGES or change GROUP",
-        "class cat is in no training mask and cannot be learnt: lower VAL_IMAGES or change GROUP",
+        "class car is in no validation mask and is not scored: raise VAL_IMAGES, or change VAL_CHOICE or GROUP",
+        "class cat is in no training mask and cannot be learnt: lower VAL_IMAGES, or change VAL_CHOICE or GROUP",
         "class cow is in no mask at all: take it out of CLASSES, or give it another value",
     ]
     written = contents(out)
     assert make(raw, out, val_images=2, classes="all", ignore=VOID).warnings == [
-        "class 2 is in no validation mask and is not scored: raise VAL_IMAGES or change GROUP",
-        "class 4 is in no training mask and cannot be learnt: lower VAL_IMAGES or change GROUP",
+        "class 2 is in no validation mask and is not scored: raise VAL_IMAGES, or change VAL_CHOICE or GROUP",
+        "class 4 is in no training mask and cannot be learnt: lower VAL_IMAGES, or change VAL_CHOICE or GROUP",
     ]
     with pytest.raises(UserError, match="values that are no class"):  # void, before anything is made
         make(raw, out, **constants)

@@ -59,7 +59,8 @@ FLOORS = [  # each imports from those above it alone
     {"parts.spec", "parts.images", "parts.files", "parts.options", "parts.processes", "parts.networks"}
     | {"parts.scores", "parts.loggers"},
     {"parts.masks", "parts.names", "parts.cars", "parts.own_dataset", "parts.advice"},
-    {"parts.mask_rules", "parts.pictures", "parts.transforms", "parts.arrays", "parts.recipe", "parts.losses"},
+    {"parts.splits"}
+    | {"parts.mask_rules", "parts.pictures", "parts.transforms", "parts.arrays", "parts.recipe", "parts.losses"},
     {"parts.audit", "parts.inference", "parts.checkpoint_keys"},
     {"parts.checkpoints"},
     {"dataset", "parts.export", "parts.predictions"},
