@@ -873,11 +873,12 @@ def _check_channels(survey: _Survey) -> Iterator[Finding]:
     for example in survey.examples:
         images[example.image.channels].append(example.pair.image)
     if len(images) > 1:
-        lines = [
-            f"{count}: {counted(len(images[count]), 'image')}, e.g. {images[count][0]}" for count in sorted(images)
-        ]
-        cure = "Export all of them with as many, or leave out those that are others."
-        yield Finding('The images have different numbers of channels, so that CHANNELS = "auto" is none:', lines, cure)
+        lines = [f"{count}: {counted(len(paths), 'image')}, e.g. {paths[0]}" for count, paths in sorted(images.items())]
+        heading = 'The images have different numbers of channels, so that CHANNELS = "auto" is none:'
+        cure = "Export all of them with as many, or leave out those that are others"
+        if images.keys() <= {1, RGB}:
+            cure += "; or set CHANNELS = 3 (--channels 3), which makes RGB of greys"
+        yield Finding(heading, lines, f"{cure}.")
 
 
 def _check_alpha(survey: _Survey) -> Iterator[Finding]:

@@ -693,6 +693,8 @@ def by_pages(pairs: Iterable[Pair], pages: Callable[[Path], list[int] | None]) -
             masks = ", ".join(f"{printable(path)} {len(pages(path) or [0]):,}" for path in (pair.mask, *pair.more))
             held = f"{counted(len(image_pages), 'picture')} (pages or frames), and its mask {masks}"
             cure = "Save both with as many, or each page as a file of its own"
+            if pages_of(pair.image, AUTO) == [0]:
+                cure = "Its pages are the channels of one image: set CHANNELS (--channels auto)"
             faults.append(UnusableFile(pair.image, f"holds {held}", cure))
             continue
         if len(image_pages) == 1:

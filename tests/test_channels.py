@@ -312,7 +312,7 @@ def test_channels_that_imagej_keeps_as_pages(tmp_path, capsys):
     assert np.array_equal(pixels_of(decode_image(path, channels=2), path, 2), array)
     report = audit((tmp_path / "i", tmp_path / "m"), spec=DataSpec(channels="auto"), num_workers=0)
     assert report.channels == 2 and len(report.train) == 1
-    with pytest.raises(UserError, match="holds 2 pictures"):
+    with pytest.raises(UserError, match="holds 2 pictures.*set CHANNELS"):
         pair_files(tmp_path / "i", tmp_path / "m")  # to RGB they are pages
     assert len(find_pictures([path])[0]) == 2
 
