@@ -41,6 +41,7 @@ from tqdm import tqdm
 
 import dataset
 from parts import pictures
+from parts.annotations import draw_annotations
 from parts.audit import ALPHA_DROPPED
 from parts.bands import NPY, write_tiff
 from parts.errors import UnusableFile, UserError, counted, list_files, printable, run, tell, within_memory
@@ -71,7 +72,16 @@ from parts.images import (
     read_image,
 )
 from parts.mask_rules import decide_mask_rule, refuse_united_classes
-from parts.masks import MaskRule, Observation, count_classes, drops_alpha, observe_mask, read_mask
+from parts.masks import (
+    MaskRule,
+    Observation,
+    count_classes,
+    drops_alpha,
+    names_in,
+    observe_mask,
+    png_options,
+    read_mask,
+)
 from parts.names import (
     COPIES,
     HOW_TO_GET_CARVANA,
@@ -238,6 +248,7 @@ def make_augmented(
     (all of them named), a split that leaves nothing, files of somebody else in the way.
     """
     _check_folders(img_dir, mask_dir, output_dir)
+    ((_, mask_dir),) = draw_annotations([(img_dir, mask_dir)], Path(output_dir) / "drawn_masks", spec)
     pairs = pair_files(img_dir, mask_dir, spec, apart=[output_dir])
     held = _Held.of(pairs if val_choice == RANDOM else [], spec, num_workers)
     sides = split(pairs, val_images, spec.group, val_choice, seed, held.labels(), spec.skip_unpaired)
@@ -475,7 +486,7 @@ class _Maker:
     def _write_mask(self, target: str, values: np.ndarray, like: Image.Image) -> None:
         """Writes a mask of these values in the encoding of the mask `like`, without loss."""
         values = np.ascontiguousarray(values)
-        tiff, png = {"format": "TIFF"}, {"format": "PNG", "compress_level": 1}
+        tiff, png = {"format": "TIFF"}, {"format": "PNG", **png_options(names_in(like))}
         options: dict = tiff if target.endswith(".tif") else png
         if like.mode == "P":
             picture = Image.frombytes("P", values.shape[1::-1], values.tobytes())

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, get_worker_info
 
+from parts.annotations import draw_annotations
 from parts.arrays import Arrays, Files, Size, make_arrays
 from parts.audit import audit
 from parts.bands import reflected
@@ -49,7 +50,7 @@ from parts.spec import DataSpec
 from parts.transforms import Transform, augmented, transformed
 
 # What images and masks mean, and which belong together: train.py, augment.py and predict.py take these from here.
-MASK_FOREGROUND: int | tuple | str | None = None  # value(s) of foreground, "nonzero" or "alpha"; None: as masks say
+MASK_FOREGROUND: int | tuple | str | None = None  # value(s) or name(s), "nonzero", "alpha"; None: as masks say
 MASK_IGNORE: int | tuple | str | None = (
     None  # value(s) that are not trained on nor scored, as VOC's 255, -9999 or "nan"
 )
@@ -400,15 +401,17 @@ class CropDataset(ArrayDataset):
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Audits the folders of the command line, prints the report, and refuses data that would spoil training."""
-    folders: list[tuple[str, dict]] = [(name, {}) for name in ("img_dir", "mask_dir")]
-    folders += [(name, {"nargs": "?", "default": None}) for name in ("val_img_dir", "val_mask_dir")]
-    s = settings_of(globals(), argv, rules=_RULES, positionals=folders)
+    positionals: list[tuple[str, dict]] = [(name, {}) for name in ("img_dir", "mask_dir")]
+    positionals += [(name, {"nargs": "?", "default": None}) for name in ("val_img_dir", "val_mask_dir")]
+    s = settings_of(globals(), argv, rules=_RULES, positionals=positionals)
     if s.val_img_dir and not s.val_mask_dir:
         raise UserError("VAL_IMG_DIR has no VAL_MASK_DIR beside it. Give both, or neither.")
-    val_folders = None
+    folders = [(s.img_dir, s.mask_dir)]
     if s.val_img_dir:
-        val_folders = s.val_img_dir, s.val_mask_dir
-    report = audit((s.img_dir, s.mask_dir), val_folders, DataSpec.of(s), sheet=s.SHEET, image_size=s.IMAGE_SIZE)
+        folders.append((s.val_img_dir, s.val_mask_dir))
+    spec = DataSpec.of(s)
+    train, *val = draw_annotations(folders, Path(s.SHEET or "").parent / "audit_masks", spec)
+    report = audit(train, val[0] if val else None, spec, sheet=s.SHEET, image_size=s.IMAGE_SIZE)
     tell(report.text())
     report.stop_if_spoiled()
     tell("No problems.")

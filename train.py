@@ -32,6 +32,7 @@ from tqdm import tqdm
 import dataset
 from parts import pictures, processes, recipe
 from parts.advice import class_line, duration, epoch_line, score_line, symptom, verdict
+from parts.annotations import draw_annotations
 from parts.audit import Report, audit
 from parts.checkpoints import Run, differences_of_data, load_encoder_weights, load_pretrained, set_aside, snapshot
 from parts.errors import Terminated, UserError, ran_out_of_memory, stop_if_asked, tell
@@ -388,9 +389,9 @@ def refuse_missing_folders(s: SimpleNamespace) -> None:
     lacking = {}
     for name in ("TRAIN_IMG_DIR", "TRAIN_MASK_DIR", "VAL_IMG_DIR", "VAL_MASK_DIR"):
         folder = Path(getattr(s, name))
-        if not folder.is_dir():
+        if not folder.exists():
             lacking[name] = "there is no such folder"
-        elif not any(folder.iterdir()):
+        elif folder.is_dir() and not any(folder.iterdir()):
             lacking[name] = "no images here: the folder is empty"
     if not lacking:
         return
@@ -507,10 +508,13 @@ def look_at_data(s: SimpleNamespace, output: Path) -> Report:
         draw_demo(Path(s.TRAIN_IMG_DIR).parent)
     if s.DATASET is not None:
         write_dataset(s.DATASET, load_part("DATASET", s.DATASET, {}), s.OUTPUT_DIR, s.CHANNELS)
+    spec = DataSpec.of(s)
+    folders = [(s.TRAIN_IMG_DIR, s.TRAIN_MASK_DIR), (s.VAL_IMG_DIR, s.VAL_MASK_DIR)]
+    train, val = draw_annotations(folders, output / "drawn_masks", spec)
     report = audit(
-        (s.TRAIN_IMG_DIR, s.TRAIN_MASK_DIR),
-        (s.VAL_IMG_DIR, s.VAL_MASK_DIR),
-        DataSpec.of(s),
+        train,
+        val,
+        spec,
         image_size=s.IMAGE_SIZE,
         sheet=output / "saved_images" / "audit.png",
         cache=arrays_folder(s.TRAIN_IMG_DIR, output) / "audit.json",

@@ -12,7 +12,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
@@ -81,6 +81,21 @@ def write_csv(path: Place, columns: Sequence[str], rows: Iterable[Sequence]) -> 
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([columns, *rows])
     write_text(path, text.getvalue())
+
+
+def write_changed(path: Place, new: bytes) -> None:
+    """Writes a file unless it has these bytes already, so that what was made of it stays."""
+    if content(path) != new:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, lambda file: file.write(new), sync=False)
+
+
+def keep_only(folder: Path, kept: Collection[Path], suffixes: Collection[str] = (".png",)) -> None:
+    """Makes `folder` if need be, and removes the files of these suffixes in and below it that are not `kept`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in folder.rglob("*"):
+        if file.suffix in suffixes and file not in kept:
+            file.unlink()
 
 
 def copy_whole(source: Place, target: Place) -> None:

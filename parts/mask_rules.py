@@ -23,6 +23,7 @@ from parts.masks import (
     MaskRule,
     Observation,
     alpha_fault,
+    class_colour,
     list_values,
     name_value,
     observe_mask,
@@ -116,6 +117,11 @@ class Census:
         return {index: colour for observation in self.observations for index, colour in observation.palette or ()}
 
     @cached_property
+    def names(self) -> dict[int, str]:
+        """{value: name} of the used values, where the masks' files say names."""
+        return dict(entry for observation in self.observations for entry in observation.names or ())
+
+    @cached_property
     def groups(self) -> dict[tuple[int, ...], list[str]]:
         """{values: the files that hold exactly these}."""
         groups: dict[tuple[int, ...], list[str]] = {}
@@ -175,7 +181,7 @@ def take_census(observations: Sequence[Observation], spec: DataSpec) -> Census:
     else:
         kind = NUMBERS
         _refuse_other_palettes(observations, spec)
-    foreground = _of_kind(spec.foreground_values or (), kind)
+    foreground = _of_kind(_foreground_values(observations, spec), kind)
     ignored = _of_kind(spec.ignored_values, kind)
     both = sorted(set(foreground) & set(ignored))
     if both:
@@ -183,6 +189,29 @@ def take_census(observations: Sequence[Observation], spec: DataSpec) -> Census:
             f"{list_values(both, kind)} stands in MASK_FOREGROUND and in MASK_IGNORE. Take it out of one of them."
         )
     return Census(tuple(observations), spec, kind, foreground, ignored, spec.listed_classes)
+
+
+def _foreground_values(observations: Iterable[Observation], spec: DataSpec) -> tuple[int, ...]:
+    """The values that MASK_FOREGROUND lists; a name stands for its value. UserError: the masks do not have that name.
+
+    The files of the masks say names where they were drawn by annotations.
+    """
+    value_of: dict[str, int] = {}
+    for observation in observations:
+        for value, name in observation.names or ():
+            if value_of.setdefault(name, value) != value:
+                raise UserError(
+                    f"{observation.path}: class {name} is {value} there, and {value_of[name]} in other masks. Draw all "
+                    "annotations anew, for training and validation at once."
+                )
+    unknown = [name for name in spec.foreground_names if name not in value_of]
+    if unknown:
+        listed = f"these: {', '.join(value_of)}" if value_of else "none. Give whole numbers, or a colour as 0xFF0000"
+        raise UserError(
+            f"MASK_FOREGROUND = {spec.foreground!r}: {', '.join(map(repr, unknown))} is no name of a class; the masks' "
+            f'files say {listed}. "{NONZERO}" takes every value but 0, or black, and "{ALPHA}" what is opaque.'
+        )
+    return (*(spec.foreground_values or ()), *(value_of[name] for name in spec.foreground_names))
 
 
 def _lists_colours(observations: Iterable[Observation], spec: DataSpec) -> bool:
@@ -344,7 +373,8 @@ def _read_classes(census: Census) -> MaskRule:
         raise UserError(f"CLASSES = {_classes_text(census)}: {'; '.join(faults)}. Change CLASSES.")
     if unknown:
         _refuse_unknown_values(census, unknown)
-    names = [entry.name for entry in census.listed if entry.name] or [name_value(v, census.kind) for v in values]
+    names = [entry.name for entry in census.listed if entry.name]
+    names = names or [census.names.get(value, name_value(value, census.kind)) for value in values]
     colours = tuple(values) if census.kind == COLOURS else _class_colours(values, census.palette)
     return MaskRule(census.kind, (), (), classes=tuple(values), names=tuple(names), colours=colours)
 
@@ -381,17 +411,9 @@ def _class_colours(values: list[int], palette: dict[int, int]) -> tuple[int, ...
     colours = {value: palette[value] for value in values if value in palette}
     for value in values:
         if value not in colours:
-            candidates = map(_voc_colour, range(value, value + 256))
+            candidates = map(class_colour, range(value, value + 256))
             colours[value] = next(colour for colour in candidates if colour not in colours.values())
     return tuple(colours[value] for value in values)
-
-
-def _voc_colour(index: int) -> int:
-    """0xRRGGBB: the bits of an index, from its lowest one, are the highest ones of red, green and blue in turn."""
-    colour = 0
-    for bit in range(8):
-        colour |= (index >> bit & 1) << (16 - 8 * (bit % 3) + 7 - bit // 3)
-    return colour
 
 
 def _ignores_in_blurred(census: Census) -> bool:
@@ -484,6 +506,7 @@ READINGS = (  # tried in order
     Reading("MASK_IGNORE in blurred masks", _ignores_in_blurred, _refuse_ignored),
     Reading('MASK_FOREGROUND = "nonzero"', lambda census: census.spec.foreground == NONZERO, _read_nonzero),
     Reading("MASK_FOREGROUND lists values", lambda census: bool(census.foreground), _read_listed_foreground),
+    Reading("annotations, all of them foreground", lambda census: bool(census.names), _read_nonzero),
     Reading("two values", lambda census: len(census.kept.counts) <= 2, _read_two_values),
     Reading("soft edges between two values", lambda census: census.kept.soft_edges is not None, _read_soft_edges),
     Reading("anything else", lambda census: True, _refuse_the_rest),

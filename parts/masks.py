@@ -6,15 +6,16 @@ Grey values, palette indices and colours are different kinds of values. A file t
 refused with a message that says what to do; nothing is guessed.
 """
 
+import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from parts.errors import UnusableFile, UserError, list_files, printable
 from parts.images import RGB, Bands, Decoded, decode, resize_image, rgb
@@ -27,10 +28,13 @@ NUMBERS, COLOURS = "numbers", "colours"  # kinds of values: greys and palette in
 IGNORED = 255  # the label in memory of ignored pixels; no class has this index
 MOST_CLASSES = 254
 MOST_COLOURS = 256  # of one file that an Observation lists
+BACKGROUND = "background"  # the name of what is in no class
 VOID = 0xE0E0C0  # PASCAL VOC's colour of pixels without a label
 _UNKNOWN = 254  # label of a value that the rule does not know, until the file is refused
 _WHOLE = "Save it with whole numbers from 0 to 255"
 _LOSSY_FORMATS = ("JPEG", "MPO", "WEBP", "AVIF", "JPEG2000")
+
+_NAMES = "Classes"  # the text in a PNG that says the names of its values, as JSON
 
 Counts = list[list[int]]  # [value, pixels] of each value, ascending
 PathLike = str | Path
@@ -56,6 +60,7 @@ class Observation:
     alpha: Counts | None  # [alpha, pixels], where there is an alpha channel
     hidden: bool  # whether the alpha channel tells pixels of one colour apart
     cut: bool = False  # whether the values were fractions from 0 to 1, and became 0 and 1
+    names: list[list] | None = None  # [value, name] of the used values, where the file says names
 
     @property
     def values(self) -> tuple[int, ...]:
@@ -89,7 +94,7 @@ class Observation:
         colours = {value: min(value, 255) * 0x010101 for value in self.values}
         colours |= {index: colour for index, colour in self.palette or ()}  # noqa: C416  # mypy takes no list for a pair
         counts, thick = _recounted(self.counts, colours), _recounted(self.thick, colours)
-        return replace(self, kind=COLOURS, counts=counts, thick=thick, palette=None)
+        return replace(self, kind=COLOURS, counts=counts, thick=thick, palette=None, names=None)
 
     def without(self, values: Iterable[int]) -> "Observation":
         """The same mask, which is not blurred, as if these values had no pixels."""
@@ -142,7 +147,30 @@ def observe_mask(path: PathLike, page: int = 0) -> Observation:
         alpha=alpha_counts,
         hidden=cut_out or _alpha_separates(decoded.picture),
         cut=read.cut,
+        names=_used_names(decoded.picture, counts),
     )
+
+
+def names_in(picture: Image.Image) -> dict[int, str]:
+    """{value: name} of the classes of a decoded mask, if its file says them (`png_options`)."""
+    try:
+        stored = json.loads(picture.info.get(_NAMES, "{}"))
+        return {int(value): str(name)[:100] for value, name in stored.items()}
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        return {}
+
+
+def _used_names(picture: Image.Image, counts: Counts) -> list[list] | None:
+    names = names_in(picture)
+    return [[value, names[value]] for value, _ in counts if value in names] or None
+
+
+def png_options(names: Mapping[int, str]) -> dict[str, Any]:
+    """How a mask is saved as PNG, with Pillow: fast, and with the `names` of its values."""
+    info = PngImagePlugin.PngInfo()
+    if names:
+        info.add_itxt(_NAMES, json.dumps(names))
+    return {"compress_level": 1, "pnginfo": info}
 
 
 def alpha_fault(observation: Observation, foreground: Any = None) -> UnusableFile | None:
@@ -381,7 +409,7 @@ class MaskRule:
     @property
     def label_names(self) -> tuple[str, ...]:
         """The name of each label: those of the classes, or background and foreground."""
-        return self.names if self.has_classes else ("background", "foreground")
+        return self.names if self.has_classes else (BACKGROUND, "foreground")
 
     @property
     def is_binary(self) -> bool:
@@ -553,6 +581,14 @@ def _class_indices(values: np.ndarray, mask_rule: MaskRule) -> np.ndarray:
     known_values = np.array(known, values.dtype)
     places = np.minimum(np.searchsorted(known_values, values), len(known) - 1)
     return np.where(known_values[places] == values, labels[places], np.uint8(_UNKNOWN))
+
+
+def class_colour(index: int) -> int:
+    """0xRRGGBB by PASCAL VOC: the bits of an index, from its lowest, are the highest of red, green and blue in turn."""
+    colour = 0
+    for bit in range(8):
+        colour |= (index >> bit & 1) << (16 - 8 * (bit % 3) + 7 - bit // 3)
+    return colour
 
 
 def encode_mask(mask: np.ndarray, mask_rule: MaskRule) -> Image.Image:

@@ -6,6 +6,7 @@ and `ImageNames`. What has no partner is refused in a message that names the fil
 
 import os
 import re
+import shlex
 import sys
 import unicodedata
 from collections import Counter, defaultdict
@@ -244,15 +245,39 @@ def list_pictures(folder: Folder, apart: Iterable[Folder] = (), suffixes: Collec
         if isinstance(error, FileNotFoundError):
             problem = "there is no such folder. Check its name, or make it and fill it."
         elif isinstance(error, NotADirectoryError):
-            problem = "is a file. Give the folder that the pictures lie in."
+            cure = _way_to_pictures([Path(error.filename)]) or "Give the folder that the pictures lie in."
+            problem = f"is a file. {cure}"
         raise UserError(f"{printable(error.filename)}: {problem}")
     if not listing.pictures:
         others = f" ({len(listing.left_out)} others are left out)" if listing.left_out else ""
         cures = [f"{note.text}." for note in _notes_on_other_kinds(listing.left_out)]
-        cures = cures or ["Put some there, or give another folder."]
+        cures = cures or [_way_to_pictures(listing.left_out) or "Put some there, or give another folder."]
         raise UserError(" ".join([f"{printable(folder)}: holds no pictures{others}.", *cures]))
     pictures = sorted(listing.pictures, key=lambda path: path.relative_to(listing.folder).as_posix())
     return replace(listing, pictures=pictures)
+
+
+def _way_to_pictures(files: Sequence[Path]) -> str:
+    """How pictures are made of files of other kinds that data come in: archives, annotations, tables; "": of none."""
+    for path in files:
+        name = shlex.quote(printable(path))
+        folder = shlex.quote(printable(path.with_suffix("")))
+        if path.suffix.lower() == ".zip":
+            return f"Archives are not read: unzip {name} -d {folder}"
+        if path.suffix.lower() in (".tar", ".tgz", ".gz", ".xz", ".7z", ".rar"):
+            return f"Archives are not read: unpack {name} first."
+        if path.suffix.lower() in (".csv", ".tsv"):
+            return (
+                f"{path.name} is a table; if it holds run lengths, docs/change-it.md (A dataset) has the lines that "
+                "make masks of them."
+            )
+        if path.suffix.lower() in (".json", ".jsonl", ".geojson", ".ndjson", ".xml"):
+            return (
+                f"If {path.name} holds annotations: train.py, augment.py and dataset.py draw those of labelme and COCO "
+                "(.json) and YOLO's polygons (.txt, with classes.txt or data.yaml). Export others as one of these, or "
+                "as masks in PNG."
+            )
+    return ""
 
 
 def suffixes_of(channels: object) -> Collection[str]:

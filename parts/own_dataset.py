@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from parts.bands import NPY
-from parts.files import parallel_map, path_inside
+from parts.files import keep_only, parallel_map, path_inside, write_changed
 from parts.images import RGB
 from parts.own import faults_of
 
@@ -46,12 +46,8 @@ def write_dataset(chosen: Any, make: Callable[[bool], Any], output: str | Path, 
             data = make(side == "train")
             names = _names_of(data, folders[0])
         for folder in folders:
-            folder.mkdir(parents=True, exist_ok=True)
             suffix = ".png" if channels == RGB or folder == folders[1] else NPY
-            kept = {f"{name}{suffix}" for name in names}
-            for file in (*folder.glob("*.png"), *folder.glob(f"*{NPY}")):
-                if file.name not in kept:
-                    file.unlink()
+            keep_only(folder, {folder / f"{name}{suffix}" for name in names}, (".png", NPY))
         write = partial(_write_sample, _Samples(chosen, data, channels != RGB), folders)
         for _ in parallel_map(write, list(enumerate(names))):
             pass
@@ -99,5 +95,4 @@ def _write_sample(samples: _Samples, folders: Folders, sample: tuple[int, str]) 
             np.save(encoded, array)
         else:
             Image.fromarray(array).save(encoded, "PNG", compress_level=1)
-        if not path.exists() or path.read_bytes() != encoded.getvalue():
-            path.write_bytes(encoded.getvalue())
+        write_changed(path, encoded.getvalue())

@@ -47,7 +47,7 @@ class DataSpec:
     UserError: a constant has a value that it cannot have, or two constants contradict each other.
     """
 
-    foreground: int | tuple[int, ...] | str | None = None  # MASK_FOREGROUND: values, "nonzero", "alpha"; None: by masks
+    foreground: int | str | tuple[int | str, ...] | None = None  # MASK_FOREGROUND: values, "nonzero", "alpha", names
     ignore: int | str | tuple[int | str, ...] | None = None  # MASK_IGNORE: values that are not trained on nor scored
     classes: str | tuple | dict | None = None  # CLASSES: "all", values, {name: value}; None: one foreground
     channels: int | str = 3  # CHANNELS of images: 3 (RGB), 1 (greys), any number, or "auto" (what all of them have)
@@ -91,11 +91,19 @@ class DataSpec:
 
     @property
     def foreground_values(self) -> tuple[int, ...] | None:
-        """The values that MASK_FOREGROUND lists; None where it lists none ("nonzero", "alpha", None)."""
-        if self.foreground is None or self.foreground in (ALPHA, NONZERO):
+        """The values that MASK_FOREGROUND lists; None where it lists none ("nonzero", "alpha", names, None)."""
+        if self.foreground is None or self.foreground in (ALPHA, NONZERO) or self.foreground_names:
             return None
-        others = f', "{NONZERO}" (every value but 0, or black) or "{ALPHA}" (what is opaque)'
+        others = f', "{NONZERO}" (every value but 0, or black), "{ALPHA}" (what is opaque) or names of classes'
         return _whole_numbers("MASK_FOREGROUND", self.foreground, others)
+
+    @property
+    def foreground_names(self) -> tuple[str, ...]:
+        """The names of classes that MASK_FOREGROUND lists, of masks that have such; () where it lists none."""
+        listed = self.foreground if isinstance(self.foreground, (tuple, list)) else (self.foreground,)
+        if not all(isinstance(name, str) and name.lower() not in (ALPHA, NONZERO) for name in listed):
+            return ()
+        return tuple(map(str, listed))
 
     @property
     def ignored_values(self) -> tuple[int, ...]:

@@ -32,7 +32,7 @@ from PIL import Image, ImageFilter
 
 from parts.errors import UnusableFile, UserError
 from parts.mask_rules import READINGS, find_mask_rule, take_census
-from parts.masks import IGNORED, MaskRule, count_classes, encode_mask, observe_mask, read_mask
+from parts.masks import IGNORED, MaskRule, count_classes, encode_mask, observe_mask, png_options, read_mask
 from parts.spec import DataSpec
 
 
@@ -498,6 +498,7 @@ READ_BY = {
     "MASK_IGNORE in blurred masks": ({"ignore": 9}, "soft"),
     'MASK_FOREGROUND = "nonzero"': ({"foreground": "nonzero"}, [(0, 1, 2)]),
     "MASK_FOREGROUND lists values": ({"foreground": 1, "ignore": 2}, [(0, 1, 2)]),
+    "annotations, all of them foreground": ({}, "named"),
     "two values": ({"ignore": 2}, [(0, 1, 2), (0, 1)]),
     "soft edges between two values": ({}, "soft"),
     "anything else": ({}, [(0, 1), (0, 2)]),
@@ -509,6 +510,9 @@ def test_each_reading_has_its_case(tmp_path):
     for name, (constants, masks) in READ_BY.items():
         if masks == "soft":
             smoothed(grey(blob())).save(tmp_path / "a.png")
+            observations = [observe_mask(tmp_path / "a.png")]
+        elif masks == "named":
+            classes((0, 1, 2)).save(tmp_path / "a.png", **png_options({1: "car", 2: "lamp"}))
             observations = [observe_mask(tmp_path / "a.png")]
         else:
             observations = []

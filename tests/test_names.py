@@ -270,6 +270,9 @@ def test_kinds_that_are_not_read_are_named_with_what_to_do(tmp_path, capsys):
 def test_folders_of_kinds_that_are_not_read(tmp_path):
     for names, message in (
         (["a.mp4", "b.MOV"], r"2 videos: a.mp4, b.MOV. .*ffmpeg -i a.mp4 frames/%05d.png\).$"),
+        (["x.zip"], "Archives are not read: unzip .*/x/x.zip -d .*/x/x$"),
+        (["rows.csv"], "rows.csv is a table; if it holds run lengths, docs/change-it.md"),
+        (["p0.xml", "p1.xml"], "If p0.xml holds annotations: .*Export others as one of these, or as masks in PNG"),
         (["s/a.heic", "notes.txt"], r"\(2 others are left out\). 1 picture of a kind that is not read: a.heic. To use"),
     ):
         folder = tmp_path / names[0][:1]
@@ -323,11 +326,12 @@ def test_each_folder_is_listed_once(tmp_path):
 
 
 def test_unusable_folders(tmp_path):
-    touch(tmp_path, "file", "only others/notes.txt")
+    touch(tmp_path, "file", "my data.zip", "only others/notes.txt")
     (tmp_path / "empty").mkdir()
     for name, problem in (
         ("missing", "there is no such folder"),
-        ("file", "is a file"),
+        ("file", "is a file. Give the folder that the pictures lie in."),
+        ("my data.zip", f"is a file. Archives are not read: unzip '{tmp_path}/my data.zip' -d '{tmp_path}/my data'"),
         ("empty", "holds no pictures. Put some there"),
         ("only others", "holds no pictures (1 others are left out). Put some there"),
     ):

@@ -21,7 +21,6 @@ WRONG = {
     "a colour out of range": ({"classes": ((0, 0, 0), (0, 0, 256))}, ["256"]),
     "classes and a foreground": ({"classes": PETS, "foreground": 1}, ["MASK_FOREGROUND = 1", "Take one of them back"]),
     "classes and alpha": ({"classes": "all", "foreground": "alpha"}, ["MASK_FOREGROUND = 'alpha'"]),
-    "another word for foreground": ({"foreground": "opaque"}, ["'opaque'", '"nonzero"', '"alpha"', "whole numbers"]),
     "a word in capitals": ({"foreground": "NONZERO"}, ['"nonzero"', '"alpha"']),
     "a word and a value": ({"foreground": ("alpha", 3)}, ['"nonzero"', '"alpha"']),
     "foreground of fractions": ({"foreground": (255.7, 0.2)}, ["MASK_FOREGROUND = (255.7, 0.2)", "whole numbers"]),
@@ -86,4 +85,5 @@ def test_what_the_constants_list():
         assert DataSpec(image_range=image_range).image_range == image_range
     for word in (None, "alpha", "nonzero"):
         assert DataSpec(foreground=word).foreground_values is None
+    assert DataSpec(foreground=["car", "lamp"]).foreground_names == ("car", "lamp")
     assert DataSpec(foreground=[1, 2]).foreground_values == (1, 2)

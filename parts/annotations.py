@@ -1,0 +1,366 @@
+"""Annotations of labelme, COCO and YOLO, drawn into masks on disk, which are then looked at and read like all others.
+
+A mask holds 0 for background and 1, 2, ... for the classes, has a colour for each, and says their names.
+"""
+
+import io
+import json
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from parts.errors import UnusableFile, UserError, counted, printable, tell, within_memory
+from parts.files import (
+    Provenance,
+    content,
+    keep_only,
+    parallel_map,
+    read_own,
+    refuse_link,
+    stamp,
+    write_changed,
+    write_text,
+)
+from parts.images import image_size
+from parts.masks import BACKGROUND, MOST_CLASSES, MaskRule, class_colour, encode_mask, png_options
+from parts.names import LEAVE_OUT, Folder, ImageNames, Listing, ends_in_mask, list_pictures, suffixes_of, walk
+from parts.spec import DataSpec
+
+Folders = tuple[Folder, Folder]  # of images and of masks
+Outline = list[list[float]]  # (x, y) of each corner, in pixels, of which the first reaches from 0 to 1
+
+_NO_LABELS = re.compile(r"(classes|readme.*|train|val|valid|test)\.txt", re.IGNORECASE)  # beside YOLO's labels
+VERSION = 1  # of the drawing; raise it when the same annotations give other masks
+_MEMORY = ".drawn.json"  # in the folder of the masks: from which files they were drawn
+_EXPORT = "Export it as polygons of labelme, COCO or YOLO, or as masks in PNG"
+_MOST = 1e6  # pixels; corners farther out are moved to there
+_CIRCLE = np.stack([np.cos(np.arange(0, 6.28, 0.05)), np.sin(np.arange(0, 6.28, 0.05))], axis=1)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One annotated thing: outlines, or run lengths down the columns, of outside and inside in turn."""
+
+    name: str
+    outlines: list[Outline]
+    runs: list[int] | None = None
+
+
+@dataclass
+class Annotated:
+    """What a file says of one image: the names that this may have, its (height, width) if told, and its shapes."""
+
+    file: Path
+    names: list[str]
+    size: list[int] | None
+    shapes: list[Shape] = field(default_factory=list)
+    as_shares: bool = False  # whether corners are shares of the width and height
+
+
+@dataclass
+class _Side:
+    """The annotations of one folder of images: the classes in their order, and what each image has."""
+
+    folders: Folders
+    classes: list[str] = field(default_factory=list)
+    annotated: list[Annotated] = field(default_factory=list)
+
+
+def draw_annotations(
+    folders: Sequence[Folders], place: Folder, spec: DataSpec = DataSpec(), apart: Iterable[Folder] = ()
+) -> list[Folders]:
+    """The `folders` of images and masks; annotations in the place of masks are drawn, and their folders replaced.
+
+    Masks are drawn in `place`/train for the first of the folders and in `place`/val for the second, with the same
+    values for the same classes. UserError: names all annotations that cannot be drawn.
+    """
+    sides = [_read_side(both, spec, [place, Path(place).parent, *apart]) for both in folders]
+    classes = list(dict.fromkeys(name for side, _ in sides for name in side.classes))
+    if len(classes) >= MOST_CLASSES:
+        raise UserError(f"{printable(folders[0][1])}: {len(classes):,} classes, and {MOST_CLASSES - 1} is the most.")
+    drawn = []
+    for name, (side, images) in zip(("train", "val"), sides):
+        if images is None:
+            drawn.append(side.folders)
+            continue
+        folder = Path(place) / name
+        refuse_link(folder, Path(place).parent)
+        _draw_side(side, images, classes, folder, spec)
+        drawn.append((side.folders[0], folder))
+    return drawn
+
+
+def _read_side(folders: Folders, spec: DataSpec, apart: Iterable[Folder]) -> tuple[_Side, Listing | None]:
+    """The annotations in a folder, or file, of masks, and its images; None: there are none."""
+    side = _Side(folders)
+    files = _annotation_files(folders, spec)
+    if not files:
+        return side, None
+    faults = []
+    root = Path(folders[1]) if Path(folders[1]).is_dir() else files[0].parent
+    yolo_names = _yolo_names(root) if files[0].suffix == ".txt" else []
+    for file in files:
+        text = (content(file) or b"").decode("utf-8-sig", errors="replace")
+        name = file.relative_to(root).with_suffix("").as_posix()
+        try:
+            if file.suffix == ".txt":
+                _take_yolo(side, file, name, text, yolo_names)
+            else:
+                _take_json(side, file, name, json.loads(text))
+        except UnusableFile as fault:
+            faults.append(str(fault))
+        except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError, OverflowError) as error:
+            problem = f"is damaged, or not what labelme, COCO or YOLO write ({type(error).__name__}: {error})"
+            faults.append(str(UnusableFile(file, problem[:300], _EXPORT)))
+    if faults:
+        raise UserError("\n".join(faults[:20]))
+    return side, list_pictures(folders[0], apart, suffixes_of(spec.channels))
+
+
+def _annotation_files(folders: Folders, spec: DataSpec) -> list[Path]:
+    """The files of annotations in the place of masks: of .json, or else of .txt; none where there are masks."""
+    images, masks = map(Path, folders)
+    if masks.is_file() and masks.suffix.lower() == ".json":
+        return [masks]
+    if not masks.is_dir():
+        return []
+    listing = walk(masks)
+    beside = images.is_dir() and images.samefile(masks)
+    if listing.pictures and (not beside or spec.mask_name or any(map(ends_in_mask, listing.pictures))):
+        return []
+    files = [file for file in listing.left_out if not file.name.startswith(".")]
+    jsons = [file for file in files if file.suffix.lower() == ".json"]
+    return jsons or [file for file in files if file.suffix == ".txt" and not _NO_LABELS.fullmatch(file.name)]
+
+
+# ---- the files of each tool
+
+
+def _take_json(side: _Side, file: Path, name: str, stored: Any) -> None:
+    """Adds what labelme or COCO have written to a side. UnusableFile: other kinds of files and shapes."""
+    if isinstance(stored, dict) and "shapes" in stored:
+        shapes = [_labelme_shape(file, shape) for shape in stored["shapes"]]
+        size = [length for length in (stored.get("imageHeight"), stored.get("imageWidth")) if length]
+        side.annotated.append(Annotated(file, [name], size or None, shapes))
+        side.classes = sorted({*side.classes, *(shape.name for shape in shapes)})
+    elif isinstance(stored, dict) and {"images", "annotations", "categories"} <= stored.keys():
+        _take_coco(side, file, stored)
+    else:
+        raise UnusableFile(file, "is not the JSON that labelme or COCO write", _EXPORT)
+
+
+def _labelme_shape(file: Path, shape: dict) -> Shape:
+    points = np.array(shape["points"], float).reshape(-1, 2)
+    kind = shape.get("shape_type") or "polygon"
+    if kind == "rectangle":
+        (left, top), (right, bottom) = points
+        points = np.array([[left, top], [right, top], [right, bottom], [left, bottom]])
+    elif kind == "circle":
+        middle, edge = points
+        points = middle + _CIRCLE * np.hypot(*(edge - middle))
+    elif kind != "polygon":
+        problem = f"has a shape of the kind {printable(kind)[:40]}, which has no area or is not known"
+        raise UnusableFile(file, problem, "Draw it as a polygon, or remove it")
+    return Shape(_name_of(shape["label"]), [_checked(points)])
+
+
+def _take_coco(side: _Side, file: Path, stored: dict) -> None:
+    names = {category["id"]: _name_of(category["name"]) for category in stored["categories"]}
+    annotated = {}
+    for image in stored["images"]:
+        path = Path(image["file_name"].replace("\\", "/")).with_suffix("")
+        size = [image["height"], image["width"]]
+        annotated[image["id"]] = Annotated(file, [path.as_posix(), path.name], size)
+    for entry in stored["annotations"]:
+        drawn = entry.get("segmentation")
+        if not drawn:
+            problem = f"has a box without an outline, annotation {entry.get('id')}; a box is no mask"
+            raise UnusableFile(file, problem, "Export outlines (instance segmentation), or remove it")
+        shape = Shape(names[entry["category_id"]], [])
+        if isinstance(drawn, dict):
+            counts = drawn["counts"]
+            runs = _packed_runs(counts) if isinstance(counts, str) else [int(run) for run in counts]
+            shape = Shape(shape.name, [], runs)
+        else:
+            shape.outlines.extend(_checked(np.array(flat, float).reshape(-1, 2)) for flat in drawn)
+        annotated[entry["image_id"]].shapes.append(shape)
+    side.classes = list(dict.fromkeys([*side.classes, *names.values()]))
+    side.annotated += annotated.values()
+
+
+def _packed_runs(text: str) -> list[int]:
+    """Run lengths out of COCO's text: six bits a character, from 48 on, the sixth for more to come; from the fourth
+    number on each is the difference from the one before the last (cocoapi, common/maskApi.c, rleFrString)."""
+    runs: list[int] = []
+    value = shift = 0
+    for character in text:
+        if shift > 60:
+            raise ValueError("run lengths of more than 60 bits")
+        bits = ord(character) - 48
+        value |= (bits & 31) << shift
+        shift += 5
+        if not bits & 32:
+            if bits & 16:
+                value -= 1 << shift
+            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+            value = shift = 0
+    return runs
+
+
+def _take_yolo(side: _Side, file: Path, name: str, text: str, names: list[str]) -> None:
+    image = Annotated(file, [name], None, as_shares=True)
+    for line in filter(None, map(str.strip, text.splitlines())):
+        label, *numbers = line.split()
+        if len(numbers) == 4:
+            raise UnusableFile(file, "has boxes, which are no masks", "Export polygons (segmentation)")
+        points = _checked(np.array(numbers, float).reshape(-1, 2))
+        known = names if names else list(map(str, range(int(label) + 1)))
+        if not 0 <= int(label) < len(known):
+            raise UnusableFile(
+                file, f"has class {int(label)}, and there are names for {len(known)}", "Mend one of them"
+            )
+        image.shapes.append(Shape(known[int(label)], [points]))
+    used = {shape.name for shape in image.shapes}
+    side.classes = names or sorted({*side.classes, *used}, key=int)
+    side.annotated.append(image)
+
+
+def _yolo_names(folder: Path) -> list[str]:
+    """The names of classes by classes.txt or data.yaml, in the folder of YOLO's labels or up to two above it."""
+    for place in (folder, *folder.resolve().parents[:2]):
+        if text := content(place / "classes.txt"):
+            return [_name_of(line) for line in text.decode("utf-8-sig", "replace").splitlines() if line.strip()]
+        if text := content(place / "data.yaml"):
+            # names: [car, lamp], or a line for each: "- car" or "0: car"
+            listed = re.search(
+                r"^names:\s*(\[[^]]*\]|(?:\n[ \t-].*)+)", text.decode("utf-8-sig", "replace"), re.MULTILINE
+            )
+            lines = re.split(r"[,\n]", listed[1].strip("[]\n")) if listed else []
+            return [
+                _name_of(re.sub(r"^\s*(?:-|\d+:)?\s*|#.*$", "", line).strip(" '\"")) for line in lines if line.strip()
+            ]
+    return []
+
+
+def _name_of(given: Any) -> str:
+    """The name of a class; what is called background is background."""
+    name = str(given).strip()[:100]
+    if not name:
+        raise ValueError("a class without a name")
+    return BACKGROUND if name.strip("_").casefold() == BACKGROUND else name
+
+
+def _checked(points: np.ndarray) -> Outline:
+    if len(points) < 3 or not np.isfinite(points).all():
+        raise ValueError("an outline needs three corners or more, all of them numbers")
+    return points.clip(-_MOST, _MOST).tolist()
+
+
+# ---- drawing
+
+
+def _draw_side(side: _Side, images: Listing, classes: list[str], folder: Path, spec: DataSpec) -> None:
+    """Writes the mask of each annotated image below `folder`, and says what was drawn. UserError."""
+    paths = {images.name_of(path): path for path in images.pictures}
+    names, strays = ImageNames(paths), defaultdict(list)
+    of_image: dict[str, list[Annotated]] = defaultdict(list)
+    for annotated in side.annotated:
+        owner = names.owner(annotated.names)
+        if owner is None:
+            strays[annotated.file].append(annotated.names[0])
+        else:
+            of_image[owner].append(annotated)
+    if strays and not spec.skip_unpaired:
+        problems = [
+            f"{printable(file)}: annotates {counted(len(stems), 'image')} that {printable(images.folder)} does not "
+            f"hold, e.g. {printable(stems[0])}."
+            for file, stems in list(strays.items())[:20]
+        ]
+        raise UserError("\n".join([*problems, f"Add these images, or remove what annotates them; {LEAVE_OUT}."]))
+    masks = {name: folder / f"{name}.png" for name in of_image}
+    keep_only(folder, set(masks.values()))
+    labels = (BACKGROUND, *(name for name in classes if name != BACKGROUND))
+    values = tuple(range(len(labels)))
+    mask_rule = MaskRule(classes=values, names=labels, colours=tuple(map(class_colour, values)))
+    files = {entry.file for entries in of_image.values() for entry in entries}
+    made_from = [*files, *(paths[name] for name in of_image)]
+
+    def provenance() -> Provenance:
+        stamps = {str(path): stamp(path) for path in [*made_from, *masks.values()]}
+        return Provenance(VERSION, mask_rule.to_dict(), {"files": stamps})
+
+    if provenance() != read_own(folder / _MEMORY, Provenance.from_dict, None):
+        tasks = [(paths[name], masks[name], entries) for name, entries in of_image.items()]
+        faults = [fault for fault in parallel_map(partial(_draw_mask, mask_rule), tasks) if fault]
+        if faults:
+            raise UserError("\n".join(faults[:20]))
+        write_text(folder / _MEMORY, json.dumps(provenance().to_dict()))
+    numbers = Counter(shape.name for entries in of_image.values() for entry in entries for shape in entry.shapes)
+    listed = ", ".join(f"{name} ({number:,})" for name, number in numbers.most_common(20)) or "nothing"
+    text = f"{printable(side.folders[1])}: annotations of {counted(len(masks), 'image')}: {listed}"
+    tell(f"{text}. They are drawn into masks, {printable(folder)}.")
+
+
+def _draw_mask(mask_rule: MaskRule, task: tuple[Path, Path, list[Annotated]]) -> str:
+    """Draws the shapes of an image into its mask, later ones on top; gives what is wrong with them, or ""."""
+    path, target, entries = task
+    value_of = dict(zip(mask_rule.names, mask_rule.classes))
+    try:
+        with within_memory(path):
+            size = image_size(path)
+            mask = np.zeros(size, np.uint8)
+            for entry in entries:
+                if entry.size and entry.size != list(size):
+                    told = f"{printable(path)} is {size[0]}x{size[1]} (height x width)"
+                    problem = f"annotates it at {printable(entry.size)[:60]}, but {told}"
+                    raise UnusableFile(entry.file, problem, "Export one of them again")
+                scale = np.array(size[::-1]) if entry.as_shares else np.ones(2)
+                for shape in entry.shapes:
+                    _draw_shape(mask, shape, value_of[shape.name], scale)
+    except UnusableFile as fault:
+        return str(fault)
+    except (ValueError, OverflowError) as error:
+        return str(UnusableFile(entries[0].file, f"cannot be drawn for {printable(path)} ({error})", _EXPORT))
+    encoded = io.BytesIO()
+    encode_mask(mask, mask_rule).save(encoded, "PNG", **png_options(dict(zip(mask_rule.classes, mask_rule.names))))
+    write_changed(target, encoded.getvalue())
+    return ""
+
+
+def _draw_shape(mask: np.ndarray, shape: Shape, value: int, scale: np.ndarray) -> None:
+    if shape.runs is not None:
+        if sum(shape.runs) != mask.size or min(shape.runs) < 0:
+            raise ValueError(f"run lengths of {sum(shape.runs)} pixels, not {mask.size}")
+        inside = np.repeat(np.arange(len(shape.runs)) % 2 == 1, shape.runs)
+        mask[inside.reshape(mask.shape, order="F")] = value
+    for outline in shape.outlines:
+        _fill(mask, np.array(outline) * scale, value)
+
+
+def _fill(mask: np.ndarray, corners: np.ndarray, value: int) -> None:
+    """Gives `value` to the pixels whose middle is inside an outline: where an odd number of its edges is to their left.
+
+    cv2.fillPoly also fills the pixels that the outline touches, which makes small things a tenth larger.
+    """
+    height, width = mask.shape
+    following = np.roll(corners, -1, axis=0)
+    ends = np.stack([corners[:, 1], following[:, 1]])
+    first, last = np.ceil(np.stack([ends.min(axis=0), ends.max(axis=0)]) - 0.5).clip(0, height).astype(int)
+    rows_of_edge = last - first
+    if not rows_of_edge.any():
+        return
+    edges = np.repeat(np.arange(len(corners)), rows_of_edge)
+    rows = np.arange(len(edges)) - np.repeat(np.cumsum(rows_of_edge) - rows_of_edge, rows_of_edge) + first[edges]
+    (x0, y0), (x1, y1) = corners[edges].T, following[edges].T
+    columns = np.ceil(x0 + (rows + 0.5 - y0) * (x1 - x0) / (y1 - y0) - 0.5).clip(0, width).astype(int)
+    top, left = rows.min(), columns.min()
+    crossings = np.zeros((rows.max() + 1 - top, columns.max() + 1 - left), np.uint8)
+    np.add.at(crossings, (rows - top, columns - left), 1)  # bytes may overflow, which keeps odd odd
+    inside = np.cumsum(crossings, axis=1, dtype=np.uint8)[:, :-1] % 2 == 1
+    mask[top : top + inside.shape[0], left : left + inside.shape[1]][inside] = value

@@ -1,0 +1,227 @@
+"""Annotations of labelme, COCO and YOLO, drawn into masks."""
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+from helpers import SMALL
+from PIL import Image
+
+import augment
+import dataset
+import train
+from parts.annotations import draw_annotations
+from parts.errors import UserError
+from parts.mask_rules import find_mask_rule
+from parts.masks import read_mask
+from parts.spec import DataSpec
+
+LAMP = [[3, 2], [14, 2], [14, 9], [3, 9]]  # corners (x, y): pixels 3 ... 13 and 2 ... 8
+SIZE = (48, 64)
+
+
+def car_of(k):
+    """Corners of a triangle, and its pixels as Pillow draws them at eight times the size."""
+    x, y = np.random.default_rng(k).integers(8, 24, 2).tolist()
+    corners = [[x, y], [x + 30.5, y + 4], [x + 12, y + 20.25]]
+    large = np.zeros((SIZE[0] * 8, SIZE[1] * 8), np.uint8)
+    cv2.fillPoly(large, [np.round(np.array(corners) * 8).astype(np.int32)], 1)
+    return corners, large[4::8, 4::8] > 0
+
+
+def truth_of(k):
+    mask = car_of(k)[1].astype(np.uint8)
+    mask[2:9, 3:14] = 2
+    return mask
+
+
+def labelme(folder, ks, size=SIZE, **changes):
+    for k in ks:
+        shapes = [
+            {"label": "car", "points": car_of(k)[0], "shape_type": "polygon"},
+            {"label": "lamp", "points": [LAMP[0], LAMP[2]], "shape_type": "rectangle"} | changes,
+        ]
+        (folder / f"p{k}.json").write_text(
+            json.dumps({"shapes": shapes, "imagePath": "x.jpg", "imageHeight": size[0], "imageWidth": size[1]})
+        )
+
+
+def coco(folder, ks, packed=False, **changes):
+    lamp = np.zeros(SIZE, np.uint8)
+    lamp[2:9, 3:14] = 1
+    counts = np.diff(np.flatnonzero(np.diff(lamp.ravel(order="F"), prepend=0, append=1)), prepend=0).tolist()
+    crowd = {"size": list(SIZE), "counts": pack_runs(counts) if packed else counts}
+    entries = []
+    for k in ks:
+        entries.append({"image_id": k, "category_id": 5, "segmentation": [sum(car_of(k)[0], [])]})
+        entries.append({"image_id": k, "category_id": 9, "segmentation": crowd, "iscrowd": 1} | changes)
+    images = [{"id": k, "file_name": f"train2017/p{k}.png", "height": SIZE[0], "width": SIZE[1]} for k in ks]
+    categories = [{"id": 5, "name": "car"}, {"id": 9, "name": "lamp"}]
+    text = json.dumps({"images": images, "annotations": entries, "categories": categories})
+    (folder / "instances.json").write_text(text)
+
+
+def pack_runs(counts):
+    """As COCO packs run lengths into text."""
+    text = ""
+    for number, run in enumerate(counts):
+        value = run - counts[number - 2] if number > 2 else run
+        more = True
+        while more:
+            bits, value = value & 31, value >> 5
+            more = value != (-1 if bits & 16 else 0)
+            text += chr(48 + bits + 32 * more)
+    return text
+
+
+def yolo(folder, ks, names="classes"):
+    for k in ks:
+        lines = [" ".join([label, *(f"{x / SIZE[1]:.6f} {y / SIZE[0]:.6f}" for x, y in points)])
+                 for label, points in (("0", car_of(k)[0]), ("1", LAMP))]  # fmt: skip
+        (folder / f"p{k}.txt").write_text("\n".join(lines) + "\n")
+    texts = {
+        "classes": ("classes.txt", "car\nlamp\n"),
+        "lines": ("../data.yaml", "train: ../train/images\nnames:\n  0: car  # of any kind\n  1: 'lamp'\nnc: 2\n"),
+        "list": ("data.yaml", "nc: 2\nnames: ['car', 'lamp']\n"),
+    }
+    name, text = texts[names]
+    (folder / name).write_text(text)
+
+
+def images(folder, ks):
+    folder.mkdir(parents=True, exist_ok=True)
+    for k in ks:
+        mask = truth_of(k)
+        noise = np.random.default_rng(k).integers(0, 90, (*SIZE, 3), np.uint8)
+        Image.fromarray(noise + 60 * mask[..., None]).save(folder / f"p{k}.png")
+    return folder
+
+
+@pytest.fixture
+def folders(tmp_path, monkeypatch):
+    """Images, and an empty folder for what annotates them."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "m").mkdir()
+    return images(tmp_path / "i", range(6)), tmp_path / "m"
+
+
+@pytest.mark.parametrize(
+    "write, options",
+    [
+        *((labelme, {}), (coco, {}), (coco, {"packed": True})),
+        *((yolo, {"names": names}) for names in ("classes", "lines", "list")),
+    ],
+)
+def test_each_tool_gives_the_same_masks(write, options, folders):
+    write(folders[1], range(6), **options)
+    ((_, drawn),) = draw_annotations([folders], "out/drawn")
+    rule = find_mask_rule(sorted(drawn.glob("*.png")), DataSpec(classes="all"))
+    assert rule.names == ("background", "car", "lamp") and rule.colours == (0, 0x800000, 0x008000)
+    for k in range(6):
+        mask, truth = read_mask(drawn / f"p{k}.png", rule), truth_of(k)
+        assert np.array_equal(mask == 2, truth == 2)
+        assert np.count_nonzero((mask == 1) != (truth == 1)) <= 8  # pixels whose middle the outline crosses
+
+
+def test_annotations_beside_images_by_foreground(folders, capsys):
+    labelme(folders[0], range(6))
+    ((_, drawn),) = draw_annotations([(folders[0], folders[0])], "out/drawn")
+    assert f"{folders[0]}: annotations of 6 images: car (6), lamp (6). They are drawn" in capsys.readouterr().out
+    masks = sorted(drawn.glob("*.png"))
+    for foreground, values in ((None, (1, 2)), ("lamp", (2,)), (("car", "lamp"), (1, 2))):
+        rule = find_mask_rule(masks, DataSpec(foreground=foreground))
+        assert np.array_equal(read_mask(masks[0], rule) == 1, np.isin(np.array(Image.open(masks[0])), values))
+    with pytest.raises(
+        UserError, match="'lam' is no name of a class; the masks' files say these: background, car, lamp. \"nonz"
+    ):
+        find_mask_rule(masks, DataSpec(foreground="lam"))
+    Image.new("L", SIZE[::-1]).save("plain.png")
+    with pytest.raises(UserError, match="'lam' is no name of a class; the masks' files say none. Give whole numbers"):
+        find_mask_rule(["plain.png"], DataSpec(foreground="lam"))
+
+
+def test_classes_have_the_same_values_on_both_sides_and_masks_stay_that_need_not_change(folders):
+    labelme(folders[1], range(4), label="bus")
+    images_of_val, masks_of_val = images(folders[0].parent / "vi", [6]), folders[0].parent / "vm"
+    masks_of_val.mkdir()
+    labelme(masks_of_val, [6], label="zebra")
+    both = [folders, (images_of_val, masks_of_val)]
+    (_, train_masks), (_, val_masks) = draw_annotations(both, "out/drawn")
+    for folder, values in ((train_masks, {0, 1, 2}), (val_masks, {0, 2, 3})):  # bus, car, zebra
+        assert {value for path in folder.glob("*.png") for value in np.unique(Image.open(path))} == values
+    before = {path: path.stat().st_mtime_ns for path in train_masks.iterdir()}
+    draw_annotations(both, "out/drawn")
+    assert before == {path: path.stat().st_mtime_ns for path in train_masks.iterdir()}
+    (folders[1] / "p3.json").unlink()
+    (train_masks / "p2.png").unlink()
+    draw_annotations(both, "out/drawn")
+    assert sorted(path.name for path in train_masks.glob("*.png")) == ["p0.png", "p1.png", "p2.png"]
+
+
+SHAPE = {"label": "a", "points": LAMP}
+
+
+def of_shape(**changes):
+    return {"shapes": [SHAPE | changes], "imageHeight": SIZE[0], "imageWidth": SIZE[1]}
+
+
+def of_entry(**changes):
+    entry = {"id": 7, "image_id": 1, "category_id": 1} | changes
+    listed = [{"id": 1, "file_name": "p0.png", "height": 48, "width": 64}]
+    return {"images": listed, "annotations": [entry], "categories": [{"id": 1, "name": "a"}]}
+
+
+CASES = {
+    "cut short": ("p0.json", json.dumps(of_shape())[:40], "is damaged, or not what labelme, COCO or YOLO write"),
+    "nested": ("p0.json", "[" * 100_000, "is damaged.*RecursionError"),
+    "another tool's": ("p0.json", {"_via_img_metadata": {}}, "is not the JSON that labelme or COCO write. Export it"),
+    "another size": ("p0.json", of_shape() | {"imageWidth": 10**9}, r"annotates it at \[48, 1000000000\], but .*48x64"),
+    "a line": ("p0.json", of_shape(shape_type="line"), "of the kind line, which"),
+    "NaN": ("p0.json", of_shape(points=[[0, 0], [1, 1], [3, float("nan")]]), "all of them numbers"),
+    "no name": ("p0.json", of_shape(label=" "), "a class without a name"),
+    "boxes": ("a.json", of_entry(bbox=[1, 1, 2, 2]), "a box without an outline, annotation 7; a box is no mask"),
+    "runs": ("a.json", of_entry(segmentation={"counts": [5, 9**20]}), "run lengths of .* pixels, not 3072"),
+    "packed runs": ("a.json", of_entry(segmentation={"counts": "o" * 10**6}), "more than 60 bits"),
+    "no such image": ("a.json", of_entry(segmentation=[[1] * 6], image_id=2), "KeyError: 2"),
+    "an image elsewhere": ("p77.json", of_shape(), "annotates 1 image that .*/i does not hold, e.g. p77.\nAdd these"),
+    "YOLO's boxes": ("p0.txt", "0 0.1 0.2 0.3 0.4", "has boxes, which are no masks"),
+    "no class 3": ("p0.txt", "3 0.1 0.2 0.3 0.4 0.1 0.5", "has class 3, and there are names for 1"),
+}
+
+
+@pytest.mark.parametrize("name, text, words", CASES.values(), ids=CASES)
+def test_what_cannot_be_drawn_is_said_in_words(name, text, words, folders):
+    (folders[1] / name).write_text(text if isinstance(text, str) else json.dumps(text))
+    if name.endswith(".txt"):
+        (folders[1] / "classes.txt").write_text("a\n")
+    with pytest.raises(UserError, match=words):
+        draw_annotations([folders], "out/drawn")
+
+
+def test_names_of_hostile_files_do_not_lead_out_of_the_folder(folders):
+    stored = of_entry() | {"annotations": []}
+    names = enumerate(["../../i/p1.png", "/etc/p2.png", "p3.png"])
+    stored["images"] = [{"id": number, "file_name": name, "height": 48, "width": 64} for number, name in names]
+    (folders[1] / "a.json").write_text(json.dumps(stored))
+    draw_annotations([folders], "out/drawn")
+    assert sorted(path.name for path in folders[0].parent.rglob("*.png") if "out" in path.parts) == [
+        "p1.png", "p2.png", "p3.png"]  # fmt: skip
+
+
+def test_the_scripts_take_annotations_for_masks(folders, capsys):
+    """augment.py's masks keep the names, so that training on them knows them."""
+    labelme(folders[1], range(6))
+    dataset.main([*map(str, folders), "--classes", "all"])
+    assert "there are 3 classes: 0 background, 1 car, 2 lamp" in capsys.readouterr().out
+    assert {path.name for path in folders[0].parent.iterdir()} == {"i", "m", "audit_masks", "audit.png"}
+    augment.main(["--img-dir", "i", "--mask-dir", "m", "--output-dir", "g", "--val-images", "2"])
+    flags = ("--train-img-dir", "--train-mask-dir", "--val-img-dir", "--val-mask-dir")
+    made = [f"g/augmented_{name}" for name in ("train_images", "train_masks", "test_images", "test_masks")]
+    words = [word for both in zip(flags, made) for word in both]
+    settings = train.settings([*SMALL, *words, "--classes", "all"])
+    report = train.look_at_data(settings, folders[0].parent)
+    assert report.mask_rule.names == ("background", "car", "lamp") and len(report.train) == 16
+    settings.TRAIN_IMG_DIR, settings.TRAIN_MASK_DIR, settings.VAL_IMG_DIR, settings.VAL_MASK_DIR = map(str, folders * 2)
+    report = train.look_at_data(settings, folders[0].parent)
+    assert report.mask_rule.names == ("background", "car", "lamp") and report.train[0].mask.parts[-2] == "train"
