@@ -1,4 +1,4 @@
-"""The sides that benchmarks/train.py and benchmarks/classes.py compare, and the clock that is held to them."""
+"""The sides that benchmarks/train.py, classes.py and peers.py compare, and the clock that is held to them."""
 
 import ctypes
 import io
@@ -20,10 +20,13 @@ from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 import train  # noqa: E402
 from parts import processes, recipe  # noqa: E402
+from parts.cars import draw_dataset  # noqa: E402
 from parts.losses import Loss  # noqa: E402
 from parts.networks import build_network  # noqa: E402
 from unet import UNet  # noqa: E402
+from utils import get_loaders  # noqa: E402
 
+ARTICLE_BATCH = 16
 MARGIN = 0.9  # of the time is planned for: a run that is a little slower than its trial still ends in time
 
 
@@ -95,6 +98,35 @@ class WholeImages:
         return count
 
 
+class Smp:
+    """segmentation_models.pytorch's U-Net on a resnet34 from scratch, as its examples train it: Adam, BCE and Dice."""
+
+    def __init__(self, device, seed=0):
+        import segmentation_models_pytorch as smp  # it is no requirement of this project
+
+        self.device, self.dtype = device, None
+        torch.manual_seed(seed)
+        self.network = smp.Unet("resnet34", encoder_weights=None, in_channels=3, classes=1).to(device)
+        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=5e-4)
+        self.terms = [smp.losses.DiceLoss("binary"), nn.BCEWithLogitsLoss()]
+
+    def steps(self, batches):
+        """Trains on uint8 batches; returns how many there were."""
+        give_freed_memory_back()
+        self.network.train()
+        count = 0
+        for images, masks in batches:
+            logits = self.network(images.to(self.device).contiguous().float() / 255)
+            masks = masks.to(self.device).float()[:, None]
+            loss = sum(term(logits, masks) for term in self.terms)
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            self.optimizer.step()
+            loss.item()
+            count += 1
+        return count
+
+
 def give_freed_memory_back():
     """malloc as it settles by itself (parts.processes.keep_freed_memory says what is undone, and why it was done)."""
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
@@ -116,7 +148,9 @@ class Ours:
         self.s, self.epoch, self.tries = s, 0, tries
         torch.backends.cudnn.benchmark = tries
         torch.manual_seed(s.SEED)
-        self.network = build_network(3, channels, s.FEATURES, s.ENCODER).to(device, memory_format=torch.channels_last)
+        self.network = build_network(3, channels, s.FEATURES, s.ENCODER, pads=True).to(
+            device, memory_format=torch.channels_last
+        )
         optimizer = recipe.make_optimizer(self.network, s.OPTIMIZER, s.LEARNING_RATE, s.WEIGHT_DECAY)
         self.dtype = recipe.autocast_dtype(device, s.PRECISION)
         scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
@@ -216,3 +250,34 @@ def cpu_name():
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+
+
+def prepared(data, work, cars, val_images):
+    """The folder that holds augmented_{train,test}_{images,masks}, made if need be."""
+    if data is None:
+        data = work / f"drawn-{cars}"
+        if not (data / "train").is_dir():
+            draw_dataset(data, cars=cars)
+    if (data / "augmented_train_images").is_dir():
+        return data
+    output = work / f"{data.name}-augmented"
+    if not (output / "augmented_train_images").is_dir():
+        import augment  # here, because not every machine has albumentations
+
+        augment.make_augmented(data / "train", data / "train_masks", output, val_images=val_images)
+    return output
+
+
+def loaders(folder, batch, s, image_size):
+    """(training, validation) as train.py has them; a batch is uint8 from the arrays on disk."""
+    places = [folder / f"augmented_{part}_{kind}" for part in ("train", "test") for kind in ("images", "masks")]
+    return get_loaders(*places, batch, s.NUM_WORKERS, s.PIN_MEMORY, image_size=image_size, seed=s.SEED)
+
+
+def trial_seconds(s, device, loader, compiled):
+    """Seconds of a mean step of ours, from a short run of its own, which passes through all sizes of HALF_SIZE."""
+    count = 100 if device.type == "cuda" else 40
+    for _ in range(2):  # what is done for the first time is slower
+        trial = Ours(device, s, -(-count // s.ACCUMULATE), 1, compiled)
+        seconds, _ = clocked(trial, Part(endless(loader), count), device)
+    return seconds / count

@@ -34,26 +34,28 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 import torch  # noqa: E402
 from sides import (  # noqa: E402
+    ARTICLE_BATCH,
     MARGIN,
     Article,
     Ours,
     Part,
     clocked,
     endless,
+    loaders,
     machine,
     matrix_peak,
     ours_settings,
+    prepared,
     training_flops,
+    trial_seconds,
     until,
 )
 
-from parts.cars import draw_dataset  # noqa: E402
 from parts.errors import run  # noqa: E402
 from parts.files import write_text, write_whole  # noqa: E402
 from parts.processes import pick_device  # noqa: E402
-from utils import check_accuracy, get_loaders  # noqa: E402
+from utils import check_accuracy  # noqa: E402
 
-ARTICLE_BATCH = 16
 SIDES = {"article": "the article's settings", "sixth": "ours, planned for a sixth", "whole": "ours, planned for all"}
 
 
@@ -103,28 +105,6 @@ def compare_steps(device, image_size, batch, rounds, flags):
         )
 
 
-def prepared(data, work, cars, val_images):
-    """The folder that holds augmented_{train,test}_{images,masks}, made if need be."""
-    if data is None:
-        data = work / f"drawn-{cars}"
-        if not (data / "train").is_dir():
-            draw_dataset(data, cars=cars)
-    if (data / "augmented_train_images").is_dir():
-        return data
-    output = work / f"{data.name}-augmented"
-    if not (output / "augmented_train_images").is_dir():
-        import augment  # here, because not every machine has albumentations
-
-        augment.make_augmented(data / "train", data / "train_masks", output, val_images=val_images)
-    return output
-
-
-def loaders(folder, batch, s, image_size):
-    """(training, validation) as train.py has them; a batch is uint8 from the arrays on disk."""
-    places = [folder / f"augmented_{part}_{kind}" for part in ("train", "test") for kind in ("images", "masks")]
-    return get_loaders(*places, batch, s.NUM_WORKERS, s.PIN_MEMORY, image_size=image_size, seed=s.SEED)
-
-
 def race(side, device, folder, image_size, seed, minutes, points, flags):
     """Trains one side; returns its record: [minutes of training, images, Dice] at `points` times."""
     s = ours_settings(device, flags, seed)
@@ -153,15 +133,6 @@ def race(side, device, folder, image_size, seed, minutes, points, flags):
         curve.append([spent / 60, seen, dice])
         print(f"  {side}, seed {seed}: {spent / 60:.2f} minutes, {seen} images, Dice {dice:.4f}", flush=True)
     return dict(curve=curve, batch=batch, training_images=len(train_loader.dataset), validation=len(val_loader.dataset))
-
-
-def trial_seconds(s, device, loader, compiled):
-    """Seconds of a mean step of ours, from a short run of its own, which passes through all sizes of HALF_SIZE."""
-    count = 100 if device.type == "cuda" else 40
-    for _ in range(2):  # what is done for the first time is slower
-        trial = Ours(device, s, -(-count // s.ACCUMULATE), 1, compiled)
-        seconds, _ = clocked(trial, Part(endless(loader), count), device)
-    return seconds / count
 
 
 def races(args, device):
