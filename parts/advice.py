@@ -67,10 +67,11 @@ def class_table(scores: Scores, most: int = 20) -> str:
 def class_line(scores: Scores) -> str:
     """The Dice of each class in one line, in the order of the classes, with the lowest one marked."""
     classes = scores.classes or {}
-    known = [dice for dice in classes["dice"] if dice is not None]
+    known = [(dice, index) for index, dice in enumerate(classes["dice"]) if dice is not None]
+    lowest = min(known, default=(0, -1))[1]
     items = []
-    for name, dice in list(zip(classes["names"], classes["dice"]))[:_NAMED]:
-        mark = " (lowest)" if known and dice == min(known) else ""
+    for index, (name, dice) in enumerate(list(zip(classes["names"], classes["dice"]))[:_NAMED]):
+        mark = " (lowest)" if index == lowest else ""
         items.append(f"{name[:20]} {'-' if dice is None else f'{dice:.3f}'}{mark}")
     if len(classes["names"]) > _NAMED:
         items.append(f"and {len(classes['names']) - _NAMED} more")
