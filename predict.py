@@ -33,6 +33,7 @@ from tqdm import tqdm
 import dataset
 from parts.audit import ALPHA_DROPPED
 from parts.checkpoints import load_network
+from parts.clean_up import CleanUp
 from parts.errors import UserError, counted, list_files, ran_out_of_memory, run, tell
 from parts.export import export
 from parts.files import cores, digest_of
@@ -88,6 +89,9 @@ SAVE_MASKS = True  # write them; off where the scores or the submission are all 
 OVERLAYS = False  # also OUTPUT_DIR/overlays/name.jpg: the image with its mask laid over it
 PROBABILITIES: int | None = None  # also OUTPUT_DIR/probabilities/name.png, of 8 or 16 bits; name_CLASS.png of each
 THRESHOLD: float | str = 0.5  # foreground is what is more probable; "auto": the best for MASKS, by Dice
+LARGEST = False  # of the foreground, or of each class, keep the largest connected area alone
+MIN_PIXELS = 0  # remove areas of fewer pixels, of the foreground or of a class
+FILL_HOLES = False  # background that an area encloses becomes a part of it
 IMAGE_SIZE: tuple | str | None = None  # what the network sees; None: as in training, "own": each image's size
 FLIPS: str | None = None  # "h", "v", "hv": also run the image's mirrored copies and average; costs 2, 2 and 4 runs
 WINDOW = 768  # pixels: what is larger than its square runs in windows of it, within the memory of one
@@ -108,6 +112,7 @@ _RULES = dict(
     NETWORK=optional(part()),
     PROBABILITIES=one_of(None, 8, 16),
     THRESHOLD=either(number(above=0, below=1), "auto"),
+    MIN_PIXELS=whole(0),
     IMAGE_SIZE=either(sizes(2), "own", None),
     FLIPS=one_of(*MIRRORS),
     WINDOW=whole(64),
@@ -244,12 +249,19 @@ class Predictor:
             self.checkpoint.get("image_range"),
             self.networks[0].in_channels,
         )
-        self.decision: Decision = ForegroundDecision()
+        clean_up = CleanUp(settings.LARGEST, settings.MIN_PIXELS, settings.FILL_HOLES, self._background())
+        self.decision: Decision = ForegroundDecision(clean_up=clean_up)
         if self.mask_rule.has_classes:
             refuse_for_classes(settings, self.mask_rule.names)
-            self.decision = ClassDecision(self.mask_rule.num_labels)
+            self.decision = ClassDecision(self.mask_rule.num_labels, clean_up)
         elif settings.THRESHOLD != "auto":
-            self.decision = ForegroundDecision(settings.THRESHOLD)
+            self.decision = ForegroundDecision(settings.THRESHOLD, clean_up)
+
+    def _background(self) -> int | None:
+        """The label that is background: of classes that of the value 0, or of black, if there is one."""
+        if not self.mask_rule.has_classes:
+            return 0
+        return next((label for label, value in enumerate(self.mask_rule.classes) if value == 0), None)
 
     def __call__(self, picture: str | Path | np.ndarray, page: int = 0) -> np.ndarray:
         """The mask of a picture at its own size, as predict.py writes it.
@@ -388,6 +400,7 @@ def settings_of_files(s: SimpleNamespace) -> dict[str, Any]:
     names: tuple[str, ...] = ("THRESHOLD", "IMAGE_SIZE", "FLIPS", "WINDOW", "OVERLAP", "PRECISION")
     if s.THRESHOLD == "auto":
         names += ("MASKS",)
+    names += tuple(name for name in ("LARGEST", "MIN_PIXELS", "FILL_HOLES") if getattr(s, name))
     digests = " and ".join(map(digest_of, checkpoints_of(s)))
     return {"digest of CHECKPOINT": digests} | {name: getattr(s, name) for name in names}
 
@@ -396,7 +409,7 @@ def choose_threshold(predictor: Predictor, truths: Truths) -> None:
     """Runs a network for one foreground over the pictures with true masks, to find the THRESHOLD that "auto" is."""
     choice = ThresholdChoice(truths)
     predictor.run(list(truths.pairs), [choice], "threshold")
-    predictor.decision = ForegroundDecision(choice.best())
+    predictor.decision = ForegroundDecision(choice.best(), predictor.decision.clean_up)
 
 
 def report_done(s: SimpleNamespace, wanted: Sequence[Picture], failed: int, reader: PictureReader) -> None:

@@ -291,6 +291,7 @@ class PictureScores(Output):
         # Of L labels and each picture, int64 (3, L): pixels in both, predicted and true
         self.counts: dict[Picture, np.ndarray] = {}
         self.confusion = np.zeros((mask_rule.num_labels, mask_rule.num_labels), np.int64)  # of all pictures
+        self.counts_before: list[np.ndarray] = []  # as counts, of masks before the clean-up, where there is one
         self.scores: Scores  # of all pictures, by `finish`
         self.dice = np.zeros(0)  # of each picture, likewise
         self.captions: list[str] = []  # likewise
@@ -309,20 +310,27 @@ class PictureScores(Output):
         return dict.fromkeys([self.path, self.worst_path], "the scores")
 
     def make(self, prediction: Prediction) -> np.ndarray | None:
-        """Counts a picture's pixels: int64 (L, L), rows true, columns predicted; None where there is no true mask."""
+        """Counts a picture's pixels: int64 (1, L, L), rows true, columns predicted; None where there is no true mask.
+
+        Where masks are cleaned up (2, L, L), the second before that.
+        """
         truth = self.truths.read(prediction)
         if truth is None:
             return None
-        mask = prediction.mask_at(truth.shape)
-        labels, truths = (torch.from_numpy(np.ascontiguousarray(array))[None] for array in (mask, truth))
-        return count_confusion(labels, truths, self.mask_rule.num_labels)[0].numpy()
+        masks = [prediction.mask_at(truth.shape)]
+        if not prediction.clean_up.does_nothing:
+            masks.append(prediction.decided_at(truth.shape))
+        labels, truths = (torch.from_numpy(np.stack(arrays)) for arrays in (masks, [truth] * len(masks)))
+        return count_confusion(labels, truths, self.mask_rule.num_labels).numpy()
 
     def take(self, result: Result) -> None:
         """Keeps a picture's counts, three of each label: whole tables of many classes would fill memory."""
         confusion = result.made.get(self)
         if confusion is not None:
-            self.counts[result.picture] = overlap_of(torch.from_numpy(confusion)[None])[0].numpy()
-            self.confusion += confusion
+            overlap, *before = overlap_of(torch.from_numpy(confusion)).numpy()
+            self.counts[result.picture] = overlap
+            self.counts_before += before
+            self.confusion += confusion[0]
 
     def finish(self) -> None:
         """Writes scores.csv."""
@@ -342,6 +350,9 @@ class PictureScores(Output):
         if not self.counts:
             return
         self._report_means()
+        if self.counts_before:
+            before = scores_of(np.stack(self.counts_before), self.confusion, self.mask_rule.names).dice
+            tell(f"The clean-up has changed Dice from {before:.4f} to {self.scores.dice:.4f}.")
         tell("The lowest Dice:")
         scored = list(self.counts)
         for index in self._lowest():

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from parts.audit import DARK
+from parts.clean_up import NOTHING, CleanUp
 from parts.errors import UserError, within_memory
 from parts.images import (
     RGB,
@@ -127,16 +128,19 @@ def _is_dark(decoded: Decoded | Bands, picture: Picture, channels: int) -> bool:
 class Prediction:
     """What a network says of one picture: labels, {0, 1} of one foreground or the indices of classes.
 
-    The outputs ask for masks at the picture's own size and at that of the true mask; each is made once.
+    The outputs ask for masks at the picture's own size and at that of the true mask; each is made once. `clean_up` is
+    done at the picture's own size, and other sizes follow that.
     """
 
     has_nan: bool  # whether some logits are not numbers
 
-    def __init__(self, loaded: Loaded) -> None:
+    def __init__(self, loaded: Loaded, clean_up: CleanUp = NOTHING) -> None:
         self.loaded = loaded
         self.picture = loaded.picture
         self.size = loaded.size
+        self.clean_up = clean_up
         self._masks: dict[Size, np.ndarray] = {}
+        self._decided: dict[Size, np.ndarray] = {}
 
     @property
     def problem(self) -> str:
@@ -153,9 +157,19 @@ class Prediction:
 
     def mask_at(self, size: Size) -> np.ndarray:
         """The labels at `size` = (height, width), such as that of the true mask, uint8."""
+        if self.clean_up.does_nothing:
+            return self.decided_at(size)
+        if self.size not in self._masks:
+            self._masks[self.size] = self.clean_up(self.decided_at(self.size))
         if size not in self._masks:
-            self._masks[size] = self._decide(size)
+            self._masks[size] = resize_mask(self._masks[self.size], size)
         return self._masks[size]
+
+    def decided_at(self, size: Size) -> np.ndarray:
+        """The labels at `size` before `clean_up`, uint8."""
+        if size not in self._decided:
+            self._decided[size] = self._decide(size)
+        return self._decided[size]
 
     def probabilities(self, bits: int) -> Iterable[np.ndarray]:
         """A map at the picture's own size of the foreground, or of each class, by its `bits`.
@@ -174,8 +188,8 @@ class ForegroundPrediction(Prediction):
     logits: float32 (h, w), at the size at which the network took the picture; those above `cut` are foreground.
     """
 
-    def __init__(self, loaded: Loaded, logits: np.ndarray, cut: float = 0.0) -> None:
-        super().__init__(loaded)
+    def __init__(self, loaded: Loaded, logits: np.ndarray, cut: float = 0.0, clean_up: CleanUp = NOTHING) -> None:
+        super().__init__(loaded, clean_up)
         self.has_nan = bool(np.isnan(logits).any())
         self.logits = logits
         self.cut = cut
@@ -198,15 +212,15 @@ class ForegroundPrediction(Prediction):
 class ClassPrediction(Prediction):
     """Of a network for C classes: logits float32 (C, h, w), at the size at which the network took the picture."""
 
-    def __init__(self, loaded: Loaded, logits: np.ndarray) -> None:
-        super().__init__(loaded)
+    def __init__(self, loaded: Loaded, logits: np.ndarray, clean_up: CleanUp = NOTHING) -> None:
+        super().__init__(loaded, clean_up)
         self.has_nan = bool(np.isnan(logits).any())
         self.logits = logits
         self._lead = np.zeros(0)  # of the mask at the picture's own size, once that is made
 
     def probabilities(self, bits: int) -> Iterable[np.ndarray]:
         """The maps of the C classes, one after another."""
-        self.mask_at(self.size)  # which leaves the lead
+        self.decided_at(self.size)  # which leaves the lead
         return class_probabilities(self.logits, self._lead, bits)
 
     def _decide(self, size: Size) -> np.ndarray:
@@ -223,10 +237,10 @@ class BandedPrediction(Prediction):
     says so beforehand, and they are made band by band too: C planes of 8 or 16 bits.
     """
 
-    def __init__(self, loaded: Loaded, num_classes: int, bits: int | None = None) -> None:
-        super().__init__(loaded)
+    def __init__(self, loaded: Loaded, num_classes: int, bits: int | None = None, clean_up: CleanUp = NOTHING) -> None:
+        super().__init__(loaded, clean_up)
         self.has_nan = False
-        self._masks[self.size] = np.empty(self.size, np.uint8)
+        self._decided[self.size] = np.empty(self.size, np.uint8)
         self._bits = bits
         self._maps = []
         if bits:
@@ -237,7 +251,7 @@ class BandedPrediction(Prediction):
         rows = slice(top, top + logits.shape[1])
         classified = classify(logits, (logits.shape[1], logits.shape[2]))
         self.has_nan = self.has_nan or bool(np.isnan(logits).any())
-        self.mask[rows] = classified.mask
+        self._decided[self.size][rows] = classified.mask
         if self._bits:
             for whole, band in zip(self._maps, class_probabilities(logits, classified.lead, self._bits)):
                 whole[rows] = band
@@ -247,7 +261,7 @@ class BandedPrediction(Prediction):
         return self._maps
 
     def _decide(self, size: Size) -> np.ndarray:
-        return resize_mask(self.mask, size)
+        return resize_mask(self._decided[self.size], size)
 
 
 @dataclass(frozen=True)
@@ -309,10 +323,12 @@ class ForegroundDecision:
     """One foreground: the pixels whose probability is above `threshold`."""
 
     threshold: float = 0.5
+    clean_up: CleanUp = NOTHING
 
     def predict(self, loaded: Loaded, logits: np.ndarray) -> ForegroundPrediction:
         """The prediction of logits (h, w)."""
-        return ForegroundPrediction(loaded, logits, math.log(self.threshold / (1 - self.threshold)))
+        cut = math.log(self.threshold / (1 - self.threshold))
+        return ForegroundPrediction(loaded, logits, cut, self.clean_up)
 
     def predict_in_windows(
         self, loaded: Loaded, runner: Runner, say: OnWindow, bits: int | None = None
@@ -326,10 +342,11 @@ class ClassDecision:
     """Several classes: in each pixel the one with the highest logit."""
 
     num_classes: int
+    clean_up: CleanUp = NOTHING
 
     def predict(self, loaded: Loaded, logits: np.ndarray) -> ClassPrediction:
         """The prediction of logits (C, h, w)."""
-        return ClassPrediction(loaded, logits)
+        return ClassPrediction(loaded, logits, self.clean_up)
 
     def predict_in_windows(
         self, loaded: Loaded, runner: Runner, say: OnWindow, bits: int | None = None
@@ -341,7 +358,7 @@ class ClassDecision:
         """
         if not loaded.is_at_own_size:
             return self.predict(loaded, runner.logits_in_windows(loaded.image, say))
-        prediction = BandedPrediction(loaded, self.num_classes, bits)
+        prediction = BandedPrediction(loaded, self.num_classes, bits, self.clean_up)
         for top, logits in runner.bands(loaded.image, say):
             prediction.put(top, logits.cpu().numpy())
         return prediction

@@ -22,7 +22,7 @@ EVERY = [
     *("--save-masks", "--no-overlays", "--probabilities", "none", "--threshold", "0.5", "--image-size", "none"),
     *("--flips", "none", "--window", "768", "--overlap", "none", "--masks", "none", "--mask-foreground", "none"),
     *("--mask-ignore", "none", "--mask-name", "none", "--submission", "none", "--export", "none"),
-    *("--submission-order", "rows"),
+    *("--submission-order", "rows", "--no-largest", "--min-pixels", "0", "--no-fill-holes"),
     *("--batch-size", "none", "--num-workers", "2", "--device", "cpu", "--precision", "float32"),
 ]
 

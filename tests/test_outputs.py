@@ -233,7 +233,7 @@ def test_scores_worked_out_by_hand(tmp_path):
     for name, counts in dict(perfect=(8, 8, 8), half=(2, 4, 8), missed=(0, 0, 8), empty=(0, 0, 0)).items():
         both, predicted, true = counts
         confusion = np.array([[20 - predicted - true + both, predicted - both], [true - both, both]])
-        scores.take(Result(picture_of(name), made={scores: confusion}))
+        scores.take(Result(picture_of(name), made={scores: confusion[None]}))
     scores.finish()
     assert scores.dice.tolist() == [1, 2 * 2 / 12, 0, 1] and scores.iou.tolist() == [1, 2 / 10, 0, 1]
     rows = scores_in(tmp_path)

@@ -55,11 +55,11 @@ OWN = dict(IMAGE_SIZE="own", WINDOW=64)
 CROPPED = dict(IMAGE_SIZE=(64, 80), WINDOW=64, OVERLAP=16)
 WAYS = [  # the encoding of classes, or None for one foreground; constants; the range of values in training
     (None, {}, None),
-    (None, dict(FLIPS="hv", THRESHOLD=0.3), None),
+    (None, dict(FLIPS="hv", THRESHOLD=0.3, MIN_PIXELS=60), None),
     pytest.param(None, OWN, None, marks=pytest.mark.slow),
     (None, CROPPED, (2000, 50000)),
     ("numbers", CROPPED, (2000, 50000)),
-    pytest.param("palette", OWN, None, marks=pytest.mark.slow),
+    pytest.param("palette", OWN | dict(MIN_PIXELS=60), None, marks=pytest.mark.slow),
     ("colours", {}, None),
 ]
 

@@ -54,7 +54,7 @@ def test_the_readme_is_short():
 # ---- which way imports run
 
 FLOORS = [  # each imports from those above it alone
-    {"unet", "parts.errors"},
+    {"unet", "parts.errors", "parts.clean_up"},
     {"parts.own", "parts.bands"},
     {"parts.spec", "parts.images", "parts.files", "parts.options", "parts.processes", "parts.networks"}
     | {"parts.scores", "parts.loggers"},
