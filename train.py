@@ -410,10 +410,10 @@ def load_parts(s: SimpleNamespace) -> None:
     Loss(s.LOSS)
     load_metrics(s.METRICS)
     load_logger(s.LOGGER)
-    words: dict[str, Mapping] = dict(
+    tables: dict[str, Mapping] = dict(
         NETWORK=NETWORKS, OPTIMIZER=recipe.OPTIMIZERS, SCHEDULE=recipe.SCHEDULES, AUGMENT={}, DATASET={}
     )
-    for name, choices in words.items():
+    for name, choices in tables.items():
         load_part(name, getattr(s, name), choices)
 
 

@@ -535,14 +535,14 @@ def _font(size: int) -> Any:
 
 
 _CURVES = {  # how columns of the history are drawn
-    "loss": dict(label="training", color="#0072b2", linewidth=1.8),
-    "val_loss": dict(label="validation", color="#d55e00", linewidth=1.8, linestyle="--"),
-    "dice": dict(label="Dice", color="#009e73", linewidth=1.8),
-    "iou": dict(label="IoU", color="#56b4e9", linewidth=1.8),
+    "loss": dict(label="training", color="#0072b2", linewidth=1.8, markersize=4),
+    "val_loss": dict(label="validation", color="#d55e00", linewidth=1.8, markersize=4, linestyle="--"),
+    "dice": dict(label="Dice", color="#009e73", linewidth=1.8, markersize=4),
+    "iou": dict(label="IoU", color="#56b4e9", linewidth=1.8, markersize=4),
 }
 _CURVES_AMONG_CLASSES = _CURVES | {  # whose colours are also those above
-    "dice": dict(label="Dice", color="0", linewidth=2.6),
-    "iou": dict(label="IoU", color="0.5", linewidth=1.8),
+    "dice": dict(label="Dice", color="0", linewidth=2.6, markersize=4),
+    "iou": dict(label="IoU", color="0.5", linewidth=1.8, markersize=4),
 }
 
 
@@ -553,12 +553,8 @@ def draw_curves(history: Sequence[dict[str, Any]], path: str | Path) -> None:
     `dice`, `iou`, `dice_NAME` of each class, and other scores under their names. The best epoch is marked: by
     `dice_nonempty` (the Dice of images that hold something or are predicted to) where there is one, else by `dice`.
     """
-    from matplotlib.ticker import MaxNLocator
-
     losses = [name for name in ("loss", "val_loss") if history[-1].get(name) is not None]
     scores = [name for name in ("dice", "iou") if name in history[-1]]
-    known = {*losses, *scores, "epoch", "accuracy", "learning_rate", "val_loss"}
-    others = [name for name in history[-1] if name not in known and not name.startswith("dice_")]
     by_class = [name for name in history[-1] if name.startswith("dice_") and name != "dice_nonempty"]
     curves, panels = _CURVES, 11.0
     width = panels  # inches
@@ -570,25 +566,39 @@ def draw_curves(history: Sequence[dict[str, Any]], path: str | Path) -> None:
     loss_axes, score_axes = figure.subplots(1, 2)
     if by_class:
         _draw_classes(score_axes, history, by_class)
-        others = []  # there are lines enough
-    epochs = _values(history, "epoch")
     for axes, label, names in ((loss_axes, "loss", losses), (score_axes, "score on validation images", scores)):
         for name in names:
-            axes.plot(epochs, _values(history, name), marker=_marker(history), markersize=4, **curves[name])
-        if axes is score_axes:
-            for name, colour in zip(others, ("#e69f00", "#cc79a7", "0.5", "0.3")):
-                axes.plot(epochs, _values(history, name), linewidth=0.9, color=colour, label=name)
-        axes.set_xlabel("epoch")
-        axes.set_ylabel(label)
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=12, integer=True, min_n_ticks=1))
-        axes.set_xlim(min(epochs) - 0.5, max(epochs) + 0.5)
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
-        if "dice" in names:
-            _mark_best(axes, history)
-        if names:
+            axes.plot(_values(history, "epoch"), _values(history, name), marker=_marker(history), **curves[name])
+        _label_axes(axes, label, history)
+    if not by_class:  # there are lines enough
+        _draw_others(score_axes, history)
+    if scores:
+        _mark_best(score_axes, history)
+    for axes in (loss_axes, score_axes):
+        if axes.lines:
             axes.legend(frameon=bool(by_class), edgecolor="none", framealpha=0.8, loc="best")
     _save_figure(figure, path)
+
+
+def _label_axes(axes: Axes, label: str, history: Sequence[dict[str, Any]]) -> None:
+    """Names the two axes of a panel, the horizontal one with whole epochs."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes.set_xlabel("epoch")
+    axes.set_ylabel(label)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=12, integer=True, min_n_ticks=1))
+    epochs = _values(history, "epoch")
+    axes.set_xlim(min(epochs) - 0.5, max(epochs) + 0.5)
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _draw_others(axes: Axes, history: Sequence[dict[str, Any]]) -> None:
+    """Draws a thin line for each of METRICS."""
+    known = {"epoch", "loss", "val_loss", "accuracy", "dice", "iou", "learning_rate"}
+    others = [name for name in history[-1] if name not in known and not name.startswith("dice_")]
+    for name, colour in zip(others, ("#e69f00", "#cc79a7", "0.5", "0.3")):
+        axes.plot(_values(history, "epoch"), _values(history, name), linewidth=0.9, color=colour, label=name)
 
 
 def _draw_classes(axes: Axes, history: Sequence[dict[str, Any]], names: Sequence[str]) -> None:

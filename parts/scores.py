@@ -139,7 +139,7 @@ def mean_metric(metric: Metric, overlap: np.ndarray, labels: Sequence[int]) -> f
     overlap: counts (N, 3, L), as of overlap_of. labels: those that are scored, the foreground or all classes. An image
     in which there is nothing of a label and nothing is predicted does not count, nor does a NaN.
     """
-    means = []
+    by_label = []
     for label in labels:
         both, predicted, true = overlap[..., label].T.astype(np.int64)
         pixels = overlap[:, 2].sum(1).astype(np.int64)
@@ -147,8 +147,8 @@ def mean_metric(metric: Metric, overlap: np.ndarray, labels: Sequence[int]) -> f
         values = [float(metric(*counts)) for counts in counted[predicted + true > 0].tolist()]
         values = [value for value in values if not math.isnan(value)]
         if values:
-            means.append(sum(values) / len(values))
-    return sum(means) / len(means) if means else math.nan
+            by_label.append(sum(values) / len(values))
+    return sum(by_label) / len(by_label) if by_label else math.nan
 
 
 # ---- scores of many images
