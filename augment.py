@@ -41,7 +41,7 @@ from tqdm import tqdm
 
 import dataset
 from parts import pictures
-from parts.annotations import draw_annotations
+from parts.annotations import draw_masks
 from parts.audit import ALPHA_DROPPED
 from parts.bands import NPY, write_tiff
 from parts.errors import UnusableFile, UserError, counted, list_files, printable, run, tell, within_memory
@@ -248,8 +248,8 @@ def make_augmented(
     (all of them named), a split that leaves nothing, files of somebody else in the way.
     """
     _check_folders(img_dir, mask_dir, output_dir)
-    ((_, mask_dir),) = draw_annotations([(img_dir, mask_dir)], Path(output_dir) / "drawn_masks", spec)
-    pairs = pair_files(img_dir, mask_dir, spec, apart=[output_dir])
+    ((_, drawn),) = draw_masks([(img_dir, mask_dir)], Path(output_dir) / "drawn_masks", spec)
+    pairs = pair_files(img_dir, drawn, spec, apart=[output_dir, mask_dir])
     held = _Held.of(pairs if val_choice == RANDOM else [], spec, num_workers)
     sides = split(pairs, val_images, spec.group, val_choice, seed, held.labels(), spec.skip_unpaired)
     channels = None if isinstance(spec.channels, str) else spec.channels  # None: what each image has

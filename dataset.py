@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, get_worker_info
 
-from parts.annotations import draw_annotations
+from parts.annotations import draw_masks
 from parts.arrays import Arrays, Files, Size, make_arrays
 from parts.audit import audit
 from parts.bands import reflected
@@ -54,7 +54,7 @@ MASK_FOREGROUND: int | tuple | str | None = None  # value(s) or name(s), "nonzer
 MASK_IGNORE: int | tuple | str | None = (
     None  # value(s) that are not trained on nor scored, as VOC's 255, -9999 or "nan"
 )
-CLASSES: str | tuple | dict | None = None  # "all", (0, 3, 8) or {"road": 3, "car": 8}; None: foreground alone
+CLASSES: str | tuple | dict | None = None  # "all", (0, 3), {"road": 3, "car": 8} or {"car": "{}_car"}; None: foreground
 CHANNELS: int | str = 3  # of images: 3 is RGB, 1 greys; other TIFFs and .npy have any number; "auto": what all have
 IMAGE_RANGE: tuple | str | None = None  # (low, high) or "auto": what of 16-bit and float images becomes 0 ... 255
 GROUP: str | None = "auto"  # pattern of what names share that stay on one side of the split; "auto": known ones
@@ -410,8 +410,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if s.val_img_dir:
         folders.append((s.val_img_dir, s.val_mask_dir))
     spec = DataSpec.of(s)
-    train, *val = draw_annotations(folders, Path(s.SHEET or "").parent / "audit_masks", spec)
-    report = audit(train, val[0] if val else None, spec, sheet=s.SHEET, image_size=s.IMAGE_SIZE)
+    train, *val = draw_masks(folders, Path(s.SHEET or "").parent / "audit_masks", spec)
+    apart = [masks for _, masks in folders]  # which lie where they are, even where others are drawn of them
+    report = audit(train, val[0] if val else None, spec, sheet=s.SHEET, image_size=s.IMAGE_SIZE, apart=apart)
     tell(report.text())
     report.stop_if_spoiled()
     tell("No problems.")

@@ -32,7 +32,7 @@ from tqdm import tqdm
 import dataset
 from parts import pictures, processes, recipe
 from parts.advice import class_line, duration, epoch_line, score_line, symptom, verdict
-from parts.annotations import draw_annotations
+from parts.annotations import draw_masks
 from parts.audit import Report, audit
 from parts.checkpoints import Run, differences_of_data, load_encoder_weights, load_pretrained, set_aside, snapshot
 from parts.errors import Terminated, UserError, ran_out_of_memory, stop_if_asked, tell
@@ -510,7 +510,7 @@ def look_at_data(s: SimpleNamespace, output: Path) -> Report:
         write_dataset(s.DATASET, load_part("DATASET", s.DATASET, {}), s.OUTPUT_DIR, s.CHANNELS)
     spec = DataSpec.of(s)
     folders = [(s.TRAIN_IMG_DIR, s.TRAIN_MASK_DIR), (s.VAL_IMG_DIR, s.VAL_MASK_DIR)]
-    train, val = draw_annotations(folders, output / "drawn_masks", spec)
+    train, val = draw_masks(folders, output / "drawn_masks", spec)
     report = audit(
         train,
         val,
@@ -518,7 +518,7 @@ def look_at_data(s: SimpleNamespace, output: Path) -> Report:
         image_size=s.IMAGE_SIZE,
         sheet=output / "saved_images" / "audit.png",
         cache=arrays_folder(s.TRAIN_IMG_DIR, output) / "audit.json",
-        apart=[output],
+        apart=[output, s.TRAIN_MASK_DIR, s.VAL_MASK_DIR],
     )
     tell(report.text())
     report.stop_if_spoiled()

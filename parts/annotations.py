@@ -1,4 +1,6 @@
-"""Annotations of labelme, COCO and YOLO, drawn into masks on disk, which are then looked at and read like all others.
+"""Masks drawn of what comes in another form: polygons of labelme, COCO and YOLO, or a file for each class.
+
+They lie on disk, and are then looked at and read like all others.
 
 A mask holds 0 for background and 1, 2, ... for the classes, has a colour for each, and says their names.
 """
@@ -15,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from parts.errors import UnusableFile, UserError, counted, printable, tell, within_memory
+from parts.errors import UnusableFile, UserError, counted, list_files, printable, tell, within_memory
 from parts.files import (
     Provenance,
     content,
@@ -28,16 +30,16 @@ from parts.files import (
     write_text,
 )
 from parts.images import image_size
-from parts.masks import BACKGROUND, MOST_CLASSES, MaskRule, class_colour, encode_mask, png_options
+from parts.mask_rules import find_mask_rule
+from parts.masks import IGNORED, MOST_CLASSES, MaskRule, class_colour, encode_mask, png_options, read_mask
 from parts.names import LEAVE_OUT, Folder, ImageNames, Listing, ends_in_mask, list_pictures, suffixes_of, walk
-from parts.spec import DataSpec
+from parts.spec import BACKGROUND, DataSpec
 
 Folders = tuple[Folder, Folder]  # of images and of masks
 Outline = list[list[float]]  # (x, y) of each corner, in pixels, of which the first reaches from 0 to 1
 
 _NO_LABELS = re.compile(r"(classes|readme.*|train|val|valid|test)\.txt", re.IGNORECASE)  # beside YOLO's labels
 VERSION = 1  # of the drawing; raise it when the same annotations give other masks
-_MEMORY = ".drawn.json"  # in the folder of the masks: from which files they were drawn
 _EXPORT = "Export it as polygons of labelme, COCO or YOLO, or as masks in PNG"
 _MOST = 1e6  # pixels; corners farther out are moved to there
 _CIRCLE = np.stack([np.cos(np.arange(0, 6.28, 0.05)), np.sin(np.arange(0, 6.28, 0.05))], axis=1)
@@ -45,11 +47,12 @@ _CIRCLE = np.stack([np.cos(np.arange(0, 6.28, 0.05)), np.sin(np.arange(0, 6.28, 
 
 @dataclass(frozen=True)
 class Shape:
-    """One annotated thing: outlines, or run lengths down the columns, of outside and inside in turn."""
+    """One annotated thing: outlines; run lengths down the columns, of outside and inside in turn; or a mask's file."""
 
     name: str
     outlines: list[Outline]
     runs: list[int] | None = None
+    file: Path | None = None
 
 
 @dataclass
@@ -65,20 +68,21 @@ class Annotated:
 
 @dataclass
 class _Side:
-    """The annotations of one folder of images: the classes in their order, and what each image has."""
+    """What annotates one folder of images: the classes in their order, what each image has, how masks are read."""
 
     folders: Folders
     classes: list[str] = field(default_factory=list)
     annotated: list[Annotated] = field(default_factory=list)
+    file_rule: MaskRule | None = None  # of masks of single classes
 
 
-def draw_annotations(
+def draw_masks(
     folders: Sequence[Folders], place: Folder, spec: DataSpec = DataSpec(), apart: Iterable[Folder] = ()
 ) -> list[Folders]:
-    """The `folders` of images and masks; annotations in the place of masks are drawn, and their folders replaced.
+    """The `folders` of images and masks; what annotates, and masks of single classes, is replaced by drawn masks.
 
     Masks are drawn in `place`/train for the first of the folders and in `place`/val for the second, with the same
-    values for the same classes. UserError: names all annotations that cannot be drawn.
+    values for the same classes. UserError: names all that cannot be drawn.
     """
     sides = [_read_side(both, spec, [place, Path(place).parent, *apart]) for both in folders]
     classes = list(dict.fromkeys(name for side, _ in sides for name in side.classes))
@@ -97,8 +101,11 @@ def draw_annotations(
 
 
 def _read_side(folders: Folders, spec: DataSpec, apart: Iterable[Folder]) -> tuple[_Side, Listing | None]:
-    """The annotations in a folder, or file, of masks, and its images; None: there are none."""
+    """What a folder, or file, of masks says of images, and these; None: it holds masks as they are."""
     side = _Side(folders)
+    apart = [*apart, folders[1]]
+    if spec.class_files and _take_class_files(side, spec):
+        return side, list_pictures(folders[0], apart, suffixes_of(spec.channels))
     files = _annotation_files(folders, spec)
     if not files:
         return side, None
@@ -137,6 +144,54 @@ def _annotation_files(folders: Folders, spec: DataSpec) -> list[Path]:
     files = [file for file in listing.left_out if not file.name.startswith(".")]
     jsons = [file for file in files if file.suffix.lower() == ".json"]
     return jsons or [file for file in files if file.suffix == ".txt" and not _NO_LABELS.fullmatch(file.name)]
+
+
+# ---- masks of single classes
+
+
+def _take_class_files(side: _Side, spec: DataSpec) -> bool:
+    """Adds the files that CLASSES gives to its classes; whether there are any. UserError: a file fits no class."""
+    images, masks = side.folders
+    listing = walk(masks, [images])
+    side.classes = list(spec.class_files)
+    strays = []
+    for path in listing.pictures:
+        for name, pattern in spec.class_files.items():
+            before, after = pattern.split("{}")
+            match = re.fullmatch(f"{re.escape(before)}(.+){re.escape(after)}", listing.name_of(path), re.IGNORECASE)
+            if match:
+                side.annotated.append(Annotated(path, [match[1]], None, [Shape(name, [], file=path)]))
+                break
+        else:
+            strays.append(path)
+    if side.annotated and strays and not spec.skip_unpaired:
+        raise UserError(
+            f"{list_files(strays)}: named by none of CLASSES = {spec.classes!r}. Add the class, or remove them; "
+            f"{LEAVE_OUT}."
+        )
+    if side.annotated:
+        files = [annotated.file for annotated in side.annotated]
+        side.file_rule = find_mask_rule(files, DataSpec(ignore=spec.ignore))
+    return bool(side.annotated)
+
+
+def _draw_file(mask: np.ndarray, shape: Shape, others: Iterable[Shape], value: int, file_rule: MaskRule) -> None:
+    """Gives `value` to the foreground of a class's mask. UnusableFile: it overlaps that of one of the `others`."""
+    assert shape.file is not None
+    labels = read_mask(shape.file, file_rule)
+    if labels.shape != mask.shape:
+        sizes = (
+            f"is {'x'.join(map(str, labels.shape))} (height x width), and its image {'x'.join(map(str, mask.shape))}"
+        )
+        raise UnusableFile(shape.file, sizes, "Export one of them again")
+    inside = labels == 1
+    overlap = int(np.count_nonzero(inside & (mask != 0) & (mask != IGNORED)))
+    if overlap:
+        files = list_files([other.file for other in others if other.file != shape.file])
+        problem = f"marks {counted(overlap, 'pixel')} that another class of the image marks too: {files}"
+        raise UnusableFile(shape.file, problem, "Each pixel is of one class: take them out of all but one of the files")
+    mask[(labels == IGNORED) & (mask == 0)] = IGNORED
+    mask[inside] = value
 
 
 # ---- the files of each tool
@@ -287,27 +342,32 @@ def _draw_side(side: _Side, images: Listing, classes: list[str], folder: Path, s
     keep_only(folder, set(masks.values()))
     labels = (BACKGROUND, *(name for name in classes if name != BACKGROUND))
     values = tuple(range(len(labels)))
-    mask_rule = MaskRule(classes=values, names=labels, colours=tuple(map(class_colour, values)))
+    colours = tuple(map(class_colour, values))
+    mask_rule = MaskRule(classes=values, names=labels, colours=colours, ignored=spec.ignored_values)
+    file_rule = side.file_rule or MaskRule()
     files = {entry.file for entries in of_image.values() for entry in entries}
     made_from = [*files, *(paths[name] for name in of_image)]
 
+    memory = folder.with_suffix(".json")  # from which files the masks were drawn
+
     def provenance() -> Provenance:
         stamps = {str(path): stamp(path) for path in [*made_from, *masks.values()]}
-        return Provenance(VERSION, mask_rule.to_dict(), {"files": stamps})
+        return Provenance(VERSION, {"drawn": mask_rule.to_dict(), "read": file_rule.to_dict()}, {"files": stamps})
 
-    if provenance() != read_own(folder / _MEMORY, Provenance.from_dict, None):
+    if provenance() != read_own(memory, Provenance.from_dict, None):
         tasks = [(paths[name], masks[name], entries) for name, entries in of_image.items()]
-        faults = [fault for fault in parallel_map(partial(_draw_mask, mask_rule), tasks) if fault]
+        faults = [fault for fault in parallel_map(partial(_draw_mask, mask_rule, file_rule), tasks) if fault]
         if faults:
             raise UserError("\n".join(faults[:20]))
-        write_text(folder / _MEMORY, json.dumps(provenance().to_dict()))
+        write_text(memory, json.dumps(provenance().to_dict()))
     numbers = Counter(shape.name for entries in of_image.values() for entry in entries for shape in entry.shapes)
     listed = ", ".join(f"{name} ({number:,})" for name, number in numbers.most_common(20)) or "nothing"
-    text = f"{printable(side.folders[1])}: annotations of {counted(len(masks), 'image')}: {listed}"
+    kind = "masks of single classes" if side.file_rule else "annotations"
+    text = f"{printable(side.folders[1])}: {kind} of {counted(len(masks), 'image')}: {listed}"
     tell(f"{text}. They are drawn into masks, {printable(folder)}.")
 
 
-def _draw_mask(mask_rule: MaskRule, task: tuple[Path, Path, list[Annotated]]) -> str:
+def _draw_mask(mask_rule: MaskRule, file_rule: MaskRule, task: tuple[Path, Path, list[Annotated]]) -> str:
     """Draws the shapes of an image into its mask, later ones on top; gives what is wrong with them, or ""."""
     path, target, entries = task
     value_of = dict(zip(mask_rule.names, mask_rule.classes))
@@ -322,6 +382,9 @@ def _draw_mask(mask_rule: MaskRule, task: tuple[Path, Path, list[Annotated]]) ->
                     raise UnusableFile(entry.file, problem, "Export one of them again")
                 scale = np.array(size[::-1]) if entry.as_shares else np.ones(2)
                 for shape in entry.shapes:
+                    if shape.file:
+                        others = [other for earlier in entries for other in earlier.shapes]
+                        _draw_file(mask, shape, others, value_of[shape.name], file_rule)
                     _draw_shape(mask, shape, value_of[shape.name], scale)
     except UnusableFile as fault:
         return str(fault)

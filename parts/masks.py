@@ -19,7 +19,7 @@ from PIL import Image, PngImagePlugin
 
 from parts.errors import UnusableFile, UserError, list_files, printable
 from parts.images import RGB, Bands, Decoded, decode, resize_image, rgb
-from parts.spec import ALPHA, NAN
+from parts.spec import ALPHA, BACKGROUND, NAN
 
 if TYPE_CHECKING:
     import torch
@@ -28,7 +28,6 @@ NUMBERS, COLOURS = "numbers", "colours"  # kinds of values: greys and palette in
 IGNORED = 255  # the label in memory of ignored pixels; no class has this index
 MOST_CLASSES = 254
 MOST_COLOURS = 256  # of one file that an Observation lists
-BACKGROUND = "background"  # the name of what is in no class
 VOID = 0xE0E0C0  # PASCAL VOC's colour of pixels without a label
 _UNKNOWN = 254  # label of a value that the rule does not know, until the file is refused
 _WHOLE = "Save it with whole numbers from 0 to 255"

@@ -318,7 +318,7 @@ def _read_numbers(given: list[str]) -> Any:
 
 
 def _read_named(given: list[str]) -> dict[str, Any]:
-    """{name: number, or tuple of numbers} of words NAME=VALUE. UserError: all that is wrong with them."""
+    """{name: number, tuple of numbers, or pattern with {}} of words NAME=VALUE. UserError: all that is wrong."""
     named: dict[str, Any] = {}
     wrong = []
     for word in given:
@@ -328,7 +328,7 @@ def _read_named(given: list[str]) -> dict[str, Any]:
             wrong.append(f"{word!r} lacks its name, or its value")
         elif not spelled:
             wrong.append(f"{word!r} lacks its value")
-        elif not _are_numbers(value):
+        elif not _are_numbers(value) and "{}" not in spelled:  # which stands for a name, in a pattern of files
             wrong.append(f"the value in {word!r} is no number")
         elif name in named:
             wrong.append(f"{name!r} is given twice")

@@ -22,6 +22,7 @@ GROUPS = {  # the patterns of GROUP = "auto", and what they tell
     r"(.+?)[-_ ]x[-_]?\d+[-_ ]y[-_]?\d+(?![0-9A-Za-z])": "tiles by x and y",
     r"(.+?)[-_ ]*\[(?:\w+=[^],]*,)*x=": "tiles by QuPath",  # name [x=0,y=512,w=512,h=512]
 }
+BACKGROUND = "background"  # the name of what is in no class
 NONZERO = "nonzero"  # as MASK_FOREGROUND: every value but 0, or black
 ALPHA = "alpha"  # as MASK_FOREGROUND: what is more than half opaque
 NAN = -(2**31)  # the whole number that stands for a mask's NaN, which MASK_IGNORE calls "nan"
@@ -49,7 +50,7 @@ class DataSpec:
 
     foreground: int | str | tuple[int | str, ...] | None = None  # MASK_FOREGROUND: values, "nonzero", "alpha", names
     ignore: int | str | tuple[int | str, ...] | None = None  # MASK_IGNORE: values that are not trained on nor scored
-    classes: str | tuple | dict | None = None  # CLASSES: "all", values, {name: value}; None: one foreground
+    classes: str | tuple | dict | None = None  # CLASSES: "all", values, {name: value or files}; None: one foreground
     channels: int | str = 3  # CHANNELS of images: 3 (RGB), 1 (greys), any number, or "auto" (what all of them have)
     image_range: tuple[float, float] | str | None = None  # IMAGE_RANGE: (low, high) or "auto", which becomes 0 ... 255
     group: str | None = AUTO  # GROUP: pattern of the part of a name whose images stay on one side; None: no groups
@@ -117,6 +118,9 @@ class DataSpec:
         """The classes that CLASSES lists, in its order; none for None and "all"."""
         if self.classes is None or (isinstance(self.classes, str) and self.classes == ALL):
             return ()
+        if self.class_files:  # drawn into one mask, whose values are these
+            names = [BACKGROUND, *self.class_files]
+            return tuple(ListedClass(name, value, is_color=False) for value, name in enumerate(names))
         listed: list[ListedClass | None] = []
         if isinstance(self.classes, Mapping):
             names = [name.strip() if isinstance(name, str) else "" for name in self.classes]
@@ -128,9 +132,20 @@ class DataSpec:
             raise UserError(
                 f'CLASSES = {self.classes!r}: give "{ALL}" (every value that the masks hold), values as (0, 3, 8), or '
                 'names with their values as {"road": 3, "car": 8} (--classes road=3 car=8); a colour is 0xFF0000 or '
-                "(255, 0, 0)."
+                '(255, 0, 0). Where each class has a file of its own: {"road": "{}_road"} or {"road": "road/{}"}.'
             )
         return classes
+
+    @property
+    def class_files(self) -> dict[str, str]:
+        """{class: how its masks are named}, with {} for an image's name; {} where CLASSES does not list such."""
+        if not isinstance(self.classes, Mapping):
+            return {}
+        patterns = {}
+        for name, text in self.classes.items():
+            if isinstance(name, str) and isinstance(text, str) and text.count("{}") == 1 and text != "{}":
+                patterns[name.strip()] = unicodedata.normalize("NFC", text)
+        return patterns if len(patterns) == len(self.classes) and all(patterns) else {}
 
 
 def compile_groups(group: str | None) -> list[re.Pattern[str]]:

@@ -11,7 +11,7 @@ from PIL import Image
 import augment
 import dataset
 import train
-from parts.annotations import draw_annotations
+from parts.annotations import draw_masks
 from parts.errors import UserError
 from parts.mask_rules import find_mask_rule
 from parts.masks import read_mask
@@ -115,7 +115,7 @@ def folders(tmp_path, monkeypatch):
 )
 def test_each_tool_gives_the_same_masks(write, options, folders):
     write(folders[1], range(6), **options)
-    ((_, drawn),) = draw_annotations([folders], "out/drawn")
+    ((_, drawn),) = draw_masks([folders], "out/drawn")
     rule = find_mask_rule(sorted(drawn.glob("*.png")), DataSpec(classes="all"))
     assert rule.names == ("background", "car", "lamp") and rule.colours == (0, 0x800000, 0x008000)
     for k in range(6):
@@ -126,7 +126,7 @@ def test_each_tool_gives_the_same_masks(write, options, folders):
 
 def test_annotations_beside_images_by_foreground(folders, capsys):
     labelme(folders[0], range(6))
-    ((_, drawn),) = draw_annotations([(folders[0], folders[0])], "out/drawn")
+    ((_, drawn),) = draw_masks([(folders[0], folders[0])], "out/drawn")
     assert f"{folders[0]}: annotations of 6 images: car (6), lamp (6). They are drawn" in capsys.readouterr().out
     masks = sorted(drawn.glob("*.png"))
     for foreground, values in ((None, (1, 2)), ("lamp", (2,)), (("car", "lamp"), (1, 2))):
@@ -147,15 +147,15 @@ def test_classes_have_the_same_values_on_both_sides_and_masks_stay_that_need_not
     masks_of_val.mkdir()
     labelme(masks_of_val, [6], label="zebra")
     both = [folders, (images_of_val, masks_of_val)]
-    (_, train_masks), (_, val_masks) = draw_annotations(both, "out/drawn")
+    (_, train_masks), (_, val_masks) = draw_masks(both, "out/drawn")
     for folder, values in ((train_masks, {0, 1, 2}), (val_masks, {0, 2, 3})):  # bus, car, zebra
         assert {value for path in folder.glob("*.png") for value in np.unique(Image.open(path))} == values
     before = {path: path.stat().st_mtime_ns for path in train_masks.iterdir()}
-    draw_annotations(both, "out/drawn")
+    draw_masks(both, "out/drawn")
     assert before == {path: path.stat().st_mtime_ns for path in train_masks.iterdir()}
     (folders[1] / "p3.json").unlink()
     (train_masks / "p2.png").unlink()
-    draw_annotations(both, "out/drawn")
+    draw_masks(both, "out/drawn")
     assert sorted(path.name for path in train_masks.glob("*.png")) == ["p0.png", "p1.png", "p2.png"]
 
 
@@ -196,7 +196,7 @@ def test_what_cannot_be_drawn_is_said_in_words(name, text, words, folders):
     if name.endswith(".txt"):
         (folders[1] / "classes.txt").write_text("a\n")
     with pytest.raises(UserError, match=words):
-        draw_annotations([folders], "out/drawn")
+        draw_masks([folders], "out/drawn")
 
 
 def test_names_of_hostile_files_do_not_lead_out_of_the_folder(folders):
@@ -204,7 +204,7 @@ def test_names_of_hostile_files_do_not_lead_out_of_the_folder(folders):
     names = enumerate(["../../i/p1.png", "/etc/p2.png", "p3.png"])
     stored["images"] = [{"id": number, "file_name": name, "height": 48, "width": 64} for number, name in names]
     (folders[1] / "a.json").write_text(json.dumps(stored))
-    draw_annotations([folders], "out/drawn")
+    draw_masks([folders], "out/drawn")
     assert sorted(path.name for path in folders[0].parent.rglob("*.png") if "out" in path.parts) == [
         "p1.png", "p2.png", "p3.png"]  # fmt: skip
 
@@ -225,3 +225,50 @@ def test_the_scripts_take_annotations_for_masks(folders, capsys):
     settings.TRAIN_IMG_DIR, settings.TRAIN_MASK_DIR, settings.VAL_IMG_DIR, settings.VAL_MASK_DIR = map(str, folders * 2)
     report = train.look_at_data(settings, folders[0].parent)
     assert report.mask_rule.names == ("background", "car", "lamp") and report.train[0].mask.parts[-2] == "train"
+
+
+ROAD_AND_CAR = {"folders": {"road": "road/{}", "car": "car/{}"}, "suffix": {"road": "{}_road", "car": "{}_CAR_mask"}}
+
+
+def class_files(folder, patterns, ks=range(6)):
+    """Black and white masks of a road below and, but for the first image, a car above."""
+    for k in ks:
+        for name, rows in (("road", slice(30, 48)), ("car", slice(5, 5 + 3 * k))):
+            mask = np.zeros(SIZE, np.uint8)
+            mask[rows, k : k + 20] = 255
+            path = folder / f"{patterns[name].format(f'p{k}')}.png"
+            path.parent.mkdir(exist_ok=True)
+            if mask.any():
+                Image.fromarray(mask).save(path)
+
+
+@pytest.mark.parametrize("patterns", ROAD_AND_CAR.values(), ids=ROAD_AND_CAR)
+def test_a_file_for_each_class(patterns, folders, capsys):
+    class_files(folders[1], patterns)
+    spec = DataSpec(classes=patterns)
+    ((_, drawn),) = draw_masks([folders], "out/drawn", spec)
+    assert "masks of single classes of 6 images: road (6), car (5)" in capsys.readouterr().out
+    rule = find_mask_rule(sorted(drawn.glob("*.png")), spec)
+    assert rule.names == ("background", "road", "car")
+    mask = read_mask(drawn / "p4.png", rule)
+    assert (mask[30:, 4:24] == 1).all() and (mask[5:17, 4:24] == 2).all() and np.count_nonzero(mask) == (18 + 12) * 20
+    words = [f"{name}={text}" for name, text in patterns.items()]
+    augment.main(["--img-dir", "i", "--mask-dir", "m", "--output-dir", "g", "--val-images", "2", "--classes", *words])
+    ((_, same),) = draw_masks([("g/augmented_train_images", "g/augmented_train_masks")], "out/again", spec)
+    assert same == "g/augmented_train_masks"  # which are drawn already
+    assert find_mask_rule(sorted((folders[0].parent / same).glob("*.png")), spec) == rule
+
+
+def test_masks_of_single_classes_that_cannot_be_united(folders):
+    patterns = ROAD_AND_CAR["folders"]
+    class_files(folders[1], patterns)
+    spec, car = DataSpec(classes=patterns), folders[1] / "car/p3.png"
+    Image.new("L", (64, 48), 255).save(car)
+    with pytest.raises(UserError, match=f"/road/p3.png: marks 360 pixels that another .*: {car}. Each pixel"):
+        draw_masks([folders], "out/drawn", spec)
+    Image.new("L", (48, 64), 255).save(car)
+    with pytest.raises(UserError, match=rf"{car}: is 64x48 \(height x width\), and its image 48x64"):
+        draw_masks([folders], "out/drawn", spec)
+    car.rename(folders[1] / "lone.png")
+    with pytest.raises(UserError, match="lone.png: named by none of CLASSES = {'road': 'road/{}'.*SKIP_UNPAIRED"):
+        draw_masks([folders], "out/drawn", spec)

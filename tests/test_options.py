@@ -125,6 +125,7 @@ def test_sizes_are_written_in_any_way(script, text):
         ("0x000000 0xFF0000", (0, 0xFF0000)),
         ("road=3 car=8", {"road": 3, "car": 8}),
         ("road=3", {"road": 3}),
+        ("road=road/{} car={}_car", {"road": "road/{}", "car": "{}_car"}),
         ("road=0xFF0000 car=8,9 3=-1", {"road": 0xFF0000, "car": (8, 9), "3": -1}),
     ],
 )
