@@ -187,7 +187,7 @@ def _open(pair: Pair, channels: int | None) -> _Opened:
     """Decodes the files of a pair. UnusableFile: one of them is damaged, or their sizes differ."""
     decoded = decode_image(pair.image, page=pair.image_page, channels=channels)
     pixels = pixels_of(decoded, pair.image, channels)
-    is_deep_grey = pixels.dtype != np.uint8 and isinstance(decoded, Decoded) and decoded.picture.mode[0] in "IF"
+    is_deep_grey = pixels.dtype != np.uint8 and decoded.decoded_mode[0] in "IF"
     if is_deep_grey or pixels.shape[2] == 1:
         pixels = pixels[..., 0]  # greys stay grey
     masks = []
@@ -519,10 +519,9 @@ def _can_be_copied(decoded: Decoded | Bands, target: str) -> bool:
     Not where EXIF turns it, where more frames follow, or where it has CMYK, a palette or transparency.
     """
     kind = "JPEG" if target.lower().endswith(_JPEG_SUFFIXES) else "PNG"
+    plain = decoded.decoded_mode in ("RGB", "L", "I", "I;16")
     if isinstance(decoded, Bands):
         kind, plain = decoded.format, True
-    else:
-        plain = decoded.picture.mode in ("RGB", "L", "I", "I;16")
     return decoded.format == kind and plain and decoded.turned == 1 and not decoded.frames
 
 

@@ -25,7 +25,6 @@ from parts.errors import UnusableFile, UserError, counted, printable, within_mem
 from parts.files import Provenance, digest_of, parallel_map, read_own, stamp, write_text
 from parts.images import (
     RGB,
-    Bands,
     bytes_of,
     choose_value_range,
     decode_image,
@@ -599,7 +598,7 @@ def _see_image(file: _File) -> ImageFacts:
     return ImageFacts(
         size=list(decoded.size),
         format=decoded.format,
-        mode=decoded.mode if isinstance(decoded, Bands) else decoded.picture.mode,
+        mode=decoded.decoded_mode,
         frames=decoded.frames,
         orientation=decoded.turned,
         depth=depth,

@@ -121,12 +121,22 @@ class Decoded(Head):
 
     picture: Image.Image  # decoded to its end; its mode may differ from what the head says
 
+    @property
+    def decoded_mode(self) -> str:
+        """The mode of what has been decoded."""
+        return self.picture.mode
+
 
 @dataclass(frozen=True)
 class Bands(Head):
     """The values of a file's page that is read without Pillow, because of its channels (parts/bands.py)."""
 
     values: np.ndarray  # (H, W, C), upright: uint8, uint16 or float32
+
+    @property
+    def decoded_mode(self) -> str:
+        """The number of channels and the type of their values in the file, such as "7 x float32"."""
+        return self.mode
 
 
 # ---- reading
@@ -465,21 +475,21 @@ def _head_of_bands(path: str | Path, page: int) -> Head:
     if os.path.splitext(path)[1].lower() == bands.NPY:
         array = bands.stored_array(path)
         height, width, count = array.shape
-        kind, name, turned, frames, nodata = array.dtype, "NPY", 1, False, None
+        kind, name, turned, frames, nodata = array.dtype.name, "NPY", 1, False, None
     else:
         tags = _tiff_tags(path, page)
         _refuse_missing_rows(tags, _with_page(path, page))
         height, width = tags[Tag.ImageLength], tags[Tag.ImageWidth]
         count, turned = tags.get(Tag.SamplesPerPixel, 1), tags.get(Tag.Orientation, 1)
-        letter = {1: "u", 2: "i", 3: "f"}.get(tags.get(Tag.SampleFormat, (1,))[0], "V")
-        kind, name = np.dtype(f"{letter}{max(1, max(tags[Tag.BitsPerSample]) // 8)}"), "TIFF"
+        numbers = {1: "uint", 2: "int", 3: "float"}.get(tags.get(Tag.SampleFormat, (1,))[0], "other")
+        kind, name = f"{numbers}{max(tags.get(Tag.BitsPerSample, (1,)))}", "TIFF"
         frames, nodata = page > 0 or bool(tags.next), _nodata_of(tags)
-        if (pages := _channel_pages(tags)) > 1 and count == 1:
+        if (pages := _channel_pages(tags)) > 1:
             count, frames = pages, False
     if height * width > LARGEST:
         raise Image.DecompressionBombError
     size = (width, height) if turned >= 5 else (height, width)
-    return Head(name, f"{count} x {kind}", str(kind), size, frames, turned, page, nodata)
+    return Head(name, f"{count} x {kind}", kind, size, frames, turned, page, nodata)
 
 
 def _values_of_bands(path: str | Path, head: Head) -> np.ndarray:
@@ -496,7 +506,7 @@ def _channel_pages(tags: Any) -> int:
     Those of three are pages still: CHANNELS = 3 asks for nothing else than RGB.
     """
     text = str(tags.get(Tag.ImageDescription, ""))
-    if not text.startswith("ImageJ="):
+    if not text.startswith("ImageJ=") or tags.get(Tag.SamplesPerPixel, 1) > 1:
         return 1
     numbers = dict(re.findall(r"^(images|channels)=(\d+)$", text, re.MULTILINE))
     channels = int(numbers.get("channels", 1))
@@ -822,7 +832,7 @@ def depth_of(decoded: Decoded | Bands, path: str | Path, channels: int | None = 
     if deep is None:
         return None
     bits: int | str = 32
-    if decoded.raw.startswith("float") if isinstance(decoded, Bands) else decoded.picture.mode == "F":
+    if decoded.decoded_mode == "F" or " x float" in decoded.decoded_mode:
         bits = "float"
     elif deep.dtype == np.uint16:
         bits = 16
