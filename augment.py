@@ -253,7 +253,7 @@ def make_augmented(
     held = _Held.of(pairs if val_choice == RANDOM else [], spec, num_workers)
     sides = split(pairs, val_images, spec.group, val_choice, seed, held.labels(), spec.skip_unpaired)
     channels = None if isinstance(spec.channels, str) else spec.channels  # None: what each image has
-    items = _plan(sides, spec.mask_name, channels)
+    items = _plan(sides, spec, channels)
     if spec.classes is not None and not held.masks:
         held = _Held.of([*sides.train, *sides.val], spec, num_workers)
     warnings = _warn_of_names(sides, val_choice) + held.missing_classes(sides)
@@ -262,8 +262,9 @@ def make_augmented(
     waiting = f"Another augment.py is at work in {printable(output_dir)}; waiting for it ..."
     with one_at_a_time(output_dir / ".augmented.lock", waiting):
         settings: dict[str, object] = {"JPEG_QUALITY": jpeg_quality, "SEED": seed}
-        if spec.mask_name is not None:
-            settings["MASK_NAME"] = spec.mask_name
+        for name, value in (("IMAGE_NAME", spec.image_name), ("MASK_NAME", spec.mask_name)):
+            if value is not None:
+                settings[name] = value
         if channels != RGB:
             settings["CHANNELS"] = spec.channels
         missing = _prepare(output_dir, items, settings)
@@ -326,7 +327,7 @@ class Item:
         return [*self.images, *(file for files in self.masks for file in files)]
 
 
-def _plan(sides: Split, mask_name: str | None, channels: int | None) -> list[Item]:
+def _plan(sides: Split, spec: DataSpec, channels: int | None) -> list[Item]:
     """The Items of all pairs. UserError: two of them would write one file."""
     items = []
     for side, pairs in ((_TRAIN, sides.train), (_TEST, sides.val)):
@@ -334,11 +335,12 @@ def _plan(sides: Split, mask_name: str | None, channels: int | None) -> list[Ite
             stems = [pair.name]
             if side == _TRAIN:
                 stems += [f"{pair.name}_{copy}" for copy in COPIES]
-            images = [f"{side}_images/{stem}{_image_suffix(pair, channels)}" for stem in stems]
+            suffix = _image_suffix(pair, channels)
+            images = [f"{side}_images/{_image_stem(stem, spec.image_name)}{suffix}" for stem in stems]
             masks = []
             for mask, _ in pair.sources[1:]:
                 suffix = ".tif" if mask.suffix.lower() in _TIFF_SUFFIXES else ".png"  # of 32 bits, which PNG has not
-                names = [_mask_stem(pair, mask, stem, mask_name) + suffix for stem in stems]
+                names = [_mask_stem(pair, mask, stem, spec) + suffix for stem in stems]
                 masks.append([f"{side}_masks/{name}" for name in names])
             items.append(Item(side, pair, images, masks))
     _refuse_same_files(items)
@@ -378,20 +380,32 @@ def _image_suffix(pair: Pair, channels: int | None) -> str:
     return ".png"
 
 
-def _mask_stem(pair: Pair, mask: Path, stem: str, mask_name: str | None) -> str:
-    """The name of the mask of a copy called `stem`: the same, or as MASK_NAME says, what its * stands for kept."""
-    if mask_name is None:
+def _image_stem(stem: str, image_name: str | None) -> str:
+    """The name of a copy called `stem` as IMAGE_NAME says, so that it stays true."""
+    if image_name is None:
         return stem
-    place, slash, name = stem.rpartition("/")
-    before, after = (re.escape(part).replace(r"\*", ".*") for part in mask_name.split("{}"))
-    own, image = (unicodedata.normalize("NFC", path.stem) for path in (mask, pair.image))
-    image_in_mask = re.fullmatch(f"{before}({re.escape(image)}){after}", own, re.IGNORECASE)
-    if not image_in_mask:
+    place, slash, name = ("", "", stem) if "/" in image_name else stem.rpartition("/")
+    return f"{place}{slash}{image_name.replace('{}', name).replace('*', '1')}"
+
+
+def _mask_stem(pair: Pair, mask: Path, stem: str, spec: DataSpec) -> str:
+    """The name of the mask of a copy called `stem`: the same, or as MASK_NAME says, what its * stands for kept."""
+    if spec.mask_name is None:
+        return stem
+    # A pattern with folders is that of the whole path below the folder of the masks.
+    whole = "/" in spec.mask_name
+    place, slash, name = ("", "", stem) if whole else stem.rpartition("/")
+    image = pair.name if whole or spec.image_name else pair.image.stem
+    image = unicodedata.normalize("NFC", image if whole else image.rpartition("/")[2])
+    before, after = (re.escape(part).replace(r"\*", "[^/]*") for part in spec.mask_name.split("{}"))
+    own = unicodedata.normalize("NFC", mask.with_suffix("").as_posix())
+    match = re.fullmatch(f"(?:.*/|)({before}){re.escape(image)}({after})", own, re.IGNORECASE | re.DOTALL)
+    if not match:
         raise UserError(
-            f"MASK_NAME = {mask_name!r}: does not say how to name a copy of {printable(mask)}, which may be of another "
-            "kind. Leave the suffix out of MASK_NAME."
+            f"MASK_NAME = {spec.mask_name!r}: does not say how to name a copy of {printable(mask)}, which may be of "
+            "another kind. Leave the suffix out of MASK_NAME."
         )
-    return f"{place}{slash}{own[: image_in_mask.start(1)]}{name}{own[image_in_mask.end(1) :]}"
+    return f"{place}{slash}{match[1]}{name}{match[2]}"
 
 
 def _count_images(items: Iterable[Item]) -> int:
@@ -824,7 +838,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         flags = ("--train-img-dir", "--train-mask-dir", "--val-img-dir", "--val-mask-dir")
         for flag, folder in zip(flags, _FOLDERS):
             command += [flag, str(Path(s.OUTPUT_DIR) / folder)]
-    for name in ("MASK_NAME", "CHANNELS"):
+    for name in ("IMAGE_NAME", "MASK_NAME", "CHANNELS"):
         if getattr(s, name) != getattr(dataset, name):
             command += [f"--{name.lower().replace('_', '-')}", str(getattr(s, name))]
     tell("Next: " + shlex.join(command))

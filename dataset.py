@@ -58,6 +58,7 @@ CLASSES: str | tuple | dict | None = None  # "all", (0, 3), {"road": 3, "car": 8
 CHANNELS: int | str = 3  # of images: 3 is RGB, 1 greys; other TIFFs and .npy have any number; "auto": what all have
 IMAGE_RANGE: tuple | str | None = None  # (low, high) or "auto": what of 16-bit and float images becomes 0 ... 255
 GROUP: str | None = "auto"  # pattern of what names share that stay on one side of the split; "auto": known ones
+IMAGE_NAME: str | None = None  # how images are named: "{}_leftImg8bit", or with folders "{}/images/*"; None: any way
 MASK_NAME: str | None = None  # how masks are named: "{}_segmentation", or "{}_*" for several of an image; None: like it
 SKIP_UNPAIRED = False  # leave out images without a mask and masks without an image, instead of refusing them
 
@@ -71,6 +72,7 @@ _SHARED = dict(  # the constants of all scripts; parts/spec.py says what they ma
     CHANNELS=either(whole(1), "auto"),
     IMAGE_RANGE=any_value(),
     GROUP=optional(any_text()),
+    IMAGE_NAME=optional(any_text()),
     MASK_NAME=optional(any_text()),
     SKIP_UNPAIRED=switch(),
 )

@@ -106,7 +106,7 @@ BATCH_SIZE: int | None = None  # images a call; None: 16, on a CPU 1 (more is sl
 NUM_WORKERS: int | None = None  # threads that read and write pictures; None: as many as there are cores
 DEVICE = "auto"  # or cuda, mps, cpu
 PRECISION = "auto"  # bfloat16 where it is faster (a CPU is timed), float16 on older CUDA, else float32; or one of these
-# What the constants may be, where their values alone do not tell; MASK_NAME stands in dataset.py.
+# What the constants may be, where their values alone do not tell; IMAGE_NAME and MASK_NAME stand in dataset.py.
 _RULES = dict(
     CHECKPOINT=file_paths(),
     NETWORK=optional(part()),
@@ -136,7 +136,9 @@ _ARTICLE_SIZE = (320, 480)  # of the checkpoints that do not tell their size, su
 
 def check(s: SimpleNamespace) -> None:
     """Refuses constants that contradict each other; _RULES say what each may be. UserError."""
-    DataSpec(foreground=s.MASK_FOREGROUND, ignore=s.MASK_IGNORE, mask_name=s.MASK_NAME)  # checks them
+    DataSpec(
+        foreground=s.MASK_FOREGROUND, ignore=s.MASK_IGNORE, image_name=s.IMAGE_NAME, mask_name=s.MASK_NAME
+    )  # checks them
     kept = s.SAVE_MASKS or s.OVERLAYS or s.PROBABILITIES or s.MASKS or s.SUBMISSION
     for is_wrong, problem in (
         (s.THRESHOLD == "auto" and not s.MASKS, 'THRESHOLD = "auto" needs MASKS to choose it by.'),
@@ -335,7 +337,7 @@ def find_truths(
     """The true masks of pictures, in the folder MASKS, or none without it. UserError: they cannot be compared."""
     if not s.MASKS:
         return Truths()
-    pairs = find_masks(wanted, s.MASKS, DataSpec(mask_name=s.MASK_NAME))
+    pairs = find_masks(wanted, s.MASKS, DataSpec(image_name=s.IMAGE_NAME, mask_name=s.MASK_NAME))
     lacking = [picture for picture in wanted if picture not in pairs]
     if lacking:
         tell(f"Without a mask in {s.MASKS} (of as many pages), so not scored: {list_files(lacking)}")
@@ -435,7 +437,12 @@ def report_done(s: SimpleNamespace, wanted: Sequence[Picture], failed: int, read
 def read_settings(constants: Mapping[str, Any], argv: Sequence[str] | None) -> SimpleNamespace:
     """The constants of this script, overridden by the flags of a command line, with the `inputs` on it."""
     return settings_of(
-        constants, argv, rules=_RULES, shared=vars(dataset), shared_names=["MASK_NAME"], positionals=_INPUTS
+        constants,
+        argv,
+        rules=_RULES,
+        shared=vars(dataset),
+        shared_names=["IMAGE_NAME", "MASK_NAME"],
+        positionals=_INPUTS,
     )
 
 
@@ -456,7 +463,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # The pictures, and what is made of them
     written = OutputFolder(s.OUTPUT_DIR, {}, []).own_files()
     channels = predictor.checkpoint["settings"].get("CHANNELS", predictor.reader.channels)
-    wanted, missing = find_pictures(s.inputs, s.OUTPUT_DIR, s.MASKS, written, channels)
+    wanted, missing = find_pictures(s.inputs, s.OUTPUT_DIR, s.MASKS, written, channels, s.IMAGE_NAME)
     for problem in missing:
         tell(problem, file=sys.stderr)
     if not wanted:

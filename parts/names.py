@@ -28,7 +28,10 @@ which gives dataset/train/ and dataset/train_masks/. Then: python augment.py && 
 For images of your own: python augment.py --img-dir IMAGES --mask-dir MASKS
 To try everything without any data: python train.py --demo"""
 LEAVE_OUT = "SKIP_UNPAIRED = True (--skip-unpaired) leaves out what has no partner"
-NAME_MASKS = 'MASK_NAME = "{}_segmentation" (--mask-name) says how masks are named, if not like their images'
+NAME_MASKS = (
+    'MASK_NAME = "{}_segmentation" (--mask-name) says how masks are named, if not like their images, and IMAGE_NAME '
+    "says how images are; both may hold folders (images/{})"
+)
 
 COPIES = ("hflip", "vflip", "grid")  # what augment.py appends to the name of a copy
 MASK_ENDINGS = ("_mask", ".mask")  # what the name of a mask may have after the name of its image
@@ -73,7 +76,7 @@ def mask_stems(path: Path, mask_name: str | None = None) -> list[str]:
 
 def _fillings(text: str, mask_name: str) -> list[str]:
     """What {} may stand for where `text` is a name by `mask_name`, the longest first."""
-    pattern = re.escape(mask_name).replace(r"\*", ".*")
+    pattern = re.escape(mask_name).replace(r"\*", "[^/]*")
     longest = len(text) - len(mask_name.replace("{}", "").replace("*", ""))
     lengths = range(longest, 0, -1)
     if not _takes_several(mask_name):
@@ -172,15 +175,21 @@ class Listing:
 
     left_out   files of other names, hidden files and folders, empty folders, folders that were to be kept apart
     errors     of folders that cannot be read
+    pattern    IMAGE_NAME, where the pictures are images
+    unfit      picture files that are not named as IMAGE_NAME and MASK_NAME say
     """
 
     folder: Path
     pictures: list[Path]
     left_out: list[Path]
     errors: list[OSError] = field(default_factory=list)
+    pattern: str | None = None
+    unfit: list[Path] = field(default_factory=list)
 
     def name_of(self, path: Path) -> str:
-        """A picture's name without its suffix: x in `folder` itself, a/x in its subfolder a."""
+        """A picture's name without its suffix: x in `folder` itself, a/x in its subfolder a; or as `pattern` says."""
+        if self.pattern is not None and (names := self.owners_of(path, self.pattern)):
+            return names[0]
         return self.place_of(path) + _composed(path.stem)
 
     def place_of(self, path: Path) -> str:
@@ -192,9 +201,23 @@ class Listing:
         pictures = [path for path in self.pictures if path in files]
         return replace(self, pictures=pictures, left_out=[path for path in self.left_out if path in files])
 
+    def named_by(self, name: str | None) -> "Listing":
+        """The same without pictures that are not named as `name`, IMAGE_NAME or MASK_NAME, says."""
+        if name is None:
+            return self
+        fitting = [path for path in self.pictures if self.owners_of(path, name)]
+        unfit = sorted({*self.pictures}.difference(fitting))
+        return replace(self, pictures=fitting, unfit=[*self.unfit, *unfit])
+
     def owners_of(self, path: Path, mask_name: str | None = None) -> list[str]:
-        """The names of the images that a mask may belong to (`mask_stems`), all in the mask's own subfolder."""
+        """The names of the images that a mask may belong to (`mask_stems`), all in the mask's own subfolder.
+
+        A `mask_name` with folders is that of the whole path below `folder`.
+        """
         place = self.place_of(path)
+        if mask_name is not None and "/" in mask_name:
+            names = (place + _composed(name) for name in (path.stem, path.name))
+            return [filling for name in names for filling in _fillings(name, mask_name)]
         return [place + stem for stem in mask_stems(path, mask_name)]
 
 
@@ -294,11 +317,26 @@ def list_both(
     lie below the other, and keeps its own files. Files in the folders `apart` belong to neither. UserError: as
     `list_pictures`, and where no file of one folder for both is a mask.
     """
+    images, masks = _list_both(img_dir, mask_dir, spec, apart)
+    if spec.image_name is None:
+        return images, masks
+    # Trees hold other pictures beside the ones that both names say.
+    images = replace(images.named_by(spec.image_name), pattern=spec.image_name)
+    for listing, name in ((images, spec.image_name), (masks.named_by(spec.mask_name), spec.mask_name)):
+        if not listing.pictures:
+            example = f", e.g. {printable(listing.unfit[0])}" if listing.unfit else ""
+            raise UserError(f"{printable(listing.folder)}: no picture is named as {name!r}{example}. {NAME_MASKS}.")
+    return images, masks.named_by(spec.mask_name)
+
+
+def _list_both(img_dir: Folder, mask_dir: Folder, spec: DataSpec, apart: Iterable[Folder]) -> tuple[Listing, Listing]:
+    """The same, before IMAGE_NAME."""
     suffixes = suffixes_of(spec.channels)
     if not os.path.isdir(mask_dir) or not os.path.isdir(img_dir) or not os.path.samefile(img_dir, mask_dir):
         return list_pictures(img_dir, [mask_dir, *apart], suffixes), list_pictures(mask_dir, [img_dir, *apart])
     # One folder for both: it is listed once, and divided by the names of the files.
     both = list_pictures(img_dir, apart, suffixes)
+    both = replace(both, pattern=spec.image_name)
     names = ImageNames(map(both.name_of, both.pictures))
 
     def is_mask(path: Path) -> bool:
@@ -442,6 +480,9 @@ def match(images: Listing, masks: Listing, spec: DataSpec = DataSpec()) -> Match
     """
     notes = _notes_on_other_kinds(images.left_out + masks.left_out)
     matching = _Matching(images, masks, spec.mask_name)  # by equal names
+    if unfit := [*images.unfit, *masks.unfit]:
+        text = f"{counted(len(unfit), 'picture')} that IMAGE_NAME and MASK_NAME do not name: {_first_names(unfit)}"
+        notes.append(Note("other names", text))
     if note := matching.pair_by_scheme():
         notes.append(note)
     faults, lonely, strays = matching.ambiguous(), matching.lonely_images(), matching.stray_masks()
@@ -767,6 +808,7 @@ def find_pictures(
     mask_dir: Folder | None = None,
     written: Collection[str] = (),
     channels: object = RGB,
+    image_name: str | None = None,
 ) -> tuple[list[Picture], list[str]]:
     """(pictures, missing): all Pictures of the files and folders in `inputs`, and in words what gave nothing.
 
@@ -775,8 +817,8 @@ def find_pictures(
     Files in `output_dir` or `mask_dir` are left out, unless they are given by that very name; in a folder that is
     itself `mask_dir`, those whose names end in _mask are, and in any folder those that earlier runs have `written`
     (real paths). What else folders hold is printed, or is among the missing where it is a picture to a person.
-    `channels`: CHANNELS of training. UserError: a folder is given for images and masks, and no name there ends in
-    _mask.
+    `channels`: CHANNELS of training. `image_name`: IMAGE_NAME, which leaves out what is named otherwise. UserError: a
+    folder is given for images and masks, and no name there ends in _mask.
     """
     own = {os.path.realpath(folder) for folder in (output_dir, mask_dir) if folder}
     masks = os.path.realpath(mask_dir) if mask_dir else None
@@ -789,6 +831,9 @@ def find_pictures(
         left_out += listing.left_out
         for file in listing.pictures:  # a file that is given twice keeps its first name
             if written and file != place and os.path.realpath(file) in written:
+                continue
+            if image_name and file != place and not listing.owners_of(file, image_name):
+                left_out.append(file)
                 continue
             name = PurePath(file.relative_to(listing.folder)).with_suffix("")
             files.setdefault(os.path.abspath(file), (file, name))
@@ -896,11 +941,11 @@ def find_masks(pictures: Sequence[Picture], mask_dir: Folder, spec: DataSpec = D
     """
     if not os.path.isdir(mask_dir):
         raise UserError(f"{mask_dir}: there is no such folder. MASKS names the one with the true masks.")
-    masks_of = _masks_by_stem(pictures, mask_dir, spec.mask_name)
+    masks_of = _masks_by_stem(pictures, mask_dir, spec)
     page_numbers_of = cache(pages_of)
     pairs, doubtful = {}, []
     for picture in pictures:
-        for stem, pages in _wanted_masks(picture):
+        for stem, pages in _wanted_masks(picture, spec.image_name):
             fitting = masks_of.get((_place(picture.name.parent), stem)) or masks_of.get((None, stem), [])
             if len(fitting) > 1 and not _takes_several(spec.mask_name):
                 doubtful.append(f"{picture}: {', '.join(map(printable, fitting))}")
@@ -921,24 +966,29 @@ def find_masks(pictures: Sequence[Picture], mask_dir: Folder, spec: DataSpec = D
     return pairs
 
 
-def _wanted_masks(picture: Picture) -> list[tuple[str, int]]:
+def _wanted_masks(picture: Picture, image_name: str | None) -> list[tuple[str, int]]:
     """(stem, number of pages) of the files that may hold the picture's mask, the best one last."""
     own_file = (_composed(picture.name.name), 1)
+    if image_name is not None:
+        name = picture.name.as_posix() if "/" in image_name else picture.name.name
+        for filling in _fillings(_composed(name), image_name)[:1]:
+            own_file = (filling.rpartition("/")[2], 1)
     if picture.pages == 1:
         return [own_file]
     return [(_composed(picture.path.stem), picture.pages), own_file]
 
 
 def _masks_by_stem(
-    pictures: Sequence[Picture], mask_dir: Folder, mask_name: str | None
+    pictures: Sequence[Picture], mask_dir: Folder, spec: DataSpec
 ) -> dict[tuple[str | None, str], list[Path]]:
     """{(subfolder, stem): the mask files there that belong to this stem}; None is any subfolder."""
-    names = ImageNames(stem for picture in pictures for stem, _ in _wanted_masks(picture))
+    names = ImageNames(stem for picture in pictures for stem, _ in _wanted_masks(picture, spec.image_name))
     images = {os.path.realpath(picture.path) for picture in pictures}  # which may lie beside their masks
     listing = walk(mask_dir)
     masks_of: dict[tuple[str | None, str], list[Path]] = defaultdict(list)
     for mask in listing.pictures:
-        stem = names.owner(mask_stems(mask, mask_name))
+        owners = [owner.rpartition("/")[2] for owner in listing.owners_of(mask, spec.mask_name)]
+        stem = names.owner(owners)
         if stem is not None and os.path.realpath(mask) not in images:
             masks_of[None, stem].append(mask)
             masks_of[listing.place_of(mask), stem].append(mask)

@@ -54,6 +54,7 @@ class DataSpec:
     channels: int | str = 3  # CHANNELS of images: 3 (RGB), 1 (greys), any number, or "auto" (what all of them have)
     image_range: tuple[float, float] | str | None = None  # IMAGE_RANGE: (low, high) or "auto", which becomes 0 ... 255
     group: str | None = AUTO  # GROUP: pattern of the part of a name whose images stay on one side; None: no groups
+    image_name: str | None = None  # IMAGE_NAME: an image's name, with {} for what it shares with its masks
     mask_name: str | None = None  # MASK_NAME: a mask's name, with {} for its image's
     skip_unpaired: bool = False  # SKIP_UNPAIRED: leave out images without a mask and masks without an image
 
@@ -67,6 +68,7 @@ class DataSpec:
             channels=settings.CHANNELS,
             image_range=settings.IMAGE_RANGE,
             group=settings.GROUP,
+            image_name=settings.IMAGE_NAME,
             mask_name=settings.MASK_NAME,
             skip_unpaired=settings.SKIP_UNPAIRED,
         )
@@ -74,8 +76,9 @@ class DataSpec:
     def __post_init__(self) -> None:
         _check_channels(self.channels)
         _check_image_range(self.image_range)
-        if self.mask_name is not None:
-            object.__setattr__(self, "mask_name", _composed_mask_name(self.mask_name))
+        for constant in ("image_name", "mask_name"):
+            if getattr(self, constant) is not None:
+                object.__setattr__(self, constant, _composed_name(constant.upper(), getattr(self, constant)))
         compile_groups(self.group)
         # Each of these properties raises UserError where its constant cannot be read.
         _ = self.foreground_values, self.ignored_values, self.listed_classes
@@ -210,13 +213,14 @@ def _check_image_range(given: Any) -> None:
     )
 
 
-def _composed_mask_name(given: Any) -> str:
-    """MASK_NAME with its accents composed, as all names are compared. UserError: not one {}, or more than one *."""
+def _composed_name(constant: str, given: Any) -> str:
+    """A pattern of names with its accents composed, as all names are compared. UserError: not one {}, or several *."""
     text = unicodedata.normalize("NFC", given) if isinstance(given, str) else ""
-    if text.count("{}") != 1 or text.count("*") > 1 or set("/\\") & set(text):
+    if text.count("{}") != 1 or text.count("*") > 1 or "\\" in text or text.startswith("/"):
         raise UserError(
-            f"MASK_NAME = {given!r}: give the name of a mask, with {{}} where its image's stands, such as "
-            "{}_segmentation (--mask-name), and with a * for what differs where an image has several masks, such as "
-            "{}_*; or None for names that agree."
+            f"{constant} = {given!r}: give a name, with {{}} where that of the image stands, such as {{}}_segmentation "
+            "(--mask-name), and with a * for what differs, such as {}_* where an image has several masks; with "
+            "folders, such as {}/masks/* (--image-name '{}/images/*'), it begins below the given folder; or None for "
+            "names that agree."
         )
     return text

@@ -34,8 +34,18 @@ TRAIN_IMAGES, TRAIN_MASKS, TEST_IMAGES, TEST_MASKS = (
 # Every constant of augment.py but the folders, so that no test depends on how somebody has edited them
 CONSTANTS = dict(val_choice="last", val_images=5, jpeg_quality=95, num_workers=None, seed=0)
 FLAGS = ["--group", "auto", "--mask-foreground", "none", "--jpeg-quality", 95, "--num-workers", 2, "--seed", 0]
-FLAGS += ["--mask-name", "none", "--no-skip-unpaired", "--mask-ignore", "none", "--classes", "none"]
-FLAGS += ["--image-range", "none"]
+FLAGS += [
+    "--image-name",
+    "none",
+    "--mask-name",
+    "none",
+    "--no-skip-unpaired",
+    "--mask-ignore",
+    "none",
+    "--classes",
+    "none",
+]
+FLAGS += ["--image-range", "none", "--image-name", "none"]
 
 
 def make(raw, out, **given):
@@ -344,8 +354,10 @@ def test_every_page_has_its_copies(tmp_path):
     np.testing.assert_array_equal(one[0][3], read_image(pairs["img_000_grid"].image))
 
 
-@pytest.mark.parametrize("mask_name", ["{}_*", "*-{}", "{}*"])
-def test_each_of_several_masks_has_its_copies_by_one_draw(tmp_path, mask_name):
+@pytest.mark.parametrize(
+    "mask_name, image_name", [("{}_*", None), ("*-{}", None), ("{}*", "{}_left"), ("{}/masks/*", "{}/images/*")]
+)
+def test_each_of_several_masks_has_its_copies_by_one_draw(tmp_path, mask_name, image_name):
     """One file an object: united they are what the united mask would have become, by the same MASK_NAME."""
     raw, out, united = plain_set(tmp_path / "raw", 5), tmp_path / "out", tmp_path / "united"
     shutil.copytree(raw / "train", united / "train")
@@ -355,22 +367,30 @@ def test_each_of_several_masks_has_its_copies_by_one_draw(tmp_path, mask_name):
         areas = np.random.default_rng(number).integers(0, 3, (6, 9)).repeat(4, 0).repeat(4, 1)
         for thing in (1, 2) if number else (1,):  # one image has one mask
             name = mask_name.replace("{}", path.stem).replace("*", f"Thing {thing}")
-            Image.fromarray(((areas == thing) * 255).astype(np.uint8)).save(path.with_name(f"{name}.png"))
+            file = raw / "train_masks" / f"{name}.png"
+            file.parent.mkdir(exist_ok=True, parents=True)
+            Image.fromarray(((areas == thing) * 255).astype(np.uint8)).save(file)
         whole = areas > 0 if number else areas == 1
         Image.fromarray((whole * 255).astype(np.uint8)).save(united / "train_masks" / path.name)
-    done = make(raw, out, val_images=2, mask_name=mask_name)
+    spec = dict(mask_name=mask_name, image_name=image_name)
+    if image_name:
+        for path in list((raw / "train").iterdir()):
+            file = raw / "train" / (image_name.replace("{}", path.stem).replace("*", "photo") + path.suffix)
+            file.parent.mkdir(exist_ok=True, parents=True)
+            path.rename(file)
+    done = make(raw, out, val_images=2, **spec)
     make(united, united / "out", val_images=2)
     assert (done.train, done.val, done.written) == (3, 2, 14)
-    assert len(list((out / TRAIN_MASKS).iterdir())) == 4 * 5 and len(list((out / TEST_MASKS).iterdir())) == 4
+    assert [len(list((out / folder).rglob("*.png"))) for folder in (TRAIN_MASKS, TEST_MASKS)] == [4 * 5, 4]
     expected = mask_name.replace("{}", "img_001_hflip").replace("*", "Thing 2")
     assert (out / TRAIN_MASKS / f"{expected}.png").is_file()
     for images, masks in ((TRAIN_IMAGES, TRAIN_MASKS), (TEST_IMAGES, TEST_MASKS)):
-        for pair in pair_files(out / images, out / masks, DataSpec(mask_name=mask_name)):
+        for pair in pair_files(out / images, out / masks, DataSpec(**spec)):
             assert len(pair.more) == (not pair.name.startswith("img_000"))
             expected = united / "out" / masks / f"{pair.name}.png"
             np.testing.assert_array_equal(read_mask(pair.masks, WHITE), read_mask(expected, WHITE))
     assert (out / "augmented_preview.png").read_bytes() == (united / "out" / "augmented_preview.png").read_bytes()
-    assert make(raw, out, val_images=2, mask_name=mask_name).written == 0
+    assert make(raw, out, val_images=2, **spec).written == 0
 
 
 def test_pages_of_a_stack_stay_on_one_side():

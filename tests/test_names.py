@@ -16,7 +16,9 @@ from parts.names import (
     find_masks,
     find_pictures,
     group_of,
+    list_both,
     list_pictures,
+    match,
     pair_files,
     source_stem,
     tell_groups,
@@ -290,6 +292,35 @@ def test_subfolders(tmp_path, capsys):
         pairs_of(tmp_path, capsys, [], ["d/x.png"])
 
 
+TREES = {  # IMAGE_NAME and MASK_NAME, the files of one folder -> the name, image and masks of each pair
+    "suffixes": ("{}_left", "{}_labelIds", ["t/x_left.png", "t/x_labelIds.png", "t/x_color.png"],
+                 [("t/x", "t/x_left.png", ["t/x_labelIds.png"])]),
+    "a folder each": ("{}/images/*", "{}/masks/*", ["s/7/images/q.png", "s/7/masks/b.png", "s/7/masks/a.gif"],
+                      [("s/7", "s/7/images/q.png", ["s/7/masks/a.gif", "s/7/masks/b.png"])]),
+    "sides": ("images/{}", "LABELS/{}", ["images/a/x.jpg", "images/y.jpg", "labels/a/x.png", "labels/y.png", "z.png"],
+              [("a/x", "images/a/x.jpg", ["labels/a/x.png"]), ("y", "images/y.jpg", ["labels/y.png"])]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("image_name, mask_name, files, expected", TREES.values(), ids=TREES)
+def test_trees_by_the_names_of_images_and_masks(tmp_path, image_name, mask_name, files, expected):
+    folder, spec = touch(tmp_path, *files), DataSpec(image_name=image_name, mask_name=mask_name)
+    matches = match(*list_both(folder, folder, spec), spec)
+    assert not matches.faults
+    taken = [[path.relative_to(folder).as_posix() for path, _ in pair.sources] for pair in matches.pairs]
+    assert [(pair.name, files[0], files[1:]) for pair, files in zip(matches.pairs, taken)] == expected
+    unfit = {path for path in files if not any(path in paths for paths in taken)}
+    assert [note.label for note in matches.notes] == ["other names"] * bool(unfit)
+    assert all(Path(path).name in matches.notes[0].text for path in unfit)
+
+
+def test_names_that_no_picture_has(tmp_path):
+    folder = touch(tmp_path, "a_left.png", "a_seg.png")
+    for image_name, mask_name, wrong in (("{}_right", "{}_seg", "{}_right"), ("{}_left", "m/{}", "m/{}")):
+        with pytest.raises(UserError, match=f"(no picture is named as '{wrong}'|no file there ends in _mask)"):
+            list_both(folder, folder, DataSpec(image_name=image_name, mask_name=mask_name))
+
+
 def test_folders_below_one_another_keep_their_own(tmp_path):
     images = touch(tmp_path / "i", "a.jpg", "b.jpg")
     touch(images / "masks", "a.png", "b.png")
@@ -434,6 +465,8 @@ def test_true_masks_are_found_by_place_first_and_then_by_name(tmp_path):
     }
     assert masks_of("b", "img_1") == {"b": "b.jpg.png", "img_1": "IMG_1.png"}
     assert masks_of("a", "b", "img_1", mask_name="{}_seg") == {"a": "a_seg.png"}
+    assert masks_of("s/a_cam", image_name="{}_cam", mask_name="{}_seg") == {"s/a_cam": "a_seg.png"}
+    assert masks_of("right/a", image_name="right/{}", mask_name="left/{}") == {"right/a": "a.png"}
     with pytest.raises(UserError, match="More than one mask fits these pictures.*\n  x.jpg: .*a.png"):
         masks_of("right/a")
     with pytest.raises(UserError, match="no mask there fits any of the pictures"):

@@ -48,7 +48,7 @@ for given in [
     WRONG[f"image range {given}"] = ({"image_range": given}, ["IMAGE_RANGE = ", "--image-range 0 4095"])
 for given in (0, 2.0, True, "3", None):
     WRONG[f"channels {given}"] = ({"channels": given}, ["CHANNELS = ", "4 for RGB with a fourth"])
-for given in ["_seg", "", "{}{}", "{}_*_*", "masks/{}", "*"]:
+for given in ["_seg", "", "{}{}", "{}_*_*", "/masks/{}", "masks\\{}", "*"]:
     WRONG[f"mask name {given}"] = ({"mask_name": given}, ["MASK_NAME = ", "{}_segmentation"])
 
 
@@ -68,11 +68,12 @@ def test_a_script_s_settings_are_one_value():
         CHANNELS=4,
         IMAGE_RANGE=(0, 4095),
         GROUP="x",
+        IMAGE_NAME="{}_i",
         MASK_NAME="{}_*",
         SKIP_UNPAIRED=True,
     )
-    described = dict(classes="all", channels=4, image_range=(0, 4095), group="x", mask_name="{}_*", skip_unpaired=True)
-    assert DataSpec.of(settings) == DataSpec(ignore=255, **described)
+    described = dict(classes="all", channels=4, image_range=(0, 4095), group="x", skip_unpaired=True)
+    assert DataSpec.of(settings) == DataSpec(ignore=255, image_name="{}_i", mask_name="{}_*", **described)
 
 
 def test_what_the_constants_list():
