@@ -34,6 +34,7 @@ from parts import pictures, processes, recipe
 from parts.advice import class_line, duration, epoch_line, score_line, symptom, verdict
 from parts.annotations import draw_masks
 from parts.audit import Report, audit
+from parts.budget import TimedSchedule
 from parts.checkpoints import Run, differences_of_data, load_encoder_weights, load_pretrained, set_aside, snapshot
 from parts.errors import Terminated, UserError, ran_out_of_memory, stop_if_asked, tell
 from parts.errors import run as run_script
@@ -96,6 +97,7 @@ FEATURES = (64, 128, 256, 512)  # channels of each level; more levels see more o
 ENCODER: str | None = None  # a torchvision encoder such as resnet34 or vgg16_bn in the place of the plain one
 ENCODER_WEIGHTS: str | None = "DEFAULT"  # torchvision's name of its weights, a file, or None for from scratch
 NUM_EPOCHS = 20  # how often every image is seen; the schedule ends with the last one
+MINUTES: float | None = None  # in place of NUM_EPOCHS: as many steps as end within them, with all that a run does
 BATCH_SIZE = 16  # images a step and process, the article's; on two CPU cores 2 learns more in a minute
 ACCUMULATE = 1  # batches whose gradients make one step, where a large batch does not fit
 LEARNING_RATE = 5e-4  # of the whole batch (BATCH_SIZE x ACCUMULATE x processes); the article's: 1e-4
@@ -142,6 +144,7 @@ _RULES = dict(
     ENCODER=one_of(None, *NODES),
     ENCODER_WEIGHTS=optional(any_text()),
     NUM_EPOCHS=whole(1),
+    MINUTES=optional(number(above=0)),
     BATCH_SIZE=whole(1),
     ACCUMULATE=whole(1),
     LEARNING_RATE=number(above=0),
@@ -243,12 +246,14 @@ def train_fn(
                 scaler.update()
                 optimizer.zero_grad(set_to_none=True)
             progress.batch_done(loss.detach())
+            if last and step + 1 >= schedule.total:  # MINUTES may end an epoch early
+                break
         return progress.mean_loss(), progress.waiting
 
 
 def main(argv: list[str] | None = None) -> None:
     """One run, from the constants to the closing summary. `argv`: its flags; None takes the command line's."""
-    s = settings(argv)
+    s, begun = settings(argv), time.perf_counter()
     with processes.together(s.DEVICE) as device, ending_in_words(s, argv), RunFolder(s.OUTPUT_DIR) as folder:
         # Settings, device and seed
         tell_settings(s)
@@ -272,7 +277,7 @@ def main(argv: list[str] | None = None) -> None:
         # Loaders, of the pairs that the audit has listed
         train_loader, val_loader = make_loaders(s, report, device, folder.path)
         # Learning rate by the step, and mixed precision, of which float16 alone could underflow
-        schedule = make_schedule(optimizer, len(train_loader), s)
+        schedule = make_schedule(optimizer, len(train_loader), s, begun)
         precision = processes.first(lambda: recipe.choose_precision(device, s.PRECISION))
         scaler = torch.amp.GradScaler(device.type, enabled=precision.name == "float16")
 
@@ -292,7 +297,7 @@ def main(argv: list[str] | None = None) -> None:
             untrained = check_accuracy(val_loader, model, device, dtype, metrics, loss_fn, quiet=True)
             processes.say(f"Before training: {score_line(untrained)}")
         first, start = len(run.history), time.perf_counter()
-        for epoch in range(first, s.NUM_EPOCHS):
+        for epoch in epochs_of(run):
             if epoch in (first, s.FREEZE_ENCODER):
                 trained = wrap_and_compile(model, device, dtype, s, epoch)
             train_loader.sampler.set_epoch(epoch)
@@ -306,6 +311,12 @@ def main(argv: list[str] | None = None) -> None:
                 break
         folder.finish()
         processes.say(summary(run, folder.path, time.perf_counter() - start, waiting, train_loader))
+
+
+def epochs_of(run: Run) -> Iterator[int]:
+    """The epochs that a run still has to train, counted from 0; MINUTES may change their number meanwhile."""
+    while len(run.history) < run.settings.NUM_EPOCHS:
+        yield len(run.history)
 
 
 class Progress:
@@ -343,18 +354,23 @@ class Progress:
     def batch_done(self, loss: torch.Tensor) -> None:
         """Takes the loss of a batch. UserError: one is not finite."""
         self.unread.append(loss)
-        batches = self.batches_read + len(self.unread)
-        if len(self.unread) == self.read_every or batches == len(self.loader):
-            losses = torch.stack(self.unread).tolist()
-            refuse_infinite(losses, self.loader, self.epoch, self.batches_read)
-            self.sum_of_losses += sum(losses)
-            self.batches_read, self.unread = batches, []
-            mean = f"{self.sum_of_losses / batches:.4f}"
-            self.bar.set_postfix(loss=mean, waiting=f"{100 * self.waiting:.0f}%", refresh=False)
+        if len(self.unread) == self.read_every:
+            self._read()
         self.bar.update()
         if self.last_step is not None:
             self.last_step.record()
         self.asked = time.perf_counter()
+
+    def _read(self) -> None:
+        """Reads the losses that were taken since the last time. UserError: one is not finite."""
+        if not self.unread:
+            return
+        losses = torch.stack(self.unread).tolist()
+        refuse_infinite(losses, self.loader, self.epoch, self.batches_read)
+        self.sum_of_losses += sum(losses)
+        self.batches_read, self.unread = self.batches_read + len(losses), []
+        mean = f"{self.sum_of_losses / self.batches_read:.4f}"
+        self.bar.set_postfix(loss=mean, waiting=f"{100 * self.waiting:.0f}%", refresh=False)
 
     @property
     def waiting(self) -> float:
@@ -362,7 +378,8 @@ class Progress:
         return self.waited / (time.perf_counter() - self.begin)
 
     def mean_loss(self) -> float:
-        """The mean over the batches of all processes."""
+        """The mean over the batches of all processes. UserError: a loss is not finite."""
+        self._read()
         total, count = processes.sum_over_all(
             torch.tensor([self.sum_of_losses, self.batches_read], dtype=torch.float64)
         )
@@ -612,9 +629,11 @@ def data_of(train_loader: Loader, val_loader: Loader, report: Report) -> dict[st
     return processes.agreed(make, difference)
 
 
-def make_schedule(optimizer: torch.optim.Optimizer, batches: int, s: SimpleNamespace) -> recipe.Schedule:
-    """The schedule of SCHEDULE over all steps, with `batches` in an epoch."""
+def make_schedule(optimizer: torch.optim.Optimizer, batches: int, s: SimpleNamespace, begun: float) -> recipe.Schedule:
+    """The schedule of SCHEDULE over all steps, with `batches` in an epoch; `begun`: when MINUTES begin to count."""
     steps = -(-batches // s.ACCUMULATE)
+    if s.MINUTES:
+        return TimedSchedule(optimizer, steps, s, begun)
     return recipe.Schedule(optimizer, s.SCHEDULE, steps, s.NUM_EPOCHS, s.WARMUP, s.PLATEAU_PATIENCE)
 
 

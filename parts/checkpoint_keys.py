@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from parts.errors import UserError, counted
 from parts.masks import COLOURS, IGNORED, NUMBERS
 from parts.networks import NETWORKS, NODES
-from parts.options import any_text, switch, whole
+from parts.options import any_text, number, switch, whole
 from parts.own import is_own
 from parts.recipe import PRECISIONS
 from parts.scores import Scores
@@ -299,6 +299,11 @@ _PROVENANCE = Fields(
     required=("version", "settings", "sources"),
 )
 
+_PLAN = Fields(  # of MINUTES
+    dict(steps=whole(1, 2**40), budget=_POSITIVE, seconds=_POSITIVE, epoch_seconds=number(most=1e9)),
+    required=("steps", "budget", "seconds", "epoch_seconds"),
+)
+
 # The optimizer's state is checked against the network, in checkpoints.py.
 KEYS: dict[str, AnyKind] = dict(
     network=_NETWORK,
@@ -329,7 +334,9 @@ KEYS: dict[str, AnyKind] = dict(
     scored_on=any_text(),
     data=Fields(dict(training=_PROVENANCE, validation=_PROVENANCE)),
     processes=_COUNT,
-    schedule=Fields(dict(start=_POSITIVE, height=_POSITIVE, plateau=OrNone(_PLATEAU)), required=("height", "plateau")),
+    schedule=Fields(
+        dict(start=_POSITIVE, height=_POSITIVE, plateau=OrNone(_PLATEAU), plan=_PLAN), required=("height", "plateau")
+    ),
     scaler=Fields(dict.fromkeys(_SCALER, _POSITIVE) | dict(growth_interval=whole(1, 2**31), _growth_tracker=_COUNT)),
 )
 # Other programs use these names too; what has another type than ours is left out, as if it were not there.

@@ -83,9 +83,12 @@ class Run:
         epochs, planned = len(self.history), self.settings.NUM_EPOCHS
         if epochs < planned:
             return ""
+        constant, count = f"NUM_EPOCHS = {planned} counts the epochs", f"--num-epochs {2 * epochs}"
+        if minutes := getattr(self.settings, "MINUTES", None):
+            constant, count = f"MINUTES = {minutes:g} counts minutes", f"--minutes {2 * minutes:g}"
         return (
-            f"{path}: all of its {epochs} epochs are done, and NUM_EPOCHS = {planned} counts the epochs of the whole "
-            f"run. To go on, give a larger one (--num-epochs {2 * epochs}). {_new_run(path)}"
+            f"{path}: all of its {epochs} epochs are done, and {constant} of the whole run. To go on, give a larger "
+            f"one ({count}). {_new_run(path)}"
         )
 
     def record(self, loss: float, scores: Scores) -> None:

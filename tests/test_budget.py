@@ -1,0 +1,77 @@
+"""MINUTES: a run ends in time, its last epoch early if need be, and a resumed run keeps the plan."""
+
+import time
+from types import SimpleNamespace
+
+import pytest
+import torch
+from helpers import SMALL, history
+
+import train
+from parts.budget import TimedSchedule
+from parts.errors import UserError
+
+STEP, EPOCH = 0.004, 0.03  # seconds
+
+
+def timed(seconds, begun, steps_per_epoch=20, **settings):
+    constants = dict(SCHEDULE="linear", NUM_EPOCHS=3, WARMUP=0.15, PLATEAU_PATIENCE=3, HALF_SIZE=0.0)
+    s = SimpleNamespace(**constants | settings, MINUTES=seconds / 60)
+    return TimedSchedule(torch.optim.SGD([torch.zeros(1, requires_grad=True)], 1.0), steps_per_epoch, s, begun)
+
+
+def steps_of(schedule, epoch=0):
+    """Goes through a run as train.py does, from an epoch on; gives its steps."""
+    while epoch < schedule.settings.NUM_EPOCHS:
+        for index in range(schedule.steps_per_epoch):
+            step = epoch * schedule.steps_per_epoch + index
+            pixels = schedule._pixels(step / schedule.total)
+            time.sleep(STEP * pixels)
+            schedule.before_step(step)
+            if step + 1 >= schedule.total:
+                break
+        epoch += 1
+        time.sleep(EPOCH)
+    return step + 1
+
+
+@pytest.mark.parametrize(("seconds", "steps_per_epoch", "half_size"), [(1.2, 20, 0), (0.4, 500, 0), (1.2, 30, 0.5)])
+def test_a_schedule_ends_in_time_with_a_learning_rate_of_nearly_zero(seconds, steps_per_epoch, half_size):
+    timed(1, 0)  # the first optimizer takes seconds
+    begun = time.perf_counter()
+    schedule = timed(seconds, begun, steps_per_epoch, HALF_SIZE=half_size)
+    steps = steps_of(schedule)
+    assert time.perf_counter() - begun == pytest.approx(seconds, rel=0.15)  # whatever else runs on this machine
+    assert steps == schedule.total and -(-steps // steps_per_epoch) == schedule.settings.NUM_EPOCHS
+    assert schedule.optimizer.param_groups[0]["lr"] < 0.05
+
+
+def test_a_resumed_schedule_keeps_the_plan_and_counts_the_time_that_is_spent():
+    schedule = timed(60, time.perf_counter() - 30)
+    for step in range(30):
+        time.sleep(STEP)
+        schedule.before_step(step)
+    state = schedule.state_dict()
+    assert state["plan"]["seconds"] == pytest.approx(30, abs=1)
+    resumed = timed(60, time.perf_counter())
+    resumed.load_state_dict(state)
+    assert (resumed.total, resumed.rising) == (schedule.total, schedule.rising)
+    assert resumed.settings.NUM_EPOCHS == schedule.settings.NUM_EPOCHS > 3
+    assert time.perf_counter() - resumed.begun == pytest.approx(30, abs=1)
+
+
+@pytest.mark.slow
+def test_minutes_end_a_run_that_more_minutes_continue(prepared, monkeypatch, capsys):
+    monkeypatch.chdir(prepared)
+    flags = [*SMALL, "--batch-size", "1"]
+    train.main([*flags, "--minutes", "0.05"])
+    assert "MINUTES = 0.05 are" in capsys.readouterr().out
+    epochs = len(history(prepared))
+    saved = torch.load(prepared / "checkpoint.pth", weights_only=True)
+    assert epochs == saved["settings"]["NUM_EPOCHS"] and saved["schedule"]["plan"]["budget"] == 3
+    train.main([*flags, "--minutes", "0.05", "--load-model"])
+    assert "--minutes 0.1" in capsys.readouterr().out and len(history(prepared)) == epochs
+    train.main([*flags, "--minutes", "0.1", "--load-model"])
+    assert len(history(prepared)) > epochs
+    with pytest.raises(UserError, match="MINUTES = 0: a number, above 0"):
+        train.main([*flags, "--minutes", "0"])
