@@ -31,12 +31,12 @@ from tqdm import tqdm
 
 import dataset
 from parts import pictures, processes, recipe
-from parts.advice import class_line, duration, epoch_line, score_line, symptom, verdict
+from parts.advice import class_line, duration, epoch_line, few_steps, score_line, symptom, verdict
 from parts.annotations import draw_masks
 from parts.audit import Report, audit
 from parts.budget import TimedSchedule
 from parts.checkpoints import Run, differences_of_data, load_encoder_weights, load_pretrained, set_aside, snapshot
-from parts.errors import Terminated, UserError, ran_out_of_memory, stop_if_asked, tell
+from parts.errors import Terminated, UserError, counted, ran_out_of_memory, stop_if_asked, tell
 from parts.errors import run as run_script
 from parts.files import Provenance, refuse_link, remove_leftovers, sole_writer, stamp, write_csv
 from parts.inference import to_device
@@ -289,7 +289,7 @@ def main(argv: list[str] | None = None) -> None:
         dtype = settle_precision(s, precision)
         if folder.begin(run, val_loader, dtype):
             return
-        processes.say(describe_run(model, device, dtype, schedule.steps_per_epoch))
+        processes.say(describe_run(run, device, dtype))
 
         # Epochs: train, check accuracy, add a row to the history, save, draw
         if not run.history:
@@ -657,10 +657,15 @@ def wrap_and_compile(
     return trained
 
 
-def describe_run(model: nn.Module, device: torch.device, dtype: torch.dtype | None, steps: int) -> str:
-    """The network's size, the device, the precision and the steps of an epoch, in one line."""
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    return f"{parameters:,} parameters on {device}, {recipe.describe_dtype(device, dtype)}, {steps} steps an epoch"
+def describe_run(run: Run, device: torch.device, dtype: torch.dtype | None) -> str:
+    """The network's size, the device, the precision and the steps in a line, and whether these are too few to learn."""
+    s, schedule = run.settings, run.schedule
+    parameters = sum(parameter.numel() for parameter in run.model.parameters())
+    steps = f"{counted(schedule.steps_per_epoch, 'step')} an epoch"
+    line = f"{parameters:,} parameters on {device}, {recipe.describe_dtype(device, dtype)}, {steps}"
+    if s.PRETRAINED or run.history:
+        return line
+    return "\n".join(filter(None, [line, few_steps(schedule.total, s.BATCH_SIZE, s.NUM_EPOCHS)]))
 
 
 # ---- what a run says and leaves in its folder

@@ -38,7 +38,7 @@ def summary(scores: Scores, pixels: int) -> str:
 def score_line(scores: Scores) -> str:
     """The scores in one short line."""
     items = dict(dice=scores.dice, iou=scores.iou) | scores.metrics
-    return "  ".join(f"{_SPELLED.get(name, name)} {value:.4f}" for name, value in items.items())
+    return "  ".join(f"{_SPELLED.get(name, name)} {_number(value)}" for name, value in items.items())
 
 
 def class_table(scores: Scores, most: int = 20) -> str:
@@ -87,10 +87,15 @@ def epoch_line(row: dict[str, Any], is_best: bool, epochs: int, seconds: float) 
     if row["dice_nonempty"] != row["dice"]:
         items.append(f"of images that are not empty {row['dice_nonempty']:.4f}")
     shown = [name for name in row if name not in _NOT_SHOWN and not name.startswith("dice_")]
-    items += [f"{_SPELLED.get(name, name)} {row[name]:.4f}" for name in shown if row[name] is not None]
+    items += [f"{_SPELLED.get(name, name)} {_number(row[name])}" for name in shown if row[name] is not None]
     left = seconds * (epochs - row["epoch"])
     items.append(f"{duration(seconds)}, {duration(left)} left" if left else duration(seconds))
     return "  ".join(items)
+
+
+def _number(value: float) -> str:
+    """A score; "-" where it is not a number, as the precision where nothing is predicted."""
+    return "-" if math.isnan(value) else f"{value:.4f}"
 
 
 _SPELLED = dict(dice="Dice", iou="IoU")
@@ -146,18 +151,25 @@ def _of_nothing_learnt(best: float, scores: Scores, steps: int, batch_size: int,
             f"To call every pixel {label} would score {scores.baseline:.4f}: "
             "the network has learnt nothing yet that can be used."
         )
-    if steps < _FEW_STEPS and best < 0.95:
-        smaller = min(batch_size, 4)
-        longer = math.ceil(2 * _FEW_STEPS * epochs * smaller / batch_size / max(1, steps))
-        yield (
-            f"{counted(steps, 'step')} in all, and a network needs some hundreds: --batch-size {smaller} --num-epochs "
-            f"{longer} would make {2 * _FEW_STEPS}. A batch is one step, however large it is."
-        )
+    if best < 0.95 and (advice := few_steps(steps, batch_size, epochs)):
+        yield advice
     elif is_trivial:
         yield (
             "Look at saved_images/audit.png: do the masks lie on what is meant? If they do, lower LEARNING_RATE, and "
             "then give it more epochs."
         )
+
+
+def few_steps(steps: int, batch_size: int, epochs: int) -> str:
+    """Says that a run of so few steps can hardly learn, and what makes more of them; "" where there are enough."""
+    if steps >= _FEW_STEPS:
+        return ""
+    smaller = min(batch_size, 4)
+    longer = math.ceil(2 * _FEW_STEPS * epochs * smaller / batch_size / max(1, steps))
+    return (
+        f"{counted(steps, 'step')} in all, and a network from random weights needs some hundreds: --batch-size {smaller} "
+        f"--num-epochs {longer} would make {2 * _FEW_STEPS}. A batch is one step, however large it is."
+    )
 
 
 def _of_missed_classes(scores: Scores) -> Iterator[str]:

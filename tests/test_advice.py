@@ -29,6 +29,7 @@ def test_an_epoch_is_one_line():
         "epoch  1/20  loss 1.0000  val loss 1.0000  Dice 0.9240 (best)  IoU 0.8000  precision 0.9000  9 s, 3 min left"
     )
     line = epoch_line(row | dict(val_loss=None, dice_nonempty=0.9, dice_road=0.1), False, 1, 6000)
+    assert "precision -" in epoch_line(row | dict(precision=float("nan")), True, 1, 1)
     assert line == "epoch 1/1  loss 1.0000  Dice 0.9240  of images that are not empty 0.9000  IoU 0.8000  1.7 h"
     assert [duration(seconds) for seconds in (0.4, 89, 91, 5399, 5401)] == ["0 s", "89 s", "2 min", "90 min", "1.5 h"]
 
