@@ -167,8 +167,9 @@ def few_steps(steps: int, batch_size: int, epochs: int) -> str:
     smaller = min(batch_size, 4)
     longer = math.ceil(2 * _FEW_STEPS * epochs * smaller / batch_size / max(1, steps))
     return (
-        f"{counted(steps, 'step')} in all, and a network from random weights needs some hundreds: --batch-size {smaller} "
-        f"--num-epochs {longer} would make {2 * _FEW_STEPS}. A batch is one step, however large it is."
+        f"{counted(steps, 'step')} in all, and a network from random weights needs some hundreds: "
+        f"--batch-size {smaller} --num-epochs {longer} would make {2 * _FEW_STEPS}. A batch is one step, however "
+        "large it is."
     )
 
 
