@@ -34,7 +34,7 @@ from parts import pictures, processes, recipe
 from parts.advice import class_line, duration, epoch_line, few_steps, score_line, symptom, verdict
 from parts.annotations import draw_masks
 from parts.audit import Report, audit
-from parts.budget import TimedSchedule
+from parts.budget import TimedSchedule, halve_until_it_fits
 from parts.checkpoints import Run, differences_of_data, load_encoder_weights, load_pretrained, set_aside, snapshot
 from parts.errors import Terminated, UserError, counted, ran_out_of_memory, stop_if_asked, tell
 from parts.errors import run as run_script
@@ -99,7 +99,7 @@ ENCODER_WEIGHTS: str | None = "DEFAULT"  # torchvision's name of its weights, a 
 NUM_EPOCHS = 20  # how often every image is seen; the schedule ends with the last one
 MINUTES: float | None = None  # in place of NUM_EPOCHS: as many steps as end within them, with all that a run does
 BATCH_SIZE = 16  # images a step and process, the article's; on two CPU cores 2 learns more in a minute
-ACCUMULATE = 1  # batches whose gradients make one step, where a large batch does not fit
+ACCUMULATE = 1  # batches whose gradients make one step; doubled, BATCH_SIZE halved, where one does not fit a GPU
 LEARNING_RATE = 5e-4  # of the whole batch (BATCH_SIZE x ACCUMULATE x processes); the article's: 1e-4
 OPTIMIZER = "adamw"  # or adam (the article's), sgd, or one of your own: "mine.py:name"
 WEIGHT_DECAY = 0.01  # of weights alone, not of biases and normalisation; the article's: 0
@@ -275,7 +275,7 @@ def main(argv: list[str] | None = None) -> None:
         metrics, logger = load_metrics(s.METRICS), load_logger(s.LOGGER)
         optimizer = recipe.make_optimizer(model, s.OPTIMIZER, s.LEARNING_RATE, s.WEIGHT_DECAY)
         # Loaders, of the pairs that the audit has listed
-        train_loader, val_loader = make_loaders(s, report, device, folder.path)
+        train_loader, val_loader = make_loaders(s, report, model, loss_fn, folder.path)
         # Learning rate by the step, and mixed precision, of which float16 alone could underflow
         schedule = make_schedule(optimizer, len(train_loader), s, begun)
         precision = processes.first(lambda: recipe.choose_precision(device, s.PRECISION))
@@ -594,8 +594,15 @@ def load_first_weights(model: Network, s: SimpleNamespace, mask_rule: MaskRule) 
         load_encoder_weights(model, s.ENCODER, s.ENCODER_WEIGHTS)
 
 
-def make_loaders(s: SimpleNamespace, report: Report, device: torch.device, output: Path) -> tuple[Loader, Loader]:
-    """get_loaders with the constants: batches for training and for validation."""
+def make_loaders(
+    s: SimpleNamespace, report: Report, model: Network, loss_fn: nn.Module, output: Path
+) -> tuple[Loader, Loader]:
+    """get_loaders with the constants: batches for training, which fit into the device's memory, and for validation."""
+    device = next(model.parameters()).device
+    if device.type != "cpu":  # there the system ends a process that takes too much
+        if s.CHECKPOINTING:
+            recompute_blocks(model)
+        halve_until_it_fits(s, model, loss_fn, getattr(s, size_constant(s)))
     return get_loaders(
         s.TRAIN_IMG_DIR,
         s.TRAIN_MASK_DIR,

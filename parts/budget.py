@@ -1,4 +1,4 @@
-"""A schedule over as many steps as end within MINUTES."""
+"""What a run may take: as many steps as end within MINUTES, and batches that fit into the memory of a device."""
 
 import time
 from collections import deque
@@ -6,10 +6,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from torch import nn
 
 from parts import processes
-from parts.errors import counted
-from parts.recipe import Schedule, size_factor
+from parts.errors import counted, ran_out_of_memory
+from parts.recipe import Schedule, autocast_dtype, size_factor, targets_of
 
 _LOOK_EVERY = 10  # steps between two looks at the clock
 _WARM_UP = 2  # first steps of a process, which take longer
@@ -108,3 +109,52 @@ class TimedSchedule(Schedule):
             self.is_laid, self.total = True, plan["steps"]
             self.settings.NUM_EPOCHS = self._epochs(self.total) + (self.budget > plan["budget"])
             self.rising = round(self.total * self.settings.WARMUP)
+
+
+def halve_until_it_fits(s: SimpleNamespace, model: nn.Module, loss_fn: nn.Module, size: tuple[int, int]) -> None:
+    """Halves BATCH_SIZE and doubles ACCUMULATE until forward and backward at `size` fit into the device's memory.
+
+    The model and its loss remain as they were. Where not even one image fits, training will say what to change.
+    """
+    while _runs_out(model, loss_fn, s, size) and s.BATCH_SIZE > 1:
+        half = s.BATCH_SIZE // 2
+        accumulate = round(s.ACCUMULATE * s.BATCH_SIZE / half)
+        processes.say(
+            f"The device's memory is too small for BATCH_SIZE = {s.BATCH_SIZE}: it is {half} now, and ACCUMULATE "
+            f"{accumulate}. BatchNorm takes its statistics of {counted(half, 'image')} then."
+        )
+        s.BATCH_SIZE, s.ACCUMULATE = half, accumulate
+
+
+def _runs_out(model: nn.Module, loss_fn: nn.Module, s: SimpleNamespace, size: tuple[int, int]) -> bool:
+    """Whether memory is too small for a step on black images, in one of the processes."""
+    device = next(model.parameters()).device
+    statistics = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    runs_out = 0
+    try:
+        _try_step(model, loss_fn, s, size, device)
+    except (RuntimeError, MemoryError) as error:
+        if not ran_out_of_memory(error):
+            raise
+        runs_out = 1
+    for name, buffer in model.named_buffers():
+        buffer.copy_(statistics[name])
+    model.zero_grad(set_to_none=True)
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    return bool(processes.sum_over_all(torch.tensor([runs_out], dtype=torch.float64)).item())
+
+
+def _try_step(
+    model: nn.Module, loss_fn: nn.Module, s: SimpleNamespace, size: tuple[int, int], device: torch.device
+) -> None:
+    moments = [torch.empty_like(parameter) for parameter in (*model.parameters(), *model.parameters())]  # as AdamW's
+    dtype = autocast_dtype(device, s.PRECISION)
+    labels = any(value is not None for value in (s.CLASSES, s.MASK_IGNORE, s.CROP, s.AUGMENT))
+    targets = targets_of(torch.zeros(s.BATCH_SIZE, *size, dtype=torch.uint8), device, labels)
+    model.train()
+    images = torch.zeros(s.BATCH_SIZE, getattr(model, "in_channels", 3), *size, device=device)
+    with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+        predictions = model(images.contiguous(memory_format=torch.channels_last))
+    loss_fn(predictions.float(), targets).backward()
+    del moments

@@ -8,8 +8,10 @@ import torch
 from helpers import SMALL, history
 
 import train
-from parts.budget import TimedSchedule
+from parts.budget import TimedSchedule, halve_until_it_fits
 from parts.errors import UserError
+from parts.losses import Loss
+from unet import UNet
 
 STEP, EPOCH = 0.004, 0.03  # seconds
 
@@ -58,6 +60,28 @@ def test_a_resumed_schedule_keeps_the_plan_and_counts_the_time_that_is_spent():
     assert (resumed.total, resumed.rising) == (schedule.total, schedule.rising)
     assert resumed.settings.NUM_EPOCHS == schedule.settings.NUM_EPOCHS > 3
     assert time.perf_counter() - resumed.begun == pytest.approx(30, abs=1)
+
+
+class Small(UNet):
+    """A U-Net for which memory is too small for more than four images."""
+
+    def forward(self, images):
+        if len(images) > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return super().forward(images)
+
+
+@pytest.mark.parametrize(("batch_size", "expected"), [(13, (3, 4)), (4, (4, 1)), (16, (4, 4))])
+def test_batches_are_halved_until_they_fit(capsys, batch_size, expected):
+    model, loss_fn = Small(features=(4, 8)), Loss("bce+dice")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    constants = dict.fromkeys(("CLASSES", "MASK_IGNORE", "CROP", "AUGMENT"))
+    s = SimpleNamespace(**constants, BATCH_SIZE=batch_size, ACCUMULATE=1, PRECISION="float32")
+    halve_until_it_fits(s, model, loss_fn, (32, 48))
+    assert expected == (s.BATCH_SIZE, s.ACCUMULATE)
+    assert ("ACCUMULATE 2." in capsys.readouterr().out) == (batch_size == 16)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
 
 
 @pytest.mark.slow
