@@ -820,6 +820,8 @@ def find_pictures(
     `channels`: CHANNELS of training. `image_name`: IMAGE_NAME, which leaves out what is named otherwise. UserError: a
     folder is given for images and masks, and no name there ends in _mask.
     """
+    if image_name:  # which tells images from masks, wherever they lie
+        mask_dir = None
     own = {os.path.realpath(folder) for folder in (output_dir, mask_dir) if folder}
     masks = os.path.realpath(mask_dir) if mask_dir else None
     files: dict[str, tuple[Path, PurePath]] = {}  # {absolute path: (file, what its outputs are called)}

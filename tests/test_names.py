@@ -309,6 +309,11 @@ def test_trees_by_the_names_of_images_and_masks(tmp_path, image_name, mask_name,
     assert not matches.faults
     taken = [[path.relative_to(folder).as_posix() for path, _ in pair.sources] for pair in matches.pairs]
     assert [(pair.name, files[0], files[1:]) for pair, files in zip(matches.pairs, taken)] == expected
+    pictures, _ = find_pictures([folder], mask_dir=folder, image_name=image_name)
+    pairs = find_masks(pictures, folder, spec).values()
+    assert sorted((pair.image, pair.mask, pair.more) for pair in pairs) == [
+        (pair.image, pair.mask, pair.more) for pair in matches.pairs
+    ]
     unfit = {path for path in files if not any(path in paths for paths in taken)}
     assert [note.label for note in matches.notes] == ["other names"] * bool(unfit)
     assert all(Path(path).name in matches.notes[0].text for path in unfit)
