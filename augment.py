@@ -75,8 +75,10 @@ from parts.mask_rules import decide_mask_rule, refuse_united_classes
 from parts.masks import (
     MaskRule,
     Observation,
+    can_be_fitted,
     count_classes,
     drops_alpha,
+    fitted,
     names_in,
     observe_mask,
     png_options,
@@ -133,7 +135,7 @@ class _Opened:
     @property
     def mask_values(self) -> list[np.ndarray]:
         """The values of each mask, (H, W) or (H, W, C)."""
-        return [np.asarray(mask) for mask in self.masks]
+        return [fitted(np.asarray(mask), self.pixels.shape[:2]) for mask in self.masks]
 
 
 def augmentation(
@@ -183,8 +185,8 @@ def distort(
     return images, copies
 
 
-def _open(pair: Pair, channels: int | None) -> _Opened:
-    """Decodes the files of a pair. UnusableFile: one of them is damaged, or their sizes differ."""
+def _open(pair: Pair, channels: int | None, resize_masks: bool = False) -> _Opened:
+    """Decodes the files of a pair. UnusableFile: one is damaged, or sizes differ more than RESIZE_MASKS allows."""
     decoded = decode_image(pair.image, page=pair.image_page, channels=channels)
     pixels = pixels_of(decoded, pair.image, channels)
     is_deep_grey = pixels.dtype != np.uint8 and decoded.decoded_mode[0] in "IF"
@@ -194,7 +196,7 @@ def _open(pair: Pair, channels: int | None) -> _Opened:
     for path, page in pair.sources[1:]:
         mask = _in_writable_mode(decode(path, page=page))
         height, width = pixels.shape[:2]
-        if mask.size != (width, height):
+        if mask.size != (width, height) and not (resize_masks and can_be_fitted(mask.size[::-1], (height, width))):
             sizes = f"is {mask.height}×{mask.width} (height × width), but its image {printable(pair.image)}"
             raise UnusableFile(path, f"{sizes} {height}×{width}", "Export one of them again, or remove both")
         masks.append(mask)
@@ -269,7 +271,8 @@ def make_augmented(
             settings["CHANNELS"] = spec.channels
         missing = _prepare(output_dir, items, settings)
         start = time.perf_counter()
-        transparent = _make(missing, items, _Maker(output_dir, jpeg_quality, seed, channels), num_workers)
+        maker = _Maker(output_dir, jpeg_quality, seed, channels, spec.resize_masks)
+        transparent = _make(missing, items, maker, num_workers)
         if transparent:
             text = f"{counted(len(transparent), 'image')} {ALPHA_DROPPED} {list_files(transparent)}"
             warnings.append(text)
@@ -446,6 +449,7 @@ class _Maker:
     jpeg_quality: int
     seed: int
     channels: int | None
+    resize_masks: bool
 
     def __call__(self, item: Item) -> UnusableFile | bool:
         """Makes the files: whether the image lost a channel of transparency; or the UnusableFile that prevents it."""
@@ -457,7 +461,7 @@ class _Maker:
 
     def _make(self, item: Item) -> bool:
         """Makes the files: whether the image lost a channel of transparency. UnusableFile: nothing is written."""
-        opened = _open(item.pair, self.channels)
+        opened = _open(item.pair, self.channels, self.resize_masks)
         _refuse_depth(item.pair.image, opened.pixels, item.images[0])
         images, masks = [opened.pixels], [[values] for values in opened.mask_values]
         for (path, _), (values,), targets in zip(item.pair.sources[1:], masks, item.masks):

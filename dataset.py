@@ -60,6 +60,7 @@ IMAGE_RANGE: tuple | str | None = None  # (low, high) or "auto": what of 16-bit 
 GROUP: str | None = "auto"  # pattern of what names share that stay on one side of the split; "auto": known ones
 IMAGE_NAME: str | None = None  # how images are named: "{}_leftImg8bit", or with folders "{}/images/*"; None: any way
 MASK_NAME: str | None = None  # how masks are named: "{}_segmentation", or "{}_*" for several of an image; None: like it
+RESIZE_MASKS = False  # bring masks of another size to that of their image, where proportions or nearly the size agree
 SKIP_UNPAIRED = False  # leave out images without a mask and masks without an image, instead of refusing them
 
 SHEET: str | None = "audit.png"  # where the overlays go; None: nowhere
@@ -74,6 +75,7 @@ _SHARED = dict(  # the constants of all scripts; parts/spec.py says what they ma
     GROUP=optional(any_text()),
     IMAGE_NAME=optional(any_text()),
     MASK_NAME=optional(any_text()),
+    RESIZE_MASKS=switch(),
     SKIP_UNPAIRED=switch(),
 )
 _RULES = _SHARED | dict(SHEET=optional(file_path()), IMAGE_SIZE=optional(sizes(2)))
@@ -227,7 +229,8 @@ class ImageDataset(PairDataset):
             mask_rule = find_mask_rule(masks_of(pairs), spec)
         if value_range is None:
             value_range = value_range_of(spec)
-        super().__init__(Files(list(pairs), mask_rule, value_range, channels=channels_of(spec)), seed)
+        files = Files(list(pairs), mask_rule, value_range, None, False, channels_of(spec), spec.resize_masks)
+        super().__init__(files, seed)
         self.transform = transform
 
     def __getitem__(self, index: int) -> tuple[Any, Any]:

@@ -102,7 +102,7 @@ def get_loaders(
         report = _list_pairs((train_dir, train_mask_dir), (val_dir, val_mask_dir), spec)
     assert report.mask_rule is not None, "a report with problems; see Report.stop_if_spoiled"
     training, validation = (
-        Files(pairs, report.mask_rule, report.value_range, image_size, channels=report.channels)
+        Files(pairs, report.mask_rule, report.value_range, image_size, False, report.channels, report.resize_masks)
         for pairs in (report.train, report.val)
     )
     train_data, val_data = _make_datasets(training, validation, transform, crop, crop_foreground, augment, seed)
@@ -120,7 +120,7 @@ def _list_pairs(train_folders: tuple[Folder, Folder], val_folders: tuple[Folder,
     """A Report of the pairs and their reading alone, where no audit was made."""
     train, val = pair_files(*train_folders, spec), pair_files(*val_folders, spec)
     rule = find_mask_rule(masks_of([*train, *val]), spec)
-    return Report(train, val, rule, value_range_of(spec), channels_of(spec))
+    return Report(train, val, rule, value_range_of(spec), channels_of(spec), spec.resize_masks)
 
 
 def _make_datasets(

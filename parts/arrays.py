@@ -83,6 +83,7 @@ class Files:
     image_size: Size | None = None  # (height, width) that all are resized to; None: each has its own
     with_points: bool = False  # whether samples have `points`
     channels: int = RGB  # of images
+    resize_masks: bool = False  # whether masks of another size are brought to that of their image (masks.fitted)
     stamps: dict[Path, list[int] | None] = field(init=False, compare=False, repr=False)  # of each file, when made
 
     def __post_init__(self) -> None:
@@ -103,7 +104,8 @@ class Files:
     def mask(self, number: int) -> np.ndarray:
         """The mask of one pair, uint8 (H, W)."""
         pair = self.pairs[number]
-        return read_mask(pair.masks, self.mask_rule, self.image_size, pair.mask_page)
+        own_size = _size_of(pair) if self.resize_masks else None
+        return read_mask(pair.masks, self.mask_rule, self.image_size, pair.mask_page, own_size)
 
     def sample(self, number: int) -> Sample:
         """The image and the mask of one pair."""

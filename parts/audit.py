@@ -42,6 +42,7 @@ from parts.masks import (
     MaskRule,
     Observation,
     alpha_fault,
+    can_be_fitted,
     count_classes,
     drops_alpha,
     observe_mask,
@@ -113,6 +114,7 @@ class Report:
     mask_rule: how the masks are read; None where they have no rule in common, which is an error then
     value_range: what of images of more than 8 bits becomes 0 ... 255 (images.read_image), or None
     channels: those of all images
+    resize_masks: whether masks are brought to the size of their image
     findings: errors and warnings in the order of the checks, which begins with the worst
     facts: (label, text), what the data is
     sheet: the picture of overlays, where one was written
@@ -125,6 +127,7 @@ class Report:
     mask_rule: MaskRule | None = None
     value_range: tuple[float, float] | None = None
     channels: int = RGB
+    resize_masks: bool = False
     findings: list[Finding] = field(default_factory=list)
     facts: list[tuple[str, str]] = field(default_factory=list)
     sheet: Path | None = None
@@ -196,6 +199,7 @@ def audit(
     survey = _Survey(sides, spec, image_size, num_workers)
     val_pairs = [pair for side in sides[1:] for pair in side.pairs]
     report = Report(sides[0].pairs, val_pairs, survey.mask_rule, survey.value_range, survey.channels)
+    report.resize_masks = spec.resize_masks
     if sides[0].examples:
         report.label_shares = tuple(_class_shares(survey)[0].tolist())
     report.findings = [finding for check in _CHECKS for finding in check(survey)]
@@ -669,7 +673,7 @@ def _check_mask_rule(survey: _Survey) -> Iterator[Finding]:
 
 def _check_sizes(survey: _Survey) -> Iterator[Finding]:
     """Masks of another size than their image."""
-    lines = []
+    lines, resizable = [], 0
     for example in survey.examples:
         size = example.image.size
         for mask in example.masks:
@@ -678,10 +682,20 @@ def _check_sizes(survey: _Survey) -> Iterator[Finding]:
                 line += ": height and width are swapped, so one of them is rotated"
                 if example.image.orientation >= 5:
                     line += " (the image by its EXIF tag: rotate the mask, or remove the tag)"
-            if size != mask.size:
+            if size == mask.size:
+                continue
+            can_be = can_be_fitted(mask.size, size)
+            if not (can_be and survey.spec.resize_masks):
                 lines.append(line)
+                resizable += can_be
     heading = "of an image and a mask that differ in size (height x width):"
-    yield from _listed(lines, "pair", heading, "Export both from the same picture, or remove them.")
+    cure = "Export both from the same picture, or remove them"
+    if resizable:
+        cure += (
+            f"; or RESIZE_MASKS = True (--resize-masks) brings {counted(resizable, 'mask')} to the size of the image, "
+            "where proportions or nearly the size agree"
+        )
+    yield from _listed(lines, "pair", heading, f"{cure}.")
 
 
 def _check_turned(survey: _Survey) -> Iterator[Finding]:
@@ -1130,6 +1144,9 @@ def _facts_of_odd_files(survey: _Survey) -> Iterator[tuple[str, str]]:
     turned = sum(example.image.orientation > 1 for example in survey.examples)
     if turned:
         yield "EXIF", f"{counted(turned, 'image')} set upright"
+    if survey.spec.resize_masks:
+        resized = sum(example.image.size != mask.size for example in survey.examples for mask in example.masks)
+        yield "resized", f"{counted(resized, 'mask')} of another size than the image (RESIZE_MASKS)"
     pairs = [example.pair for example in survey.examples]
     paged = {pair.image for pair in pairs if pair.image_page or pair.mask_page}
     if paged:
@@ -1215,7 +1232,7 @@ def _draw_sheet(survey: _Survey, mask_rule: MaskRule, path: Path) -> Path | None
         return (
             bool(has_pixels)
             and image.channels == survey.channels
-            and all(image.size == mask.size for mask in example.masks)
+            and (survey.spec.resize_masks or all(image.size == mask.size for mask in example.masks))
         )
 
     examples = [example for example in survey.examples if can_be_drawn(example)]
@@ -1227,7 +1244,8 @@ def _draw_sheet(survey: _Survey, mask_rule: MaskRule, path: Path) -> Path | None
         scale = min(1, 480 / max(height, width))
         size = max(1, round(height * scale)), max(1, round(width * scale))
         images.append(read_image(pair.image, size, pair.image_page, survey.value_range, survey.channels))
-        masks.append(read_mask(pair.masks, mask_rule, size, pair.mask_page))
+        own_size = (height, width) if survey.spec.resize_masks else None
+        masks.append(read_mask(pair.masks, mask_rule, size, pair.mask_page, own_size))
         captions.append(pair.name if mask_rule.has_classes else f"{pair.name}  {example.foreground:.1%}")
     title = f"{len(examples):,} pairs; foreground is tinted, its share stands below"
     if mask_rule.has_classes:

@@ -8,7 +8,7 @@ refused with a message that says what to do; nothing is guessed.
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image, PngImagePlugin
 
 from parts.errors import UnusableFile, UserError, list_files, printable
-from parts.images import RGB, Bands, Decoded, decode, resize_image, rgb
+from parts.images import RGB, Bands, Decoded, Size, decode, resize_image, rgb
 from parts.spec import ALPHA, BACKGROUND, NAN
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ _NAMES = "Classes"  # the text in a PNG that says the names of its values, as JS
 
 Counts = list[list[int]]  # [value, pixels] of each value, ascending
 PathLike = str | Path
+FEW_PIXELS = 3  # by which RESIZE_MASKS cuts or pads a mask
 
 
 # ---- what a file holds
@@ -476,9 +477,15 @@ def name_value(value: int, kind: str) -> str:
 
 
 def read_mask(
-    path: PathLike | tuple[PathLike, ...], mask_rule: MaskRule, size: tuple[int, int] | None = None, page: int = 0
+    path: PathLike | tuple[PathLike, ...],
+    mask_rule: MaskRule,
+    size: Size | None = None,
+    page: int = 0,
+    image_size: Size | None = None,
 ) -> np.ndarray:
     """The mask in a file, uint8 (H, W) of the rule's labels, upright, at `size` = (height, width) if given.
+
+    `image_size`: its image's, to which it is brought before where RESIZE_MASKS does (`fitted`).
 
     `path` may be a tuple of files, which are united: foreground is what any of them has as foreground, and ignored
     what any other ignores. UnusableFile: a file cannot be decoded, holds a value that `mask_rule` does not know, or
@@ -490,9 +497,9 @@ def read_mask(
             f"{list_files(paths)}: several masks of one image are united, which CLASSES leaves unclear: one of two "
             "classes would win. Save one mask for each image."
         )
-    mask = _read_one(paths[0], mask_rule, page)
+    mask = _read_one(paths[0], mask_rule, page, image_size)
     for path in paths[1:]:
-        other = _read_one(path, mask_rule, page)
+        other = _read_one(path, mask_rule, page, image_size)
         if other.shape != mask.shape:
             raise UnusableFile(
                 path,
@@ -506,7 +513,40 @@ def read_mask(
     return mask if size is None else resize_mask(mask, size)
 
 
-def _read_one(path: PathLike, mask_rule: MaskRule, page: int) -> np.ndarray:
+def can_be_fitted(size: Sequence[int], image_size: Sequence[int]) -> bool:
+    """Whether RESIZE_MASKS brings a mask of this (height, width) to that of its image.
+
+    It does where proportions agree within 1 %, or the mask is a few pixels larger or smaller, as padding and cutting
+    leave it; not where height and width are swapped.
+    """
+    if list(size) == list(image_size)[::-1]:
+        return list(size) == list(image_size)
+    return _is_near(size, image_size) or abs(size[0] * image_size[1] / (size[1] * image_size[0]) - 1) <= 0.01
+
+
+def _is_near(size: Sequence[int], image_size: Sequence[int]) -> bool:
+    return all(abs(own - wanted) <= FEW_PIXELS for own, wanted in zip(size, image_size))
+
+
+def fitted(mask: np.ndarray, image_size: Sequence[int]) -> np.ndarray:
+    """A mask (H, W) or (H, W, C) of any values at its image's size, if it `can_be_fitted`; else as it is.
+
+    By a few pixels it is cut, or repeats its last ones, below and at the right; otherwise by the nearest pixel.
+    """
+    size = mask.shape[:2]
+    if size == tuple(image_size) or not can_be_fitted(size, image_size):
+        return mask
+    places = []
+    for own, wanted in zip(size, image_size):
+        place = np.minimum(np.arange(wanted), own - 1)
+        if not _is_near(size, image_size):
+            place = ((np.arange(wanted) + 0.5) * own / wanted).astype(int)
+        places.append(place)
+    rows, columns = places
+    return mask[rows[:, None], columns]
+
+
+def _read_one(path: PathLike, mask_rule: MaskRule, page: int, image_size: Size | None) -> np.ndarray:
     decoded = decode(path, page=page)
     if mask_rule.kind == ALPHA:
         values = alpha_of(decoded.picture)
@@ -526,7 +566,7 @@ def _read_one(path: PathLike, mask_rule: MaskRule, page: int) -> np.ndarray:
     mask = _labels_of_values(values, mask_rule)
     if mask.max() > 1 and (mask == _UNKNOWN).any():
         raise _unknown(path, "holds other values", mask_rule)
-    return mask
+    return mask if image_size is None else fitted(mask, image_size)
 
 
 def _unknown(path: PathLike, problem: str, mask_rule: MaskRule) -> UnusableFile:
@@ -613,7 +653,7 @@ def encode_mask(mask: np.ndarray, mask_rule: MaskRule) -> Image.Image:
     return picture
 
 
-def resize_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def resize_mask(mask: np.ndarray, size: Size) -> np.ndarray:
     """A mask in memory at `size` = (height, width), uint8; measured in benchmarks/README.md.
 
     Of {0, 1} a pixel is foreground if at least half of its area is. Of more labels it has the one with the largest

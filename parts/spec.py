@@ -56,6 +56,7 @@ class DataSpec:
     group: str | None = AUTO  # GROUP: pattern of the part of a name whose images stay on one side; None: no groups
     image_name: str | None = None  # IMAGE_NAME: an image's name, with {} for what it shares with its masks
     mask_name: str | None = None  # MASK_NAME: a mask's name, with {} for its image's
+    resize_masks: bool = False  # RESIZE_MASKS: masks of another size than their image are brought to it
     skip_unpaired: bool = False  # SKIP_UNPAIRED: leave out images without a mask and masks without an image
 
     @classmethod
@@ -70,6 +71,7 @@ class DataSpec:
             group=settings.GROUP,
             image_name=settings.IMAGE_NAME,
             mask_name=settings.MASK_NAME,
+            resize_masks=settings.RESIZE_MASKS,
             skip_unpaired=settings.SKIP_UNPAIRED,
         )
 

@@ -15,9 +15,11 @@ from helpers import draw_pairs, script
 from PIL import Image
 
 import dataset
+from augment import make_augmented
 from parts.audit import LINES, VERSION, audit, facts_digest
 from parts.errors import UserError, printable
 from parts.spec import DataSpec
+from utils import get_loaders
 
 
 @pytest.fixture
@@ -42,6 +44,23 @@ def redraw(data, folders, change):
     for folder in folders:
         for path in sorted((data / folder).iterdir()):
             Image.fromarray(np.ascontiguousarray(change(np.asarray(Image.open(path))))).save(path)
+
+
+def test_masks_of_another_size_are_resized_where_that_is_asked_for(data):
+    redraw(data, ("tm", "vm"), lambda mask: mask[::2, ::2])
+    assert "--resize-masks) brings 16 masks to the size of the image" in problems(looked_at(data))
+    report = looked_at(data, sheet=data / "out/audit.png", resize_masks=True)
+    assert not report.problems and report.sheet
+    assert ("resized", "16 masks of another size than the image (RESIZE_MASKS)") in report.facts
+    folders = [data / name for name in ("ti", "tm", "vi", "vm")]
+    for keywords in (dict(image_size=(40, 60)), dict(image_size=None, crop=(40, 60))):
+        for given in (dict(report=report), dict(spec=DataSpec(resize_masks=True))):
+            loader, _ = get_loaders(*folders, 12, 0, arrays=False, **keywords, **given)
+            ((_, masks),) = loader
+            assert sorted(mask.sum().item() for mask in masks) == pytest.approx([260] * 12, abs=40)
+    make_augmented(data / "ti", data / "tm", data / "g", DataSpec(resize_masks=True), val_images=2)
+    copies = [Image.open(path) for path in (data / "g").rglob("augmented_*_masks/*.png")]
+    assert len(copies) == 42 and {mask.size for mask in copies} == {(60, 40)}
 
 
 def rename(data, folders, old, new):

@@ -28,7 +28,18 @@ from PIL import Image
 
 from parts.errors import UnusableFile, UserError
 from parts.mask_rules import decide_mask_rule, find_mask_rule
-from parts.masks import IGNORED, MaskRule, Observation, count_classes, encode_mask, observe_mask, read_mask, resize_mask
+from parts.masks import (
+    IGNORED,
+    MaskRule,
+    Observation,
+    can_be_fitted,
+    count_classes,
+    encode_mask,
+    fitted,
+    observe_mask,
+    read_mask,
+    resize_mask,
+)
 from parts.spec import DataSpec
 
 
@@ -277,3 +288,26 @@ def test_shrunk_labels_are_those_of_the_largest_area(seed):
     whole = cells.reshape(height, width, 2, 2).swapaxes(1, 2).reshape(height * 2, width * 2).astype(np.uint8)
     if len(np.unique(whole)) > 2:
         np.testing.assert_array_equal(resize_mask(whole, (height, width)), wanted)
+
+
+SIZES = {  # of a mask whose image is 40x60 -> whether RESIZE_MASKS takes it
+    "half": ((20, 30), True),
+    "double, but for a pixel": ((80, 121), True),
+    "cut and padded": ((39, 63), True),
+    "other proportions": ((40, 64), False),
+    "turned": ((60, 40), False),
+}
+
+
+@pytest.mark.parametrize("size, taken", SIZES.values(), ids=SIZES)
+def test_masks_are_brought_to_the_size_of_their_image(tmp_path, size, taken):
+    assert can_be_fitted(size, (40, 60)) == taken
+    mask = np.zeros(size, np.uint8)
+    mask[: size[0] // 2] = 255
+    Image.fromarray(mask).save(tmp_path / "a.png")
+    read = read_mask(tmp_path / "a.png", MaskRule(), image_size=(40, 60))
+    assert read.shape == ((40, 60) if taken else size)
+    if taken:
+        assert abs(np.count_nonzero(read) - 20 * 60) <= 60
+        many = fitted(np.dstack([mask.astype(np.int32)] * 3), (40, 60))
+        assert np.array_equal(many[..., 1] == 255, read == 1)

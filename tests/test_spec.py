@@ -70,9 +70,10 @@ def test_a_script_s_settings_are_one_value():
         GROUP="x",
         IMAGE_NAME="{}_i",
         MASK_NAME="{}_*",
+        RESIZE_MASKS=True,
         SKIP_UNPAIRED=True,
     )
-    described = dict(classes="all", channels=4, image_range=(0, 4095), group="x", skip_unpaired=True)
+    described = dict(classes="all", channels=4, image_range=(0, 4095), group="x", skip_unpaired=True, resize_masks=True)
     assert DataSpec.of(settings) == DataSpec(ignore=255, image_name="{}_i", mask_name="{}_*", **described)
 
 
