@@ -15,12 +15,14 @@ import signal
 if __name__ == "__main__":  # Ctrl-C while torch is loaded, which takes seconds, ends without a traceback
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
+import os
 import shlex
 import sys
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -39,6 +41,7 @@ from parts.checkpoints import Run, differences_of_data, load_encoder_weights, lo
 from parts.errors import Terminated, UserError, counted, ran_out_of_memory, stop_if_asked, tell
 from parts.errors import run as run_script
 from parts.files import Provenance, refuse_link, remove_leftovers, sole_writer, stamp, write_csv
+from parts.folds import fold_folder, sum_up
 from parts.inference import to_device
 from parts.loggers import LOGGERS, Logger, load_logger
 from parts.losses import TERMS, Loss, label_weights
@@ -67,6 +70,7 @@ from parts.own import load_part
 from parts.own_dataset import folders_of, write_dataset
 from parts.scores import KNOWN_METRICS, load_metrics
 from parts.spec import DataSpec
+from parts.splits import folds
 from utils import (
     Loader,
     arrays_folder,
@@ -84,6 +88,8 @@ TRAIN_IMG_DIR = "./dataset/augmented_train_images"  # as augment.py leaves them,
 TRAIN_MASK_DIR = "./dataset/augmented_train_masks"  # their masks: name.png, name_mask.gif, name.mask.png, ...
 VAL_IMG_DIR = "./dataset/augmented_test_images"  # images that training never sees
 VAL_MASK_DIR = "./dataset/augmented_test_masks"  # their masks
+FOLDS: int | None = None  # so many trainings, each validated on another part of the training folders; None: VAL_IMG_DIR
+FOLD: int | None = None  # of FOLDS train this one alone, from 1 on; None: all, one after the other
 DATASET: Any = None  # in the place of these folders a dataset of your own: "mine.py:name", see docs/change-it.md
 OUTPUT_DIR = "."  # where checkpoints, saved_images/, history.csv and curves.png go
 IMAGE_SIZE: tuple | None = (320, 480)  # height and width of training; higher finds finer edges; None with CROP: own
@@ -134,6 +140,8 @@ DEMO = False  # draw a small dataset of cars and train on it with settings that 
 # What the constants may be, where their values alone do not tell. Those about images and masks, such as CLASSES and
 # MASK_FOREGROUND, stand in dataset.py, for all scripts.
 _RULES = dict(
+    FOLDS=optional(whole(2)),
+    FOLD=optional(whole(1)),
     DATASET=optional(part()),
     IMAGE_SIZE=optional(sizes(2)),
     CROP=optional(sizes(2)),
@@ -252,8 +260,17 @@ def train_fn(
 
 
 def main(argv: list[str] | None = None) -> None:
-    """One run, from the constants to the closing summary. `argv`: its flags; None takes the command line's."""
-    s, begun = settings(argv), time.perf_counter()
+    """One run, or one for each of FOLDS. `argv`: its flags; None takes the command line's."""
+    s = settings(argv)
+    if s.FOLDS and s.FOLD is None:
+        train_folds(s, argv)
+    else:
+        train(s, argv)
+
+
+def train(s: SimpleNamespace, argv: list[str] | None) -> None:
+    """One run, from the settings to the closing summary. `argv`: its flags, to say how it is continued."""
+    begun = time.perf_counter()
     with processes.together(s.DEVICE) as device, ending_in_words(s, argv), RunFolder(s.OUTPUT_DIR) as folder:
         # Settings, device and seed
         tell_settings(s)
@@ -386,6 +403,16 @@ class Progress:
         return float(total / count)
 
 
+def train_folds(s: SimpleNamespace, argv: list[str] | None) -> None:
+    """Trains each of FOLDS, then sums them up. UserError: under torchrun."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise UserError("FOLDS with torchrun: train one fold at a time, with --fold 1, --fold 2 and so on.")
+    words = sys.argv[1:] if argv is None else argv
+    for fold in range(1, s.FOLDS + 1):
+        train(settings([*words, "--fold", str(fold)]), argv)
+    tell(sum_up(s.OUTPUT_DIR, s.FOLDS))
+
+
 # ---- what main begins with
 
 
@@ -398,13 +425,23 @@ def settings(argv: list[str] | None = None) -> SimpleNamespace:
         s.VAL_IMG_DIR, s.VAL_MASK_DIR = map(str, folders_of(s.OUTPUT_DIR, "val"))
     if s.IMAGE_SIZE is None and not s.CROP:
         raise UserError("These constants cannot be used:\n  IMAGE_SIZE = None: height and width, or None with CROP")
+    if s.FOLD is not None:
+        settle_fold(s)
     return s
+
+
+def settle_fold(s: SimpleNamespace) -> None:
+    """Sets OUTPUT_DIR to that of FOLD, which LOAD_MODEL begins where it has not begun. UserError: there is none."""
+    if not s.FOLDS or s.FOLD > s.FOLDS:
+        raise UserError(f"FOLD = {s.FOLD}: it is one of FOLDS = {s.FOLDS}, from 1 on.")
+    s.OUTPUT_DIR = str(fold_folder(s.OUTPUT_DIR, s.FOLD))
+    s.LOAD_MODEL = s.LOAD_MODEL and (Path(s.OUTPUT_DIR) / "checkpoint.pth").exists()
 
 
 def refuse_missing_folders(s: SimpleNamespace) -> None:
     """UserError where one of the four folders is not there, or is empty, with what would fill it."""
     lacking = {}
-    for name in ("TRAIN_IMG_DIR", "TRAIN_MASK_DIR", "VAL_IMG_DIR", "VAL_MASK_DIR"):
+    for name in ("TRAIN_IMG_DIR", "TRAIN_MASK_DIR", "VAL_IMG_DIR", "VAL_MASK_DIR")[: 2 if s.FOLDS else 4]:
         folder = Path(getattr(s, name))
         if not folder.exists():
             lacking[name] = "there is no such folder"
@@ -527,10 +564,12 @@ def look_at_data(s: SimpleNamespace, output: Path) -> Report:
         write_dataset(s.DATASET, load_part("DATASET", s.DATASET, {}), s.OUTPUT_DIR, s.CHANNELS)
     spec = DataSpec.of(s)
     folders = [(s.TRAIN_IMG_DIR, s.TRAIN_MASK_DIR), (s.VAL_IMG_DIR, s.VAL_MASK_DIR)]
-    train, val = draw_masks(folders, output / "drawn_masks", spec)
+    if s.FOLDS:
+        folders = folders[:1]
+    train, *val = draw_masks(folders, output / "drawn_masks", spec)
     report = audit(
         train,
-        val,
+        val[0] if val else None,
         spec,
         image_size=s.IMAGE_SIZE,
         sheet=output / "saved_images" / "audit.png",
@@ -539,6 +578,10 @@ def look_at_data(s: SimpleNamespace, output: Path) -> Report:
     )
     tell(report.text())
     report.stop_if_spoiled()
+    if s.FOLDS:
+        fold = folds(report.train, s.FOLDS, spec.group, s.SEED, report.labels)[s.FOLD - 1]
+        tell(f"Fold {s.FOLD} of {s.FOLDS}: {len(fold.train):,} pairs for training, {len(fold.val):,} for validation.")
+        report = replace(report, train=fold.train, val=fold.val)
     return report
 
 
@@ -603,10 +646,13 @@ def make_loaders(
         if s.CHECKPOINTING:
             recompute_blocks(model)
         halve_until_it_fits(s, model, loss_fn, getattr(s, size_constant(s)))
+    train_dir, val_dir = s.TRAIN_IMG_DIR, s.VAL_IMG_DIR
+    if s.FOLDS:  # each fold has arrays of its own, in its folder
+        train_dir, val_dir = output / "train", output / "val"
     return get_loaders(
-        s.TRAIN_IMG_DIR,
+        train_dir,
         s.TRAIN_MASK_DIR,
-        s.VAL_IMG_DIR,
+        val_dir,
         s.VAL_MASK_DIR,
         s.BATCH_SIZE,
         s.NUM_WORKERS,
@@ -708,6 +754,7 @@ class RunFolder:
 
     def __init__(self, folder: str | Path) -> None:
         self.path = Path(folder)
+        self.begun = f"{self.path}: {_BEGUN}"
         self._open = ExitStack()
         self._saving: Future | None = None
 
@@ -725,7 +772,7 @@ class RunFolder:
 
     def was_begun(self) -> bool:
         """Whether torchrun has restarted this run, and an epoch of it is saved."""
-        return processes.first(lambda: processes.is_noted(_BEGUN) and (self.path / "checkpoint.pth").exists())
+        return processes.first(lambda: processes.is_noted(self.begun) and (self.path / "checkpoint.pth").exists())
 
     def begin(self, run: Run, val_loader: Loader, dtype: torch.dtype | None) -> bool:
         """Puts the files of an earlier run aside, or sets those of a resumed run right; says whether that is all.
@@ -740,9 +787,9 @@ class RunFolder:
             write_history(self.path, run.history)
         if run.scores and len(run.scores.per_image) == len(val_loader.dataset):
             draw(run, val_loader, self.path, dtype)
-        if not run.settings.LOAD_MODEL and not processes.is_noted(_BEGUN):
+        if not run.settings.LOAD_MODEL and not processes.is_noted(self.begun):
             set_aside(self.path)
-        processes.note(_BEGUN)  # from now on a checkpoint here is of this run
+        processes.note(self.begun)  # from now on a checkpoint here is of this run
         if done:
             tell(done)
         return bool(done)
@@ -859,7 +906,7 @@ def ending_in_words(s: SimpleNamespace, argv: list[str] | None) -> Iterator[None
         ) from None
     except (KeyboardInterrupt, Terminated):
         if processes.rank() == 0:
-            has_epoch = s.LOAD_MODEL or stamp(checkpoint) != before
+            has_epoch = s.LOAD_MODEL or stamp(checkpoint) != before or (s.FOLD or 1) > 1
             tell(f"\n{how_to_continue(has_epoch, argv)}", file=sys.stderr)
         raise
 

@@ -63,7 +63,7 @@ from parts.names import (
     tell_groups,
 )
 from parts.spec import ALPHA, AUTO, DataSpec
-from parts.splits import kind_of_name, one_sided
+from parts.splits import Labels, kind_of_name, one_sided
 
 VERSION = 10  # of the remembered facts; raise it when other facts are taken from the same files
 LINES = 20  # files that one finding lists
@@ -119,6 +119,7 @@ class Report:
     facts: (label, text), what the data is
     sheet: the picture of overlays, where one was written
     contents: (stamp, digest of its bytes) of each file that was looked at
+    labels: those that the masks of each pair hold, by the pair's name
     label_shares: of the training masks' pixels the share that each label has, ignored ones aside
     """
 
@@ -133,6 +134,7 @@ class Report:
     sheet: Path | None = None
     contents: dict[Path, tuple[Any, str]] = field(default_factory=dict)
     label_shares: tuple[float, ...] = ()
+    labels: Labels = field(default_factory=dict)
 
     @property
     def problems(self) -> list[str]:
@@ -202,6 +204,7 @@ def audit(
     report.resize_masks = spec.resize_masks
     if sides[0].examples:
         report.label_shares = tuple(_class_shares(survey)[0].tolist())
+        report.labels = {one.pair.name: np.flatnonzero(one.counts[:-1]).tolist() for one in survey.examples}
     report.findings = [finding for check in _CHECKS for finding in check(survey)]
     report.contents = looker.contents()
     report.facts = [fact for facts in _FACTS for fact in facts(survey)]

@@ -76,6 +76,34 @@ def split(
     return result
 
 
+def folds(pairs: Sequence[Pair], count: int, group: str | None, seed: int, labels: Labels) -> list[Split]:
+    """`count` Splits of the pairs: each group is validated on in one of them, and trained on in all others.
+
+    They are drawn by `seed` and stratified by `labels`. Copies by augment.py are never validated on: they are left out
+    where their source is. UserError: there are fewer groups than folds.
+    """
+    groups = _groups_of(pairs, group)
+    sizes, order = Counter(groups), _stratified(pairs, groups, seed, labels)
+    if len(order) < count:
+        raise UserError(f"FOLDS = {count}: there are {counted(len(order), 'group')} of images. Lower FOLDS (--folds).")
+    fold, done, fold_of = 0, 0, {}
+    for index, name in enumerate(order, 1):
+        fold_of[name] = fold
+        done += sizes[name]
+        if done * count >= len(pairs) * (fold + 1) or len(order) - index == count - fold - 1:
+            fold += 1
+    sources = {pair.name for pair in pairs}
+    parts = [Split([], [], []) for _ in range(count)]
+    for pair, name in zip(pairs, groups):
+        source = source_stem(pair.name)
+        is_copy = source != pair.name and source in sources
+        for number, part in enumerate(parts):
+            held_out = part.left_out if is_copy else part.val
+            side = held_out if number == fold_of[name] else part.train
+            side.append(pair)
+    return parts
+
+
 def _groups_of(pairs: Sequence[Pair], group: str | None) -> list[str]:
     """The group of each pair. The pages of a file are one group, unless there is no other file."""
     pages = Counter(pair.image for pair in pairs)

@@ -63,7 +63,7 @@ FLOORS = [  # each imports from those above it alone
     | {"parts.mask_rules", "parts.pictures", "parts.transforms", "parts.arrays", "parts.recipe", "parts.losses"},
     {"parts.audit", "parts.annotations", "parts.inference", "parts.checkpoint_keys", "parts.budget"},
     {"parts.checkpoints"},
-    {"dataset", "parts.export", "parts.predictions"},
+    {"dataset", "parts.folds", "parts.export", "parts.predictions"},
     {"utils", "augment", "parts.outputs", "parts.output_folder"},
     {"predict"},
     {"train"},

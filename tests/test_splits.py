@@ -6,7 +6,7 @@ import pytest
 
 from parts.errors import UserError
 from parts.names import Pair
-from parts.splits import RANDOM, kind_of_name, one_sided, split
+from parts.splits import RANDOM, folds, kind_of_name, one_sided, split
 
 
 def pairs_of(names):
@@ -37,6 +37,23 @@ def test_a_random_split_is_stratified_by_the_rarest_label_that_a_mask_holds(seed
         val = names_of(split(pairs, number, choice=RANDOM, seed=seed, labels=labels).val)
         assert len(val) == number and "p001" not in val  # what is there once is for training
         assert abs(sum(1 in labels[name] for name in val) - number / 3) <= 1
+
+
+def test_folds_share_out_whole_groups_and_validate_on_no_copies():
+    cars = [f"{car:012x}_{view:02d}" for car in range(9) for view in range(4)]
+    pairs = pairs_of(f"{name}{copy}" for name in cars for copy in ("", "_hflip"))
+    labels = {pair.name: {0, 1} if pair.name[11] in "036" else {0} for pair in pairs}
+    parts = folds(pairs, 3, "auto", 0, labels)
+    assert parts == folds(pairs, 3, "auto", 0, labels) != folds(pairs, 3, "auto", 1, labels)
+    assert sorted(name for part in parts for name in names_of(part.val)) == cars
+    for train, val, left_out in parts:
+        assert (len(train), len(val), len(left_out)) == (48, 12, 12) and len({*train, *val, *left_out}) == 72
+        assert {name[:12] for name in names_of(val)} == {name[:12] for name in names_of(left_out)}
+        assert not {name[:12] for name in names_of(val)} & {name[:12] for name in names_of(train)}
+        assert sum(1 in labels[name] for name in names_of(val)) == 4
+    uneven = pairs_of([*(f"a_{k}" for k in range(10)), "b_1", "c_1"])
+    assert [len(part.val) for part in folds(uneven, 3, r"\w_", 0, {})] != [12, 0, 0]
+    assert all(part.val for seed in range(9) for part in folds(uneven, 3, r"\w_", seed, {}))
 
 
 def test_a_list_says_what_is_held_out(tmp_path, capsys):
