@@ -78,6 +78,7 @@ FEW_COLORS = 8  # of a sample of an image's pixels; photographs have more
 LOOK = 16  # rows and columns of the small greys by which images are compared
 LEAST_CONTRAST = 3  # of 255 between these greys; what has less shows nothing but noise
 ALIKE = 0.998  # correlation of two images' greys, less those of all, from which on they are versions of one picture
+SQUEEZED = 1.3  # times by which IMAGE_SIZE changes the proportions of an image, from which on it is told; 4:3 to 16:9
 RARE = 0.001  # share of all pixels below which a class is told
 
 
@@ -701,6 +702,30 @@ def _check_sizes(survey: _Survey) -> Iterator[Finding]:
     yield from _listed(lines, "pair", heading, f"{cure}.")
 
 
+def _check_proportions(survey: _Survey) -> Iterator[Finding]:
+    """Images whose proportions IMAGE_SIZE changes."""
+    if survey.image_size is None or not survey.examples:
+        return
+    height, width = survey.image_size
+    factors = np.array([example.image.size[1] / example.image.size[0] for example in survey.examples]) * height / width
+    texts = []
+    for verb, by in (("narrower", factors), ("lower", 1 / factors)):
+        squeezed = int(np.count_nonzero(by > SQUEEZED))
+        if squeezed:
+            size = survey.examples[int(by.argmax())].image.size
+            texts.append(f"{counted(squeezed, 'image')} up to {by.max():.1f} times {verb} (one of {_by(size)})")
+    if not texts:
+        return
+    # What has the same area and the proportions in the middle, in steps that a network's poolings take
+    middle = float(np.median(factors))
+    fitting = [max(16, round(side / 16) * 16) for side in (height / middle**0.5, width * middle**0.5)]
+    cure = f"--image-size {fitting[0]} {fitting[1]} has about the proportions of most images, and as many pixels."
+    if len(texts) > 1:
+        cure = "Sort them by their proportions, or train on crops, which keep these (--image-size none --crop H W)."
+    heading = f"IMAGE_SIZE = {_by(survey.image_size)} makes {' and '.join(texts)}: what they show changes its shape."
+    yield Finding(heading, cure=cure, is_error=False)
+
+
 def _check_turned(survey: _Survey) -> Iterator[Finding]:
     """Images that EXIF turns, whose masks may show the picture as it is stored: equal sizes do not tell."""
     unclear = survey.turned_unclear
@@ -1109,6 +1134,7 @@ _CHECKS: tuple[Callable[[_Survey], Iterable[Finding]], ...] = (
     _check_versions,
     _check_kinds,
     _check_turned,
+    _check_proportions,
     _check_channels,
     _check_alpha,
     _check_duplicates,

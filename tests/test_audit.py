@@ -46,6 +46,17 @@ def redraw(data, folders, change):
             Image.fromarray(np.ascontiguousarray(change(np.asarray(Image.open(path))))).save(path)
 
 
+def test_images_that_are_squeezed_into_image_size(data):
+    assert not any("changes its shape" in text for text in looked_at(data, (32, 48)).warnings)  # as they are
+    (told,) = looked_at(data, (48, 48)).warnings
+    assert "IMAGE_SIZE = 48x48 makes 16 images up to 1.5 times narrower (one of 40x60): what they" in told
+    assert "--image-size 32 64 has about" in told or "--image-size 48 64 has about" in told
+    redraw(data, ("vi", "vm"), lambda picture: np.swapaxes(picture, 0, 1))
+    told = "\n".join(looked_at(data, (48, 48)).warnings)
+    assert "12 images up to 1.5 times narrower (one of 40x60) and 4 images up to 1.5 times lower (one of 60x40)" in told
+    assert "train on crops" in told
+
+
 def test_masks_of_another_size_are_resized_where_that_is_asked_for(data):
     redraw(data, ("tm", "vm"), lambda mask: mask[::2, ::2])
     assert "--resize-masks) brings 16 masks to the size of the image" in problems(looked_at(data))
