@@ -23,7 +23,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from types import SimpleNamespace
 from typing import Any
 
@@ -41,12 +41,12 @@ from parts.checkpoints import Run, differences_of_data, load_encoder_weights, lo
 from parts.errors import Terminated, UserError, counted, ran_out_of_memory, stop_if_asked, tell
 from parts.errors import run as run_script
 from parts.files import Provenance, refuse_link, remove_leftovers, sole_writer, stamp, write_csv
-from parts.folds import fold_folder, sum_up
+from parts.folds import Fold, fold_folder, sum_up
 from parts.inference import to_device
 from parts.loggers import LOGGERS, Logger, load_logger
 from parts.losses import TERMS, Loss, label_weights
 from parts.masks import MaskRule
-from parts.names import HOW_TO_GET_CARVANA
+from parts.names import HOW_TO_GET_CARVANA, Pair, Picture
 from parts.networks import NETWORKS, NODES, EncoderUNet, Network, build_network, freeze_encoder, recompute_blocks
 from parts.options import (
     any_text,
@@ -66,11 +66,13 @@ from parts.options import (
     weights,
     whole,
 )
-from parts.own import load_part
+from parts.outputs import Truths, WorstSheet
+from parts.own import is_own, load_part
 from parts.own_dataset import folders_of, write_dataset
 from parts.scores import KNOWN_METRICS, load_metrics
 from parts.spec import DataSpec
 from parts.splits import folds
+from predict import Predictor
 from utils import (
     Loader,
     arrays_folder,
@@ -268,8 +270,11 @@ def main(argv: list[str] | None = None) -> None:
         train(s, argv)
 
 
-def train(s: SimpleNamespace, argv: list[str] | None) -> None:
-    """One run, from the settings to the closing summary. `argv`: its flags, to say how it is continued."""
+def train(s: SimpleNamespace, argv: list[str] | None) -> list[Pair]:
+    """One run, from the settings to the closing summary; returns the pairs that it was validated on.
+
+    `argv`: its flags, to say how it is continued.
+    """
     begun = time.perf_counter()
     with processes.together(s.DEVICE) as device, ending_in_words(s, argv), RunFolder(s.OUTPUT_DIR) as folder:
         # Settings, device and seed
@@ -305,7 +310,7 @@ def train(s: SimpleNamespace, argv: list[str] | None) -> None:
             run.resume(folder.path / "checkpoint.pth")
         dtype = settle_precision(s, precision)
         if folder.begin(run, val_loader, dtype):
-            return
+            return val_loader.dataset.pairs
         processes.say(describe_run(run, device, dtype))
 
         # Epochs: train, check accuracy, add a row to the history, save, draw
@@ -328,6 +333,7 @@ def train(s: SimpleNamespace, argv: list[str] | None) -> None:
                 break
         folder.finish()
         processes.say(summary(run, folder.path, time.perf_counter() - start, waiting, train_loader))
+        return val_loader.dataset.pairs
 
 
 def epochs_of(run: Run) -> Iterator[int]:
@@ -408,9 +414,30 @@ def train_folds(s: SimpleNamespace, argv: list[str] | None) -> None:
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise UserError("FOLDS with torchrun: train one fold at a time, with --fold 1, --fold 2 and so on.")
     words = sys.argv[1:] if argv is None else argv
+    trained = []
     for fold in range(1, s.FOLDS + 1):
-        train(settings([*words, "--fold", str(fold)]), argv)
-    tell(sum_up(s.OUTPUT_DIR, s.FOLDS))
+        pairs = train(settings([*words, "--fold", str(fold)]), argv)
+        trained.append(Fold.load(s.OUTPUT_DIR, fold, pairs))
+    tell(sum_up(s.OUTPUT_DIR, trained))
+    draw_worst(s, trained)
+
+
+def draw_worst(s: SimpleNamespace, trained: list[Fold], most: int = 10) -> None:
+    """OUTPUT_DIR/worst.png: the images with the lowest Dice of all folds, with the masks that their folds predict."""
+    scored = [(dice, fold, pair) for fold in trained for pair, dice in fold.dice_of.items()]
+    pairs: dict[Picture, Pair] = {}
+    captions: dict[Picture, str] = {}
+    chosen: dict[Fold, list[Picture]] = {}
+    for dice, fold, pair in sorted(scored, key=lambda one: one[0])[:most]:
+        picture = Picture(pair.image, PurePath(pair.name), pair.image_page)
+        pairs[picture], captions[picture] = pair, f"{pair.name}  fold {fold.number}, Dice {dice:.4f}"
+        chosen.setdefault(fold, []).append(picture)
+    rule = trained[0].mask_rule
+    sheet = WorstSheet(Path(s.OUTPUT_DIR) / "worst.png", Truths(pairs, rule), rule, captions)
+    own = {"NETWORK": s.NETWORK} if is_own(s.NETWORK) else {}
+    for fold, shown in chosen.items():
+        Predictor(fold.checkpoint, DEVICE=s.DEVICE, THRESHOLD=0.5, **own).run(shown, [sheet], "worst")
+    tell(f"The worst images of all folds: {sheet.path}")
 
 
 # ---- what main begins with

@@ -34,13 +34,14 @@ def test_folds_killed_one_after_the_other_are_those_never_stopped(prepared, monk
         resumed = ["--load-model"]
     train.main([*flags, "--output-dir", "stopped", "--load-model"])
     assert (prepared / "whole/scores.csv").read_bytes() == (stopped / "scores.csv").read_bytes()
+    assert (prepared / "whole/worst.png").read_bytes() == (stopped / "worst.png").read_bytes()
     dice = []
     for fold in (1, 2, 3):
         same_runs(fold_folder(prepared / "whole", fold), fold_folder(stopped, fold))
         dice.append(torch.load(fold_folder(stopped, fold) / "best.pth")["best_dice"])
     with open(stopped / "scores.csv") as file:
         rows = list(csv.DictReader(file))
-    images = {path.name for path in (prepared / "dataset/augmented_train_images").iterdir()}
+    images = {path.stem for path in (prepared / "dataset/augmented_train_images").iterdir()}
     assert {row["image"] for row in rows} == images and len(rows) == len(images)
     assert [float(row["dice"]) for row in rows] == sorted(float(row["dice"]) for row in rows)
     for fold, value in enumerate(dice, 1):
