@@ -101,7 +101,7 @@ MASK_FOREGROUND: int | tuple | str | None = None  # their foreground, as in data
 MASK_IGNORE: int | tuple | None = None  # what of them is not scored, as in dataset.py; None: as in training
 SUBMISSION: str | None = None  # Kaggle's run-length rows as a .csv or .csv.gz
 SUBMISSION_ORDER = "rows"  # pixels are numbered row by row, as Carvana's competition has it; "columns": as most others
-EXPORT: str | None = None  # write the network as .onnx or .pt2, and end
+EXPORT: str | None = None  # write the network as .onnx or .pt2, and end; with IMAGE_SIZE for that size alone
 BATCH_SIZE: int | None = None  # images a call; None: 16, on a CPU 1 (more is slower there)
 NUM_WORKERS: int | None = None  # threads that read and write pictures; None: as many as there are cores
 DEVICE = "auto"  # or cuda, mps, cpu
@@ -288,6 +288,36 @@ class Predictor:
             raise UserError(prediction.problem)
         return prediction
 
+    def export(self, path: str | Path) -> str:
+        """Writes the network to `path`, .onnx or .pt2, and what its user must know; returns a line of words for him.
+
+        With IMAGE_SIZE = (H, W) it takes that size alone. UserError: see parts.export.
+        """
+        size = self.settings.IMAGE_SIZE
+        fixed = None if size is None or isinstance(size, str) else (size[0], size[1])
+        return export(self.networks[0], path, self._metadata(), fixed)
+
+    def _metadata(self) -> dict[str, Any]:
+        """What an exported file tells of its network and the images that it takes."""
+        channels, image_range = self.networks[0].in_channels, self.checkpoint.get("image_range")
+        colours = {1: "greys", 3: "RGB"}.get(channels, f"{channels} channels, the first three RGB if they are colours")
+        scaled = "8-bit values / 255"
+        if image_range:
+            low, high = image_range
+            scaled += f"; those of more bits (value - {low:g}) / {high - low:g}, cut to [0, 1]"
+        return {
+            "image_size": self.reader.size,  # height and width; None: that of each image
+            "channels": channels,
+            "image_range": image_range,
+            "classes": self.mask_rule.names,  # none for one foreground
+            "threshold": None if self.mask_rule.has_classes else self._threshold(),
+            "pixels": f"float32 (N, {channels}, H, W) in [0, 1]: {colours}, {scaled}",
+        }
+
+    def _threshold(self) -> float:
+        """The probability above which a pixel is foreground."""
+        return 0.5 if self.settings.THRESHOLD == "auto" else self.settings.THRESHOLD
+
     @cached_property
     def runner(self) -> Runner:
         """The networks on their device, which changes them: they are exported before."""
@@ -457,7 +487,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         folder = OutputFolder(s.OUTPUT_DIR, settings_of_files(s), [Planned(Path(s.EXPORT), "the network")])
         folder.check()
         with folder.writing():
-            tell(export(predictor.networks[0], s.EXPORT, mask_rule.names))
+            tell(predictor.export(s.EXPORT))
         return 0
 
     # The pictures, and what is made of them

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,11 +20,15 @@ from parts.errors import UserError
 from parts.files import write_whole
 from parts.networks import Network
 
-_READ_NAMES = {  # of classes: the expression that gives them from an exported file
-    ".onnx": 'session.get_modelmeta().custom_metadata_map["classes"]',
-    ".pt2": 'torch.export.load(path, extra_files=(names := {"classes": ""})), names["classes"]',
+_READ = {  # the metadata of an exported file, in Python
+    ".onnx": "session.get_modelmeta().custom_metadata_map",
+    ".pt2": 'torch.export.load(path, extra_files=(metadata := dict.fromkeys({names}, ""))), metadata',
 }
+_AXES = {0: "batch", 2: "height", 3: "width"}  # of images and logits, those that may be free
 _TOLERANCE = 1e-3  # of an exported network's float32 logits: another runtime sums in another order
+_SIDE = (
+    32  # pixels; below twice as many the feature maps of many networks are one pixel, for which exporters fix a size
+)
 
 
 @dataclass(frozen=True)
@@ -32,56 +39,98 @@ class _Exported:
     runtime: str  # what runs it, in words
 
 
-def export(network: Network, path: str | Path, names: Sequence[str] = ()) -> str:
-    """Writes a network to `path` (.onnx or .pt2) with a free number of images, height and width.
+def export(
+    network: Network, path: str | Path, metadata: Mapping[str, Any] | None = None, size: tuple[int, int] | None = None
+) -> str:
+    """Writes a network to `path` (.onnx or .pt2) with a free number of images, and free or fixed height and width.
 
     Its input `images` is float32 (N, in_channels, H, W) in [0, 1], its output `logits` (N, 1, H, W), foreground above
-    0, or (N, C, H, W) of C classes, whose `names` go along as a JSON list under "classes". Before the file appears it
-    is read back, run at several sizes and compared with PyTorch. Returns a line of words for the user.
+    0, or (N, C, H, W) of C classes. `size`: the fixed (H, W); None: both are free. `metadata` goes along, each value as
+    JSON under its name; "classes" are the names of the classes, () for one foreground. Before the file appears it is
+    read back, run at several sizes and compared with PyTorch. Returns a line of words for the user.
 
-    UserError: packages are missing, or the outputs differ.
+    UserError: packages are missing, the network cannot be exported, or the outputs differ.
     """
-    path = Path(path)
+    path, metadata = Path(path), metadata or {}
     network = network.cpu().float().eval()
-    stride = network.stride
-    extra = {"classes": json.dumps(names)} if names else {}
+    example, *trials = _noise(network, size)
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         file = Path(folder, "network" + path.suffix)
-        example = torch.zeros(2, network.in_channels, 4 * stride, 4 * stride + 16)
-        exported = _EXPORTERS[path.suffix](network, file, example, extra)
-        trials = _noise(network.in_channels, stride)
-        worst = max(float((exported.run(images) - network(images)).abs().max()) for images in trials)
+        extra = {name: json.dumps(value) for name, value in metadata.items()}
+        with _told_in_words(path, size):
+            exported = _EXPORTERS[path.suffix](network, file, example, extra, _free_axes(size))
+            worst = max(float((exported.run(images) - network(images)).abs().max()) for images in trials)
         if not worst <= _TOLERANCE:  # nor where it is not a number
             raise UserError(f"{path}: its outputs are up to {worst:.2g} off PyTorch's, so it was not written.")
         content = file.read_bytes()
     write_whole(path, lambda file: file.write(content))
+    sides, sizes = "H, W", f"any N, any H and W from {min(trials[0].shape[2:])}"
+    if size is not None:
+        sides, sizes = f"{size[0]}, {size[1]}", "any N"
     told = (
-        f"{path}: {len(content) / 1e6:.1f} MB; images float32 (N, {network.in_channels}, H, W) in [0, 1] -> logits "
-        f"(N, {len(names) or 1}, H, W), any N, any H and W from {2 * stride}. At {len(trials)} sizes "
-        f"{exported.runtime} differs from PyTorch by {worst:.1e} at most."
+        f"{path}: {len(content) / 1e6:.1f} MB; images float32 (N, {network.in_channels}, {sides}) in [0, 1] -> logits "
+        f"(N, {network.out_channels}, {sides}), {sizes}. In {len(trials)} trials {exported.runtime} differs from "
+        f"PyTorch by {worst:.1e} at most."
     )
-    if names:
-        told += (
-            " A pixel's class is the channel of its highest logit; their names are in the file, "
-            f"{_READ_NAMES[path.suffix]}: {', '.join(names)}."
-        )
+    if names := metadata.get("classes"):
+        told += f" A pixel's class is the channel of its highest logit: {', '.join(names)}."
+    if metadata:
+        told += f" In the file stand {', '.join(metadata)}, as JSON: {_READ[path.suffix].format(names=list(metadata))}."
     return told
 
 
-def _noise(channels: int, stride: int) -> list[torch.Tensor]:
-    """Images of several numbers and sizes, one of which is no multiple of the network's stride."""
-    shapes = [(1, 2 * stride, 2 * stride), (2, 3 * stride, 4 * stride), (3, 4 * stride + 3, 2 * stride + 3)]
+def _noise(network: Network, size: tuple[int, int] | None) -> list[torch.Tensor]:
+    """Images for an export and three trials: of several numbers, and sizes where those are free.
+
+    One of the sizes is no multiple of the network's stride.
+    """
+    side = network.stride * math.ceil(_SIDE / network.stride)
+    sizes = [(4 * side, 4 * side + 16), (2 * side, 2 * side), (3 * side, 4 * side), (4 * side + 3, 2 * side + 3)]
+    if size is not None:
+        sizes = [size] * 4
     generator = torch.Generator().manual_seed(0)
-    return [torch.rand(count, channels, height, width, generator=generator) for count, height, width in shapes]
+    return [
+        torch.rand(count, network.in_channels, *chosen, generator=generator)
+        for count, chosen in zip((2, 1, 2, 3), sizes)
+    ]
 
 
-def _to_pt2(network: nn.Module, file: Path, example: torch.Tensor, extra: dict[str, str]) -> _Exported:
-    program = torch.export.export(network, (example,), dynamic_shapes=_free_sizes())
+@contextmanager
+def _told_in_words(path: Path, size: tuple[int, int] | None) -> Iterator[None]:
+    """Turns what an exporter raises at a network that it cannot follow into a UserError."""
+    try:
+        yield
+    except (UserError, OSError, MemoryError):
+        raise
+    except Exception as error:  # exporters have many kinds
+        reason: BaseException = error
+        while reason.__cause__ is not None:
+            reason = reason.__cause__
+        lines = [line.strip() for line in str(reason).splitlines() if line.strip()] or [""]
+        cure = "" if size else ", or by sizes (then --image-size H W, which fixes them, can do)"
+        raise UserError(
+            f"{path}: this network cannot be exported: {type(reason).__name__}: {lines[0][:300]}\nMostly its forward "
+            f"goes different ways by values of the image, as in `if x.max() > 1`{cure}. Write it with torch.where, or "
+            "predict with predict.py and Predictor, which take it as it is."
+        ) from error
+
+
+def _free_axes(size: tuple[int, int] | None) -> dict[int, str]:
+    """The axes of `images` that may differ, by name."""
+    return {axis: name for axis, name in _AXES.items() if size is None or axis == 0}
+
+
+def _to_pt2(
+    network: nn.Module, file: Path, example: torch.Tensor, extra: dict[str, str], axes: dict[int, str]
+) -> _Exported:
+    program = torch.export.export(network, (example,), dynamic_shapes=(dict.fromkeys(axes, Dim.DYNAMIC),))
     torch.export.save(program, file, extra_files=extra)
     return _Exported(torch.export.load(file).module(), "the exported program")
 
 
-def _to_onnx(network: nn.Module, file: Path, example: torch.Tensor, extra: dict[str, str]) -> _Exported:
+def _to_onnx(
+    network: nn.Module, file: Path, example: torch.Tensor, extra: dict[str, str], axes: dict[int, str]
+) -> _Exported:
     absent = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
     if absent:
         raise UserError(
@@ -92,7 +141,7 @@ def _to_onnx(network: nn.Module, file: Path, example: torch.Tensor, extra: dict[
         network,
         (example,),
         dynamo=True,
-        dynamic_shapes=_free_sizes(),
+        dynamic_shapes=(axes,),
         verbose=False,
         input_names=["images"],
         output_names=["logits"],
@@ -111,11 +160,6 @@ def _to_onnx(network: nn.Module, file: Path, example: torch.Tensor, extra: dict[
         return torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
 
     return _Exported(run, name)
-
-
-def _free_sizes() -> tuple[dict[int, Dim], ...]:
-    """The dimensions of `images` that may differ: their number, height and width."""
-    return ({0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC},)
 
 
 _EXPORTERS = {".pt2": _to_pt2, ".onnx": _to_onnx}
