@@ -836,7 +836,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     tell(f"Written: {done.written} of {done.total} images and as many masks, in {done.seconds:.1f} s{rate}.")
     for warning in done.warnings:
         tell(f"Warning: {warning}.")
-    tell(f"Look at {done.preview} first: does every mask lie on its car?")
+    tell(f"Look at {done.preview} first: does every mask lie on what it marks?")
     command = ["python", "train.py"]
     if Path(s.OUTPUT_DIR) != Path("dataset"):
         flags = ("--train-img-dir", "--train-mask-dir", "--val-img-dir", "--val-mask-dir")

@@ -914,11 +914,15 @@ def summary(run: Run, output: Path, seconds: float, waiting: float, loader: Load
 
 @contextmanager
 def ending_in_words(s: SimpleNamespace, argv: list[str] | None) -> Iterator[None]:
-    """Tells what to change where memory runs out or a worker is killed, and how a stopped run is continued."""
+    """Tells what to change where memory runs out or a worker is killed, and how a run that has ended is continued."""
     checkpoint = Path(s.OUTPUT_DIR) / "checkpoint.pth"
     before = stamp(checkpoint)
     try:
         yield
+    except UserError as error:  # such as a file that went, or a loss that is not finite
+        if stamp(checkpoint) == before or processes.rank() > 0:
+            raise
+        raise UserError(f"{error}\n{how_to_continue(True, argv)}") from error
     except (RuntimeError, OSError, MemoryError) as error:
         if ran_out_of_memory(error):
             constant = size_constant(s)

@@ -399,7 +399,12 @@ def load_network(path: str | Path, own: Any = None) -> tuple[Network, dict[str, 
     checkpoint.setdefault("settings", {})
     architecture = checkpoint.setdefault("network", {}) or _plain_architecture(checkpoint["state_dict"])
     if architecture is None:
-        raise UserError(f"{path}: does not say what network it is of, and its weights are not those of the plain one.")
+        keys = ", ".join(map(repr, list(checkpoint["state_dict"])[:3]))
+        raise UserError(
+            f"{path}: does not say what network it is of, and its weights are not those of the plain one: the first "
+            f"are called {keys}. If another program has saved it, predict there, or train here (train.py --network "
+            "mine.py:Net trains a network of your own)."
+        )
     check_keys(path, {"network": architecture}, ["network"])  # where the weights alone say it
     architecture = {"pads": was_padded(checkpoint), **architecture, "network": _chosen_network(path, architecture, own)}
     try:

@@ -963,7 +963,8 @@ def find_masks(pictures: Sequence[Picture], mask_dir: Folder, spec: DataSpec = D
     if not pairs:
         raise UserError(
             f"{mask_dir}: no mask there fits any of the pictures. For a.jpg it would be a.png, a_mask.gif or the like, "
-            f"and have as many pages. {NAME_MASKS}."
+            f"and have as many pages. {NAME_MASKS}. Annotations, and masks of single classes, are drawn into masks by "
+            "dataset.py, in audit_masks/."
         )
     return pairs
 

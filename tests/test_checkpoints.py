@@ -186,6 +186,9 @@ def test_a_network_comes_back_as_what_it_was(tmp_path, saved, network):
     other = build_network(encoder="resnet18")
     torch.save({"state_dict": other.state_dict(), "network": {"encoder": "resnet18"}}, tmp_path / "encoder.pth")
     assert equal(load_network(tmp_path / "encoder.pth")[0].state_dict(), other.state_dict())
+    torch.save({"state_dict": {"backbone.w": torch.zeros(2), "head.w": torch.zeros(2)}}, tmp_path / "others.pth")
+    with pytest.raises(UserError, match="the first are called 'backbone.w', 'head.w'. If another program has saved it"):
+        load_network(tmp_path / "others.pth")
 
 
 # ---- runs

@@ -766,3 +766,13 @@ def test_the_best_checkpoint_stays_where_a_later_epoch_is_worse(prepared, monkey
     rows = last["history"]
     assert rows[-1]["dice_nonempty"] < max(row["dice_nonempty"] for row in rows), "else nothing is shown"
     assert best["epoch"] == max(rows, key=lambda row: row["dice_nonempty"])["epoch"] < last["epoch"]
+
+
+def test_an_error_after_an_epoch_ends_with_the_command_that_goes_on(tmp_path):
+    s = train.settings([*SMALL, "--output-dir", str(tmp_path)])
+    with pytest.raises(UserError, match="^a.png: went.$"), train.ending_in_words(s, []):
+        raise UserError("a.png: went.")
+    continued = "a.png: went.\nGo on after the last finished epoch with:\n  python train.py --seed 3 --load-model$"
+    with pytest.raises(UserError, match=continued), train.ending_in_words(s, ["--seed", "3"]):
+        (tmp_path / "checkpoint.pth").write_bytes(b"of an epoch")
+        raise UserError("a.png: went.")
