@@ -447,8 +447,10 @@ class WorstSheet(Output):
             self.examples.append(example)
 
     def finish(self) -> None:
-        """Writes the sheet."""
+        """Writes the sheet, in the order of the captions."""
         if self.examples:
+            order = list(self.captions.values())
+            self.examples.sort(key=lambda example: order.index(example.caption))
             pictures.save_image(self.path, pictures.examples_sheet(self.examples, "The lowest Dice", self.palette))
 
 
