@@ -32,7 +32,7 @@ from parts.files import (
 from parts.images import image_size
 from parts.mask_rules import find_mask_rule
 from parts.masks import IGNORED, MOST_CLASSES, MaskRule, class_colour, encode_mask, png_options, read_mask
-from parts.names import LEAVE_OUT, Folder, ImageNames, Listing, ends_in_mask, list_pictures, suffixes_of, walk
+from parts.names import LEAVE_OUT, Folder, ImageNames, Listing, ends_in_mask, list_images, walk
 from parts.spec import BACKGROUND, DataSpec
 
 Folders = tuple[Folder, Folder]  # of images and of masks
@@ -105,7 +105,7 @@ def _read_side(folders: Folders, spec: DataSpec, apart: Iterable[Folder]) -> tup
     side = _Side(folders)
     apart = [*apart, folders[1]]
     if spec.class_files and _take_class_files(side, spec):
-        return side, list_pictures(folders[0], apart, suffixes_of(spec.channels))
+        return side, list_images(folders[0], spec, apart)
     files = _annotation_files(folders, spec)
     if not files:
         return side, None
@@ -127,7 +127,7 @@ def _read_side(folders: Folders, spec: DataSpec, apart: Iterable[Folder]) -> tup
             faults.append(str(UnusableFile(file, problem[:300], _EXPORT)))
     if faults:
         raise UserError("\n".join(faults[:20]))
-    return side, list_pictures(folders[0], apart, suffixes_of(spec.channels))
+    return side, list_images(folders[0], spec, apart)
 
 
 def _annotation_files(folders: Folders, spec: DataSpec) -> list[Path]:
@@ -143,7 +143,9 @@ def _annotation_files(folders: Folders, spec: DataSpec) -> list[Path]:
         return []
     files = [file for file in listing.left_out if not file.name.startswith(".")]
     jsons = [file for file in files if file.suffix.lower() == ".json"]
-    return jsons or [file for file in files if file.suffix == ".txt" and not _NO_LABELS.fullmatch(file.name)]
+    stems = {path.stem for path in walk(images).pictures}
+    labels = [file for file in files if file.suffix == ".txt" and not _NO_LABELS.fullmatch(file.name)]
+    return jsons or (labels if any(file.stem in stems for file in labels) else [])
 
 
 # ---- masks of single classes
@@ -168,6 +170,11 @@ def _take_class_files(side: _Side, spec: DataSpec) -> bool:
         raise UserError(
             f"{list_files(strays)}: named by none of CLASSES = {spec.classes!r}. Add the class, or remove them; "
             f"{LEAVE_OUT}."
+        )
+    if side.annotated and spec.ignored_values and max(spec.ignored_values) < 0:
+        raise UserError(
+            f"MASK_IGNORE = {spec.ignore!r}: masks of single classes are drawn into one of whole numbers from 0 on, "
+            "which has no such value. Save what is ignored as another one."
         )
     if side.annotated:
         files = [annotated.file for annotated in side.annotated]

@@ -197,11 +197,12 @@ def _foreground_values(observations: Iterable[Observation], spec: DataSpec) -> t
     The files of the masks say names where they were drawn by annotations.
     """
     value_of: dict[str, int] = {}
+    name_of: dict[int, str] = {}
     for observation in observations:
         for value, name in observation.names or ():
-            if value_of.setdefault(name, value) != value:
+            if value_of.setdefault(name, value) != value or name_of.setdefault(value, name) != name:
                 raise UserError(
-                    f"{observation.path}: class {name} is {value} there, and {value_of[name]} in other masks. Draw all "
+                    f"{observation.path}: says that {value} is {name}, and other masks say something else. Draw all "
                     "annotations anew, for training and validation at once."
                 )
     unknown = [name for name in spec.foreground_names if name not in value_of]

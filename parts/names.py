@@ -308,6 +308,12 @@ def suffixes_of(channels: object) -> Collection[str]:
     return SUFFIXES if channels == RGB else (*SUFFIXES, NPY)
 
 
+def list_images(img_dir: Folder, spec: DataSpec, apart: Iterable[Folder] = ()) -> Listing:
+    """The Listing of the images alone, named as IMAGE_NAME says. UserError: as `list_pictures`."""
+    images = list_pictures(img_dir, apart, suffixes_of(spec.channels))
+    return replace(images.named_by(spec.image_name), pattern=spec.image_name)
+
+
 def list_both(
     img_dir: Folder, mask_dir: Folder, spec: DataSpec = DataSpec(), apart: Iterable[Folder] = ()
 ) -> tuple[Listing, Listing]:

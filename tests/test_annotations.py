@@ -14,7 +14,7 @@ import train
 from parts.annotations import draw_masks
 from parts.errors import UserError
 from parts.mask_rules import find_mask_rule
-from parts.masks import read_mask
+from parts.masks import png_options, read_mask
 from parts.spec import DataSpec
 
 LAMP = [[3, 2], [14, 2], [14, 9], [3, 9]]  # corners (x, y): pixels 3 ... 13 and 2 ... 8
@@ -227,6 +227,18 @@ def test_the_scripts_take_annotations_for_masks(folders, capsys):
     assert report.mask_rule.names == ("background", "car", "lamp") and report.train[0].mask.parts[-2] == "train"
 
 
+def test_texts_that_are_no_labels_of_images_are_none(folders):
+    (folders[1] / "notes.txt").write_text("Drawn by hand.")
+    assert draw_masks([folders], "out/drawn") == [folders]
+
+
+def test_masks_that_were_drawn_apart_and_name_other_classes_are_refused(folders):
+    for name, car in (("a", "car"), ("b", "bus")):
+        Image.fromarray(truth_of(1) % 2).save(folders[1] / f"{name}.png", **png_options({1: car}))
+    with pytest.raises(UserError, match="b.png: says that 1 is bus, and other masks say something else. Draw all"):
+        find_mask_rule(sorted(folders[1].iterdir()), DataSpec(classes="all"))
+
+
 ROAD_AND_CAR = {"folders": {"road": "road/{}", "car": "car/{}"}, "suffix": {"road": "{}_road", "car": "{}_CAR_mask"}}
 
 
@@ -269,6 +281,10 @@ def test_masks_of_single_classes_that_cannot_be_united(folders):
     Image.new("L", (48, 64), 255).save(car)
     with pytest.raises(UserError, match=rf"{car}: is 64x48 \(height x width\), and its image 48x64"):
         draw_masks([folders], "out/drawn", spec)
+    with pytest.raises(
+        UserError, match="MASK_IGNORE = -1: masks of single classes are drawn into one of whole numbers"
+    ):
+        draw_masks([folders], "out/drawn", DataSpec(classes=patterns, ignore=-1))
     car.rename(folders[1] / "lone.png")
     with pytest.raises(UserError, match="lone.png: named by none of CLASSES = {'road': 'road/{}'.*SKIP_UNPAIRED"):
         draw_masks([folders], "out/drawn", spec)
