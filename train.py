@@ -69,7 +69,7 @@ from parts.options import (
 from parts.outputs import Truths, WorstSheet
 from parts.own import is_own, load_part
 from parts.own_dataset import folders_of, write_dataset
-from parts.scores import KNOWN_METRICS, load_metrics
+from parts.scores import KNOWN_METRICS, Scores, load_metrics
 from parts.spec import DataSpec
 from parts.splits import folds
 from predict import Predictor
@@ -271,10 +271,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def train(s: SimpleNamespace, argv: list[str] | None) -> list[Pair]:
-    """One run, from the settings to the closing summary; returns the pairs that it was validated on.
-
-    `argv`: its flags, to say how it is continued.
-    """
+    """One run, to the closing summary; returns the pairs that it was validated on. `argv`: its flags, to be told."""
     begun = time.perf_counter()
     with processes.together(s.DEVICE) as device, ending_in_words(s, argv), RunFolder(s.OUTPUT_DIR) as folder:
         # Settings, device and seed
@@ -316,8 +313,7 @@ def train(s: SimpleNamespace, argv: list[str] | None) -> list[Pair]:
         # Epochs: train, check accuracy, add a row to the history, save, draw
         if not run.history:
             draw_augmented(s, train_loader, folder.path)
-            untrained = check_accuracy(val_loader, model, device, dtype, metrics, loss_fn, quiet=True)
-            processes.say(f"Before training: {score_line(untrained)}")
+            tell_untrained(check_accuracy(val_loader, model, device, dtype, metrics, loss_fn, quiet=True))
         first, start = len(run.history), time.perf_counter()
         for epoch in epochs_of(run):
             if epoch in (first, s.FREEZE_ENCODER):
@@ -413,10 +409,10 @@ def train_folds(s: SimpleNamespace, argv: list[str] | None) -> None:
     """Trains each of FOLDS, then sums them up. UserError: under torchrun."""
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise UserError("FOLDS with torchrun: train one fold at a time, with --fold 1, --fold 2 and so on.")
-    words = sys.argv[1:] if argv is None else argv
+    flags = sys.argv[1:] if argv is None else argv
     trained = []
     for fold in range(1, s.FOLDS + 1):
-        pairs = train(settings([*words, "--fold", str(fold)]), argv)
+        pairs = train(settings([*flags, "--fold", str(fold)]), argv)
         trained.append(Fold.load(s.OUTPUT_DIR, fold, pairs))
     tell(sum_up(s.OUTPUT_DIR, trained))
     draw_worst(s, trained)
@@ -749,6 +745,11 @@ def describe_run(run: Run, device: torch.device, dtype: torch.dtype | None) -> s
 
 
 # ---- what a run says and leaves in its folder
+
+
+def tell_untrained(scores: Scores) -> None:
+    """Prints the scores of the network that a run begins with, to compare with."""
+    processes.say(f"Before training: {score_line(scores)}")
 
 
 def tell_epoch(run: Run, logger: Logger, output: Path, seconds: float) -> None:

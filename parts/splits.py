@@ -178,8 +178,8 @@ def kind_of_name(name: str) -> str:
     kinds = []
     for part in source_stem(name).split("/"):
         match = re.match(r"(\D*?)[\W_]*(\d+(?![0-9A-Za-z])|$)", part)
-        words = re.split(r"[\W_]+", match[1]) if match else []
-        kinds.append("_".join(word for word in words if word and word.lower() not in _SIDES))
+        pieces = re.split(r"[\W_]+", match[1]) if match else []
+        kinds.append("_".join(word for word in pieces if word and word.lower() not in _SIDES))
     return "/".join(filter(None, kinds))
 
 
