@@ -123,7 +123,11 @@ FLIP = True  # mirror each training image left-right half of the time, on the de
 SCALE: tuple | None = None  # smallest and largest factor that training images are scaled by, such as (0.7, 1.4)
 ROTATE = 0.0  # degrees by which training images are rotated at most, to both sides
 COLOR_JITTER = 0.4  # how far contrast, brightness and colours of training images vary; the article's: 0
-METRICS = ("precision", "recall")  # beside Dice and IoU; or of your own: ("mine.py:name",)
+METRICS = (
+    "precision",
+    "recall",
+    "boundary",
+)  # beside Dice and IoU; boundary is F1 of edges; or of your own: ("mine.py:name",)
 LOGGER: Any = None  # is told every epoch: "tensorboard", or one of your own: "mine.py:name"
 FREEZE_ENCODER = 0  # so many first epochs train the decoder alone: for pretrained encoders
 CHECKPOINTING = False  # compute each block anew for its gradients: half of the memory, a third more time

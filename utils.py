@@ -45,7 +45,7 @@ from parts.masks import MaskRule, resize_mask
 from parts.names import pair_files
 from parts.pictures import Example, Palette, Row
 from parts.recipe import Variation, named_generator, true_labels, vary_batch
-from parts.scores import Metric, Scores, count_confusion, overlap_of, scores_of
+from parts.scores import Metric, Scores, count_labels, rows_of_counts, scored_labels, scores_of
 from parts.spec import DataSpec
 from parts.transforms import Transform
 
@@ -408,20 +408,23 @@ def check_accuracy(
     order instead. UserError: the network has other output channels than the masks need.
     """
     predictor = replace(_predictor_of(loader, model, device, dtype), loss_fn=loss_fn)
-    overlap, confusion, loss = _count_labels(_in_order(loader), predictor)
-    scores = scores_of(overlap, confusion, predictor.mask_rule.names, metrics)
+    counts, confusion, loss = _count_labels(_in_order(loader), predictor, metrics or {})
+    scores = scores_of(counts, confusion, predictor.mask_rule.names, metrics)
     scores.loss = loss
     if processes.rank() == 0 and not quiet:
         tell(summary(scores, int(confusion.sum())))
     return scores
 
 
-def _count_labels(loader: DataLoader, predictor: BatchPredictor) -> tuple[np.ndarray, np.ndarray, float | None]:
-    """Each image's counts (N, 3, L), as of overlap_of, the sum of all confusions (L, L), and the mean of the losses.
+def _count_labels(
+    loader: DataLoader, predictor: BatchPredictor, metrics: Mapping[str, Metric]
+) -> tuple[np.ndarray, np.ndarray, float | None]:
+    """Each image's counts (N, 3 or 7, L), as of count_labels, the sum of confusions (L, L), and the mean of the losses.
 
     They are summed on the device and read once, at the end.
     """
     device, num_labels = predictor.device, predictor.mask_rule.num_labels
+    scored = scored_labels(num_labels, predictor.mask_rule.has_classes)
     dataset: Any = loader.dataset
     sampler: Any = loader.sampler  # an EpochSampler, which tells which images this process scores
     counts, losses = [], []
@@ -430,19 +433,19 @@ def _count_labels(loader: DataLoader, predictor: BatchPredictor) -> tuple[np.nda
         truths = true_labels(masks, device, predictor.mask_rule)
         labels, loss = predictor.labels_and_losses(images, truths)
         losses.append(loss)
-        confusions = count_confusion(labels, truths, num_labels)
-        counts.append(overlap_of(confusions))
+        counts_of_each, confusions = count_labels(labels, truths, num_labels, scored, metrics)
+        counts.append(counts_of_each)
         total += confusions.sum(0)
     exact = torch.device("cpu") if device.type == "mps" else device  # mps has no float64
-    overlap = torch.zeros(len(dataset), 3, num_labels, dtype=torch.float64, device=exact)
+    all_counts = torch.zeros(len(dataset), rows_of_counts(metrics), num_labels, dtype=torch.float64, device=exact)
     loss_of_each = torch.zeros(len(dataset), dtype=torch.float64, device=exact)
     if counts:
-        overlap[sampler.order(0)] = torch.cat(counts).to(exact).double()
+        all_counts[sampler.order(0)] = torch.cat(counts).to(exact).double()
         loss_of_each[sampler.order(0)] = torch.cat(losses).to(exact).double()
-    overlap = processes.sum_over_all(overlap)
+    all_counts = processes.sum_over_all(all_counts)
     mean_loss = float(processes.sum_over_all(loss_of_each).mean())
     total = processes.sum_over_all(total.to(exact).double())
-    return overlap.cpu().numpy(), total.cpu().numpy(), mean_loss if math.isfinite(mean_loss) else None
+    return all_counts.cpu().numpy(), total.cpu().numpy(), mean_loss if math.isfinite(mean_loss) else None
 
 
 def rule_of(loader: DataLoader) -> MaskRule:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import math
 import shutil
 import sys
 import tempfile
@@ -32,12 +33,15 @@ from parts.names import Pair, Picture
 from parts.pictures import Example, Palette
 from parts.predictions import ForegroundPrediction, Output, Prediction, Result
 from parts.scores import (
+    KNOWN_METRICS,
     Scores,
     class_columns,
-    count_confusion,
+    count_labels,
     dice_from_counts,
     iou_from_counts,
-    overlap_of,
+    mean_of_numbers,
+    metric_of_each,
+    scored_labels,
     scores_of,
     selection_dice,
 )
@@ -288,7 +292,8 @@ class PictureScores(Output):
         self.worst_path = folder / "worst.png"
         self.truths = truths
         self.mask_rule = mask_rule
-        # Of L labels and each picture, int64 (3, L): pixels in both, predicted and true
+        self.scored = scored_labels(mask_rule.num_labels, mask_rule.has_classes)
+        # Of L labels and each picture, int64 (7, L), as of count_labels
         self.counts: dict[Picture, np.ndarray] = {}
         self.confusion = np.zeros((mask_rule.num_labels, mask_rule.num_labels), np.int64)  # of all pictures
         self.counts_before: list[np.ndarray] = []  # as counts, of masks before the clean-up, where there is one
@@ -309,10 +314,10 @@ class PictureScores(Output):
             return {}
         return dict.fromkeys([self.path, self.worst_path], "the scores")
 
-    def make(self, prediction: Prediction) -> np.ndarray | None:
-        """Counts a picture's pixels: int64 (1, L, L), rows true, columns predicted; None where there is no true mask.
+    def make(self, prediction: Prediction) -> tuple[np.ndarray, np.ndarray] | None:
+        """A picture's counts (1, 7, L) and confusion (1, L, L), as of count_labels; None where there is no true mask.
 
-        Where masks are cleaned up (2, L, L), the second before that.
+        Where masks are cleaned up there are two of each, the second before that.
         """
         truth = self.truths.read(prediction)
         if truth is None:
@@ -321,22 +326,22 @@ class PictureScores(Output):
         if not prediction.clean_up.does_nothing:
             masks.append(prediction.decided_at(truth.shape))
         labels, truths = (torch.from_numpy(np.stack(arrays)) for arrays in (masks, [truth] * len(masks)))
-        return count_confusion(labels, truths, self.mask_rule.num_labels).numpy()
+        counts, confusions = count_labels(labels, truths, self.mask_rule.num_labels, self.scored, KNOWN_METRICS)
+        return counts.numpy(), confusions.numpy()
 
     def take(self, result: Result) -> None:
-        """Keeps a picture's counts, three of each label: whole tables of many classes would fill memory."""
-        confusion = result.made.get(self)
-        if confusion is not None:
-            overlap, *before = overlap_of(torch.from_numpy(confusion)).numpy()
-            self.counts[result.picture] = overlap
+        """Keeps a picture's counts, seven of each label: whole tables of many classes would fill memory."""
+        if result.made.get(self) is not None:
+            (counts, *before), confusions = result.made[self]
+            self.counts[result.picture] = counts
             self.counts_before += before
-            self.confusion += confusion[0]
+            self.confusion += confusions[0]
 
     def finish(self) -> None:
         """Writes scores.csv."""
         if self.counts:
             counts = np.stack(list(self.counts.values()))
-            self.scores = scores_of(counts, self.confusion, self.mask_rule.names)
+            self.scores = scores_of(counts, self.confusion, self.mask_rule.names, KNOWN_METRICS)
             self.dice = np.array(self.scores.per_image)
             self._write(list(map(str, self.counts)), counts)
 
@@ -359,11 +364,22 @@ class PictureScores(Output):
             tell(f"  {self.dice[index]:.4f}  {scored[index]}")
         tell(f"All of them: {self.path}. The lowest: {self.worst_path}.")
 
+    def _metrics_of_each(self, counts: np.ndarray) -> list[list[str]]:
+        """The cells of each picture's metrics: of several classes the means over those that have one."""
+        columns = []
+        for metric in KNOWN_METRICS.values():
+            by_label = [metric_of_each(metric, counts, label) for label in self.scored]
+            columns.append([mean_of_numbers(values) for values in zip(*by_label)])
+        return [_cells(row) for row in zip(*columns)]
+
+    def _metrics_in_words(self) -> str:
+        return "".join(f"; {name} {value:.4f}" for name, value in self.scores.metrics.items())
+
     def _lowest(self) -> list[int]:
         return np.argsort(self.dice, kind="stable")[:_WORST].tolist()
 
     def _write(self, names: list[str], counts: np.ndarray) -> None:
-        """Writes scores.csv and sets `captions`; of the pictures' names and counts (N, 3, L)."""
+        """Writes scores.csv and sets `captions`; of the pictures' names and counts (N, 7, L)."""
         raise NotImplementedError
 
     def _report_means(self) -> None:
@@ -376,20 +392,25 @@ class ForegroundScores(PictureScores):
     iou: np.ndarray  # of each picture, by `finish`
 
     def _write(self, names: list[str], counts: np.ndarray) -> None:
-        foreground = counts[..., 1]
+        foreground, metrics = counts[:, :3, 1], self._metrics_of_each(counts)
         self.iou = iou_from_counts(*foreground.T)
         rows: list[list] = []
-        for name, dice, iou, numbers in zip(names, self.dice, self.iou, foreground.tolist()):
-            rows.append([name, *_cells([dice, iou]), *numbers])
+        for name, dice, iou, numbers, further in zip(names, self.dice, self.iou, foreground.tolist(), metrics):
+            rows.append([name, *_cells([dice, iou]), *numbers, *further])
             self.captions.append(f"{name}  Dice {dice:.4f}, IoU {iou:.4f}")
-        rows.append(["mean", *_cells([self.scores.dice, self.scores.iou]), "", "", ""])
-        write_csv(self.path, ["image", "dice", "iou", "pixels_in_both", "predicted_pixels", "true_pixels"], rows)
+        means = self.scores.metrics
+        rows.append(["mean", *_cells([self.scores.dice, self.scores.iou]), "", "", "", *_cells(means.values())])
+        columns = ["image", "dice", "iou", "pixels_in_both", "predicted_pixels", "true_pixels", *means]
+        write_csv(self.path, columns, rows)
 
     def _report_means(self) -> None:
         dice, nonempty = self.scores.dice, self.scores.dice_nonempty
         if not self.scores.true_share:
             tell("No pixel of these masks reads as foreground. If they are not empty, MASK_FOREGROUND says what is.")
-        tell(f"Dice {dice:.4f}, IoU {self.scores.iou:.4f}: means over {len(self.dice)} images at their masks' size")
+        tell(
+            f"Dice {dice:.4f}, IoU {self.scores.iou:.4f}: means over {len(self.dice)} images "
+            f"at their masks' size{self._metrics_in_words()}"
+        )
         if nonempty != dice:
             tell(f"Dice {nonempty:.4f} without those that are empty and predicted to be, each of which counts 1 there")
 
@@ -399,26 +420,29 @@ class ClassScores(PictureScores):
 
     def _write(self, names: list[str], counts: np.ndarray) -> None:
         self.captions = [f"{name}  Dice {dice:.4f}" for name, dice in zip(names, self.dice)]
-        both, predicted, true = np.moveaxis(counts, 1, 0)
+        both, predicted, true = np.moveaxis(counts[:, :3], 1, 0)
         by_class = np.full(both.shape, None)  # a class that is neither true nor predicted in a picture has no Dice
         np.copyto(by_class, dice_from_counts(both, predicted, true), where=predicted + true > 0)
-        columns = class_columns(self.scores)
-        rows = [[name, *_cells([mean, *row])] for name, mean, row in zip(names, self.scores.per_image, by_class)]
-        rows.append(["mean", *_cells([self.scores.dice, *columns.values()])])
-        write_csv(self.path, ["image", "dice", *columns], rows)
+        columns, metrics = class_columns(self.scores), self.scores.metrics
+        rows = []
+        for name, mean, row, further in zip(names, self.scores.per_image, by_class, self._metrics_of_each(counts)):
+            rows.append([name, *_cells([mean, *row]), *further])
+        rows.append(["mean", *_cells([self.scores.dice, *columns.values(), *metrics.values()])])
+        write_csv(self.path, ["image", "dice", *columns, *metrics], rows)
 
     def _report_means(self) -> None:
         scores = self.scores
         tell(class_table(scores))
         tell(
-            f"Dice {scores.dice:.4f}, IoU {scores.iou:.4f}: means over the classes, of {len(self.dice)} images at "
-            f"their masks' size; accuracy {100 * scores.accuracy:.2f} %"
+            f"Dice {scores.dice:.4f}, IoU {scores.iou:.4f}: means over the classes, of "
+            f"{len(self.dice)} images at their masks' size; accuracy {100 * scores.accuracy:.2f} %"
+            f"{self._metrics_in_words()}"
         )
 
 
 def _cells(values: Iterable[float | None]) -> list[str]:
-    """Numbers of a CSV row; empty for None."""
-    return ["" if value is None else f"{value:.6f}" for value in values]
+    """Numbers of a CSV row; empty for None and NaN."""
+    return ["" if value is None or math.isnan(value) else f"{value:.6f}" for value in values]
 
 
 class WorstSheet(Output):

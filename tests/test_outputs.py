@@ -233,13 +233,19 @@ def test_scores_worked_out_by_hand(tmp_path):
     for name, counts in dict(perfect=(8, 8, 8), half=(2, 4, 8), missed=(0, 0, 8), empty=(0, 0, 0)).items():
         both, predicted, true = counts
         confusion = np.array([[20 - predicted - true + both, predicted - both], [true - both, both]])
-        scores.take(Result(picture_of(name), made={scores: confusion[None]}))
+        edges = [[0, 0]] * 4 if name == "empty" else [[0, both // 2], [0, 2], [0, both // 2], [0, 4]]
+        made = np.concatenate([overlap_of(torch.from_numpy(confusion[None]))[0].numpy(), edges])
+        scores.take(Result(picture_of(name), made={scores: (made[None], confusion[None])}))
     scores.finish()
     assert scores.dice.tolist() == [1, 2 * 2 / 12, 0, 1] and scores.iou.tolist() == [1, 2 / 10, 0, 1]
     rows = scores_in(tmp_path)
     assert rows["half.jpg"] == dict(
-        image="half.jpg", dice="0.333333", iou="0.200000", pixels_in_both="2", predicted_pixels="4", true_pixels="8"
-    )
+        image="half.jpg", dice="0.333333", iou="0.200000", pixels_in_both="2", predicted_pixels="4", true_pixels="8",
+        precision="0.500000", recall="0.250000", boundary="0.333333",
+    )  # fmt: skip
+    assert [rows["missed.jpg"][name] for name in ("precision", "recall", "boundary")] == ["", "0.000000", "0.000000"]
+    assert [rows["empty.jpg"][name] for name in ("precision", "recall", "boundary")] == [""] * 3
+    assert float(rows["mean"]["precision"]) == 0.75
     assert list(rows)[-1] == "mean"
     assert float(rows["mean"]["dice"]) == pytest.approx((1 + 1 / 3 + 0 + 1) / 4, abs=1e-6)
     assert [picture.path.stem for picture in scores.worst()] == ["missed", "half", "perfect", "empty"]
@@ -444,7 +450,8 @@ def test_scores_of_classes(photos, call, classes_checkpoint, tmp_path, capsys):
 
     rows = scores_in(out, key=lambda row: Path(row["image"]).stem)
     columns = ["dice", "dice_0", "dice_road", "dice_a/b", "dice_300"]
-    assert list(rows["a"]) == ["image", *columns]
+    assert list(rows["a"]) == ["image", *columns, "precision", "recall", "boundary"]
+    assert [float(rows["grey"][name]) for name in ("precision", "recall", "boundary")] == [1] * 3
     assert [float(rows["grey"][column] or 1) for column in columns] == [1] * 5
     predicted = read_mask(out / "a.png", mask_rule)
     by_hand = []

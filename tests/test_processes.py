@@ -113,6 +113,7 @@ import json, sys, torch
 from torch.utils.data import DataLoader, TensorDataset
 from parts import processes
 from parts.masks import MaskRule
+from parts.scores import load_metrics
 from utils import check_accuracy
 torch.manual_seed(0)
 images = torch.randint(0, 256, (7, 3, 20, 30), dtype=torch.uint8)
@@ -129,7 +130,7 @@ with processes.together("cpu"):
         for count in (7, 1):  # of one image, another process has none
             data = TensorDataset(images[:count], truths[:count])
             data.mask_rule = rule
-            found.append(vars(check_accuracy(DataLoader(data, 2), network)))
+            found.append(vars(check_accuracy(DataLoader(data, 2), network, metrics=load_metrics(["boundary"]))))
     if processes.rank() == processes.world_size() - 1:
         with open(sys.argv[1], "w") as file:
             json.dump(found, file)
@@ -148,6 +149,7 @@ def test_scores_of_classes_and_with_ignored_pixels_are_those_of_one_process(tmp_
     assert (tmp_path / "one.json").read_text() == (tmp_path / "two.json").read_text()
     classes, _, ignoring, _ = json.loads((tmp_path / "one.json").read_text())
     assert len(classes["per_image"]) == 7 and min(classes["classes"]["dice"]) > 0
+    assert classes["metrics"]["boundary"] > 0
     assert 0 < ignoring["dice_nonempty"] < ignoring["dice"] < 1
 
 

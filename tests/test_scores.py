@@ -1,5 +1,6 @@
 """Scores, worked out by hand or beside torchmetrics."""
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -13,8 +14,12 @@ from parts.masks import MaskRule
 from parts.scores import (
     class_columns,
     count_confusion,
+    count_labels,
     dice_from_counts,
     iou_from_counts,
+    load_metrics,
+    mean_metric,
+    metric_of_each,
     overlap_of,
     selection_dice,
 )
@@ -119,6 +124,52 @@ def test_a_confusion_has_true_rows_and_predicted_columns():
     assert confusion.tolist() == [[[1, 1, 0], [0, 0, 0], [0, 1, 0]]]
     both, predicted, true = overlap_of(confusion)[0].tolist()
     assert (both, predicted, true) == ([1, 0, 0], [1, 2, 0], [2, 0, 1])
+
+
+def edges_by_distances(mask, known):
+    """The boundary of a mask, pixel by pixel."""
+    padded = np.pad(known & ~mask, 1)
+    rows, columns = np.nonzero(mask)
+    return [place for place in zip(rows, columns) if padded[place[0] : place[0] + 3, place[1] : place[1] + 3].any()]
+
+
+def boundary_by_distances(labels, truth, label, tolerance):
+    """The boundary score from the distances of all pairs of boundary pixels."""
+    known = truth != 255
+    predicted, true = (edges_by_distances((each == label) & known, known) for each in (labels, truth))
+    if not predicted and not true:
+        return np.nan
+    if not predicted or not true:
+        return 0
+    distances = np.abs(np.array(predicted)[:, None] - np.array(true)[None]).max(2)
+    precise, recalled = (distances.min(1) <= tolerance).mean(), (distances.min(0) <= tolerance).mean()
+    return 2 * precise * recalled / max(1e-9, precise + recalled)
+
+
+def test_the_boundary_score_is_that_of_distances_between_boundaries():
+    """On drawn discs, bars and polygons, moved by some pixels, with an ignored corner; one image has nothing."""
+    draw, size = np.random.default_rng(0), (120, 240)  # whose diagonal of 268 makes the tolerance 2
+    truths, predictions = np.zeros((2, 6, *size), np.uint8)
+    for index, (truth, prediction) in enumerate(zip(truths[:5], predictions)):
+        for label, more in ((1, 0), (2, index)):
+            x, y, side = (int(draw.integers(*limits)) for limits in ((30, 200), (20, 100), (5, 25)))
+            cv2.circle(truth, (x, y), side, label, -1)
+            cv2.circle(prediction, (x + more, y), side + index % 2, label, -1)
+        cv2.fillPoly(truth, [draw.integers(0, 120, (4, 2), np.int32)], 1)
+        cv2.rectangle(prediction, (0, 3 * index), (40, 40), 1, -1)
+        truth[80:, 150 : 150 + 20 * index] = 255
+    expected = [[boundary_by_distances(*pair, label, 2) for pair in zip(predictions, truths)] for label in range(3)]
+    chosen = load_metrics(["boundary"])
+    loader = class_loader(predictions, truths, "sky", "disc", "dot", batch_size=4)
+    scores_of_classes = check_accuracy(loader, Nearest(3), metrics=chosen)
+    assert scores_of_classes.metrics["boundary"] == pytest.approx(np.mean([np.nanmean(row) for row in expected]))
+    assert 0.2 < scores_of_classes.metrics["boundary"] < 0.95 and np.isnan(expected[1][5])
+    for label in range(3):
+        counts, _ = count_labels(torch.from_numpy(predictions), torch.from_numpy(truths), 3, range(3), chosen)
+        values = metric_of_each(chosen["boundary"], counts.numpy(), label)
+        assert values == pytest.approx(expected[label], nan_ok=True)
+    counts, _ = count_labels(torch.from_numpy(truths % 255), torch.from_numpy(truths), 3, range(3), chosen)
+    assert mean_metric(chosen["boundary"], counts.numpy(), range(3)) == 1
 
 
 def test_a_large_images_confusion_is_counted_in_parts(monkeypatch):
