@@ -579,7 +579,8 @@ class _Matching:
                 continue
             expected = name
             if self.mask_name is not None:
-                expected = self.mask_name.replace("{}", PurePath(name).name).replace("*", "1")
+                own = name if "/" in self.mask_name else PurePath(name).name
+                expected = self.mask_name.replace("{}", own).replace("*", "1")
             problem, cure = "has no mask", f"Add {printable(expected)}.png or the like, or remove it"
             if name in not_read:
                 problem = f"has its mask in {printable(not_read[name])}, which is of a kind that is not read"

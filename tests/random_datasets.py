@@ -43,6 +43,7 @@ LAST = (
 )
 FIELDS = {  # of DataSpec
     "MASK_FOREGROUND": "foreground",
+    "IMAGE_NAME": "image_name",
     "MASK_NAME": "mask_name",
     "SKIP_UNPAIRED": "skip_unpaired",
     "MASK_IGNORE": "ignore",
@@ -1008,7 +1009,25 @@ def make(seed, folder):
             put_beside(draw, image_dir)
             put_beside(draw, mask_dir)
     tell_what_vanishes(meant)
+    mask_name = told or "{}"
+    told_so = naming == "same" or naming.startswith("told") and (places == ("",) or mask_name.startswith("{}"))
+    if sound and not (odd or paged or meant.reasons) and naming in NAMINGS and told_so:
+        plant_tree(meant, mask_name)
     return meant
+
+
+def plant_tree(meant, mask_name):
+    """Moves images and masks into folders below theirs, which IMAGE_NAME and MASK_NAME tell."""
+    meant.constants |= {"IMAGE_NAME": "shots/{}", "MASK_NAME": f"labels/{mask_name}"}
+    meant.words.append("a tree")
+    for side, samples in enumerate(meant.samples):
+        for sample in samples.values():
+            moved = []
+            for folder, below, path in zip(meant.folders[2 * side :], ("shots", "labels"), sample.files):
+                target = folder / below / path.relative_to(folder)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                moved.append(path.rename(target))
+            sample.files = tuple(moved)
 
 
 def add_strays(draw, meant, image_dir, mask_dir, naming, layout, odd):
