@@ -928,7 +928,7 @@ def ending_in_words(s: SimpleNamespace, argv: list[str] | None) -> Iterator[None
         if stamp(checkpoint) == before or processes.rank() > 0:
             raise
         raise UserError(f"{error}\n{how_to_continue(True, argv)}") from error
-    except (RuntimeError, OSError, MemoryError) as error:
+    except Exception as error:  # libraries have exceptions of their own for too little memory
         if ran_out_of_memory(error):
             constant = size_constant(s)
             size = getattr(s, constant)

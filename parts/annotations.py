@@ -282,12 +282,11 @@ def _take_yolo(side: _Side, file: Path, name: str, text: str, names: list[str]) 
         if len(numbers) == 4:
             raise UnusableFile(file, "has boxes, which are no masks", "Export polygons (segmentation)")
         points = _checked(np.array(numbers, float).reshape(-1, 2))
-        known = names if names else list(map(str, range(int(label) + 1)))
-        if not 0 <= int(label) < len(known):
-            raise UnusableFile(
-                file, f"has class {int(label)}, and there are names for {len(known)}", "Mend one of them"
-            )
-        image.shapes.append(Shape(known[int(label)], [points]))
+        number = int(label)
+        if number < 0 or 0 < len(names) <= number:
+            raise UnusableFile(file, f"has class {number}, and there are names for {len(names)}", "Mend one of them")
+        name_of_class = names[number] if names else _name_of(number)
+        image.shapes.append(Shape(name_of_class, [points]))
     used = {shape.name for shape in image.shapes}
     side.classes = names or sorted({*side.classes, *used}, key=int)
     side.annotated.append(image)

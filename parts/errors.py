@@ -87,6 +87,7 @@ _OUT_OF_MEMORY = (
     "error: out of memory",
     "DefaultCPUAllocator: can't allocate",
     "DefaultCPUAllocator: not enough memory",
+    "Insufficient memory",  # OpenCV's words
 )
 
 

@@ -37,6 +37,8 @@ from parts.own import is_own, name_of_part
 
 # ---- rules: what a constant may be
 
+_LARGEST = 2**63 - 1  # whole number that PyTorch and the operating system take
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -55,11 +57,11 @@ def switch() -> Rule:
     return Rule("True or False", lambda value: type(value) is bool, _read_one, "", is_switch=True)
 
 
-def whole(least: int = 0, most: float = math.inf) -> Rule:
+def whole(least: int = 0, most: int = _LARGEST) -> Rule:
     """A whole number from `least` to `most`."""
-    wanted = f"a whole number, {least} or more"
-    if most < math.inf:
-        wanted = f"a whole number from {least} to {most}"
+    wanted = f"a whole number from {least} to {most}"
+    if most == _LARGEST:
+        wanted = f"a whole number, {least} or more, of at most 63 bits"
     return Rule(wanted, lambda value: type(value) is int and least <= value <= most, _read_one, "INT")
 
 

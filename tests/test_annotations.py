@@ -199,6 +199,13 @@ def test_what_cannot_be_drawn_is_said_in_words(name, text, words, folders):
         draw_masks([folders], "out/drawn")
 
 
+def test_numbers_of_classes_without_names_cost_no_memory(folders, capsys):
+    for name, number in (("p0.txt", 7), ("p1.txt", 10**13)):
+        (folders[1] / name).write_text(f"{number} 0.1 0.2 0.3 0.4 0.1 0.5")
+    draw_masks([folders], "out/drawn")
+    assert "10000000000000 (1)" in capsys.readouterr().out
+
+
 def test_names_of_hostile_files_do_not_lead_out_of_the_folder(folders):
     stored = of_entry() | {"annotations": []}
     names = enumerate(["../../i/p1.png", "/etc/p2.png", "p3.png"])

@@ -156,7 +156,12 @@ def test_names_and_values_that_cannot_be_meant_are_refused_in_words(script, flag
 @pytest.mark.parametrize(
     "rule, good, bad, message",
     [
-        (whole(1), [1, 50], [0, -1, 1.0, "1", True, None, (1,)], "a whole number, 1 or more"),
+        (
+            whole(1),
+            [1, 50],
+            [0, -1, 1.0, "1", True, None, (1,), 10**20],
+            "a whole number, 1 or more, of at most 63 bits",
+        ),
         (whole(1, 100), [1, 100], [0, 101], "a whole number from 1 to 100"),
         (number(), [0, 0.5], [-1, float("nan"), "x", None, True], "a number, 0 or more"),
         (number(above=0, below=1), [0.5], [0, 1, float("nan")], "a number, above 0, below 1"),
@@ -165,7 +170,7 @@ def test_names_and_values_that_cannot_be_meant_are_refused_in_words(script, flag
         (sizes(2), [(1, 2)], [(1,), (1, 2, 3), (0, 2), (1.0, 2), 8, None, "x"], "height and width"),
         (sizes(), [(1,), (1, 2, 3)], [(), (0,), None], "one or more whole numbers above 0"),
         (interval(), [(0.7, 1.4), (1, 1)], [(1.4, 0.7), (0, 1), (1,), 1.5, None, (1, "x")], "the smaller one first"),
-        (optional(whole(0)), [None, 0], [-1, "none"], "a whole number, 0 or more, or None"),
+        (optional(whole(0)), [None, 0], [-1, "none"], "a whole number, 0 or more, of at most 63 bits, or None"),
         (either(sizes(2), "own", None), [None, "own", (1, 2)], ["x", (1,)], 'height and width, "own", or None'),
         (file_path(".csv", ".csv.gz"), ["a.csv", "b.csv.gz"], ["a.png", None], "ends in .csv or .csv.gz"),
     ],
@@ -188,7 +193,7 @@ def test_all_that_is_wrong_is_told_at_once(script):
         settings_of(space, "--count x --size a b --share fast")
     lines = str(told.value).splitlines()
     assert [line.split()[0] for line in lines[1:]] == ["COUNT", "SHARE", "SIZE", "FLIP", "FOLDER"]
-    assert "COUNT = 'x': a whole number, 1 or more" in str(told.value)
+    assert "COUNT = 'x': a whole number, 1 or more, of at most 63 bits" in str(told.value)
 
 
 def test_nul_is_in_no_name_of_a_file(script):

@@ -2,6 +2,7 @@ import errno
 import math
 import re
 
+import cv2
 import pytest
 import torch
 import torch._dynamo
@@ -271,6 +272,7 @@ def test_out_of_memory_names_the_constants_with_numbers():
         (RuntimeError("GET was unable to find an engine to execute this computation"), True),
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
         (RuntimeError("CUDA error: out of memory"), True),
+        (cv2.error("error: (-4:Insufficient memory) Failed to allocate 3000000000000 bytes"), True),
         (MemoryError(), True),
         (OSError(errno.ENOMEM, "Cannot allocate memory"), True),
         (OSError(errno.ENOENT, "No such file or directory"), False),
