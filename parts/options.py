@@ -201,7 +201,7 @@ def sizes(count: int | None = None) -> Rule:
     def accepts(value: Any) -> bool:
         if not isinstance(value, tuple) or not value or len(value) != (count or len(value)):
             return False
-        return all(type(side) is int and side > 0 for side in value)
+        return all(type(side) is int and 0 < side < 2**31 for side in value)  # OpenCV takes no more
 
     return Rule(wanted, accepts, _read_numbers, "INT", several=True)
 

@@ -168,7 +168,7 @@ def test_names_and_values_that_cannot_be_meant_are_refused_in_words(script, flag
         (number(most=1), [0, 1, 0.3], [1.1, -0.1], "a number, 0 or more, at most 1"),
         (one_of(None, 8, "x"), [None, 8, "x"], [9, "y", ()], "one of None, 8, x"),
         (sizes(2), [(1, 2)], [(1,), (1, 2, 3), (0, 2), (1.0, 2), 8, None, "x"], "height and width"),
-        (sizes(), [(1,), (1, 2, 3)], [(), (0,), None], "one or more whole numbers above 0"),
+        (sizes(), [(1,), (1, 2, 3)], [(), (0,), (2**31,), None], "one or more whole numbers above 0"),
         (interval(), [(0.7, 1.4), (1, 1)], [(1.4, 0.7), (0, 1), (1,), 1.5, None, (1, "x")], "the smaller one first"),
         (optional(whole(0)), [None, 0], [-1, "none"], "a whole number, 0 or more, of at most 63 bits, or None"),
         (either(sizes(2), "own", None), [None, "own", (1, 2)], ["x", (1,)], 'height and width, "own", or None'),
