@@ -280,6 +280,11 @@ class Predictor:
     def _predict(self, picture: str | Path | np.ndarray, page: int, bits: int | None = None) -> Prediction:
         if isinstance(picture, np.ndarray):
             loaded = self.reader.take(picture)
+        elif not isinstance(picture, (str, Path)):
+            raise UserError(
+                f"Predictor takes a file or an array, not a {type(picture).__name__}; np.asarray(image) makes an array "
+                "of Pillow's images."
+            )
         else:
             loaded = self.reader.read(Picture(Path(picture), PurePath(Path(picture).stem), page))
         (predict,) = predict_batch([loaded], self.runner, self.decision, bits=bits)

@@ -656,6 +656,8 @@ def chosen_architecture(s: SimpleNamespace) -> dict[str, Any]:
 
 def load_first_weights(model: Network, s: SimpleNamespace, mask_rule: MaskRule) -> None:
     """Puts the weights that a new run starts from into the network, if it does not start from random ones."""
+    if s.FREEZE_ENCODER:  # a network that has none is told before the files of an earlier run are put aside
+        freeze_encoder(model, False)
     if s.LOAD_MODEL:
         return
     if s.PRETRAINED:
@@ -911,6 +913,7 @@ def summary(run: Run, output: Path, seconds: float, waiting: float, loader: Load
     if not (output / "best.pth").exists():
         network = f"best.pth, of epoch {run.best['epoch']}, is gone; the last network is in {output / 'checkpoint.pth'}"
     lines.append(f"Look at {shown}; {network}.")
+    lines.append(f"Masks of new images: {_script('predict.py')} --checkpoint {output / 'best.pth'} PHOTO")
     return "\n".join(lines)
 
 
@@ -949,9 +952,9 @@ def ending_in_words(s: SimpleNamespace, argv: list[str] | None) -> Iterator[None
 
 def how_to_continue(has_epoch: bool, argv: list[str] | None) -> str:
     """The command that continues a stopped run. `has_epoch`: an epoch of it is saved."""
-    start = ["python"]
+    start = _script("train.py")
     if processes.world_size() > 1:
-        start = ["torchrun", "..."]
+        start = start.replace("python", "torchrun ...", 1)
     if argv is None:
         argv = sys.argv[1:]
     flags = [flag for flag in argv if flag != "--load-model"]
@@ -959,7 +962,14 @@ def how_to_continue(has_epoch: bool, argv: list[str] | None) -> str:
     if has_epoch:
         advice = "Go on after the last finished epoch"
         flags.append("--load-model")
-    return f"{advice} with:\n  {shlex.join([*start, 'train.py', *flags])}"
+    return f"{advice} with:\n  {start} {shlex.join(flags)}".rstrip()
+
+
+def _script(name: str) -> str:
+    """The command that starts a script beside this one, from where this one was started."""
+    place, started = os.path.split(sys.argv[0])
+    path = os.path.join(place, name) if started == "train.py" else name  # a notebook has another one
+    return f"python {shlex.quote(path)}"
 
 
 if __name__ == "__main__":

@@ -282,7 +282,11 @@ def read_checkpoint(filename: str | Path) -> dict[str, Any]:
     """
     path = Path(filename)
     if not path.is_file():
-        raise UserError(f"{path}: there is no such checkpoint. Train first, or name another file.")
+        earlier = path.with_stem(f"{path.stem}.previous")
+        cure = "Train first, or name another file"
+        if earlier.is_file():
+            cure = f"{earlier.name} beside it is that of the run before the last one: rename it to go on with that"
+        raise UserError(f"{path}: there is no such checkpoint. {cure}.")
     checkpoint = _unpickle(path)
     if not isinstance(checkpoint, dict):
         raise UserError(f"{path}: holds a {type(checkpoint).__name__}. {EXPECTED}.")
@@ -372,7 +376,7 @@ def load_weights(model: nn.Module, weights: Weights, source: str) -> None:
     }
     lines = [f"  {label} {list_files(names)}" for label, names in differences.items() if names]
     if lines:
-        heading = f"{source} belongs to another architecture (FEATURES, ENCODER or the channels differ):"
+        heading = f"{source} belongs to another architecture (NETWORK, FEATURES, ENCODER or the channels differ):"
         raise UserError("\n".join([heading, *lines]))
     on_meta = any(value.is_meta for value in own.values())
     if on_meta:  # it has no memory yet; copies have the strides of a new network, by which convolutions are chosen

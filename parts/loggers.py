@@ -6,6 +6,7 @@ of its pictures. A class is made one first.
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -56,6 +57,7 @@ def load_logger(chosen: Any) -> Logger:
         logger = part() if isinstance(part, type) else part
         if not callable(logger):
             raise TypeError(f"a {type(logger).__name__} cannot be called")
+        inspect.signature(logger).bind(1, {}, Path())  # TypeError: it takes other arguments
 
     def tell(epoch: int, row: dict[str, Any], folder: Path) -> None:
         with faults_of("LOGGER", chosen, CONTRACT):

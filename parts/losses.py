@@ -82,11 +82,13 @@ class Loss(nn.Module):
                 kept[:, :, :4] = False
                 value = term(logits, labels, kept)
                 if not isinstance(value, torch.Tensor) or value.numel() != 1:
-                    raise TypeError(f"gives {_described(value)}")
+                    raise TypeError(f"the loss is {_described(value)}, and not a single number; .mean() makes one")
                 if not torch.isfinite(value):
-                    raise ValueError(f"gives {value.item()} of ordinary logits")
+                    raise ValueError(f"the loss is {value.item()} of ordinary logits")
                 if not value.requires_grad or torch.autograd.grad(value, logits, allow_unused=True)[0] is None:
-                    raise ValueError("gives a number that does not depend on the logits (detached, or of labels alone)")
+                    raise ValueError(
+                        "the loss is a number that does not depend on the logits (detached, or of labels alone)"
+                    )
         return self
 
 

@@ -301,9 +301,9 @@ def drops_alpha(decoded: Decoded | Bands, channels: int | None = RGB) -> bool:
 
 def has_used_alpha(picture: Image.Image) -> bool:
     """Whether a PIL image has a channel of transparency, or a fourth one, that is not the same all over."""
-    if picture.mode not in ("LA", "PA", "RGBA"):
+    if picture.mode not in ("LA", "PA", "RGBA", "RGBX"):
         return False
-    alpha = np.asarray(picture.getchannel("A"))
+    alpha = np.asarray(picture.getchannel(picture.getbands()[-1]))
     return bool(alpha.min() < alpha.max())
 
 

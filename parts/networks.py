@@ -206,6 +206,7 @@ class OwnNetwork(nn.Module):
         if not isinstance(self.network, nn.Module):
             raise TypeError(f"a {type(self.network).__name__} is no torch.nn.Module")
         self.stride: int = self._find_stride()
+        self._refuse_probabilities()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         height, width = x.shape[2:]
@@ -227,9 +228,8 @@ class OwnNetwork(nn.Module):
         self.network.eval()
         try:
             for stride in strides:
-                height, width = stride * (64 // stride | 1), stride * (96 // stride | 1)
                 try:
-                    self._try_size(height, width)
+                    self._try_size(*_trial_size(stride))
                     return stride
                 except Exception:  # of whatever kind: it does not take this size
                     if stride == strides[-1]:
@@ -238,14 +238,25 @@ class OwnNetwork(nn.Module):
             self.network.train(training)
         raise AssertionError("the last stride returns or raises")
 
+    @torch.enable_grad()
+    def _refuse_probabilities(self) -> None:
+        """ValueError: the last layer is a sigmoid or softmax, which the losses apply themselves."""
+        training = self.network.training
+        last = type(self.network.eval()(torch.zeros(1, self.in_channels, *_trial_size(self.stride))).grad_fn).__name__
+        self.network.train(training)
+        if last.startswith(("Sigmoid", "Softmax", "LogSoftmax")):
+            raise ValueError("it ends in a sigmoid or softmax; leave that out, as logits are wanted")
+
     def _try_size(self, height: int, width: int) -> None:
         """Any exception: the network does not take images of this size, or gives no logits of it."""
-        logits = self.network(torch.zeros(1, self.in_channels, height, width))
+        images = torch.zeros(1, self.in_channels, height, width)
+        logits = self.network(images)
         wanted = (1, self.out_channels, height, width)
+        trial = f"of a trial image {tuple(images.shape)} it gives"
         if not isinstance(logits, torch.Tensor):
-            raise TypeError(f"it gives a {type(logits).__name__}, and expected is a tensor {wanted}")
+            raise TypeError(f"{trial} a {type(logits).__name__} instead of a tensor {wanted}")
         if tuple(logits.shape) != wanted:
-            raise ValueError(f"it gives a tensor {tuple(logits.shape)}, and expected is {wanted}")
+            raise ValueError(f"{trial} {tuple(logits.shape)}, and expected is {wanted}")
 
     @cached_property
     def reach(self) -> int:
@@ -263,6 +274,11 @@ class OwnNetwork(nn.Module):
         strength = gradient[0].abs().amax(0)
         rows, columns = torch.nonzero(strength > 1e-5 * strength.max(), as_tuple=True)
         return int(torch.cat([rows, columns]).sub(side // 2).abs().max())
+
+
+def _trial_size(stride: int) -> tuple[int, int]:
+    """Height and width of a trial image: odd multiples of the stride."""
+    return stride * (64 // stride | 1), stride * (96 // stride | 1)
 
 
 Network = UNet | EncoderUNet | OwnNetwork

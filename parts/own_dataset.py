@@ -44,7 +44,7 @@ def write_dataset(chosen: Any, make: Callable[[bool], Any], output: str | Path, 
         folders = folders_of(output, side)
         with faults_of("DATASET", chosen, CONTRACT):
             data = make(side == "train")
-            names = _names_of(data, folders[0])
+            names = _names_of(data, folders[0], side)
         for folder in folders:
             suffix = ".png" if channels == RGB or folder == folders[1] else NPY
             keep_only(folder, {folder / f"{name}{suffix}" for name in names}, (".png", NPY))
@@ -53,9 +53,13 @@ def write_dataset(chosen: Any, make: Callable[[bool], Any], output: str | Path, 
             pass
 
 
-def _names_of(data: Any, folder: Path) -> list[str]:
+def _names_of(data: Any, folder: Path, side: str) -> list[str]:
     """The names of the samples: those that the dataset has, or numbers. ValueError: one cannot be a file's."""
-    names = [str(name) for name in getattr(data, "names", None) or (f"{index:06d}" for index in range(len(data)))]
+    names = [
+        str(name) for name in getattr(data, "names", None) or (f"{side}_{index:06d}" for index in range(len(data)))
+    ]
+    if not names:
+        raise ValueError(f"its len is 0 for {side}")
     if len(names) != len(data) or len(set(names)) != len(names):
         raise ValueError(f"it has {len(data)} samples and {len(set(names))} different names")
     for name in names:

@@ -211,7 +211,10 @@ def load_metrics(chosen: Sequence[Any]) -> dict[str, Metric]:
         metric = load_part("METRICS", value, KNOWN_METRICS)
         with faults_of("METRICS", value, _METRIC_CONTRACT):
             for counts in ((3, 0, 0, 6), (1, 2, 3, 4), (0, 0, 5, 4), (0, 5, 0, 4)):
-                float(metric(*counts))
+                value = metric(*counts)
+                if value is None or math.isinf(value):
+                    names = ", ".join(f"{name} = {count}" for name, count in zip(("tp", "fp", "fn", "tn"), counts))
+                    raise ValueError(f"gives {value} of {names}")
         metrics[name] = metric
     return metrics
 

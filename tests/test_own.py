@@ -184,6 +184,13 @@ class Plain(nn.Module):
 # ---- contracts
 
 
+class Chances(Plain):
+    """Gives probabilities."""
+
+    def forward(self, x):
+        return self.layer(x).sigmoid()
+
+
 class Pooled(Plain):
     """Gives logits of half the size."""
 
@@ -216,6 +223,7 @@ def test_stride_and_reach_are_asked_or_measured():
 @pytest.mark.parametrize(
     "network, words",
     [
+        (Chances, "ends in a sigmoid"),
         (Pooled, "expected is \\(1, 1, "),
         (lambda in_channels, out_channels: "net", "a str is no torch.nn.Module"),
         (lambda channels: None, "unexpected keyword argument"),
@@ -320,7 +328,7 @@ def test_a_dataset_of_ones_own_is_audited_trained_on_and_shown(tmp_path, monkeyp
         (lambda train: 3, "has no len"),
         (lambda train: [(np.zeros((4, 4)), np.zeros((4, 4), np.uint8))], "the image of sample 0 is float64"),
         (lambda train: [(np.zeros((4, 4, 3), np.uint8), np.zeros((4, 5), np.uint8))], "a mask of \\(4, 5\\)"),
-        (lambda train: Discs(train, 0), "holds no pictures"),
+        (lambda train: Discs(train, 0), "its len is 0 for train"),
     ],
 )
 def test_a_dataset_that_cannot_be_is_told(data, words, tmp_path, monkeypatch):
