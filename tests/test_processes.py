@@ -332,8 +332,10 @@ with processes.together("cpu"):
     processes.same_everywhere(network)
     told.append(network.running_mean.tolist())
     os.environ["LOCAL_RANK"] = "0"  # as on two machines
+    folders = ["--train-img-dir", "0/images", "--train-mask-dir", "0/masks"]
+    folders += [word.replace("train", "val") for word in folders]
     for words in (["--seed", str(rank)], ["--output-dir", str(rank)]):
-        tell(lambda: train.tell_settings(train.settings(words)))
+        tell(lambda: train.tell_settings(train.settings([*folders, *words])))
     for folder in (str(rank), "0"):
         data = f"{folder}/images", f"{folder}/masks"
         tell(lambda: train.data_of(*get_loaders(*data, *data, 2, 0, arrays=False), Report([], [])))
