@@ -11,7 +11,8 @@ import numpy as np
 from parts.errors import counted
 from parts.scores import Scores
 
-_FEW_STEPS = 400  # of the optimizer: a network from random weights has hardly begun to learn with fewer
+_FEW_STEPS = 200  # of the optimizer: a network from random weights has hardly begun to learn with fewer
+_ENOUGH_STEPS = 800  # are advised then
 _NAMED = 12  # classes in a line
 
 
@@ -165,10 +166,10 @@ def few_steps(steps: int, batch_size: int, epochs: int) -> str:
     if steps >= _FEW_STEPS:
         return ""
     smaller = min(batch_size, 4)
-    longer = math.ceil(2 * _FEW_STEPS * epochs * smaller / batch_size / max(1, steps))
+    longer = math.ceil(_ENOUGH_STEPS * epochs * smaller / batch_size / max(1, steps))
     return (
         f"{counted(steps, 'step')} in all, and a network from random weights needs some hundreds: "
-        f"--batch-size {smaller} --num-epochs {longer} would make {2 * _FEW_STEPS}. A batch is one step, however "
+        f"--batch-size {smaller} --num-epochs {longer} would make {_ENOUGH_STEPS}. A batch is one step, however "
         "large it is."
     )
 
