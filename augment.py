@@ -263,13 +263,7 @@ def make_augmented(
     output_dir.mkdir(parents=True, exist_ok=True)
     waiting = f"Another augment.py is at work in {printable(output_dir)}; waiting for it ..."
     with one_at_a_time(output_dir / ".augmented.lock", waiting):
-        settings: dict[str, object] = {"JPEG_QUALITY": jpeg_quality, "SEED": seed}
-        for name, value in (("IMAGE_NAME", spec.image_name), ("MASK_NAME", spec.mask_name)):
-            if value is not None:
-                settings[name] = value
-        if channels != RGB:
-            settings["CHANNELS"] = spec.channels
-        missing = _prepare(output_dir, items, settings)
+        missing = _prepare(output_dir, items, _settings_of_copies(spec, jpeg_quality, seed))
         start = time.perf_counter()
         maker = _Maker(output_dir, jpeg_quality, seed, channels, spec.resize_masks)
         transparent = _make(missing, items, maker, num_workers)
@@ -294,6 +288,17 @@ def make_augmented(
         preview=output_dir / _PREVIEW,
         warnings=warnings,
     )
+
+
+def _settings_of_copies(spec: DataSpec, jpeg_quality: int, seed: int) -> dict[str, object]:
+    """The constants on which the copies depend; those that once did not exist only where they are set."""
+    settings: dict[str, object] = {"JPEG_QUALITY": jpeg_quality, "SEED": seed}
+    for name, value in (("IMAGE_NAME", spec.image_name), ("MASK_NAME", spec.mask_name)):
+        if value is not None:
+            settings[name] = value
+    if spec.channels != RGB:
+        settings["CHANNELS"] = spec.channels
+    return settings
 
 
 def _check_folders(img_dir: Folder, mask_dir: Folder, output_dir: Folder) -> None:

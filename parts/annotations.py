@@ -326,9 +326,8 @@ def _checked(points: np.ndarray) -> Outline:
 # ---- drawing
 
 
-def _draw_side(side: _Side, images: Listing, classes: list[str], folder: Path, spec: DataSpec) -> None:
-    """Writes the mask of each annotated image below `folder`, and says what was drawn. UserError."""
-    paths = {images.name_of(path): path for path in images.pictures}
+def _by_image(side: _Side, images: Listing, paths: dict[str, Path], spec: DataSpec) -> dict[str, list[Annotated]]:
+    """What is annotated of each image, by its name in `paths`. UserError: an image that is annotated is not there."""
     names, strays = ImageNames(paths), defaultdict(list)
     of_image: dict[str, list[Annotated]] = defaultdict(list)
     for annotated in side.annotated:
@@ -344,6 +343,13 @@ def _draw_side(side: _Side, images: Listing, classes: list[str], folder: Path, s
             for file, stems in list(strays.items())[:20]
         ]
         raise UserError("\n".join([*problems, f"Add these images, or remove what annotates them; {LEAVE_OUT}."]))
+    return of_image
+
+
+def _draw_side(side: _Side, images: Listing, classes: list[str], folder: Path, spec: DataSpec) -> None:
+    """Writes the mask of each annotated image below `folder`, and says what was drawn. UserError."""
+    paths = {images.name_of(path): path for path in images.pictures}
+    of_image = _by_image(side, images, paths, spec)
     masks = {name: folder / f"{name}.png" for name in of_image}
     keep_only(folder, set(masks.values()))
     labels = (BACKGROUND, *(name for name in classes if name != BACKGROUND))

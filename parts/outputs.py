@@ -398,9 +398,9 @@ class ForegroundScores(PictureScores):
         for name, dice, iou, numbers, further in zip(names, self.dice, self.iou, foreground.tolist(), metrics):
             rows.append([name, *_cells([dice, iou]), *numbers, *further])
             self.captions.append(f"{name}  Dice {dice:.4f}, IoU {iou:.4f}")
-        means = self.scores.metrics
-        rows.append(["mean", *_cells([self.scores.dice, self.scores.iou]), "", "", "", *_cells(means.values())])
-        columns = ["image", "dice", "iou", "pixels_in_both", "predicted_pixels", "true_pixels", *means]
+        metric_means = self.scores.metrics
+        rows.append(["mean", *_cells([self.scores.dice, self.scores.iou]), "", "", "", *_cells(metric_means.values())])
+        columns = ["image", "dice", "iou", "pixels_in_both", "predicted_pixels", "true_pixels", *metric_means]
         write_csv(self.path, columns, rows)
 
     def _report_means(self) -> None:
