@@ -17,6 +17,7 @@ text, (1, 2) numbers. A constant that is any other object has no flag.
 import argparse
 import ast
 import difflib
+import functools
 import io
 import math
 import os
@@ -364,10 +365,14 @@ class _Source:
         if file is None:
             return None
         try:
-            written = Path(file).read_text(encoding="utf-8")
-            tree = ast.parse(written)
+            return cls._parsed(file, Path(file).read_text(encoding="utf-8"))
         except (OSError, SyntaxError):
             return None
+
+    @classmethod
+    @functools.lru_cache(maxsize=16)  # the settings of a script are read more than once in a run
+    def _parsed(cls, file: str, written: str) -> "_Source":
+        tree = ast.parse(written)
         symbols = symtable.symtable(written, file, "exec").get_symbols()
         names = frozenset(symbol.get_name() for symbol in symbols)
         assigned = frozenset(s.get_name() for s in symbols if s.is_assigned() and not s.is_namespace())
