@@ -1,39 +1,27 @@
 """Looks at every file of a dataset before the first epoch, and tells in words what is wrong with it.
 
-The audit has three steps. `_look_at_files` decodes each image and each mask once, on all cores, and remembers what it
-saw until a file changes, so that a second audit decodes nothing again. `_Survey` decides how the masks are read and
-counts their pixels. Then each of the checks (`_CHECKS`) goes through that survey and yields what it finds.
+The audit has three steps. `_look_at_files` lets a Looker decode each image and each mask once. `_Survey` decides how
+the masks are read and counts their pixels. Then each of the checks (`_CHECKS`) goes through that survey and yields
+what it finds.
 """
 
-import hashlib
-import json
 import os
-from base64 import b85decode, b85encode
+from base64 import b85decode
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing, suppress
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from parts import pictures
-from parts.errors import UnusableFile, UserError, counted, printable, within_memory
-from parts.files import Provenance, digest_of, parallel_map, read_own, stamp, write_text
-from parts.images import (
-    RGB,
-    bytes_of,
-    choose_value_range,
-    decode_image,
-    depth_of,
-    pages_of,
-    pixels_of,
-    read_image,
-    resize_image,
-)
+from parts.errors import UnusableFile, UserError, counted, printable
+from parts.file_facts import EIGHTH, IMAGE, MASK, File, ImageFacts, Looker
+from parts.files import parallel_map
+from parts.images import RGB, choose_value_range, read_image
 from parts.mask_rules import decide_mask_rule, refuse_united_classes
 from parts.masks import (
     IGNORED,
@@ -41,11 +29,8 @@ from parts.masks import (
     NUMBERS,
     MaskRule,
     Observation,
-    alpha_fault,
     can_be_fitted,
     count_classes,
-    drops_alpha,
-    observe_mask,
     read_mask,
 )
 from parts.names import (
@@ -65,7 +50,6 @@ from parts.names import (
 from parts.spec import ALPHA, AUTO, DataSpec
 from parts.splits import Labels, kind_of_name, one_sided
 
-VERSION = 10  # of the remembered facts; raise it when other facts are taken from the same files
 LINES = 20  # files that one finding lists
 ALPHA_DROPPED = (
     "with a channel of transparency, or a fourth one, that says something: it is dropped, and the network sees red, "
@@ -74,12 +58,10 @@ ALPHA_DROPPED = (
 DARK = 4096  # 16-bit images that stay below have fewer than 16 greys left at 8 bits
 TILES = 16  # overlays on the sheet
 FEW, SOME = 64, 200  # pixels of foreground at IMAGE_SIZE, and masks, that are looked at for what vanishes
-FEW_COLORS = 8  # of a sample of an image's pixels; photographs have more
-LOOK = 16  # rows and columns of the small greys by which images are compared
-LEAST_CONTRAST = 3  # of 255 between these greys; what has less shows nothing but noise
 ALIKE = 0.998  # correlation of two images' greys, less those of all, from which on they are versions of one picture
 SQUEEZED = 1.3  # times by which IMAGE_SIZE changes the proportions of an image, from which on it is told; 4:3 to 16:9
 RARE = 0.001  # share of all pixels below which a class is told
+TURNED, STORED, UNCLEAR = "turned", "stored", "unclear"  # which picture the masks of an image show that EXIF turns
 
 
 # ---- the report
@@ -186,32 +168,24 @@ def audit(
     num_workers: processes that decode; None: one per core
     UserError: `sheet` cannot be written there. What is wrong with the dataset stands in the Report.
     """
-    named = [("training", train_folders)]
-    if val_folders is not None:
-        named.append(("validation", val_folders))
-    folders = [folder for _, both in named for folder in both]
+    folders = [*train_folders, *(val_folders or ())]
     # Where folders lie below one another, each keeps its own pictures; the sheet is a picture of none of them.
     others = [*folders, *apart]
     if sheet:
         _check_sheet_path(Path(sheet), folders)
         others.append(Path(sheet).parent)
-    sides = [_Side(name, both, spec, others) for name, both in named]
-    looker = _Looker(cache, num_workers)
+    sides = [_Side("training", train_folders, spec, others)]
+    if val_folders is not None:
+        sides.append(_Side("validation", val_folders, spec, others))
+    looker = Looker(cache, num_workers)
     _look_at_files(sides, spec, looker)
 
     survey = _Survey(sides, spec, image_size, num_workers)
-    val_pairs = [pair for side in sides[1:] for pair in side.pairs]
-    report = Report(sides[0].pairs, val_pairs, survey.mask_rule, survey.value_range, survey.channels)
-    report.resize_masks = spec.resize_masks
-    if sides[0].examples:
-        report.label_shares = tuple(_class_shares(survey)[0].tolist())
-        report.labels = {one.pair.name: np.flatnonzero(one.counts[:-1]).tolist() for one in survey.examples}
-    report.findings = [finding for check in _CHECKS for finding in check(survey)]
+    report = survey.report()
     report.contents = looker.contents()
-    report.facts = [fact for facts in _FACTS for fact in facts(survey)]
-    if sheet and survey.mask_rule:
+    if sheet and survey.counted:
         try:
-            report.sheet = _draw_sheet(survey, survey.mask_rule, Path(sheet))
+            report.sheet = _draw_sheet(survey, Path(sheet))
         except OSError as error:  # what was found out is worth more than its picture
             text = f"{printable(sheet)} could not be written ({error.strerror})."
             report.findings.append(Finding(text, is_error=False))
@@ -229,25 +203,7 @@ def _check_sheet_path(sheet: Path, folders: list[Folder]) -> None:
 # ---- what is known of training, of validation, and of both
 
 
-@dataclass(frozen=True)
-class ImageFacts:
-    """What was seen in one image. Plain values only, so that it pickles and goes into JSON."""
-
-    size: list[int]  # height, width
-    format: str  # Pillow's name of it
-    mode: str  # of Pillow
-    frames: bool  # whether more frames or pages follow the first one
-    orientation: int  # EXIF's, 1 to 8; 1 is upright
-    depth: dict | None  # of images of more than 8 bits: images.depth_of
-    has_alpha: bool  # a channel of transparency, or a fourth one, that is not the same all over
-    has_few_colors: bool
-    is_blank: bool  # one value all over
-    digest: str  # equal for equal pixels
-    look: str  # nearly equal for nearly equal pictures, see _look_of; "" where hardly anything is to be seen
-    channels: int = RGB  # what is read of its channels, as CHANNELS says
-
-
-@dataclass
+@dataclass(eq=False)
 class _Example:
     """An image and its masks, all of which can be decoded, and what was seen in them."""
 
@@ -274,10 +230,9 @@ class _Side:
         matches, self.left_out = Matches([], [], []), []
         try:
             images, masks = list_both(*folders, spec, apart)
+            matches, self.left_out = match(images, masks, spec), images.left_out + masks.left_out
         except UserError as error:
             self.problem = str(error)
-        else:
-            matches, self.left_out = match(images, masks, spec), images.left_out + masks.left_out
         self.pairs, self.unpaired, self.notes = matches.pairs, matches.faults, matches.notes
         if not self.pairs and not self.problem:
             self.problem = (
@@ -286,24 +241,17 @@ class _Side:
             )
         self.unequal_pages: list[UnusableFile] = []  # images whose masks have other pages
         self.unusable: list[UnusableFile] = []
-        self.images: list[ImageFacts] = []  # all that can be decoded
-        self.masks: list[Observation] = []  # likewise
         self.examples: list[_Example] = []
-
-    def add(self, pair: Pair, image: ImageFacts | UnusableFile, masks: list[Observation | UnusableFile]) -> None:
-        """Takes what was seen in the files of a pair, or why they cannot be used."""
-        usable = [mask for mask in masks if isinstance(mask, Observation)]
-        self.masks += usable
-        self.unusable += [fault for fault in (image, *masks) if isinstance(fault, UnusableFile)]
-        if isinstance(image, ImageFacts):
-            self.images.append(image)
-            if len(usable) == len(masks):
-                self.examples.append(_Example(self.name, pair, image, usable))
 
     @property
     def pixels(self) -> np.ndarray:
         """The pixels of each label in all examples, ignored ones last, int64 (labels + 1,)."""
         return np.sum([example.counts for example in self.examples], axis=0)
+
+    @property
+    def shares(self) -> np.ndarray:
+        """The share of each label in the pixels of all examples, ignored ones aside, float (labels,)."""
+        return self.pixels[:-1] / max(self.pixels[:-1].sum(), 1)
 
 
 class _Survey:
@@ -315,41 +263,48 @@ class _Survey:
         """Decides how masks and images of more than 8 bits are read, and counts the pixels of each label."""
         self.sides, self.spec, self.image_size, self.num_workers = sides, spec, image_size, num_workers
         self.examples = [example for side in sides for example in side.examples]
-        self.value_range, self.nodata = _decide_value_range(sides, spec)
+        self.masks = [mask for example in self.examples for mask in example.masks]
+        self.deep = [example for example in self.examples if example.image.depth]  # of more than 8 bits
+        self.value_range, self.nodata = _decide_value_range(self.deep, spec)
         counts = Counter(example.image.channels for example in self.examples)
-        self.channels: int = counts.most_common(1)[0][0] if counts else RGB  # CHANNELS, or what "auto" stands for
+        self.channels: int = max(counts, key=counts.__getitem__, default=RGB)  # CHANNELS, or what "auto" stands for
         self.mask_rule: MaskRule | None = None
         self.mask_rule_problem = ""  # why there is no rule; "" also where there is no mask to find one from
-        masks = [mask for side in sides for mask in side.masks]
-        if masks and spec.foreground != ALPHA:
-            self.mask_rule_problem = _photographs(sides, masks)
-        if not masks or self.mask_rule_problem:
-            return
+        self.counted: list[_Side] = []  # the sides whose pixels of each label are known
         try:
-            if spec.classes is not None:
-                refuse_united_classes(pair for side in sides for pair in side.pairs)
-            self.mask_rule = decide_mask_rule(masks, spec)
+            self._decide_mask_rule()
         except UserError as error:
             self.mask_rule_problem = str(error)
+
+    def _decide_mask_rule(self) -> None:
+        """Decides how the masks are read, and counts their pixels. UserError: they have no rule in common."""
+        if not self.masks:
             return
+        if self.spec.foreground != ALPHA:
+            _refuse_photographs(self.sides, self.masks)
+        if self.spec.classes is not None:
+            refuse_united_classes(example.pair for example in self.examples)
+        self.mask_rule = decide_mask_rule(self.masks, self.spec)
         for example in self.examples:
             example.counts = _count_united(example.masks, self.mask_rule)
+        self.counted = [side for side in self.sides if side.examples]
+
+    def report(self) -> Report:
+        """The Report of all that the checks find; what was seen in files and drawn of them is added by `audit`."""
+        val = [pair for side in self.sides[1:] for pair in side.pairs]
+        report = Report(self.sides[0].pairs, val, self.mask_rule, self.value_range, self.channels)
+        report.resize_masks = self.spec.resize_masks
+        if self.sides[0].examples:
+            report.label_shares = tuple(self.sides[0].shares.tolist())
+            report.labels = {one.pair.name: np.flatnonzero(one.counts[:-1]).tolist() for one in self.examples}
+        report.findings = [finding for check in _CHECKS for finding in check(self)]
+        report.facts = [fact for facts in _FACTS for fact in facts(self)]
+        return report
 
     @property
-    def deep(self) -> list[_Example]:
-        """The examples whose image has more than 8 bits."""
-        return [example for example in self.examples if example.image.depth]
-
-    @cached_property
-    def turned_unclear(self) -> list[_Example]:
-        """The examples that EXIF turns where sizes cannot tell whether their masks show the turned picture.
-
-        None where other images show by their sizes that masks were drawn on turned pictures, and no image the opposite.
-        """
-        turned = [example for example in self.examples if example.image.orientation > 1]
-        if any(_is_drawn_as_turned(example) for example in turned) and not any(map(_is_drawn_as_stored, turned)):
-            return []
-        return [example for example in turned if _is_unclear(example)]
+    def rule(self) -> MaskRule:
+        """The mask rule, for checks that look at `counted`, which is empty where there is none."""
+        return self.mask_rule or MaskRule()
 
     @property
     def is_one_folder(self) -> bool:
@@ -358,40 +313,66 @@ class _Survey:
         return len(folders) > 1 and folders[0] == folders[1]
 
     @property
-    def opposed(self) -> list[tuple[_Side, _Side]]:
-        """(training, validation), where they should have nothing in common; otherwise nothing."""
-        if len(self.sides) < 2 or self.is_one_folder:
-            return []
-        return [(self.sides[0], self.sides[1])]
+    def are_apart(self) -> bool:
+        """Whether training and validation should have nothing in common."""
+        return len(self.sides) > 1 and not self.is_one_folder
+
+    @cached_property
+    def leaks(self) -> set[Path]:
+        """The images for validation with the pixels of an image for training."""
+        return {path for _, _, val in self.kinds_on_both(_pixels_of) for path in val}
+
+    def kinds_on_both(self, kind_of: Callable[[_Example], Hashable]) -> Iterator[tuple[Any, list[Path], list[Path]]]:
+        """(kind, images for training, images for validation) of each kind that both sides have, in order.
+
+        Examples of the kind None count nowhere. Nothing where training and validation are the same images on purpose.
+        """
+        if not self.are_apart:
+            return
+        here, there = [_images_by_kind(side.examples, kind_of) for side in self.sides]
+        for kind in sorted(here.keys() & there.keys()):
+            yield kind, here[kind], there[kind]
 
 
-def _photographs(sides: list[_Side], masks: list[Observation]) -> str:
-    """What to say where most of the masks are photographs rather than masks, otherwise ""."""
-    photographs = [mask for mask in masks if _is_photograph(mask)]
+def _images_by_kind(examples: Iterable[_Example], kind_of: Callable[[_Example], Hashable]) -> dict[Any, list[Path]]:
+    """The images of each kind; without those whose kind is None."""
+    images = defaultdict(list)
+    for example in examples:
+        if (kind := kind_of(example)) is not None:
+            images[kind].append(example.pair.image)
+    return images
+
+
+def _pixels_of(example: _Example) -> str | None:
+    """What equal pixels have in common; None of one value all over, such as an empty tile's, which tell nothing."""
+    return None if example.image.is_blank else example.image.digest
+
+
+def _refuse_photographs(sides: list[_Side], masks: list[Observation]) -> None:
+    """UserError: most of the masks have many values and hardly a pixel equal to its neighbours, as photographs."""
+    photographs = []
+    for mask in masks:
+        inside_areas = sum(pixels for _, pixels in mask.thick)
+        if len(mask.counts) > 100 and 5 * inside_areas < mask.size[0] * mask.size[1]:
+            photographs.append(mask)
     if 2 * len(photographs) <= len(masks):
-        return ""
+        return
     example, cure = printable(photographs[0].path), ""
     if any(mask.alpha and len(mask.alpha) > 1 for mask in masks):
         cure = ' If they are cut-outs, set MASK_FOREGROUND = "alpha" (--mask-foreground alpha).'
-    images = [image for side in sides for image in side.images]
-    if 2 * sum(image.has_few_colors for image in images) > len(images):
+    few_colors = [one.image.has_few_colors for side in sides for one in side.examples]
+    if 2 * sum(few_colors) > len(few_colors):
         folders = " and ".join(" with ".join(map(printable, side.folders)) for side in sides)
-        return (
+        raise UserError(
             f"The masks are photographs, e.g. {example}, and the images hold hardly any colours, as masks do: the "
             f"folders seem to be swapped. Swap {folders} (--train-img-dir, --train-mask-dir and so on).{cure}"
         )
-    if all(mask.kind == NUMBERS or len(mask.counts) < MOST_COLOURS for mask in masks):
-        return ""  # greys may be soft masks, of which decide_mask_rule tells
-    return (
-        f"The masks seem to be photographs, e.g. {example}: they hold hundreds of colours and hardly any areas of one. "
-        f"Check the folder of the masks.{cure}"
-    )
-
-
-def _is_photograph(mask: Observation) -> bool:
-    """Whether it has many values, and hardly a pixel that is equal to its neighbours."""
-    inside_areas = sum(pixels for _, pixels in mask.thick)
-    return len(mask.counts) > 100 and 5 * inside_areas < mask.size[0] * mask.size[1]
+    # Greys may be soft masks, of which decide_mask_rule tells
+    if not all(mask.kind == NUMBERS or len(mask.counts) < MOST_COLOURS for mask in masks):
+        raise UserError(
+            f"The masks seem to be photographs, e.g. {example}: they hold hundreds of colours and hardly any areas of "
+            f"one. Check the folder of the masks.{cure}"
+        )
 
 
 def _count_united(masks: list[Observation], mask_rule: MaskRule) -> np.ndarray:
@@ -403,234 +384,56 @@ def _count_united(masks: list[Observation], mask_rule: MaskRule) -> np.ndarray:
     return united
 
 
-def _decide_value_range(sides: list[_Side], spec: DataSpec) -> tuple[tuple[float, float] | None, dict[float, float]]:
+def _decide_value_range(deep: list[_Example], spec: DataSpec) -> tuple[tuple[float, float] | None, dict[float, float]]:
     """(low, high) that becomes 0 ... 255 in images of more than 8 bits; None: there are none, or no IMAGE_RANGE.
 
     And {value: share} of what stands for no data in them, by choose_value_range.
     """
-    depths = [[example.image.depth for example in side.examples if example.image.depth] for side in sides]
-    if not any(depths):
+    if not deep:
         return None, {}
-    chosen, nodata = choose_value_range(depths[0] or depths[1])  # by the training images, where these are deep
-    if not isinstance(spec.image_range, str):  # AUTO
-        return spec.image_range, nodata
-    return chosen, nodata
+    # By the training images, where these are deep: they come first
+    depths = [example.image.depth or {} for example in deep if example.side == deep[0].side]
+    chosen, nodata = choose_value_range(depths)
+    return (chosen if isinstance(spec.image_range, str) else spec.image_range), nodata  # AUTO
 
 
-# ---- looking at files, and remembering what was seen
-
-# As what a file is looked at: an image, an image at an eighth of its size, a mask, or for the numbers of its pages.
-IMAGE, EIGHTH, MASK, PAGES = "image", "eighth", "mask", "pages"
-_CONTENT = "content"  # the digest of a file's bytes, among the facts of its first page
-_JPEG_SUFFIXES = (".jpg", ".jpeg")
+# ---- looking at files
 
 
-@dataclass(frozen=True)
-class _File:
-    """A file, or one page of it, and as what it is looked at."""
-
-    kind: str  # IMAGE, EIGHTH, MASK or PAGES
-    path: Path
-    page: int = 0
-    channels: int | None = RGB  # of an image; None: all that it has
-
-    @property
-    def key(self) -> str:
-        """Its name in the memory."""
-        name = f"{self.kind} {os.path.abspath(self.path)}"
-        if self.channels != RGB:
-            name = f"{self.channels or 'all'} channels of {name}"
-        return f"{name}[{self.page}]" if self.page else name
-
-
-def _look_at_files(sides: list[_Side], spec: DataSpec, looker: "_Looker") -> None:
+def _look_at_files(sides: list["_Side"], spec: DataSpec, looker: Looker) -> None:
     """Fills in what was seen in the files of each side.
 
     JPEGs decode in half the time at an eighth of their size, which is enough to tell nearly all pictures apart; those
     that it does not tell apart are decoded again at their full size. Among other formats JPEGs are decoded at their
     full size at once, because only then equal pixels have equal digests.
     """
-    all_jpeg = all(pair.image.suffix.lower() in _JPEG_SUFFIXES for side in sides for pair in side.pairs)
+    all_jpeg = all(pair.image.suffix.lower() in (".jpg", ".jpeg") for side in sides for pair in side.pairs)
     channels = None if isinstance(spec.channels, str) else spec.channels  # AUTO
     files_of = partial(_files_of, image_kind=EIGHTH if all_jpeg else IMAGE, channels=channels)
     try:
-        looker.look(file for side in sides for file in files_of(side.pairs))
-        looker.look(_File(PAGES, file.path) for file, facts in looker.facts.items() if facts["frames"])
+        looker.look(file for side in sides for pair in side.pairs for file in files_of(pair))
+        pages = looker.pages()
         for side in sides:
-            side.pairs, side.unequal_pages = by_pages(side.pairs, looker.pages_of)
-        looker.look(file for side in sides for file in files_of(side.pairs))  # the pages after the first
+            side.pairs, side.unequal_pages = by_pages(side.pairs, lambda path: pages.get(path, [0]))
+        looker.look(
+            file for side in sides for pair in side.pairs for file in files_of(pair)
+        )  # the pages after the first
         looker.look_wholly()
     finally:
         looker.save()  # also where it was stopped: what has been seen need not be decoded again
     for side in sides:
         for pair in side.pairs:
-            image, *masks = files_of([pair])
-            side.add(pair, looker.image_facts(image), [looker.observation(mask, spec) for mask in masks])
+            seen: list[Any] = [looker.seen_in(file, spec.foreground) for file in files_of(pair)]
+            faults = [fault for fault in seen if isinstance(fault, UnusableFile)]
+            side.unusable += faults
+            if not faults:
+                side.examples.append(_Example(side.name, pair, seen[0], seen[1:]))
 
 
-def _files_of(pairs: Iterable[Pair], image_kind: str, channels: int | None) -> Iterator[_File]:
-    """The image of each pair, and then its masks."""
-    for pair in pairs:
-        image, *masks = pair.sources
-        yield _File(image_kind, *image, channels)
-        for mask in masks:
-            yield _File(MASK, *mask)
-
-
-class _Looker:
-    """Looks at files on all cores, and remembers what was seen in a JSON file as long as they keep their stamps."""
-
-    def __init__(self, cache: Folder | None, num_workers: int | None) -> None:
-        self.cache, self.num_workers = cache, num_workers
-        self.facts: dict[_File, dict[str, Any]] = {}
-        self.faults: dict[_File, UnusableFile] = {}
-        self.whole: dict[_File, _File] = {}  # of EIGHTHs that were also looked at as IMAGEs
-        self.stamps: dict[str, Any] = {}  # of each file that has facts, by its key
-        # Of an earlier audit, by the files' keys
-        self.old_stamps: dict[str, Any] = {}
-        self.old_facts: dict[str, dict[str, Any]] = {}
-        if cache:
-            self.old_stamps, self.old_facts = read_own(Path(cache), _remembered, (self.old_stamps, self.old_facts))
-
-    def look(self, files: Iterable[_File]) -> None:
-        """Looks at those files that were not looked at before, neither now nor by an earlier audit."""
-        unknown, stamps = [], {}
-        for file in dict.fromkeys(files):
-            if file in self.facts or file in self.faults:
-                continue
-            key = file.key
-            stamps[file] = stamp(file.path)  # before it is decoded
-            if key in self.old_facts and self.old_stamps[key] == stamps[file]:
-                self.facts[file], self.stamps[key] = self.old_facts[key], stamps[file]
-            else:
-                unknown.append(file)
-        hidden = None if unknown else True  # None: shown on a terminal
-        with closing(parallel_map(_look_at, unknown, self.num_workers)) as results:
-            progress = tqdm(results, "looking at", len(unknown), unit=" files", disable=hidden)
-            for facts, file in zip(progress, unknown):
-                if isinstance(facts, UnusableFile):
-                    self.faults[file] = facts
-                else:
-                    self.facts[file], self.stamps[file.key] = facts, stamps[file]
-
-    def look_wholly(self) -> None:
-        """Looks at the full size of those images that an eighth of it does not tell apart."""
-        digests = {file: facts["digest"] for file, facts in self.facts.items() if file.kind == EIGHTH}
-        same = Counter(digests.values())
-        self.whole = {file: replace(file, kind=IMAGE) for file, digest in digests.items() if same[digest] > 1}
-        self.look(self.whole.values())
-
-    def pages_of(self, path: Path) -> list[int]:
-        """The numbers of a file's pages."""
-        return self.facts.get(_File(PAGES, path), {"pages": [0]})["pages"]
-
-    def contents(self) -> dict[Path, tuple[Any, str]]:
-        """(stamp, digest of its bytes) of each file."""
-        return {
-            file.path: (self.stamps[file.key], facts[_CONTENT])
-            for file, facts in self.facts.items()
-            if _CONTENT in facts
-        }
-
-    def image_facts(self, file: _File) -> ImageFacts | UnusableFile:
-        """What was seen in an image, or why it cannot be used."""
-        file = self.whole.get(file, file)
-        if file in self.faults:
-            return self.faults[file]
-        return ImageFacts(**_without_content(self.facts[file]))
-
-    def observation(self, file: _File, spec: DataSpec) -> Observation | UnusableFile:
-        """What was seen in a mask, or why it cannot be used."""
-        if file in self.faults:
-            return self.faults[file]
-        path = f"{file.path}[{file.page}]" if file.page else str(file.path)
-        observation = Observation(path, **_without_content(self.facts[file]))
-        return alpha_fault(observation, spec.foreground) or observation
-
-    def save(self) -> None:
-        """Remembers what this audit needed, and forgets other files; nothing where nothing can be written."""
-        if not self.cache or self.stamps == self.old_stamps:
-            return
-        facts = {file.key: facts for file, facts in self.facts.items()}
-        provenance = Provenance(VERSION, {"digest": facts_digest(facts)}, {"files": self.stamps})
-        stored = {"provenance": provenance.to_dict(), "facts": facts}
-        with suppress(OSError):
-            write_text(Path(self.cache), json.dumps(stored, separators=(",", ":")))
-
-
-def _remembered(stored: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The stamps and the facts that `_Looker.save` wrote, by the files' keys. ValueError: they are others."""
-    provenance, facts = Provenance.from_dict(stored["provenance"]), stored["facts"]
-    stamps = provenance.sources["files"]
-    expected = Provenance(VERSION, {"digest": facts_digest(facts)}, {"files": stamps})
-    if provenance != expected or stamps.keys() != facts.keys():
-        raise ValueError("not what an audit of this version wrote")
-    return stamps, facts
-
-
-def facts_digest(facts: dict[str, Any]) -> str:
-    """A digest by which facts that were changed on disk are not believed."""
-    return hashlib.sha1(json.dumps(facts).encode(), usedforsecurity=False).hexdigest()
-
-
-def _look_at(file: _File) -> dict[str, Any] | UnusableFile:
-    """Plain facts of one file; or why it cannot be used."""
-    try:
-        if file.kind == PAGES:
-            return {"pages": pages_of(file.path) or [0]}
-        with within_memory(file.path):
-            facts = dict(vars(observe_mask(file.path, file.page) if file.kind == MASK else _see_image(file)))
-        facts.pop("path", None)  # a memory that names it could not be moved
-        if file.page == 0:
-            with suppress(OSError):  # it has just gone, which is told where it is needed
-                facts[_CONTENT] = digest_of(file.path)
-        return facts
-    except UnusableFile as fault:
-        return fault
-
-
-def _without_content(facts: dict[str, Any]) -> dict[str, Any]:
-    """What was seen in the pixels alone."""
-    return {name: value for name, value in facts.items() if name != _CONTENT}
-
-
-def _see_image(file: _File) -> ImageFacts:
-    """What is seen in an image. UnusableFile."""
-    smallest = (1, 1) if file.kind == EIGHTH else None  # of which a JPEG decodes an eighth at most
-    decoded = decode_image(file.path, smallest, file.page, file.channels)
-    pixels, depth = pixels_of(decoded, file.path, file.channels), depth_of(decoded, file.path, file.channels)
-    sample = pixels[:: max(1, len(pixels) // 32), :: max(1, pixels.shape[1] // 32)]
-    # Processors have instructions for SHA-1, which makes it the fastest digest that is long enough here.
-    digest = hashlib.sha1(repr(decoded.size).encode(), usedforsecurity=False)
-    digest.update(np.ascontiguousarray(pixels).data)
-    return ImageFacts(
-        size=list(decoded.size),
-        format=decoded.format,
-        mode=decoded.decoded_mode,
-        frames=decoded.frames,
-        orientation=decoded.turned,
-        depth=depth,
-        has_alpha=drops_alpha(decoded, file.channels),
-        has_few_colors=len(np.unique(sample.reshape(-1, sample.shape[2]), axis=0)) <= FEW_COLORS,
-        # A few rows first, which is enough for nearly all images.
-        is_blank=bool((pixels[::8] == pixels[0, 0]).all() and (pixels == pixels[0, 0]).all()),
-        digest=digest.hexdigest(),
-        look=_look_of(pixels, depth),
-        channels=pixels.shape[2],
-    )
-
-
-def _look_of(pixels: np.ndarray, depth: dict | None) -> str:
-    """LOOK x LOOK greys of an image (H, W, C), its darkest as 0 and its brightest as 255, row by row in base 85."""
-    rows = pixels[:: max(1, len(pixels) // 128)]  # all rows would take ten times as long
-    if depth is not None:
-        rows = bytes_of(rows, choose_value_range([depth])[0])
-    greys = resize_image(rows, (LOOK, LOOK)).mean(axis=2)
-    darkest, brightest = greys.min(), greys.max()
-    if brightest - darkest < LEAST_CONTRAST:
-        return ""
-    stretched = np.rint((greys - darkest) * (255 / (brightest - darkest))).astype(np.uint8)
-    return b85encode(stretched.tobytes()).decode()
+def _files_of(pair: Pair, image_kind: str, channels: int | None) -> list[File]:
+    """The image of a pair, and then its masks."""
+    image, *masks = pair.sources
+    return [File(image_kind, *image, channels), *(File(MASK, *mask) for mask in masks)]
 
 
 # ---- checks of files and names
@@ -663,43 +466,37 @@ def _check_mask_rule(survey: _Survey) -> Iterator[Finding]:
     """Masks that have no rule in common, or soft edges."""
     if survey.mask_rule_problem:
         yield Finding(survey.mask_rule_problem)
-    cut = [mask.path for side in survey.sides for mask in side.masks if mask.cut]
+    cut = [mask.path for mask in survey.masks if mask.cut]
     if cut:
         heading = f"{counted(len(cut), 'mask')} of fractions from 0 to 1, e.g. {printable(cut[0])}, cut at one half."
         yield Finding(heading, is_error=False)
-    mask_rule = survey.mask_rule
-    if mask_rule and mask_rule.soft and mask_rule.kind == NUMBERS:
-        soft = [mask.path for side in survey.sides for mask in side.masks if len(mask.counts) > 2]
-        if soft:
-            heading = f"{counted(len(soft), 'mask')} with soft or JPEG edges, e.g. {printable(soft[0])}, cut at the "
-            yield Finding(f"{heading}middle: {mask_rule.describe()}.", is_error=False)
+    soft = [mask.path for mask in survey.masks if len(mask.counts) > 2]
+    if soft and survey.rule.soft and survey.rule.kind == NUMBERS:
+        heading = f"{counted(len(soft), 'mask')} with soft or JPEG edges, e.g. {printable(soft[0])}, cut at the middle"
+        yield Finding(f"{heading}: {survey.rule.describe()}.", is_error=False)
 
 
 def _check_sizes(survey: _Survey) -> Iterator[Finding]:
     """Masks of another size than their image."""
     lines, resizable = [], 0
-    for example in survey.examples:
-        size = example.image.size
-        for mask in example.masks:
-            line = f"{printable(example.pair.image)} is {_by(size)}, {printable(mask.path)} is {_by(mask.size)}"
-            if size == mask.size[::-1]:
-                line += ": height and width are swapped, so one of them is rotated"
-                if example.image.orientation >= 5:
-                    line += " (the image by its EXIF tag: rotate the mask, or remove the tag)"
-            if size == mask.size:
-                continue
-            can_be = can_be_fitted(mask.size, size)
-            if not (can_be and survey.spec.resize_masks):
-                lines.append(line)
-                resizable += can_be
-    heading = "of an image and a mask that differ in size (height x width):"
+    for image, mask in ((example, mask) for example in survey.examples for mask in example.masks):
+        size, can_be = image.image.size, can_be_fitted(mask.size, image.image.size)
+        if size == mask.size or (can_be and survey.spec.resize_masks):
+            continue
+        line = f"{printable(image.pair.image)} is {_by(size)}, {printable(mask.path)} is {_by(mask.size)}"
+        if size == mask.size[::-1]:
+            line += ": height and width are swapped, so one of them is rotated"
+            if image.image.orientation >= 5:
+                line += " (the image by its EXIF tag: rotate the mask, or remove the tag)"
+        lines.append(line)
+        resizable += can_be
     cure = "Export both from the same picture, or remove them"
     if resizable:
         cure += (
             f"; or RESIZE_MASKS = True (--resize-masks) brings {counted(resizable, 'mask')} to the size of the image, "
             "where proportions or nearly the size agree"
         )
-    yield from _listed(lines, "pair", heading, f"{cure}.")
+    yield from _listed(lines, "pair", "of an image and a mask that differ in size (height x width):", f"{cure}.")
 
 
 def _check_proportions(survey: _Survey) -> Iterator[Finding]:
@@ -728,14 +525,11 @@ def _check_proportions(survey: _Survey) -> Iterator[Finding]:
 
 def _check_turned(survey: _Survey) -> Iterator[Finding]:
     """Images that EXIF turns, whose masks may show the picture as it is stored: equal sizes do not tell."""
-    unclear = survey.turned_unclear
-    if not unclear:
-        return
-    as_stored = any(_is_drawn_as_stored(example) for example in survey.examples)
-    verb = "is" if len(unclear) == 1 else "are"
+    unclear = _turned_unclear(survey)
+    as_stored = any(_masks_show(example) == STORED for example in survey.examples)
     heading = (
-        f"{counted(len(unclear), 'image')} {verb} turned by EXIF, and sizes cannot tell whether the mask was drawn on "
-        "the turned picture, or on the one that is stored"
+        "turned by EXIF, where sizes cannot tell whether the mask was drawn on the turned picture, or on the one that "
+        "is stored"
     )
     if as_stored:
         heading += ", as those of other images here were"
@@ -743,26 +537,29 @@ def _check_turned(survey: _Survey) -> Iterator[Finding]:
         "Look at them in the picture of overlays. Where a mask lies wrong, turn it, or remove the image's tag "
         "(exiftool -Orientation= FILE)."
     )
-    yield Finding(f"{heading}:", [example.pair.image for example in unclear], cure, is_error=as_stored)
+    yield from _listed([one.pair.image for one in unclear], "image", f"{heading}:", cure, is_error=as_stored)
 
 
-def _is_drawn_as_turned(example: _Example) -> bool:
-    """Whether the sizes say that the mask of an image that EXIF turns shows the turned picture."""
-    size = example.image.size
-    return example.image.orientation >= 5 and all(size == mask.size != mask.size[::-1] for mask in example.masks)
+def _turned_unclear(survey: _Survey) -> list[_Example]:
+    """The examples that EXIF turns where sizes cannot tell whether their masks show the turned picture.
+
+    None where other images show by their sizes that masks were drawn on turned pictures, and no image the opposite.
+    """
+    shown = [_masks_show(example) for example in survey.examples]
+    if TURNED in shown and STORED not in shown:
+        return []
+    return [example for example, state in zip(survey.examples, shown) if state == UNCLEAR]
 
 
-def _is_drawn_as_stored(example: _Example) -> bool:
-    """Whether the sizes say that the mask of an image that EXIF turns shows the picture as it is stored."""
-    size = example.image.size
-    return example.image.orientation >= 5 and all(size == mask.size[::-1] != mask.size for mask in example.masks)
-
-
-def _is_unclear(example: _Example) -> bool:
-    """Whether the sizes of an image that EXIF turns, and of its masks, are the same both ways."""
-    size = example.image.size
-    is_same = example.image.orientation < 5 or size == size[::-1]
-    return is_same and all(size == mask.size for mask in example.masks)
+def _masks_show(example: _Example) -> str:
+    """Which picture the masks of an image that EXIF turns show, by their sizes: TURNED, STORED, or UNCLEAR; else ""."""
+    size, orientation = tuple(example.image.size), example.image.orientation
+    sizes = {tuple(mask.size) for mask in example.masks}
+    if orientation > 1 and sizes == {size}:
+        return UNCLEAR if orientation < 5 or size[0] == size[1] else TURNED
+    if orientation >= 5 and sizes == {size[::-1]}:
+        return STORED
+    return ""
 
 
 # ---- checks of training against validation
@@ -780,22 +577,39 @@ def _check_one_folder(survey: _Survey) -> Iterator[Finding]:
 
 def _check_leaks(survey: _Survey) -> Iterator[Finding]:
     """Images for validation with the pixels of an image for training."""
-    for train, val in survey.opposed:
-        here, there = _images_by_digest(train), _images_by_digest(val)
-        lines = []
-        for digest in sorted(here.keys() & there.keys()):
-            lines += [f"{printable(path)} is {printable(here[digest][0])}" for path in there[digest]]
-        cure = "Remove them from one of the two, or scores will be too good."
-        yield from _listed(lines, "image", "for validation with the pixels of one for training:", cure)
+    lines = []
+    for _, train, val in survey.kinds_on_both(_pixels_of):
+        lines += [f"{printable(path)} is {printable(train[0])}" for path in val]
+    cure = "Remove them from one of the two, or scores will be too good."
+    yield from _listed(lines, "image", "for validation with the pixels of one for training:", cure)
 
 
-def _images_by_digest(side: _Side) -> dict[str, list[Path]]:
-    """The images with equal pixels; without those of one value all over, such as empty tiles, which tell nothing."""
-    images = defaultdict(list)
-    for example in side.examples:
-        if not example.image.is_blank:
-            images[example.image.digest].append(example.pair.image)
-    return images
+def _check_groups(survey: _Survey) -> Iterator[Finding]:
+    """Groups of images, by GROUP, that stand on both sides."""
+    group = survey.spec.group
+
+    def kind_of(example: _Example) -> str | None:
+        return group_of(example.pair.name, group) if fits_group(example.pair.name, group) else None
+
+    lines = []
+    for name, train, val in survey.kinds_on_both(kind_of):
+        lines.append(
+            f"{printable(name)}: {printable(train[0])} and {len(train) - 1:,} more in training, {printable(val[0])} "
+            f"and {len(val) - 1:,} more in validation"
+        )
+    cure = f"Keep each on one side (augment.py does), or change GROUP = {group!r}, which tells them by their names."
+    yield from _listed(lines, "group", "of images on both sides:", cure)
+
+
+def _check_names(survey: _Survey) -> Iterator[Finding]:
+    """Images of one name on both sides whose pixels differ and whose names are of no group."""
+
+    def kind_of(example: _Example) -> str | None:  # copies by augment.py count as their originals
+        return None if fits_group(example.pair.name, survey.spec.group) else source_stem(example.pair.name)
+
+    alike = [val[0] for _, _, val in survey.kinds_on_both(kind_of) if val[0] not in survey.leaks]
+    heading = "in both training and validation, with other pixels. Are these numbered alike, or copies of one picture?"
+    yield from _listed(alike, "name", heading, is_error=False)
 
 
 def _check_versions(survey: _Survey) -> Iterator[Finding]:
@@ -804,24 +618,20 @@ def _check_versions(survey: _Survey) -> Iterator[Finding]:
     What all images share, such as a background, is taken off first. Next to each other frames of a drive, a second
     apart, correlate by 0.993 at most then, and JPEGs of quality 30 with their originals by 0.9996.
     """
-    for train, val in survey.opposed:
-        same = _images_by_digest(train).keys()
-        ours = [example for example in train.examples if example.image.look]
-        theirs = [example for example in val.examples if example.image.look and example.image.digest not in same]
-        if not ours or not theirs:
-            continue
-        looks = _normalised([example.image.look for example in (*ours, *theirs)])
-        lines = []
-        for example, look in zip(theirs, looks[len(ours) :]):
-            likeness = looks[: len(ours)] @ look
-            if likeness.max() >= ALIKE:
-                nearest = ours[int(likeness.argmax())].pair.image
-                lines.append(f"{printable(example.pair.image)} is nearly {printable(nearest)}")
-        cure = (
-            "Keep all versions of a picture on one side, or scores will be too good. GROUP tells them by their names."
-        )
-        heading = "for validation with nearly the pixels of one for training:"
-        yield from _listed(lines, "image", heading, cure, is_error=False)
+    train = [one for one in survey.sides[0].examples if one.image.look]
+    val = [one for one in survey.sides[-1].examples if one.image.look and one.pair.image not in survey.leaks]
+    if not survey.are_apart or not train or not val:
+        return
+    looks = _normalised([example.image.look for example in (*train, *val)])
+    lines = []
+    for example, look in zip(val, looks[len(train) :]):
+        likeness = looks[: len(train)] @ look
+        if likeness.max() >= ALIKE:
+            nearest = train[int(likeness.argmax())].pair.image
+            lines.append(f"{printable(example.pair.image)} is nearly {printable(nearest)}")
+    cure = "Keep all versions of a picture on one side, or scores will be too good. GROUP tells them by their names."
+    heading = "for validation with nearly the pixels of one for training:"
+    yield from _listed(lines, "image", heading, cure, is_error=False)
 
 
 def _normalised(looks: list[str]) -> np.ndarray:
@@ -833,39 +643,16 @@ def _normalised(looks: list[str]) -> np.ndarray:
     return greys / np.maximum(np.linalg.norm(greys, axis=1, keepdims=True), 1e-6)
 
 
-def _check_groups(survey: _Survey) -> Iterator[Finding]:
-    """Groups of images, by GROUP, that stand on both sides."""
-    group = survey.spec.group
-    for sides in survey.opposed:
-        here, there = [_images_by_group(side, group) for side in sides]
-        lines = []
-        for name in sorted(here.keys() & there.keys()):
-            lines.append(
-                f"{printable(name)}: {printable(here[name][0])} and {len(here[name]) - 1:,} more in training, "
-                f"{printable(there[name][0])} and {len(there[name]) - 1:,} more in validation"
-            )
-        cure = f"Keep each on one side (augment.py does), or change GROUP = {group!r}, which tells them by their names."
-        yield from _listed(lines, "group", "of images on both sides:", cure)
-
-
-def _images_by_group(side: _Side, group: str | None) -> dict[str, list[Path]]:
-    """The images of each group, of those whose names fit the pattern GROUP."""
-    images = defaultdict(list)
-    for pair in side.pairs:
-        if fits_group(pair.name, group):
-            images[group_of(pair.name, group)].append(pair.image)
-    return images
-
-
 def _check_kinds(survey: _Survey) -> Iterator[Finding]:
     """Beginnings of names, sizes and ranges of values that one side alone has, where a few of each are told apart."""
-    for sides in survey.opposed:
-        lines = []
-        for trait, kind_of in _TRAITS.items():
-            kinds = [[kind_of(example) for example in side.examples] for side in sides]
-            lines += [f"{trait} {line}" for line in one_sided(*kinds)]
-        cure = 'What training lacks is not learnt: augment.py\'s VAL_CHOICE = "random" splits every kind.'
-        yield from _listed(lines, "kind", "of images on one side alone:", cure, is_error=False)
+    if not survey.are_apart:
+        return
+    lines = []
+    for trait, kind_of in _TRAITS.items():
+        kinds = [[kind_of(example) for example in side.examples] for side in survey.sides]
+        lines += [f"{trait} {line}" for line in one_sided(*kinds)]
+    cure = 'What training lacks is not learnt: augment.py\'s VAL_CHOICE = "random" splits every kind.'
+    yield from _listed(lines, "kind", "of images on one side alone:", cure, is_error=False)
 
 
 def _range_of(example: _Example) -> str:
@@ -885,34 +672,12 @@ _TRAITS: dict[str, Callable[[_Example], str]] = {
 }
 
 
-def _check_names(survey: _Survey) -> Iterator[Finding]:
-    """Images of one name on both sides whose pixels differ and whose names are of no group."""
-    for train, val in survey.opposed:
-        digests = _images_by_digest(train).keys()
-        leaks = {path for digest, paths in _images_by_digest(val).items() if digest in digests for path in paths}
-        here, there = [_images_by_stem(side, survey.spec.group) for side in (train, val)]
-        alike = [there[stem] for stem in sorted(here.keys() & there.keys()) if there[stem] not in leaks]
-        heading = "in both training and validation, with other pixels. Are these numbered alike, or copies of one "
-        yield from _listed(alike, "name", f"{heading}picture?", is_error=False)
-
-
-def _images_by_stem(side: _Side, group: str | None) -> dict[str, Path]:
-    """The first image of each name, copies by augment.py counted as their originals; of names without a group."""
-    images: dict[str, Path] = {}
-    for pair in side.pairs:
-        if not fits_group(pair.name, group):
-            images.setdefault(source_stem(pair.name), pair.image)
-    return images
-
-
 # ---- checks of images
 
 
 def _check_channels(survey: _Survey) -> Iterator[Finding]:
     """Images of different numbers of channels."""
-    images = defaultdict(list)
-    for example in survey.examples:
-        images[example.image.channels].append(example.pair.image)
+    images = _images_by_kind(survey.examples, lambda example: example.image.channels)
     if len(images) > 1:
         lines = [f"{count}: {counted(len(paths), 'image')}, e.g. {paths[0]}" for count, paths in sorted(images.items())]
         heading = 'The images have different numbers of channels, so that CHANNELS = "auto" is none:'
@@ -931,7 +696,7 @@ def _check_alpha(survey: _Survey) -> Iterator[Finding]:
 def _check_duplicates(survey: _Survey) -> Iterator[Finding]:
     """Images of one side with equal pixels."""
     for side in survey.sides:
-        twins = sorted(paths for paths in _images_by_digest(side).values() if len(paths) > 1)
+        twins = sorted(paths for paths in _images_by_kind(side.examples, _pixels_of).values() if len(paths) > 1)
         if twins:
             heading = f"{counted(sum(map(len, twins)), 'image')} for {side.name} with the same pixels as another:"
             yield Finding(heading, [" = ".join(map(printable, paths)) for paths in twins], is_error=False)
@@ -965,75 +730,47 @@ def _highest(depth: dict, nodata: dict[float, float]) -> float:
 # ---- checks of what the masks hold
 
 
-def _check_ignored(survey: _Survey) -> Iterator[Finding]:
-    """MASK_IGNORE that ignores nothing, or everything."""
-    if not survey.mask_rule or not survey.mask_rule.ignored or not survey.examples:
-        return
-    if not any(example.counts[-1] for example in survey.examples):
-        yield Finding("MASK_IGNORE: no mask holds that.", is_error=False)
-    for side in survey.sides:
-        if side.examples and not side.pixels[:-1].any():
+def _check_labels(survey: _Survey) -> Iterator[Finding]:
+    """A side whose masks hold one label alone, or nothing but what is ignored."""
+    for side in survey.counted:
+        held = [name for name, pixels in zip(survey.rule.label_names, side.pixels) if pixels]
+        if not held:
             yield Finding(f"Every pixel of the masks for {side.name} is ignored. Check MASK_IGNORE.")
+        if len(held) == 1:
+            constant = "CLASSES" if survey.rule.has_classes else "MASK_FOREGROUND"
+            yield Finding(
+                f"The masks for {side.name} hold nothing but {printable(held[0])}, e.g. "
+                f"{printable(side.pairs[0].mask)}, so there is nothing to learn or to score. Check the masks, and "
+                f"{constant}."
+            )
+    if survey.counted and survey.rule.ignored and not any(example.counts[-1] for example in survey.examples):
+        yield Finding("MASK_IGNORE: no mask holds that.", is_error=False)
 
 
 def _check_foreground(survey: _Survey) -> Iterator[Finding]:
-    """A side whose masks are all empty, or all foreground; foreground that seems to be the background."""
-    mask_rule = survey.mask_rule
-    if not mask_rule or mask_rule.has_classes or not survey.examples:
+    """Foreground that seems to be the background."""
+    if not survey.counted or survey.rule.has_classes:
         return
-    for side in survey.sides:
-        if not side.examples or not side.pixels[:-1].any():
-            continue  # all is ignored, which _check_ignored tells
-        for share, state in ((0, "is empty"), (1, "is foreground all over")):
-            if all(example.foreground == share for example in side.examples):
-                yield Finding(
-                    f"Every mask for {side.name} {state}, e.g. {printable(side.pairs[0].mask)}, so there is nothing to "
-                    "learn or to score. Check the masks, and MASK_FOREGROUND."
-                )
     if 0.9 < np.median([example.foreground for example in survey.examples]) < 1:
-        value = mask_rule.background[0] if mask_rule.background else "see above"
+        value = survey.rule.background[0] if survey.rule.background else "see above"
         heading = "Nearly everything is foreground. If it should be the other way round, set MASK_FOREGROUND to the "
         yield Finding(f"{heading}value of what you mean ({value}).", is_error=False)
 
 
 def _check_classes(survey: _Survey) -> Iterator[Finding]:
-    """Classes that one side lacks."""
-    mask_rule = survey.mask_rule
-    if not mask_rule or not mask_rule.has_classes:
-        return
-    for side in survey.sides:
-        if not side.examples:
-            continue
-        pixels = dict(zip(mask_rule.names, side.pixels.tolist()))
-        present = [name for name in pixels if pixels[name]]
-        if len(present) == 1:
-            yield Finding(
-                f"The masks for {side.name} hold one of the classes alone, {present[0]}, so there is nothing to learn "
-                "or to score. Check the masks, and CLASSES."
-            )
-        absent = [name for name in pixels if not pixels[name]]
+    """Classes that one side lacks, or that hardly any pixel for training has."""
+    names = survey.rule.names  # none of one foreground
+    for side in survey.counted:
+        absent = [name for name, share in zip(names, side.shares) if not share]
         if absent:
             end = "cannot be learnt" if side is survey.sides[0] else "are not scored"
             heading = f"Classes that no mask for {side.name} holds, so that they {end}: {', '.join(absent)}."
             yield Finding(heading, is_error=False)
-
-
-def _check_rare_classes(survey: _Survey) -> Iterator[Finding]:
-    """Classes that hardly any pixel has."""
-    mask_rule = survey.mask_rule
-    if not mask_rule:
-        return
-    for shares in _class_shares(survey)[:1]:
-        rare = [f"{name} ({100 * share:.2g} %)" for name, share in zip(mask_rule.names, shares) if 0 < share < RARE]
+    for side in survey.counted[:1]:
+        rare = [f"{name} ({100 * share:.2g} %)" for name, share in zip(names, side.shares) if 0 < share < RARE]
         if rare:
             heading = f"Classes that hardly any pixel for training has: {', '.join(rare)}."
             yield Finding(heading, is_error=False)
-
-
-def _class_shares(survey: _Survey) -> list[np.ndarray]:
-    """The share that each class has in the pixels of each side with examples, ignored ones aside, float (classes,)."""
-    counts = [side.pixels[:-1] for side in survey.sides if side.examples]
-    return [pixels / max(pixels.sum(), 1) for pixels in counts]
 
 
 # ---- checks of what is left of the masks at IMAGE_SIZE
@@ -1043,25 +780,23 @@ _RAISE_IMAGE_SIZE = "Raise IMAGE_SIZE, or train on crops of images at their own 
 
 def _check_what_vanishes(survey: _Survey) -> Iterator[Finding]:
     """Foreground, or classes, that are lost where masks are shrunk to IMAGE_SIZE, because they are small or thin."""
-    mask_rule, size = survey.mask_rule, survey.image_size
-    if not size or not mask_rule:
+    size = survey.image_size
+    if not size or not survey.counted:
         return
     shrunk = [one for one in survey.examples if any(old > new for old, new in zip(one.masks[0].size, size))]
-    if mask_rule.has_classes and shrunk:
-        yield from _vanishing_classes(survey, mask_rule, size, shrunk)
-    if not mask_rule.has_classes:
-        yield from _vanishing_foreground(survey, mask_rule, size, [one for one in shrunk if one.foreground])
+    if survey.rule.has_classes:
+        yield from _vanishing_classes(survey, size, shrunk)
+    else:
+        yield from _vanishing_foreground(survey, size, [one for one in shrunk if one.foreground])
 
 
-def _vanishing_foreground(
-    survey: _Survey, mask_rule: MaskRule, size: tuple[int, int], shrunk: list[_Example]
-) -> Iterator[Finding]:
+def _vanishing_foreground(survey: _Survey, size: tuple[int, int], shrunk: list[_Example]) -> Iterator[Finding]:
     before = np.array([example.foreground for example in shrunk])
     # To decode all masks again would double the time of the audit. So only those are decoded whose foreground would
     # fill a few pixels, and a sample of the others, which may be thin; and all, if one of these loses half of it.
     chosen = np.union1d(np.flatnonzero(before * size[0] * size[1] < FEW), _sample_of(shrunk))
     for numbers in (chosen, np.arange(len(shrunk))):
-        counts = _counts_at(size, [shrunk[number] for number in numbers], mask_rule, survey.num_workers)
+        counts = _counts_at(size, [shrunk[number] for number in numbers], survey)
         after = counts[:, 1] / np.maximum(counts[:, :-1].sum(axis=1), 1)
         lost = after < before[numbers] / 2
         if not lost.any():
@@ -1085,16 +820,15 @@ def _vanishing_foreground(
     yield Finding(heading, lines, _RAISE_IMAGE_SIZE, is_error=bool(spoiled))
 
 
-def _vanishing_classes(
-    survey: _Survey, mask_rule: MaskRule, size: tuple[int, int], shrunk: list[_Example]
-) -> Iterator[Finding]:
+def _vanishing_classes(survey: _Survey, size: tuple[int, int], shrunk: list[_Example]) -> Iterator[Finding]:
     sample = [shrunk[number] for number in _sample_of(shrunk)]
-    before = np.array([example.counts for example in sample])
-    after = _counts_at(size, sample, mask_rule, survey.num_workers)
+    if not sample:
+        return
+    before, after = np.array([example.counts for example in sample]), _counts_at(size, sample, survey)
     # The mean over masks of each class's share of the mask
     shares = [(counts / counts.sum(axis=1, keepdims=True)).mean(axis=0) for counts in (before, after)]
     lines = []
-    for name, share, left in zip(mask_rule.names, *shares):
+    for name, share, left in zip(survey.rule.names, *shares):
         if left < share / 2:
             lines.append(f"{name}: {share:.3%} -> {left:.3%} of the pixels")
     verb = "loses" if len(lines) == 1 else "lose"
@@ -1107,13 +841,11 @@ def _sample_of(examples: list[_Example]) -> np.ndarray:
     return np.linspace(0, len(examples) - 1, min(len(examples), SOME)).round().astype(int)
 
 
-def _counts_at(
-    size: tuple[int, int], examples: list[_Example], mask_rule: MaskRule, num_workers: int | None
-) -> np.ndarray:
+def _counts_at(size: tuple[int, int], examples: list[_Example], survey: _Survey) -> np.ndarray:
     """Pixels of each label of the masks at that size, int64 (examples, labels + 1), ignored ones last."""
-    count = partial(_count_at, mask_rule=mask_rule, size=size)
-    counts = list(parallel_map(count, [example.pair for example in examples], num_workers))
-    return np.array(counts, np.int64).reshape(-1, mask_rule.num_labels + 1)
+    count = partial(_count_at, mask_rule=survey.rule, size=size)
+    counts = list(parallel_map(count, [example.pair for example in examples], survey.num_workers))
+    return np.array(counts, np.int64).reshape(-1, survey.rule.num_labels + 1)
 
 
 def _count_at(pair: Pair, mask_rule: MaskRule, size: tuple[int, int]) -> np.ndarray:
@@ -1139,10 +871,9 @@ _CHECKS: tuple[Callable[[_Survey], Iterable[Finding]], ...] = (
     _check_alpha,
     _check_duplicates,
     _check_value_range,
-    _check_ignored,
+    _check_labels,
     _check_foreground,
     _check_classes,
-    _check_rare_classes,
     _check_what_vanishes,
 )
 
@@ -1156,40 +887,28 @@ def _facts_of_files(survey: _Survey) -> Iterator[tuple[str, str]]:
     for side in survey.sides:
         for label, text in side.notes:
             yield label, f"for {side.name} {text}"
-    if survey.examples:
-        images = [example.image for example in survey.examples]
-        if groups := tell_groups([example.pair.name for example in survey.examples], survey.spec.group):
-            yield "groups", f"by their names: {groups} (GROUP)"
-        yield "sizes", _most_common(_by(image.size) for image in images)
-        yield "images", _most_common(f"{image.format} {image.mode}" for image in images)
-        if survey.channels != RGB:
-            shown = "three" if survey.channels > 2 else "one"
-            yield "channels", f"{survey.channels}, of which the pictures show {shown}"
-        yield "masks", _most_common(f"mode {mask.mode}" for example in survey.examples for mask in example.masks)
-
-
-def _facts_of_odd_files(survey: _Survey) -> Iterator[tuple[str, str]]:
-    """Images that are turned upright, are pages, or have several masks."""
-    turned = sum(example.image.orientation > 1 for example in survey.examples)
-    if turned:
+    if not survey.examples:
+        return
+    images, pairs = [example.image for example in survey.examples], [example.pair for example in survey.examples]
+    if groups := tell_groups([pair.name for pair in pairs], survey.spec.group):
+        yield "groups", f"by their names: {groups} (GROUP)"
+    yield "sizes", _most_common(_by(image.size) for image in images)
+    yield "images", _most_common(f"{image.format} {image.mode}" for image in images)
+    if survey.channels != RGB:
+        shown = "three" if survey.channels > 2 else "one"
+        yield "channels", f"{survey.channels}, of which the pictures show {shown}"
+    yield "masks", _most_common(f"mode {mask.mode}" for mask in survey.masks)
+    if turned := sum(image.orientation > 1 for image in images):
         yield "EXIF", f"{counted(turned, 'image')} set upright"
     if survey.spec.resize_masks:
         resized = sum(example.image.size != mask.size for example in survey.examples for mask in example.masks)
         yield "resized", f"{counted(resized, 'mask')} of another size than the image (RESIZE_MASKS)"
-    pairs = [example.pair for example in survey.examples]
-    paged = {pair.image for pair in pairs if pair.image_page or pair.mask_page}
-    if paged:
+    if paged := {pair.image for pair in pairs if pair.image_page or pair.mask_page}:
         yield "pages", f"each of {counted(len(paged), 'file')} is an image with a mask of its own"
-    several = [len(pair.more) + 1 for pair in pairs if pair.more]
-    if several:
+    if several := [len(pair.more) + 1 for pair in pairs if pair.more]:
         count = f"{counted(len(several), 'image')} with 2 to {max(several)} masks"
         yield "united", f"{count}, by MASK_NAME, whose foregrounds are united"
-
-
-def _facts_left_out(survey: _Survey) -> Iterator[tuple[str, str]]:
-    """Files that are no pictures."""
-    left_out = [printable(path.name) for side in survey.sides for path in side.left_out]
-    if left_out and survey.examples:
+    if left_out := [printable(path.name) for side in survey.sides for path in side.left_out]:
         more = ", ..." if len(left_out) > 5 else ""
         yield "left out", f"{len(left_out):,} that are no pictures by their names: {', '.join(left_out[:5])}{more}"
 
@@ -1203,33 +922,27 @@ def _facts_of_values(survey: _Survey) -> Iterator[tuple[str, str]]:
     if survey.nodata and survey.spec.image_range == AUTO:
         values = " and ".join(f"{value:g} ({share:.1%} of the values)" for value, share in survey.nodata.items())
         yield "no data", f"{values}, declared so or far from all others, does not count for that range"
-    mask_rule = survey.mask_rule
-    if not mask_rule or not survey.examples:
+    if not survey.counted:
         return
-    yield "mask values", mask_rule.describe()
-    if mask_rule.has_classes:
-        yield "classes", _shares_in_words(survey, mask_rule)
+    yield "mask values", survey.rule.describe()
+    if survey.rule.has_classes:
+        heading = " / ".join(["class", *(side.name for side in survey.counted)])
+        rows = []
+        for name, *shares in zip(survey.rule.names, *(side.shares for side in survey.counted)):
+            rows.append(" / ".join([name, *(f"{100 * share:.2g} %" for share in shares)]))
+        more = f" and {len(rows) - 40} more" if len(rows) > 40 else ""
+        yield "classes", f"{heading}: {', '.join(rows[:40])}{more}"
     else:
-        shares = np.array([example.foreground for example in survey.examples])
-        ends = f"{np.count_nonzero(shares == 0):,} masks empty, {np.count_nonzero(shares == 1):,} all foreground"
-        text = f"least {shares.min():.2%}, median {np.median(shares):.2%}, most {shares.max():.2%} of a mask; {ends}"
+        held = np.array([example.foreground for example in survey.examples])
+        ends = f"{np.count_nonzero(held == 0):,} masks empty, {np.count_nonzero(held == 1):,} all foreground"
+        text = f"least {held.min():.2%}, median {np.median(held):.2%}, most {held.max():.2%} of a mask; {ends}"
         yield "foreground", text
-    if mask_rule.ignored:
-        pixels = np.sum([example.counts for example in survey.examples], axis=0)
+    if survey.rule.ignored:
+        pixels = np.sum([side.pixels for side in survey.counted], axis=0)
         yield "ignored", f"{pixels[-1] / pixels.sum():.2%} of all pixels are neither trained on nor scored"
 
 
-def _shares_in_words(survey: _Survey, mask_rule: MaskRule) -> str:
-    """The share of each class in the pixels of each side."""
-    columns = ["class", *(side.name for side in survey.sides if side.examples)]
-    rows = [" / ".join(columns) + ": "]
-    for name, *shares in zip(mask_rule.names, *_class_shares(survey)):
-        rows.append(" / ".join([name, *(f"{100 * share:.2g} %" for share in shares)]))
-    more = f" and {len(rows) - 41} more" if len(rows) > 41 else ""
-    return f"{rows[0]}{', '.join(rows[1:41])}{more}"
-
-
-_FACTS = (_facts_of_files, _facts_of_odd_files, _facts_left_out, _facts_of_values)
+_FACTS = (_facts_of_files, _facts_of_values)
 
 
 def _most_common(texts: Iterable[str]) -> str:
@@ -1251,52 +964,41 @@ def _by(size: Iterable[int]) -> str:
 # ---- the sheet of overlays
 
 
-def _draw_sheet(survey: _Survey, mask_rule: MaskRule, path: Path) -> Path | None:
+def _draw_sheet(survey: _Survey, path: Path) -> Path | None:
     """Draws the masks of some examples on their images; None where no example can be drawn."""
-
-    def can_be_drawn(example: _Example) -> bool:
-        image = example.image
-        # Images of 32 bits and floats have no pixels without a range.
-        has_pixels = survey.value_range or image.depth is None or image.depth["bits"] == 16
-        return (
-            bool(has_pixels)
-            and image.channels == survey.channels
-            and (survey.spec.resize_masks or all(image.size == mask.size for mask in example.masks))
-        )
-
-    examples = [example for example in survey.examples if can_be_drawn(example)]
-    if not examples:
-        return None
-    images, masks, captions = [], [], []
-    for example in _choose_tiles(examples, mask_rule, survey.turned_unclear):
+    rule, images, masks, captions = survey.rule, [], [], []
+    for example in _choose_tiles(survey):
         pair, (height, width) = example.pair, example.image.size
         scale = min(1, 480 / max(height, width))
         size = max(1, round(height * scale)), max(1, round(width * scale))
-        images.append(read_image(pair.image, size, pair.image_page, survey.value_range, survey.channels))
-        own_size = (height, width) if survey.spec.resize_masks else None
-        masks.append(read_mask(pair.masks, mask_rule, size, pair.mask_page, own_size))
-        captions.append(pair.name if mask_rule.has_classes else f"{pair.name}  {example.foreground:.1%}")
-    title = f"{len(examples):,} pairs; foreground is tinted, its share stands below"
-    if mask_rule.has_classes:
-        title = f"{len(examples):,} pairs; each class has its colour"
-    sheet = pictures.overlay_sheet(images, masks, captions, title, pictures.Palette.of(mask_rule))
+        with suppress(UnusableFile):  # such as one of another number of channels, which the checks tell
+            image = read_image(pair.image, size, pair.image_page, survey.value_range, survey.channels)
+            masks.append(read_mask(pair.masks, rule, size, pair.mask_page, (height, width)))
+            images.append(image)
+            captions.append(pair.name if rule.has_classes else f"{pair.name}  {example.foreground:.1%}")
+    if not images:
+        return None
+    title = f"{len(survey.examples):,} pairs; foreground is tinted, its share stands below"
+    if rule.has_classes:
+        title = f"{len(survey.examples):,} pairs; each class has its colour"
+    sheet = pictures.overlay_sheet(images, masks, captions, title, pictures.Palette.of(rule))
     pictures.save_image(path, sheet)
     return path
 
 
-def _choose_tiles(examples: list[_Example], mask_rule: MaskRule, doubtful: list[_Example]) -> list[_Example]:
+def _choose_tiles(survey: _Survey) -> list[_Example]:
     """At most TILES examples: with the least and the most foreground, or the most of each class; others in between.
 
-    Half of them are from the `doubtful` ones, as far as there are that many.
+    Half of them are from those that EXIF turns unclearly, as far as there are that many.
     """
-    if mask_rule.has_classes:
+    examples, doubtful = survey.examples, _turned_unclear(survey)
+    if survey.rule.has_classes:
         shares = [example.counts[:-1] / example.counts.sum() for example in examples]
         extremes = np.argmax(shares, axis=0).tolist()
     else:
         ranked = sorted(range(len(examples)), key=lambda number: examples[number].foreground)
         extremes = [ranked[0], ranked[-1]]
-    doubted = {example.pair.image for example in doubtful}
-    first = [number for number, example in enumerate(examples) if example.pair.image in doubted][: TILES // 2]
+    first = [number for number, example in enumerate(examples) if example in doubtful][: TILES // 2]
     extremes = list(dict.fromkeys([*first, *extremes]))[:TILES]
     spread = np.linspace(0, len(examples) - 1, max(TILES - len(extremes), 1)).round().astype(int).tolist()
     return [examples[number] for number in sorted(list(dict.fromkeys([*extremes, *spread]))[:TILES])]

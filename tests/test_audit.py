@@ -16,8 +16,9 @@ from PIL import Image
 
 import dataset
 from augment import make_augmented
-from parts.audit import LINES, VERSION, audit, facts_digest
+from parts.audit import LINES, audit
 from parts.errors import UserError, printable
+from parts.file_facts import VERSION, facts_digest
 from parts.spec import DataSpec
 from utils import get_loaders
 
@@ -356,14 +357,14 @@ CASES = {
     "a turned image": Case(turn("ti"), problems=("img_000.png is 60x40", "EXIF tag")),
     "a turned pair": Case(turn("ti", "tm"), text=("1 image set upright",), unsaid=("Warning",)),
     "turned images whose sizes do not tell": Case(
-        turn_three(), text=("2 images are turned by EXIF", "ti/img_001.png", "vi/img_021.png", "exiftool")
+        turn_three(), text=("2 images turned by EXIF", "ti/img_001.png", "vi/img_021.png", "exiftool")
     ),
     "turned images beside one whose mask is turned": Case(
-        turn_three("ti", "tm"), text=("3 images set upright",), unsaid=("are turned by EXIF",)
+        turn_three("ti", "tm"), text=("3 images set upright",), unsaid=("turned by EXIF",)
     ),
     "turned images beside one whose mask is not": Case(
         turn_three("ti"),
-        problems=("by its EXIF tag", "2 images are turned by EXIF", "as those of other images"),
+        problems=("by its EXIF tag", "2 images turned by EXIF", "as those of other images"),
         count=2,
     ),
     "kinds on one side alone": Case(
@@ -393,7 +394,9 @@ CASES = {
     ),
     "masks of shares": Case(take_shares, text=("16 masks of fractions from 0 to 1",)),
     "soft masks": Case(save_masks_as_jpeg, text=("JPEG edges",), rule=dict(soft=True)),
-    "nothing but empty masks": Case(empty_validation, problems=("Every mask for validation is empty",)),
+    "nothing but empty masks": Case(
+        empty_validation, problems=("The masks for validation hold nothing but background, e.g.",)
+    ),
     "16 bits that use 12": Case(
         take_twelve_bits, problems=("12 images of 16 bits that use only the lowest 12", "IMAGE_RANGE")
     ),
@@ -444,7 +447,7 @@ CASES = {
     "one class alone": Case(
         draw_one_class_for_validation,
         dict(classes=(0, 1, 2, 7)),
-        problems=("for validation hold one of the classes alone, 0,",),
+        problems=("for validation hold nothing but 0, e.g.",),
     ),
     "other pages": Case(lose_pages, problems=("1 file for training with pages that have no partner", "stack.tif")),
     "an alpha channel": Case(add_alpha(varied=True), text=("it is dropped",)),

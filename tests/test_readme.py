@@ -59,7 +59,7 @@ FLOORS = [  # each imports from those above it alone
     {"parts.spec", "parts.images", "parts.files", "parts.options", "parts.processes", "parts.networks"}
     | {"parts.scores", "parts.loggers"},
     {"parts.masks", "parts.names", "parts.cars", "parts.own_dataset", "parts.advice"},
-    {"parts.splits"}
+    {"parts.splits", "parts.file_facts"}
     | {"parts.mask_rules", "parts.pictures", "parts.transforms", "parts.arrays", "parts.recipe", "parts.losses"},
     {"parts.audit", "parts.annotations", "parts.inference", "parts.checkpoint_keys", "parts.budget"},
     {"parts.checkpoints"},
