@@ -1,4 +1,4 @@
-"""What pytest needs: the modules on the path, one thread, and the prepared folder."""
+"""What pytest needs: the modules on the path, one thread a process, all cores, and the prepared folder."""
 
 import os
 import sys
@@ -21,6 +21,15 @@ from predicting import (  # noqa: E402, F401
     network,
     photos,
 )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config):
+    """All tests together run on all cores where pytest-xdist is installed; `-n 0`: in this process."""
+    everything = config.args_source is config.ArgsSource.TESTPATHS and not config.option.keyword
+    is_worker = "PYTEST_XDIST_WORKER" in os.environ
+    if everything and not is_worker and getattr(config.option, "numprocesses", 0) is None:
+        config.option.numprocesses, config.option.maxprocesses, config.option.dist = "auto", 8, "worksteal"
 
 
 @pytest.fixture
