@@ -38,30 +38,13 @@ if find_spec("PIL.AvifImagePlugin"):  # which older versions of Pillow lack
 
 _MARKS = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # of the commonest of them
 
-# Pictures of kinds that are not read: (place, what files have there, what they are).
+# Pictures of kinds that are not read and that people have: (place, what files have there, what they are).
 _OTHER_KINDS = (
     (0, b"%!PS", "an EPS picture"),
-    (0, b"\xc5\xd0\xd3\xc6", "an EPS picture"),
     (0, b"8BPS", "a PSD picture"),
-    (0, b"SIMPLE  =", "a FITS picture"),
-    (0, b"\0\0\1\0", "an ICO picture"),
-    (0, b"icns", "an ICNS picture"),
     (0, b"\0\0\0\x0cjP  ", "a JPEG 2000 picture"),
     (0, b"\xff\x4f\xff\x51", "a JPEG 2000 picture"),
     (4, b"ftyphei", "a HEIC picture"),
-    (0, b"\xd7\xcd\xc6\x9a", "a WMF picture"),
-    (40, b" EMF", "an EMF picture"),
-    (2048, b"PCD_", "a Photo CD picture"),
-    (0, b"DDS ", "a DDS picture"),
-    (0, b"qoif", "a QOI picture"),
-    (0, b"\n\5\1", "a PCX picture"),
-    (0, b"\x01\xda\0\1", "an SGI picture"),
-    (0, b"\x01\xda\1\1", "an SGI picture"),
-    (0, b"\x59\xa6\x6a\x95", "a Sun raster picture"),
-    (0, b"/* XPM */", "an XPM picture"),
-    (0, b"\x89HDF", "an HDF5 file"),
-    (0, b"GRIB", "a GRIB file"),
-    (0, b"BUFR", "a BUFR file"),
 )
 
 # What EXIF's orientations are undone by
@@ -111,7 +94,7 @@ class Head:
             frames=picture.format != "MPO" and getattr(picture, "is_animated", False),  # an MPO has previews
             turned=turned,
             page=picture.tell(),
-            nodata=_tagged_nodata(picture),
+            nodata=_nodata_of(picture.tag_v2) if picture.format == "TIFF" else None,
         )
 
 
@@ -180,17 +163,11 @@ def as_bytes(
     channels: int | None = RGB,
 ) -> np.ndarray:
     """What `read_image` gives of a Decoded. UnusableFile."""
-    pixels = None
     if value_range is not None:
-        deep = _deep_values(decoded, path, channels)
-        if deep is not None:
-            pixels = bytes_of(deep, value_range)
-    if pixels is None:
-        pixels = _shallow_values(decoded, path, channels)
-    pixels = _with_channels(pixels, channels, path)
-    if size is None:
-        return pixels
-    return resize_image(pixels, size)
+        pixels = bytes_of(pixels_of(decoded, path, channels), value_range)
+    else:
+        pixels = _with_channels(_shallow_values(decoded, path, channels), channels, path)
+    return pixels if size is None else resize_image(pixels, size)
 
 
 def decode_image(
@@ -260,7 +237,7 @@ def pages_of(path: str | Path, channels: object = RGB) -> list[int] | None:
             return _pages_of_bands(path, channels)
         with _opened(path) as file:
             if file.head.format == "TIFF":
-                return _tiff_pages(file.picture) or [0]
+                return _tiff_pages(path)
             if file.head.format in ("AVIF", "GIF", "PNG", "WEBP"):
                 return list(range(getattr(file.picture, "n_frames", 1)))
             return [0]
@@ -268,23 +245,10 @@ def pages_of(path: str | Path, channels: object = RGB) -> list[int] | None:
         return None
 
 
-def _tiff_pages(picture: Any) -> list[int]:
-    """The numbers of a TIFF's pages that are pictures of their own. The open picture is left at its first page."""
-    pages: list[int] = []
-    page = 0
-    while True:
-        try:
-            picture.seek(page)
-        except EOFError:
-            break
-        except Exception:  # as where the rest is lost, which reading this page will say
-            pages.append(page)
-            break
-        if not picture.tag_v2.get(Tag.NewSubfileType, 0) & _REDUCED_OR_MASK:
-            pages.append(page)
-        page += 1
-    picture.seek(0)
-    return pages
+def _tiff_pages(path: str | Path) -> list[int]:
+    """The numbers of a TIFF's pages that are pictures of their own. Any exception: it is damaged."""
+    kinds = [tags.get(Tag.NewSubfileType, 0) for tags in _tiff_directories(path)]
+    return [page for page, kind in enumerate(kinds) if not kind & _REDUCED_OR_MASK] or [0]
 
 
 # ---- open files
@@ -387,7 +351,9 @@ def _open(path: str | Path) -> Any:
         kind = other_kind(path)
         if kind:
             raise UnusableFile(path, f"is {kind}, which is not read", "Save it as PNG or TIFF") from None
-        return Image.open(path, formats=["TGA"])  # last: it has no mark, and takes some of the others for its own
+        if Path(path).suffix.lower() != ".tga":  # which has no mark, so that its decoder takes others for its own
+            raise
+        return Image.open(path, formats=["TGA"])
 
 
 def other_kind(path: str | Path) -> str | None:
@@ -399,7 +365,7 @@ def other_kind(path: str | Path) -> str | None:
 def _start_of(path: str | Path) -> bytes:
     """The first bytes of a file, all in which the kinds of pictures differ; none of a file that cannot be read."""
     with suppress(OSError), open(path, "rb") as file:
-        return file.read(2052)
+        return file.read(12)
     return b""
 
 
@@ -432,12 +398,8 @@ def _orientation(picture: Any) -> int:
     return turned if turned in range(1, 9) else 1
 
 
-def _tagged_nodata(picture: Any) -> float | None:
-    """The value that an open TIFF's tag of GDAL's declares to stand for no data; None: there is none, or it is NaN."""
-    return _nodata_of(picture.tag_v2) if picture.format == "TIFF" else None
-
-
 def _nodata_of(tags: Any) -> float | None:
+    """The value that a TIFF's tag of GDAL's declares to stand for no data; None: there is none, or it is NaN."""
     with suppress(TypeError, ValueError):  # the tag is damaged
         value = float(tags.get(GDAL_NODATA, "nan"))
         return value if math.isfinite(value) else None
@@ -520,8 +482,7 @@ def _pages_of_bands(path: str | Path, channels: object) -> list[int] | None:
         head = _head_of_bands(path, 0)
         if head.format == "NPY" or (channels not in (1, RGB) and not head.frames):
             return [0]
-        kinds = [tags.get(Tag.NewSubfileType, 0) for tags in _tiff_directories(path)]
-        return [page for page, kind in enumerate(kinds) if not kind & _REDUCED_OR_MASK] or [0]
+        return _tiff_pages(path)
 
 
 # ---- what is refused
@@ -652,17 +613,15 @@ def _odd_tiff(path: str | Path, page: int) -> UnusableFile | None:
         colours, compression = tags.get(Tag.PhotometricInterpretation), tags.get(Tag.Compression, 1)
     except Exception:  # the tags themselves are damaged, or there are none
         return None
+    is_packed = compression not in TiffImagePlugin.COMPRESSION_INFO
+    if channels in (1, 3) and not kind and bits <= 16 and not is_packed and colours in (0, 1, 2, 3):
+        return None  # nothing is odd about it (grey from white or black, RGB, a palette), so that it must be damaged
     problem = f"is a TIFF of {counted(channels, 'channel')} of {kind}{bits} bits, {size} (height x width)"
-    cure = "Save it as grey or RGB with 8 or 16 bits, or as grey with floating-point values of 32 bits"
+    if is_packed or colours not in (0, 1, 2, 3):
+        problem += f", of compression {compression} and photometric interpretation {colours}"
+    cure = "Save it as grey or RGB with 8 or 16 bits, or as grey with floating-point values of 32 bits, by LZW"
     if channels not in (1, 3):
         cure = f"Set CHANNELS = {channels} (--channels {channels}), or save one or three of them as grey or RGB"
-    elif compression not in TiffImagePlugin.COMPRESSION_INFO:
-        problem += f", compressed in an uncommon way ({compression})"
-        cure = "Save it with LZW or without compression"
-    elif colours not in (0, 1, 2, 3):  # greys from white or from black, RGB, palette
-        problem += f", of colours of an uncommon kind (photometric interpretation {colours})"
-    elif bits <= 16 and not kind:  # nothing is odd about it, so that it must be damaged
-        return None
     return UnusableFile(_with_page(path, page), f"{problem}, which is not read", cure)
 
 
