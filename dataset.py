@@ -227,9 +227,10 @@ class ImageDataset(PairDataset):
             pairs = pair_files(img_dir, mask_dir, spec)
         if mask_rule is None:
             mask_rule = find_mask_rule(masks_of(pairs), spec)
-        if value_range is None:
-            value_range = value_range_of(spec)
-        files = Files(list(pairs), mask_rule, value_range, None, False, channels_of(spec), spec.resize_masks)
+        if value_range is not None:
+            spec = replace(spec, image_range=value_range)
+        value_range, channels = declared(spec)
+        files = Files(list(pairs), mask_rule, value_range, channels=channels, resize_masks=spec.resize_masks)
         super().__init__(files, seed)
         self.transform = transform
 
@@ -250,23 +251,17 @@ def masks_of(pairs: Sequence[Pair]) -> list[tuple[Path, int]]:
     return [source for pair in pairs for source in pair.sources[1:]]
 
 
-def value_range_of(spec: DataSpec) -> tuple[float, float] | None:
-    """What becomes 0 and 255, as IMAGE_RANGE says. UserError: only an audit of the images can tell ("auto")."""
-    if isinstance(spec.image_range, str):
-        raise UserError(
-            f'IMAGE_RANGE = "{spec.image_range}" is decided by an audit of the training images: give its value_range, '
-            "its report, or two numbers."
-        )
-    return spec.image_range
+def declared(spec: DataSpec) -> tuple[tuple[float, float] | None, int]:
+    """(value range, channels) of images, as IMAGE_RANGE and CHANNELS say.
 
-
-def channels_of(spec: DataSpec) -> int:
-    """The number of channels that CHANNELS says. UserError: only an audit of the images can tell ("auto")."""
-    if isinstance(spec.channels, str):
+    UserError: one is "auto", which an audit of the images alone can tell.
+    """
+    if isinstance(spec.image_range, str) or isinstance(spec.channels, str):
         raise UserError(
-            f'CHANNELS = "{spec.channels}" is decided by an audit of the images: give its report, or a number.'
+            f'IMAGE_RANGE = {spec.image_range!r} and CHANNELS = {spec.channels!r}: what is "auto" is decided by an '
+            "audit of the training images. Give its report, or numbers."
         )
-    return spec.channels
+    return spec.image_range, spec.channels
 
 
 class ArrayDataset(PairDataset):

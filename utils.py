@@ -20,17 +20,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Sampler, default_collate, get_worker_info
 
-from dataset import (
-    ArrayDataset,
-    Batch,
-    CropDataset,
-    ImageDataset,
-    PairDataset,
-    WholeDataset,
-    channels_of,
-    masks_of,
-    value_range_of,
-)
+from dataset import ArrayDataset, Batch, CropDataset, ImageDataset, PairDataset, WholeDataset, declared, masks_of
 from parts import pictures, processes
 from parts.advice import summary
 from parts.arrays import Files, Size
@@ -120,7 +110,7 @@ def _list_pairs(train_folders: tuple[Folder, Folder], val_folders: tuple[Folder,
     """A Report of the pairs and their reading alone, where no audit was made."""
     train, val = pair_files(*train_folders, spec), pair_files(*val_folders, spec)
     rule = find_mask_rule(masks_of([*train, *val]), spec)
-    return Report(train, val, rule, value_range_of(spec), channels_of(spec), spec.resize_masks)
+    return Report(train, val, rule, *declared(spec), spec.resize_masks)
 
 
 def _make_datasets(

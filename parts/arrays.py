@@ -365,14 +365,7 @@ def _describe(name: str, old: Any, new: Any) -> str:
         return ""
     if name == "the mask rule":
         return f"{name} was: {MaskRule.from_dict(old).describe()}"
-    text = "None"
-    if old and name == "IMAGE_SIZE":
-        text = "{}x{}".format(*old)
-    elif old and name == "IMAGE_RANGE":
-        text = "({:g}, {:g})".format(*old)
-    elif old:  # CROP
-        text = "set"
-    return f"{name} was {text}"
+    return f"{name} was {old}, now {new}"
 
 
 def _make(plan: _Plan, num_workers: int | None, progress: bool) -> None:

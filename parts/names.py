@@ -280,25 +280,23 @@ def list_pictures(folder: Folder, apart: Iterable[Folder] = (), suffixes: Collec
     return replace(listing, pictures=pictures)
 
 
+_ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".xz", ".7z", ".rar")
+_TABLES = (".csv", ".tsv", ".json", ".jsonl", ".geojson", ".ndjson", ".xml")
+
+
 def _way_to_pictures(files: Sequence[Path]) -> str:
     """How pictures are made of files of other kinds that data come in: archives, annotations, tables; "": of none."""
     for path in files:
-        name = shlex.quote(printable(path))
-        folder = shlex.quote(printable(path.with_suffix("")))
-        if path.suffix.lower() == ".zip":
-            return f"Archives are not read: unzip {name} -d {folder}"
-        if path.suffix.lower() in (".tar", ".tgz", ".gz", ".xz", ".7z", ".rar"):
-            return f"Archives are not read: unpack {name} first."
-        if path.suffix.lower() in (".csv", ".tsv"):
-            return (
-                f"{path.name} is a table; if it holds run lengths, docs/change-it.md (A dataset) has the lines that "
-                "make masks of them."
-            )
-        if path.suffix.lower() in (".json", ".jsonl", ".geojson", ".ndjson", ".xml"):
+        if path.suffix.lower() in _ARCHIVES:
+            name, folder = (shlex.quote(printable(place)) for place in (path, path.with_suffix("")))
+            command = f"unzip {name} -d {folder}" if path.suffix.lower() == ".zip" else f"unpack {name} first"
+            return f"Archives are not read: {command}"
+        if path.suffix.lower() in _TABLES:
             return (
                 f"If {path.name} holds annotations: train.py, augment.py and dataset.py draw those of labelme and COCO "
-                "(.json) and YOLO's polygons (.txt, with classes.txt or data.yaml). Export others as one of these, or "
-                "as masks in PNG."
+                "(.json) and YOLO's polygons (.txt, with classes.txt or data.yaml); of run lengths in a table "
+                "docs/change-it.md (A dataset) has the lines that make masks. Export others as one of these, or as "
+                "masks in PNG."
             )
     return ""
 
@@ -384,12 +382,12 @@ def _notes_on_other_kinds(paths: Sequence[Path]) -> list[Note]:
     notes = []
     if unread := _of_kind(UNREAD, paths):
         text = f"{counted(len(unread), 'picture')} of a kind that is not read: {_first_names(unread)}. "
-        text += f"To use {_them(unread)}, save as PNG (images also as JPEG)"
+        text += "To use files of this kind, save as PNG (images also as JPEG)"
         if any(path.suffix.lower() == NPY for path in unread):
             text += f", or, if they are images in {NPY} files, set CHANNELS (--channels auto)"
         notes.append(Note("not read", text))
     if videos := _of_kind(VIDEO, paths):
-        text = f"{counted(len(videos), 'video')}: {_first_names(videos)}. To use {_them(videos)}, cut into frames "
+        text = f"{counted(len(videos), 'video')}: {_first_names(videos)}. To use such, cut into frames "
         notes.append(Note("videos", f"{text}({_to_frames(videos[0])})"))
     return notes
 
@@ -399,14 +397,7 @@ def _to_frames(video: Path) -> str:
 
 
 def _first_names(paths: Sequence[Path]) -> str:
-    names = [printable(path.name) for path in paths[:5]]
-    if len(paths) > 5:
-        names.append("...")
-    return ", ".join(names)
-
-
-def _them(paths: Sequence[Path]) -> str:
-    return "it" if len(paths) == 1 else "them"
+    return list_files([path.name for path in paths], 5)
 
 
 # ---- pairs of images and masks
@@ -464,6 +455,8 @@ def pair_files(
     matches = match(*list_both(img_dir, mask_dir, spec, apart), spec)
     pairs, page_faults = by_pages(matches.pairs, partial(pages_of, channels=spec.channels))
     faults = matches.faults + page_faults
+    for note in matches.notes:  # also on kinds that are not read, which may be why something has no partner
+        tell(f"{printable(img_dir)}: {note.text}.")
     if faults:
         lines = [str(fault) for fault in faults]
         if matches.faults:
@@ -471,8 +464,6 @@ def pair_files(
         raise UserError("\n".join(lines))
     if not pairs:
         raise UserError(f"{printable(img_dir)}, {printable(mask_dir)}: no image there has a mask. {NAME_MASKS}.")
-    for note in matches.notes:
-        tell(f"{printable(img_dir)}: {note.text}.")
     return pairs
 
 
@@ -569,10 +560,6 @@ class _Matching:
 
     def lonely_images(self) -> list[UnusableFile]:
         """A fault for each image without a mask."""
-        # A mask of a kind that is not read, such as x.npy, says more than that there is no mask.
-        not_read = {
-            self.names.owner(self._owners_of(_as_png(path))): path for path in _of_kind(UNREAD, self.masks.left_out)
-        }
         faults = []
         for name, files in sorted(self.images_of.items()):
             if name in self.masks_of or self._is_ambiguous(name):
@@ -581,28 +568,18 @@ class _Matching:
             if self.mask_name is not None:
                 own = name if "/" in self.mask_name else PurePath(name).name
                 expected = self.mask_name.replace("{}", own).replace("*", "1")
-            problem, cure = "has no mask", f"Add {printable(expected)}.png or the like, or remove it"
-            if name in not_read:
-                problem = f"has its mask in {printable(not_read[name])}, which is of a kind that is not read"
-                cure = "Save that as PNG"
-            faults.append(UnusableFile(files[0], problem, cure))
+            cure = f"Add {printable(expected)}.png or the like, or remove it"
+            faults.append(UnusableFile(files[0], "has no mask", cure))
         return faults
 
     def stray_masks(self) -> list[UnusableFile]:
         """A fault for each mask of no image, sorted by the names of the images that they are likely to belong to."""
-        not_read = {self.images.name_of(_as_png(path)): path for path in _of_kind(UNREAD, self.images.left_out)}
-        names_not_read = ImageNames(not_read)
         scheme = self._scheme_of_several()
         faults = []
         # The last owner has the shortest name; a mask that is not named as MASK_NAME says has none, but its own name.
         for path in sorted(self.strays, key=lambda path: [self.masks.name_of(path), *self._owners_of(path)][-1]):
             owners = self._owners_of(path)
-            owner = names_not_read.owner(owners)
-            problem = "is the mask of no image"
-            if owner:
-                problem = f"is the mask of {printable(not_read[owner])}, which is of a kind that is not read"
-                cure = "Save that as PNG or JPEG"
-            elif not owners:
+            if not owners:
                 cure = f"Name it as MASK_NAME = {self.mask_name!r} says, or remove it"
             elif scheme:
                 name = f"MASK_NAME = {scheme!r} (--mask-name)"
@@ -610,7 +587,7 @@ class _Matching:
             else:
                 likely = owners[0] if self.mask_name else owners[-1]
                 cure = f"Add the image {printable(likely)}, or remove it"
-            faults.append(UnusableFile(path, problem, cure))
+            faults.append(UnusableFile(path, "is the mask of no image", cure))
         return faults
 
     def _scheme_of_several(self) -> str | None:
@@ -629,27 +606,7 @@ def _takes_several(mask_name: str | None) -> bool:
     return mask_name is not None and "*" in mask_name
 
 
-def _as_png(path: Path) -> Path:
-    """The name that a picture of a kind that is not read would have as PNG; .nii.gz is one suffix."""
-    return path.with_name(UNREAD.sub(".png", path.name))
-
-
 # ---- masks that are named by a rule of their own
-
-
-@dataclass(frozen=True)
-class _Affixes:
-    """What all names of one side have around the part that tells them apart."""
-
-    before: str
-    after: str
-
-    def strip(self, keys: list[tuple[str, str]]) -> list[tuple[str, str]]:
-        """(subfolder, name) of each file, the names without the affixes."""
-        return [(place, name[len(self.before) : len(name) - len(self.after)]) for place, name in keys]
-
-    def __str__(self) -> str:
-        return f'"{self.before}{{}}{self.after}"'
 
 
 def _find_scheme(image_names: list[str], mask_names: list[str], affixes: bool) -> tuple[list[str], str]:
@@ -663,13 +620,10 @@ def _find_scheme(image_names: list[str], mask_names: list[str], affixes: bool) -
         return owners, "numbers are compared without leading zeros"
     for zeros in (False, True):
         image_keys, mask_keys = _keys(image_names, zeros), _keys(mask_names, zeros)
-        both = _find_affixes([name for _, name in image_keys], [name for _, name in mask_keys])
-        if both is None:
-            continue
-        of_images, of_masks = both
-        owners = _one_to_one(image_names, of_images.strip(image_keys), of_masks.strip(mask_keys))
-        if owners:
-            rule = f"the mask of an image {of_images} is taken to be {of_masks}"
+        of_images, of_masks = _find_affixes([name for _, name in image_keys], [name for _, name in mask_keys])
+        owners = _one_to_one(image_names, _fillings_of(image_keys, of_images), _fillings_of(mask_keys, of_masks))
+        if owners and of_images != of_masks:
+            rule = f'the mask of an image "{of_images}" is taken to be "{of_masks}"'
             return owners, f"{rule}, leading zeros aside" if zeros else rule
     return [], ""
 
@@ -695,53 +649,43 @@ def _keys(names: list[str], zeros: bool) -> list[tuple[str, str]]:
     return keys
 
 
-def _find_affixes(names: list[str], others: list[str]) -> tuple[_Affixes, _Affixes] | None:
-    """The affixes of all `names`, and those of all `others`, where these differ.
+def _fillings_of(keys: list[tuple[str, str]], pattern: str) -> list[tuple[str, str]]:
+    """(subfolder, what {} of the pattern stands for) of each."""
+    return [(place, filling) for place, name in keys for filling in _fillings(name, pattern)]
 
-    None: there are none, one side would have a prefix and a suffix, or they would cut a number in two.
+
+def _find_affixes(names: list[str], others: list[str]) -> tuple[str, str]:
+    """What all `names` have before or after the part that tells them apart, as img_{}; and the same of all `others`.
+
+    "{}" twice: there is no such thing, or one side would have a prefix and a suffix.
     """
-    if len(names) == 1:
-        both = _affixes_of_one(names[0], others[0])
+    if len(names) == 1:  # of single names only that one is part of the other says something
+        short, long = sorted((*names, *others), key=len)
+        before, middle, after = long.partition(short)
+        affixes = [("", ""), (before, after) if middle else ("", "")]
+        if names[0] == long:
+            affixes.reverse()
     else:
-        both = _without_common(_common_affixes(names), _common_affixes(others))
-    for affixes in both:
-        cuts_a_number = affixes.before[-1:].isdigit() or affixes.after[:1].isdigit()
-        if cuts_a_number or (affixes.before and affixes.after):
-            return None
-    if both[0] == both[1]:  # no affixes at all
-        return None
-    return both
+        (before, after), (other_before, other_after) = _common_affixes(names), _common_affixes(others)
+        # What both sides share next to the names is part of them: "img" and "seg" of img_a1, img_a2 and seg_a1, seg_a2.
+        same_before = len(os.path.commonprefix([before[::-1], other_before[::-1]]))
+        same_after = len(os.path.commonprefix([after, other_after]))
+        affixes = [
+            (before[: len(before) - same_before], after[same_after:]),
+            (other_before[: len(other_before) - same_before], other_after[same_after:]),
+        ]
+    for before, after in affixes:
+        cuts_a_number = before[-1:].isdigit() or after[:1].isdigit()
+        if cuts_a_number or (before and after):
+            return "{}", "{}"
+    one, other = (before + "{}" + after for before, after in affixes)
+    return one, other
 
 
-def _common_affixes(names: list[str]) -> _Affixes:
+def _common_affixes(names: list[str]) -> tuple[str, str]:
     before = os.path.commonprefix(names)
     backwards = [name[len(before) :][::-1] for name in names]  # commonprefix of reversed names gives the suffix
-    return _Affixes(before, os.path.commonprefix(backwards)[::-1])
-
-
-def _without_common(one: _Affixes, other: _Affixes) -> tuple[_Affixes, _Affixes]:
-    """Two affixes without what they share next to the names.
-
-    Images img_a1, img_a2 and masks seg_a1, seg_a2 have the prefixes "img_a" and "seg_a"; shortened, "img" and "seg".
-    """
-    same_before = len(os.path.commonprefix([one.before[::-1], other.before[::-1]]))
-    same_after = len(os.path.commonprefix([one.after, other.after]))
-
-    def shortened(affixes: _Affixes) -> _Affixes:
-        return _Affixes(affixes.before[: len(affixes.before) - same_before], affixes.after[same_after:])
-
-    return shortened(one), shortened(other)
-
-
-def _affixes_of_one(name: str, other: str) -> tuple[_Affixes, _Affixes]:
-    """The affixes of two single names: only where one name is part of the other do they say something."""
-    short, long = sorted((name, other), key=len)
-    none = extra = _Affixes("", "")
-    if long.endswith(short):
-        extra = _Affixes(long[: len(long) - len(short)], "")
-    elif long.startswith(short):
-        extra = _Affixes("", long[len(short) :])
-    return (none, extra) if short == name else (extra, none)
+    return before, os.path.commonprefix(backwards)[::-1]
 
 
 # ---- pages
@@ -757,32 +701,35 @@ def by_pages(pairs: Iterable[Pair], pages: Callable[[Path], list[int] | None]) -
     names = {pair.name for pair in pairs}
     by_page, faults = [], []
     for pair in pairs:
-        image_pages, mask_pages, *others = [pages(path) for path, _ in pair.sources]
+        numbers = {path: pages(path) for path, _ in pair.sources}
+        image_pages, mask_pages = numbers[pair.image], numbers[pair.mask]
         if not image_pages or not mask_pages:  # reading the file will say what is wrong
             by_page.append(pair)
-            continue
-        counts = {len(mask_pages), *(len(other or mask_pages) for other in others)}
-        if counts != {len(image_pages)}:
-            masks = ", ".join(f"{printable(path)} {len(pages(path) or [0]):,}" for path in (pair.mask, *pair.more))
-            held = f"{counted(len(image_pages), 'picture')} (pages or frames), and its mask {masks}"
-            cure = "Save both with as many, or each page as a file of its own"
-            if pages_of(pair.image, AUTO) == [0]:
-                cure = "Its pages are the channels of one image: set CHANNELS (--channels auto)"
-            faults.append(UnusableFile(pair.image, f"holds {held}", cure))
-            continue
-        if len(image_pages) == 1:
+        elif any(held and len(held) != len(image_pages) for held in numbers.values()):
+            faults.append(_unequal_pages(pair, numbers))
+        elif len(image_pages) == 1:
             by_page.append(replace(pair, image_page=image_pages[0], mask_page=mask_pages[0]))
-            continue
-        apart = [
-            replace(pair, name=f"{pair.name}_{number}", image_page=image_page, mask_page=mask_page)
-            for number, (image_page, mask_page) in enumerate(zip(image_pages, mask_pages))
-        ]
-        same = names.intersection(page.name for page in apart)  # a.tif with pages beside a_0.tif
-        if same:
-            problem = f"has {len(apart):,} pages, which are called like another image: {printable(min(same))}"
-            faults.append(UnusableFile(pair.image, problem, "Rename one of the two"))
-        by_page += apart
+        else:
+            apart = [
+                replace(pair, name=f"{pair.name}_{number}", image_page=image_page, mask_page=mask_page)
+                for number, (image_page, mask_page) in enumerate(zip(image_pages, mask_pages))
+            ]
+            same = names.intersection(page.name for page in apart)  # a.tif with pages beside a_0.tif
+            if same:
+                problem = f"has {len(apart):,} pages, which are called like another image: {printable(min(same))}"
+                faults.append(UnusableFile(pair.image, problem, "Rename one of the two"))
+            by_page += apart
     return by_page, faults
+
+
+def _unequal_pages(pair: Pair, numbers: dict[Path, list[int] | None]) -> UnusableFile:
+    """The fault of an image and masks with these numbers of pages, which are not equally many."""
+    held = f"{counted(len(numbers[pair.image] or []), 'picture')} (pages or frames), and its mask "
+    held += ", ".join(f"{printable(path)} {len(numbers[path] or [0]):,}" for path in (pair.mask, *pair.more))
+    cure = "Save both with as many, or each page as a file of its own"
+    if pages_of(pair.image, AUTO) == [0]:
+        cure = "Its pages are the channels of one image: set CHANNELS (--channels auto)"
+    return UnusableFile(pair.image, f"holds {held}", cure)
 
 
 # ---- the pictures that predict.py is given, and their true masks
@@ -829,29 +776,23 @@ def find_pictures(
     """
     if image_name:  # which tells images from masks, wherever they lie
         mask_dir = None
-    own = {os.path.realpath(folder) for folder in (output_dir, mask_dir) if folder}
-    masks = os.path.realpath(mask_dir) if mask_dir else None
+    given = _Inputs(output_dir, mask_dir, suffixes_of(channels), among_others=len(inputs) > 1)
     files: dict[str, tuple[Path, PurePath]] = {}  # {absolute path: (file, what its outputs are called)}
-    missing: list[str] = []
-    left_out: list[Path] = []
     for place in map(Path, inputs):
-        listing, problems = _list_input(place, own, masks, suffixes_of(channels), among_others=len(inputs) > 1)
-        missing += problems
-        left_out += listing.left_out
+        listing = given.list(place)
         for file in listing.pictures:  # a file that is given twice keeps its first name
             if written and file != place and os.path.realpath(file) in written:
                 continue
             if image_name and file != place and not listing.owners_of(file, image_name):
-                left_out.append(file)
+                given.left_out.append(file)
                 continue
             name = PurePath(file.relative_to(listing.folder)).with_suffix("")
             files.setdefault(os.path.abspath(file), (file, name))
-    left_out = list(dict.fromkeys(left_out))
-    if left_out:
+    if left_out := list(dict.fromkeys(given.left_out)):
         kinds = "that are no pictures by their names, hidden, or of this run"
         tell(f"Left out: {len(left_out):,} {kinds}: {list_files(left_out, 5)}.")
     pictures = [picture for file, name in _named_apart(files) for picture in _pictures_in(file, name, channels)]
-    return pictures, list(dict.fromkeys(missing))
+    return pictures, list(dict.fromkeys(given.missing))
 
 
 def _named_apart(files: dict[str, tuple[Path, PurePath]]) -> list[tuple[Path, PurePath]]:
@@ -871,54 +812,56 @@ def _pictures_in(file: Path, name: PurePath, channels: object) -> list[Picture]:
     return [Picture(file, names[number], page, number, len(pages)) for number, page in enumerate(pages)]
 
 
-def _list_input(
-    place: Path, own: set[str], masks: str | None, suffixes: Collection[str], among_others: bool
-) -> tuple[Listing, list[str]]:
-    """(listing, missing): the pictures of a file or folder that is given, and in words what of it cannot be read.
+class _Inputs:
+    """The files and folders that predict.py is given, listed one by one.
 
-    own            real paths of the run's own folders, OUTPUT_DIR and MASKS, which are left out
-    masks          that of MASKS, if it is given
-    among_others   whether there are several inputs, as where the shell expands a *
+    missing    in words what of them cannot be read, or gives nothing
+    left_out   files that are no pictures, and the folders of the run itself
     """
-    if os.path.isdir(place):
-        return _list_folder(place, own, masks, suffixes, among_others)
-    if not os.path.exists(place):
-        return Listing(place, [], []), [f"{printable(place)}: there is no such file or folder."]
-    problem = _problem_of_kind(place)
-    if problem and pages_of(place) is None:  # a file that is given by its name may have any suffix
-        return Listing(place, [], []), [problem]
-    return Listing(place.parent, [place], []), []
 
+    def __init__(
+        self, output_dir: Folder | None, mask_dir: Folder | None, suffixes: Collection[str], among_others: bool
+    ) -> None:
+        """`among_others`: whether there are several inputs, as where the shell expands a *."""
+        self.own = {os.path.realpath(folder) for folder in (output_dir, mask_dir) if folder}
+        self.masks = os.path.realpath(mask_dir) if mask_dir else None
+        self.suffixes, self.among_others = suffixes, among_others
+        self.missing: list[str] = []
+        self.left_out: list[Path] = []
 
-def _list_folder(
-    folder: Path, own: set[str], masks: str | None, suffixes: Collection[str], among_others: bool
-) -> tuple[Listing, list[str]]:
-    """The same of a folder."""
-    real = os.path.realpath(folder)
-    listing = walk(folder, own - {real}, suffixes)
-    missing = [f"{printable(error.filename)}: cannot be read ({error.strerror})." for error in listing.errors]
-    if real in own:  # one of the run's own folders is asked for by its name
-        images = [file for file in listing.pictures if not ends_in_mask(file)]
-        if real == masks and len(images) < len(listing.pictures):
-            listing = replace(listing, pictures=images)
-        elif among_others:
+    def list(self, place: Path) -> Listing:
+        """The pictures that a file or folder gives."""
+        if os.path.isdir(place):
+            return self._list_folder(place)
+        if not os.path.exists(place):
+            self.missing.append(f"{printable(place)}: there is no such file or folder.")
+        elif (problem := _problem_of_kind(place)) and pages_of(place) is None:
+            self.missing.append(problem)
+        else:  # given by its name, it may have any suffix
+            return Listing(place.parent, [place], [])
+        return Listing(place, [], [])
+
+    def _list_folder(self, folder: Path) -> Listing:
+        real = os.path.realpath(folder)
+        listing = walk(folder, self.own - {real}, self.suffixes)
+        self.missing += [f"{printable(error.filename)}: cannot be read ({error.strerror})." for error in listing.errors]
+        if real == self.masks and (masks := set(filter(ends_in_mask, listing.pictures))):
+            listing = replace(listing, pictures=[file for file in listing.pictures if file not in masks])
+        elif real in self.own and self.among_others:
             tell(f"{printable(folder)}: left out, because it is OUTPUT_DIR or MASKS.", file=sys.stderr)
-            return Listing(folder, [], []), missing
-        elif real == masks:
+            return Listing(folder, [], [])
+        elif real == self.masks:
             raise UserError(
                 f"{printable(folder)}: is given both for images and for MASKS, and no file there ends in _mask. "
                 "Name the masks like a_mask.png, or keep them in another folder."
             )
-    left_out, problems = [], []
-    for path in listing.left_out:  # files that are pictures to a person are missed
-        problem = None if path.name.startswith(".") else _problem_of_kind(path)
-        if problem:
-            problems.append(problem)
-        else:
-            left_out.append(path)
-    if among_others and not listing.pictures and not problems:
-        problems.append(f"{printable(folder)}: there is no image in it.")
-    return replace(listing, left_out=left_out), missing + problems
+        problems = {path: _problem_of_kind(path) for path in listing.left_out if not path.name.startswith(".")}
+        told = [problem for problem in problems.values() if problem]  # files that are pictures to a person are missed
+        if self.among_others and not listing.pictures and not told:
+            told.append(f"{printable(folder)}: there is no image in it.")
+        self.missing += told
+        self.left_out += [path for path in listing.left_out if not problems.get(path)]
+        return listing
 
 
 def _problem_of_kind(file: Path) -> str | None:

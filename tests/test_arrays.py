@@ -284,7 +284,7 @@ def change_types_in_the_key(root):
     key = json.loads((root / "arrays" / "key.json").read_text())
     key["settings"]["IMAGE_SIZE"] = [1]
     (root / "arrays" / "key.json").write_text(json.dumps(key))
-    return "damaged"
+    return "IMAGE_SIZE was [1], now"
 
 
 def come_from_another_version(root):
@@ -335,7 +335,7 @@ def test_other_settings(shared, tmp_path, capsys):
     before = make(shared, folder)
     assert not capsys.readouterr().out  # the first time has no reason, and progress=False nothing to tell
     kept = make(shared, folder, size=(48, 32))
-    assert "IMAGE_SIZE was 32x48" in capsys.readouterr().out and kept.open()[0].shape[1:3] == (48, 32)
+    assert "IMAGE_SIZE was [32, 48], now [48, 32]" in capsys.readouterr().out and kept.open()[0].shape[1:3] == (48, 32)
     make(shared, folder)
     capsys.readouterr()
     kept = make(shared, folder, foreground=(128, 255))
@@ -389,7 +389,7 @@ def test_pages_by_a_span_of_their_values(tmp_path, capsys):
         assert torch.equal(ours, theirs)
     assert len({image.numpy().tobytes() for image, _ in kept}) == len({mask.numpy().tobytes() for _, mask in kept}) == 3
     assert kept.keep_arrays(tmp_path / "arrays", progress=False) and not capsys.readouterr().out
-    for value_range, words in (((0, 2000), "IMAGE_RANGE was (0, 1000)"), (None, "(0, 2000)"), ((0, 1000), "was None")):
+    for value_range, words in (((0, 2000), "was [0.0, 1000.0]"), (None, "now None"), ((0, 1000), "was None")):
         other_range = dataclasses.replace(files, value_range=value_range)
         other = ArrayDataset(other_range)
         assert other.keep_arrays(tmp_path / "arrays", progress=False)
