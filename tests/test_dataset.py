@@ -317,4 +317,4 @@ def test_whole_images_at_their_own_size_come_out_of_one_array(tmp_path, capsys):
         np.testing.assert_array_equal(mask.numpy(), plain[index][1])
     crops = CropDataset(files_of(*folders), (8, 8))
     assert crops.keep_arrays(tmp_path / "arrays", progress=False)
-    assert "made again, because CROP was None" in capsys.readouterr().out
+    assert "made again, because CROP was False, now True" in capsys.readouterr().out
