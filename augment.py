@@ -95,7 +95,8 @@ from parts.names import (
     suffixes_of,
     tell_groups,
 )
-from parts.options import any_value, one_of, optional, settings_of, whole
+from parts.options import settings_of
+from parts.rules import any_value, one_of, optional, whole
 from parts.spec import DataSpec
 from parts.splits import LAST, RANDOM, Labels, Split, kind_of_name, one_sided, split
 

@@ -34,18 +34,8 @@ from parts.images import RGB
 from parts.mask_rules import find_mask_rule, refuse_united_classes
 from parts.masks import IGNORED, MaskRule
 from parts.names import Pair, pair_files
-from parts.options import (
-    any_text,
-    any_value,
-    either,
-    file_path,
-    named_numbers,
-    optional,
-    settings_of,
-    sizes,
-    switch,
-    whole,
-)
+from parts.options import settings_of
+from parts.rules import any_text, any_value, either, file_path, named_numbers, optional, sizes, switch, whole
 from parts.spec import DataSpec
 from parts.transforms import Transform, augmented, transformed
 

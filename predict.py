@@ -42,19 +42,7 @@ from parts.mask_rules import find_mask_rule
 from parts.masks import MaskRule, encode_mask
 from parts.names import Pair, Picture, find_masks, find_pictures
 from parts.networks import Network
-from parts.options import (
-    any_value,
-    either,
-    file_path,
-    file_paths,
-    number,
-    one_of,
-    optional,
-    part,
-    settings_of,
-    sizes,
-    whole,
-)
+from parts.options import settings_of
 from parts.output_folder import OutputFolder, Planned, check_plan, plan_files
 from parts.outputs import (
     Failures,
@@ -80,6 +68,7 @@ from parts.predictions import (
     predict_pictures,
 )
 from parts.recipe import PRECISIONS
+from parts.rules import any_value, either, file_path, file_paths, number, one_of, optional, part, sizes, whole
 from parts.spec import DataSpec
 
 CHECKPOINT: str | tuple = "best.pth"  # what train.py saved; of several files the networks' probabilities are averaged

@@ -16,31 +16,29 @@ if __name__ == "__main__":  # Ctrl-C while torch is loaded, which takes seconds,
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import os
-import shlex
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path, PurePath
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
 import dataset
-from parts import pictures, processes, recipe
+from parts import pictures, processes, recipe, rules
 from parts.advice import class_line, duration, epoch_line, few_steps, score_line, symptom, verdict
 from parts.annotations import draw_masks
 from parts.audit import Report, audit
 from parts.budget import TimedSchedule, halve_until_it_fits
-from parts.checkpoints import Run, differences_of_data, load_encoder_weights, load_pretrained, set_aside, snapshot
-from parts.errors import Terminated, UserError, counted, ran_out_of_memory, stop_if_asked, tell
+from parts.checkpoints import Run, differences_of_data, load_encoder_weights, load_pretrained
+from parts.endings import command_of, ending_in_words
+from parts.errors import UserError, counted, stop_if_asked, tell
 from parts.errors import run as run_script
-from parts.files import Provenance, refuse_link, remove_leftovers, sole_writer, stamp, write_csv
+from parts.files import Provenance, write_csv
 from parts.folds import Fold, fold_folder, sum_up
 from parts.inference import to_device
 from parts.loggers import LOGGERS, Logger, load_logger
@@ -48,28 +46,13 @@ from parts.losses import TERMS, Loss, label_weights
 from parts.masks import MaskRule
 from parts.names import HOW_TO_GET_CARVANA, Pair, Picture
 from parts.networks import NETWORKS, NODES, EncoderUNet, Network, build_network, freeze_encoder, recompute_blocks
-from parts.options import (
-    any_text,
-    changed,
-    file_path,
-    interval,
-    number,
-    one_of,
-    optional,
-    part,
-    parts,
-    plain,
-    settings_of,
-    sizes,
-    sum_of,
-    table,
-    weights,
-    whole,
-)
+from parts.options import changed, plain, settings_of, table
 from parts.outputs import Truths, WorstSheet
 from parts.own import is_own, load_part
 from parts.own_dataset import folders_of, write_dataset
-from parts.scores import KNOWN_METRICS, Scores, load_metrics
+from parts.progress import Progress
+from parts.run_folder import RunFolder
+from parts.scores import KNOWN_METRICS, load_metrics
 from parts.spec import DataSpec
 from parts.splits import folds
 from predict import Predictor
@@ -78,12 +61,9 @@ from utils import (
     arrays_folder,
     check_accuracy,
     get_loaders,
-    refuse_infinite,
     save_augmented,
-    save_checkpoint,
     save_examples,
     save_predictions,
-    worker_was_killed,
 )
 
 TRAIN_IMG_DIR = "./dataset/augmented_train_images"  # as augment.py leaves them, or any folder of images
@@ -123,11 +103,7 @@ FLIP = True  # mirror each training image left-right half of the time, on the de
 SCALE: tuple | None = None  # smallest and largest factor that training images are scaled by, such as (0.7, 1.4)
 ROTATE = 0.0  # degrees by which training images are rotated at most, to both sides
 COLOR_JITTER = 0.4  # how far contrast, brightness and colours of training images vary; the article's: 0
-METRICS = (
-    "precision",
-    "recall",
-    "boundary",
-)  # beside Dice and IoU; boundary is F1 of edges; or of your own: ("mine.py:name",)
+METRICS = ("precision", "recall", "boundary")  # beside Dice and IoU; boundary: F1 of edges; or your own, "mine.py:name"
 LOGGER: Any = None  # is told every epoch: "tensorboard", or one of your own: "mine.py:name"
 FREEZE_ENCODER = 0  # so many first epochs train the decoder alone: for pretrained encoders
 CHECKPOINTING = False  # compute each block anew for its gradients: half of the memory, a third more time
@@ -146,43 +122,43 @@ DEMO = False  # draw a small dataset of cars and train on it with settings that 
 # What the constants may be, where their values alone do not tell. Those about images and masks, such as CLASSES and
 # MASK_FOREGROUND, stand in dataset.py, for all scripts.
 _RULES = dict(
-    FOLDS=optional(whole(2)),
-    FOLD=optional(whole(1)),
-    DATASET=optional(part()),
-    IMAGE_SIZE=optional(sizes(2)),
-    CROP=optional(sizes(2)),
-    CROP_FOREGROUND=number(most=1),
-    NUM_WORKERS=whole(0),
-    NETWORK=part(*NETWORKS),
-    FEATURES=sizes(),
-    ENCODER=one_of(None, *NODES),
-    ENCODER_WEIGHTS=optional(any_text()),
-    NUM_EPOCHS=whole(1),
-    MINUTES=optional(number(above=0)),
-    BATCH_SIZE=whole(1),
-    ACCUMULATE=whole(1),
-    LEARNING_RATE=number(above=0),
-    OPTIMIZER=part(*recipe.OPTIMIZERS),
-    WEIGHT_DECAY=number(),
-    SCHEDULE=part(*recipe.SCHEDULES),
-    WARMUP=number(below=1),
-    PLATEAU_PATIENCE=whole(0),
-    LOSS=sum_of(part(*TERMS)),
-    CLASS_WEIGHTS=weights(),
-    CLIP_GRADIENT=number(),
-    HALF_SIZE=number(below=recipe.FULL_SIZE_FROM),
-    AUGMENT=optional(part()),
-    SCALE=optional(interval()),
-    ROTATE=number(most=180),
-    COLOR_JITTER=number(below=1),
-    METRICS=parts(*KNOWN_METRICS),
-    LOGGER=optional(part(*LOGGERS)),
-    FREEZE_ENCODER=whole(0),
-    PATIENCE=whole(0),
-    PRECISION=one_of("auto", *recipe.PRECISIONS),
-    PRETRAINED=optional(file_path()),
-    SEED=whole(0),
-    PICTURE_BATCHES=whole(0),
+    FOLDS=rules.optional(rules.whole(2)),
+    FOLD=rules.optional(rules.whole(1)),
+    DATASET=rules.optional(rules.part()),
+    IMAGE_SIZE=rules.optional(rules.sizes(2)),
+    CROP=rules.optional(rules.sizes(2)),
+    CROP_FOREGROUND=rules.number(most=1),
+    NUM_WORKERS=rules.whole(0),
+    NETWORK=rules.part(*NETWORKS),
+    FEATURES=rules.sizes(),
+    ENCODER=rules.one_of(None, *NODES),
+    ENCODER_WEIGHTS=rules.optional(rules.any_text()),
+    NUM_EPOCHS=rules.whole(1),
+    MINUTES=rules.optional(rules.number(above=0)),
+    BATCH_SIZE=rules.whole(1),
+    ACCUMULATE=rules.whole(1),
+    LEARNING_RATE=rules.number(above=0),
+    OPTIMIZER=rules.part(*recipe.OPTIMIZERS),
+    WEIGHT_DECAY=rules.number(),
+    SCHEDULE=rules.part(*recipe.SCHEDULES),
+    WARMUP=rules.number(below=1),
+    PLATEAU_PATIENCE=rules.whole(0),
+    LOSS=rules.sum_of(rules.part(*TERMS)),
+    CLASS_WEIGHTS=rules.weights(),
+    CLIP_GRADIENT=rules.number(),
+    HALF_SIZE=rules.number(below=recipe.FULL_SIZE_FROM),
+    AUGMENT=rules.optional(rules.part()),
+    SCALE=rules.optional(rules.interval()),
+    ROTATE=rules.number(most=180),
+    COLOR_JITTER=rules.number(below=1),
+    METRICS=rules.parts(*KNOWN_METRICS),
+    LOGGER=rules.optional(rules.part(*LOGGERS)),
+    FREEZE_ENCODER=rules.whole(0),
+    PATIENCE=rules.whole(0),
+    PRECISION=rules.one_of("auto", *recipe.PRECISIONS),
+    PRETRAINED=rules.optional(rules.file_path()),
+    SEED=rules.whole(0),
+    PICTURE_BATCHES=rules.whole(0),
 )
 _DEMO_SETTINGS = dict(
     TRAIN_IMG_DIR="demo/dataset/augmented_train_images",
@@ -201,8 +177,6 @@ _MAY_DIFFER = (
     *("TRAIN_IMG_DIR", "TRAIN_MASK_DIR", "VAL_IMG_DIR", "VAL_MASK_DIR", "OUTPUT_DIR", "PRETRAINED", "ENCODER_WEIGHTS"),
     *("NUM_WORKERS", "PIN_MEMORY", "COMPILE", "PICTURE_BATCHES"),
 )
-_BEGUN = "the folder is this run's"  # what process 0 notes for those that torchrun may start in its place
-_READ_LOSS_EVERY = 20  # steps between two looks at the loss, each of which waits for the device
 
 
 def train_fn(
@@ -221,8 +195,7 @@ def train_fn(
     device = next(model.parameters()).device
     dtype = recipe.autocast_dtype(device, s.PRECISION)
     network: Any = getattr(model, "module", model)  # inside DistributedDataParallel
-    # Where pixels may be IGNORED, as crops and AUGMENT pad with it, targets are labels
-    labels = any(value is not None for value in (s.CLASSES, s.MASK_IGNORE, s.CROP, s.AUGMENT))
+    labels = recipe.takes_labels(s)
     with Progress(loader, epoch, s.NUM_EPOCHS, device) as progress:
         for index, (images, masks) in enumerate(loader):
             stop_if_asked()
@@ -288,11 +261,13 @@ def train(s: SimpleNamespace, argv: list[str] | None) -> list[Pair]:
         assert rule is not None, "the audit refuses masks without a rule in common"
 
         # Network: with random weights, or those of ENCODER_WEIGHTS or PRETRAINED
-        architecture = dict(in_channels=report.channels, out_channels=rule.channels, pads=True) | chosen_architecture(s)
+        architecture = dict(network=s.NETWORK, features=list(s.FEATURES), encoder=s.ENCODER, pads=True)
+        architecture |= dict(in_channels=report.channels, out_channels=rule.channels)
         model = build_network(**architecture)
         refuse_small_size(s, model.stride, len(report.train))
         load_first_weights(model, s, rule)
-        model = model.to(device).to(memory_format=memory_format_for(device))
+        order = torch.contiguous_format if device.type == "mps" else torch.channels_last  # the fastest
+        model = model.to(device).to(memory_format=order)
         # Loss and optimizer, and what is told of every epoch
         loss_fn = Loss(s.LOSS, label_weights(s.CLASS_WEIGHTS, report.label_shares)).to(device).checked(rule.channels)
         metrics, logger = load_metrics(s.METRICS), load_logger(s.LOGGER)
@@ -310,16 +285,18 @@ def train(s: SimpleNamespace, argv: list[str] | None) -> list[Pair]:
         if s.LOAD_MODEL or folder.was_begun():
             run.resume(folder.path / "checkpoint.pth")
         dtype = settle_precision(s, precision)
-        if folder.begin(run, val_loader, dtype):
+        show = partial(draw, run, val_loader, folder.path, dtype)
+        if folder.begin(run, show):
             return val_loader.dataset.pairs
         processes.say(describe_run(run, device, dtype))
 
         # Epochs: train, check accuracy, add a row to the history, save, draw
         if not run.history:
             draw_augmented(s, train_loader, folder.path)
-            tell_untrained(check_accuracy(val_loader, model, device, dtype, metrics, loss_fn, quiet=True))
+            untrained = check_accuracy(val_loader, model, device, dtype, metrics, loss_fn, quiet=True)
+            processes.say(f"Before training: {score_line(untrained)}")
         first, start = len(run.history), time.perf_counter()
-        for epoch in epochs_of(run):
+        while (epoch := len(run.history)) < s.NUM_EPOCHS:  # which MINUTES may change meanwhile
             if epoch in (first, s.FREEZE_ENCODER):
                 trained = wrap_and_compile(model, device, dtype, s, epoch)
             train_loader.sampler.set_epoch(epoch)
@@ -327,86 +304,13 @@ def train(s: SimpleNamespace, argv: list[str] | None) -> list[Pair]:
             processes.same_everywhere(model)  # BatchNorm's statistics
             scores = check_accuracy(val_loader, model, device, dtype, metrics, loss_fn, quiet=True)
             run.record(loss, scores)
-            folder.keep(run, val_loader, dtype)  # saved while the next epoch begins
+            folder.keep(run, show)  # saved while the next epoch begins
             tell_epoch(run, logger, folder.path, (time.perf_counter() - start) / (epoch + 1 - first))
             if out_of_patience(run):
                 break
         folder.finish()
         processes.say(summary(run, folder.path, time.perf_counter() - start, waiting, train_loader))
         return val_loader.dataset.pairs
-
-
-def epochs_of(run: Run) -> Iterator[int]:
-    """The epochs that a run still has to train, counted from 0; MINUTES may change their number meanwhile."""
-    while len(run.history) < run.settings.NUM_EPOCHS:
-        yield len(run.history)
-
-
-class Progress:
-    """The progress bar of one epoch, with its mean loss and the share of the time in which the device had no data.
-
-    Looking at a loss waits for the device, so on a GPU they are read _READ_LOSS_EVERY at a time.
-    """
-
-    def __init__(self, loader: Loader, epoch: int, num_epochs: int, device: torch.device) -> None:
-        self.loader, self.epoch = loader, epoch
-        title = f"Epoch {epoch + 1}/{num_epochs}"
-        self.bar = tqdm(total=len(loader), desc=title, disable=processes.rank() > 0 or None, leave=False)
-        self.read_every = 1
-        self.last_step: torch.cuda.Event | None = None  # the device has reached it: it has nothing left to do
-        if device.type == "cuda":
-            self.last_step = torch.cuda.Event()
-        if device.type != "cpu":
-            self.read_every = _READ_LOSS_EVERY
-        self.unread: list[torch.Tensor] = []
-        self.batches_read, self.sum_of_losses = 0, 0.0
-        self.waited = 0.0
-        self.begin = self.asked = time.perf_counter()
-
-    def __enter__(self) -> Progress:
-        return self
-
-    def __exit__(self, *failure: object) -> None:
-        self.bar.close()
-
-    def batch_arrived(self) -> None:
-        """Counts the time since the last batch as waiting, unless the device was still at work on that."""
-        if self.last_step is None or self.last_step.query():
-            self.waited += time.perf_counter() - self.asked
-
-    def batch_done(self, loss: torch.Tensor) -> None:
-        """Takes the loss of a batch. UserError: one is not finite."""
-        self.unread.append(loss)
-        if len(self.unread) == self.read_every:
-            self._read()
-        self.bar.update()
-        if self.last_step is not None:
-            self.last_step.record()
-        self.asked = time.perf_counter()
-
-    def _read(self) -> None:
-        """Reads the losses that were taken since the last time. UserError: one is not finite."""
-        if not self.unread:
-            return
-        losses = torch.stack(self.unread).tolist()
-        refuse_infinite(losses, self.loader, self.epoch, self.batches_read)
-        self.sum_of_losses += sum(losses)
-        self.batches_read, self.unread = self.batches_read + len(losses), []
-        mean = f"{self.sum_of_losses / self.batches_read:.4f}"
-        self.bar.set_postfix(loss=mean, waiting=f"{100 * self.waiting:.0f}%", refresh=False)
-
-    @property
-    def waiting(self) -> float:
-        """The share of the epoch's time that was spent waiting for data."""
-        return self.waited / (time.perf_counter() - self.begin)
-
-    def mean_loss(self) -> float:
-        """The mean over the batches of all processes. UserError: a loss is not finite."""
-        self._read()
-        total, count = processes.sum_over_all(
-            torch.tensor([self.sum_of_losses, self.batches_read], dtype=torch.float64)
-        )
-        return float(total / count)
 
 
 def train_folds(s: SimpleNamespace, argv: list[str] | None) -> None:
@@ -543,13 +447,6 @@ def keep_frozen_statistics(model: nn.Module) -> None:
             module.eval()
 
 
-def memory_format_for(device: torch.device) -> torch.memory_format:
-    """The order of a network's weights in memory that is fastest on a device."""
-    if device.type == "mps":
-        return torch.contiguous_format
-    return torch.channels_last
-
-
 def settle_precision(s: SimpleNamespace, precision: recipe.Precision) -> torch.dtype | None:
     """Sets PRECISION to what "auto" stands for, so that a checkpoint keeps it; returns autocast's dtype.
 
@@ -622,20 +519,13 @@ def draw_demo(folder: Path) -> None:
     augment.make_augmented(folder / "train", folder / "train_masks", folder, val_images=64)
 
 
-def size_constant(s: SimpleNamespace) -> str:
-    """The name of the constant that says the size of what the network is trained on."""
-    if s.CROP:
-        return "CROP"
-    return "IMAGE_SIZE"
-
-
 def refuse_small_size(s: SimpleNamespace, smallest: int, images: int) -> None:
     """UserError where IMAGE_SIZE or CROP is smaller than the network takes.
 
     `smallest`: the least height and width that the network's poolings leave something of. `images`: how many are
     trained on.
     """
-    constant = size_constant(s)
+    constant = recipe.size_constant(s)
     size = getattr(s, constant)
     hint = ""
     if s.HALF_SIZE:
@@ -647,11 +537,6 @@ def refuse_small_size(s: SimpleNamespace, smallest: int, images: int) -> None:
         raise UserError(
             f"{constant} = {tuple(size)} is too small: the network's poolings need at least {smallest} {longer}{hint}."
         )
-
-
-def chosen_architecture(s: SimpleNamespace) -> dict[str, Any]:
-    """The arguments of build_network that are constants."""
-    return dict(network=s.NETWORK, features=list(s.FEATURES), encoder=s.ENCODER)
 
 
 def load_first_weights(model: Network, s: SimpleNamespace, mask_rule: MaskRule) -> None:
@@ -674,27 +559,14 @@ def make_loaders(
     if device.type != "cpu":  # there the system ends a process that takes too much
         if s.CHECKPOINTING:
             recompute_blocks(model)
-        halve_until_it_fits(s, model, loss_fn, getattr(s, size_constant(s)))
+        halve_until_it_fits(s, model, loss_fn, getattr(s, recipe.size_constant(s)))
     train_dir, val_dir = s.TRAIN_IMG_DIR, s.VAL_IMG_DIR
     if s.FOLDS:  # each fold has arrays of its own, in its folder
         train_dir, val_dir = output / "train", output / "val"
-    return get_loaders(
-        train_dir,
-        s.TRAIN_MASK_DIR,
-        val_dir,
-        s.VAL_MASK_DIR,
-        s.BATCH_SIZE,
-        s.NUM_WORKERS,
-        s.PIN_MEMORY and device.type == "cuda",
-        image_size=s.IMAGE_SIZE,
-        crop=s.CROP,
-        crop_foreground=s.CROP_FOREGROUND,
-        augment=s.AUGMENT,
-        report=report,
-        seed=s.SEED,
-        arrays=s.ARRAYS,
-        output_dir=output,
-    )
+    sizes = dict(image_size=s.IMAGE_SIZE, crop=s.CROP, crop_foreground=s.CROP_FOREGROUND)
+    chosen: dict[str, Any] = sizes | dict(augment=s.AUGMENT, seed=s.SEED, arrays=s.ARRAYS)
+    folders, pin_memory = (train_dir, s.TRAIN_MASK_DIR, val_dir, s.VAL_MASK_DIR), s.PIN_MEMORY and device.type == "cuda"
+    return get_loaders(*folders, s.BATCH_SIZE, s.NUM_WORKERS, pin_memory, report=report, output_dir=output, **chosen)
 
 
 def data_of(train_loader: Loader, val_loader: Loader, report: Report) -> dict[str, Provenance]:
@@ -733,7 +605,7 @@ def wrap_and_compile(
     if s.CHECKPOINTING:
         recompute_blocks(model)
     elif s.COMPILE and device.type == "cuda":
-        size = getattr(s, size_constant(s))
+        size = getattr(s, recipe.size_constant(s))
         with processes.synchronised(trained, last=False):  # its trial exchanges nothing with other processes
             recipe.compile_or_not(trained, (s.BATCH_SIZE, model.in_channels, *size), dtype, s.HALF_SIZE)
     return trained
@@ -751,11 +623,6 @@ def describe_run(run: Run, device: torch.device, dtype: torch.dtype | None) -> s
 
 
 # ---- what a run says and leaves in its folder
-
-
-def tell_untrained(scores: Scores) -> None:
-    """Prints the scores of the network that a run begins with, to compare with."""
-    processes.say(f"Before training: {score_line(scores)}")
 
 
 def tell_epoch(run: Run, logger: Logger, output: Path, seconds: float) -> None:
@@ -780,94 +647,6 @@ def out_of_patience(run: Run) -> bool:
     return True
 
 
-class RunFolder:
-    """OUTPUT_DIR of a run: held against a second run, with a thread that saves while the next epoch begins.
-
-    Whatever ends the run, what has begun to be written is finished. Process 0 alone writes.
-    """
-
-    def __init__(self, folder: str | Path) -> None:
-        self.path = Path(folder)
-        self.begun = f"{self.path}: {_BEGUN}"
-        self._open = ExitStack()
-        self._saving: Future | None = None
-
-    def __enter__(self) -> RunFolder:
-        if processes.rank() == 0:
-            self._open.enter_context(sole_writer(self.path))
-            for name in ("", "saved_images", "saved_images/strip"):
-                refuse_link(self.path / name, self.path)
-                remove_leftovers(self.path / name)
-        self._thread = self._open.enter_context(ThreadPoolExecutor(1))
-        return self
-
-    def __exit__(self, *failure: object) -> None:
-        self._open.close()
-
-    def was_begun(self) -> bool:
-        """Whether torchrun has restarted this run, and an epoch of it is saved."""
-        return processes.first(lambda: processes.is_noted(self.begun) and (self.path / "checkpoint.pth").exists())
-
-    def begin(self, run: Run, val_loader: Loader, dtype: torch.dtype | None) -> bool:
-        """Puts the files of an earlier run aside, or sets those of a resumed run right; says whether that is all.
-
-        It is where all epochs are done: a run that was killed after its last checkpoint lacks its pictures still.
-        """
-        return processes.first(lambda: self._begin(run, val_loader, dtype))
-
-    def _begin(self, run: Run, val_loader: Loader, dtype: torch.dtype | None) -> bool:
-        done = run.done(self.path / "checkpoint.pth")
-        if run.history:
-            write_history(self.path, run.history)
-        if run.scores and len(run.scores.per_image) == len(val_loader.dataset):
-            draw(run, val_loader, self.path, dtype)
-        if not run.settings.LOAD_MODEL and not processes.is_noted(self.begun):
-            set_aside(self.path)
-        processes.note(self.begun)  # from now on a checkpoint here is of this run
-        if done:
-            tell(done)
-        return bool(done)
-
-    def keep(self, run: Run, val_loader: Loader, dtype: torch.dtype | None) -> None:
-        """Draws saved_images/, and begins to write the checkpoint and the history, while the other processes wait.
-
-        Raises what went wrong with those of the epoch before.
-        """
-
-        def keep() -> None:
-            self._save(run)
-            draw(run, val_loader, self.path, dtype)
-
-        processes.first(keep)
-
-    def _save(self, run: Run) -> None:
-        is_best = run.best is run.history[-1]
-        state = snapshot(run.state())
-        self.finish()
-        self._saving = self._thread.submit(save_epoch, state, self.path, is_best)
-
-    def finish(self) -> None:
-        """Waits until all is written. Raises what went wrong."""
-        if self._saving is not None:
-            self._saving.result()
-
-
-def save_epoch(state: dict[str, Any], output: Path, is_best: bool) -> None:
-    """The checkpoint of an epoch, then the history up to it."""
-    if is_best:  # best.pth first: a run killed between the two repeats its epoch
-        save_checkpoint(state, output / "best.pth", also=output / "checkpoint.pth", quiet=True)
-    else:
-        save_checkpoint(state, output / "checkpoint.pth", quiet=True)
-    write_history(output, state["history"])
-
-
-def write_history(folder: Path, history: list[dict[str, Any]]) -> None:
-    """history.csv and curves.png, made anew from all epochs."""
-    columns = list(history[-1])
-    write_csv(folder / "history.csv", columns, [[row.get(name) for name in columns] for row in history])
-    pictures.draw_curves(history, folder / "curves.png")
-
-
 def draw_augmented(s: SimpleNamespace, train_loader: Loader, output: Path) -> None:
     """saved_images/augmented.png: what AUGMENT, SCALE and ROTATE, where one of them is set, make of training images."""
     variation = recipe.Variation.of(s)
@@ -877,9 +656,13 @@ def draw_augmented(s: SimpleNamespace, train_loader: Loader, output: Path) -> No
 
 
 def draw(run: Run, val_loader: Loader, output: Path, dtype: torch.dtype | None) -> None:
-    """saved_images/ after the last epoch of a run; with several classes also their confusion matrix."""
+    """saved_images/ after the last epoch of a run; with several classes also their confusion matrix.
+
+    Nothing where the scores of a resumed run do not compare with those to come.
+    """
     folder, scores = output / "saved_images", run.scores
-    assert scores is not None, "pictures are drawn after an epoch"
+    if scores is None or len(scores.per_image) != len(val_loader.dataset):
+        return
     save_predictions(val_loader, run.model, folder, dtype=dtype, limit=run.settings.PICTURE_BATCHES)
     save_examples(val_loader, run.model, scores, len(run.history), folder, dtype=dtype)
     if scores.classes:
@@ -913,63 +696,8 @@ def summary(run: Run, output: Path, seconds: float, waiting: float, loader: Load
     if not (output / "best.pth").exists():
         network = f"best.pth, of epoch {run.best['epoch']}, is gone; the last network is in {output / 'checkpoint.pth'}"
     lines.append(f"Look at {shown}; {network}.")
-    lines.append(f"Masks of new images: {_script('predict.py')} --checkpoint {output / 'best.pth'} PHOTO")
+    lines.append(f"Masks of new images: {command_of('predict.py')} --checkpoint {output / 'best.pth'} PHOTO")
     return "\n".join(lines)
-
-
-# ---- how a run ends that does not reach its last epoch
-
-
-@contextmanager
-def ending_in_words(s: SimpleNamespace, argv: list[str] | None) -> Iterator[None]:
-    """Tells what to change where memory runs out or a worker is killed, and how a run that has ended is continued."""
-    checkpoint = Path(s.OUTPUT_DIR) / "checkpoint.pth"
-    before = stamp(checkpoint)
-    try:
-        yield
-    except UserError as error:  # such as a file that went, or a loss that is not finite
-        if stamp(checkpoint) == before or processes.rank() > 0:
-            raise
-        raise UserError(f"{error}\n{how_to_continue(True, argv)}") from error
-    except Exception as error:  # libraries have exceptions of their own for too little memory
-        if ran_out_of_memory(error):
-            constant = size_constant(s)
-            size = getattr(s, constant)
-            message = recipe.out_of_memory_message(error, s.BATCH_SIZE, size, s.ACCUMULATE, constant)
-            raise UserError(message) from error
-        if not worker_was_killed(error):
-            raise
-        raise UserError(
-            "A worker that fetches batches was killed, perhaps because memory ran out. Go on with --load-model, and "
-            "with a smaller NUM_WORKERS if it happens again."
-        ) from None
-    except (KeyboardInterrupt, Terminated):
-        if processes.rank() == 0:
-            has_epoch = s.LOAD_MODEL or stamp(checkpoint) != before or (s.FOLD or 1) > 1
-            tell(f"\n{how_to_continue(has_epoch, argv)}", file=sys.stderr)
-        raise
-
-
-def how_to_continue(has_epoch: bool, argv: list[str] | None) -> str:
-    """The command that continues a stopped run. `has_epoch`: an epoch of it is saved."""
-    start = _script("train.py")
-    if processes.world_size() > 1:
-        start = start.replace("python", "torchrun ...", 1)
-    if argv is None:
-        argv = sys.argv[1:]
-    flags = [flag for flag in argv if flag != "--load-model"]
-    advice = "No epoch was finished; start again"
-    if has_epoch:
-        advice = "Go on after the last finished epoch"
-        flags.append("--load-model")
-    return f"{advice} with:\n  {start} {shlex.join(flags)}".rstrip()
-
-
-def _script(name: str) -> str:
-    """The command that starts a script beside this one, from where this one was started."""
-    place, started = os.path.split(sys.argv[0])
-    path = os.path.join(place, name) if started == "train.py" else name  # a notebook has another one
-    return f"python {shlex.quote(path)}"
 
 
 if __name__ == "__main__":

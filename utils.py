@@ -13,7 +13,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,9 +25,10 @@ from parts import pictures, processes
 from parts.advice import summary
 from parts.arrays import Files, Size
 from parts.audit import Report
-from parts.checkpoints import load_weights, without_prefixes
-from parts.errors import UserError, printable, tell
-from parts.files import copy_whole, parallel_map, remove, write_whole
+from parts.checkpoints import load_weights, save, without_prefixes
+from parts.endings import KILLED
+from parts.errors import UserError, tell
+from parts.files import parallel_map, remove
 from parts.inference import BatchPredictor, pixels_in_windows
 from parts.losses import Loss
 from parts.mask_rules import find_mask_rule
@@ -253,19 +254,7 @@ class Loader(DataLoader):
             raise
         except (ConnectionError, EOFError) as error:
             # The pipe to a killed worker may break a moment before PyTorch can see that the worker is dead.
-            raise RuntimeError(f"{_KILLED}s unknown) was killed: {error}") from error
-
-
-_KILLED = "DataLoader worker (pid"
-
-
-def worker_was_killed(error: BaseException) -> bool:
-    """Whether an exception says that a worker of a DataLoader was killed.
-
-    PyTorch has no type of its own for that. It raises a RuntimeError, out of a signal handler at whatever the main
-    process is doing, or where the next batch is waited for (torch/utils/data/dataloader.py, torch/csrc/DataLoader.cpp).
-    """
-    return isinstance(error, RuntimeError) and _KILLED in str(error)
+            raise RuntimeError(f"{KILLED}s unknown) was killed: {error}") from error
 
 
 def _collate(batch: Any) -> Any:
@@ -355,26 +344,6 @@ class EpochSampler(Sampler):
         if self.shuffle:
             return -(-count // world)  # rounded up
         return len(range(processes.rank(), count, world))
-
-
-def refuse_infinite(losses: list[float], loader: Loader, epoch: int, first: int) -> None:
-    """Ends the run where a loss is not finite, with the files of its batch.
-
-    `losses`: those of the batches `first`, `first` + 1, ... of `epoch`, both counted from 0. UserError: one is not
-    finite.
-    """
-    for batch, value in enumerate(losses, first):
-        if math.isfinite(value):
-            continue
-        start = batch * loader.batch_size
-        order = loader.sampler.order(epoch)[start : start + loader.batch_size]
-        names = "\n".join(f"  {printable(loader.dataset.pair_of(index).image)}" for index in order)
-        raise UserError(
-            f"The loss is {value} in epoch {epoch + 1}, batch {batch + 1}, of these files:\n"
-            f"{names}\n"
-            "The last checkpoint is from before it. Look at the files; then lower LEARNING_RATE, keep "
-            "CLIP_GRADIENT on, or try PRECISION = 'float32'."
-        )
 
 
 # ---- scores and pictures
@@ -616,28 +585,10 @@ def _for_eyes(images: torch.Tensor) -> np.ndarray:
 # ---- checkpoints
 
 
-def save_checkpoint(
-    state: dict[str, Any], filename: str | Path = "checkpoint.pth", also: Path | None = None, quiet: bool = False
-) -> None:
-    """Writes a dictionary of tensors and plain types to a file, whole and flushed.
-
-    A process killed at any moment, a full disk or a power cut leaves the old file or the new one.
-    `also` becomes the same file, after it.
-    """
-    if not quiet:
-        tell(f"=> Saving checkpoint {filename}")
-    write_whole(filename, lambda file: _torch_save(state, file))
-    if also:
-        copy_whole(filename, also)
-
-
-def _torch_save(state: dict[str, Any], file: IO[bytes]) -> None:
-    try:
-        torch.save(state, file)
-    except RuntimeError as error:
-        if isinstance(error.__context__, OSError):  # a full disk: the archive's own message hides the cause
-            raise error.__context__ from None
-        raise
+def save_checkpoint(state: dict[str, Any], filename: str | Path = "checkpoint.pth") -> None:
+    """Writes a dictionary of tensors and plain types to a file, whole and flushed; see checkpoints.save."""
+    tell(f"=> Saving checkpoint {filename}")
+    save(state, filename)
 
 
 def load_checkpoint(checkpoint: dict[str, Any], model: nn.Module) -> None:

@@ -10,7 +10,7 @@ from torch import nn
 
 from parts import processes
 from parts.errors import counted, ran_out_of_memory
-from parts.recipe import Schedule, autocast_dtype, size_factor, targets_of
+from parts.recipe import Schedule, autocast_dtype, size_factor, takes_labels, targets_of
 
 _LOOK_EVERY = 10  # steps between two looks at the clock
 _WARM_UP = 2  # first steps of a process, which take longer
@@ -150,8 +150,7 @@ def _try_step(
 ) -> None:
     moments = [torch.empty_like(parameter) for parameter in (*model.parameters(), *model.parameters())]  # as AdamW's
     dtype = autocast_dtype(device, s.PRECISION)
-    labels = any(value is not None for value in (s.CLASSES, s.MASK_IGNORE, s.CROP, s.AUGMENT))
-    targets = targets_of(torch.zeros(s.BATCH_SIZE, *size, dtype=torch.uint8), device, labels)
+    targets = targets_of(torch.zeros(s.BATCH_SIZE, *size, dtype=torch.uint8), device, takes_labels(s))
     model.train()
     images = torch.zeros(s.BATCH_SIZE, getattr(model, "in_channels", 3), *size, device=device)
     with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):

@@ -15,9 +15,9 @@ from typing import Any, Protocol
 from parts.errors import UserError, counted
 from parts.masks import COLOURS, IGNORED, NUMBERS
 from parts.networks import NETWORKS, NODES
-from parts.options import any_text, number, switch, whole
 from parts.own import is_own
 from parts.recipe import PRECISIONS
+from parts.rules import any_text, number, switch, whole
 from parts.scores import Scores
 from parts.spec import ALPHA, NAN
 

@@ -12,7 +12,7 @@ import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -20,7 +20,7 @@ from torch import nn
 from parts import processes
 from parts.checkpoint_keys import EXPECTED, KEYS, PREDICTED, RESUMED, check_keys, fault_of, shown
 from parts.errors import UserError, list_files, printable, tell
-from parts.files import Provenance
+from parts.files import Provenance, copy_whole, write_whole
 from parts.masks import IGNORED, MaskRule
 from parts.networks import EncoderUNet, Network, build_network, filters_for
 from parts.options import plain
@@ -268,6 +268,26 @@ def set_aside(output: Path) -> None:
         if old.exists():
             kept = old.replace(output / f"{old.stem}.previous{old.suffix}")
             tell(f"{old} of an earlier run is now {kept}")
+
+
+def save(state: dict[str, Any], path: str | Path, also: Path | None = None) -> None:
+    """Writes a dictionary of tensors and plain types to a file, whole and flushed.
+
+    A process killed at any moment, a full disk or a power cut leaves the old file or the new one.
+    `also` becomes the same file, after it.
+    """
+
+    def write(file: IO[bytes]) -> None:
+        try:
+            torch.save(state, file)
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):  # a full disk: the archive's own message hides the cause
+                raise error.__context__ from None
+            raise
+
+    write_whole(path, write)
+    if also:
+        copy_whole(path, also)
 
 
 # ---- reading a checkpoint

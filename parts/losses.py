@@ -23,8 +23,8 @@ from torch.nn import functional as F
 
 from parts.errors import UserError
 from parts.masks import IGNORED
-from parts.options import terms_of
 from parts.own import faults_of, is_own, load_part
+from parts.rules import terms_of
 
 CONTRACT = "A loss is a function (logits (N, C, H, W), labels (N, 1, H, W), kept (N, 1, H, W)) -> scalar tensor."
 _HARDEST = 0.1  # share of an image's pixels that "topk" counts

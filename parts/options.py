@@ -19,14 +19,12 @@ import ast
 import difflib
 import functools
 import io
-import math
 import os
-import re
 import symtable
 import sys
 import textwrap
 import tokenize
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,316 +32,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from parts.errors import UserError
-from parts.own import is_own, name_of_part
-
-# ---- rules: what a constant may be
-
-_LARGEST = 2**63 - 1  # whole number that PyTorch and the operating system take
-
-
-@dataclass(frozen=True)
-class Rule:
-    """What a constant may be, and how its flag gives it."""
-
-    wanted: str  # what it must be, in words, for messages
-    accepts: Callable[[Any], bool]  # whether a value fits
-    read: Callable[[list[str]], Any]  # the words behind the flag -> the value, or text that `accepts` refuses
-    metavar: str  # what --help shows behind the flag
-    several: bool = False  # the flag takes several words
-    is_switch: bool = False  # --flag and --no-flag, without words
-
-
-def switch() -> Rule:
-    """True or False: --flag and --no-flag."""
-    return Rule("True or False", lambda value: type(value) is bool, _read_one, "", is_switch=True)
-
-
-def whole(least: int = 0, most: int = _LARGEST) -> Rule:
-    """A whole number from `least` to `most`."""
-    wanted = f"a whole number from {least} to {most}"
-    if most == _LARGEST:
-        wanted = f"a whole number, {least} or more, of at most 63 bits"
-    return Rule(wanted, lambda value: type(value) is int and least <= value <= most, _read_one, "INT")
-
-
-def number(least: float = 0.0, *, above: float = -math.inf, below: float = math.inf, most: float = math.inf) -> Rule:
-    """A number: `least` <= number <= `most`, and `above` < number < `below`."""
-    limits = []
-    if above >= least:
-        limits.append(f"above {above:g}")
-    elif least > -math.inf:
-        limits.append(f"{least:g} or more")
-    if below < math.inf:
-        limits.append(f"below {below:g}")
-    if most < math.inf:
-        limits.append(f"at most {most:g}")
-
-    def accepts(value: Any) -> bool:
-        return type(value) in (int, float) and least <= value <= most and above < value < below
-
-    return Rule(", ".join(["a number", *limits]), accepts, _read_one, "NUMBER")
-
-
-def any_text() -> Rule:
-    """Text, which the flag takes as it is typed."""
-    return Rule("text", lambda value: isinstance(value, str), lambda given: given[0], "TEXT")
-
-
-def file_path(*suffixes: str) -> Rule:
-    """A file or folder, as text or Path; with suffixes, a name that ends in one of them."""
-    wanted = "a path"
-    if suffixes:
-        wanted = f"a file name that ends in {' or '.join(suffixes)}"
-
-    def accepts(value: Any) -> bool:
-        return isinstance(value, str) and (not suffixes or value.endswith(suffixes))
-
-    return Rule(wanted, accepts, lambda given: given[0], "PATH")
-
-
-def file_paths() -> Rule:
-    """A file, or a tuple of several."""
-
-    def accepts(value: Any) -> bool:
-        return isinstance(value, str) or (isinstance(value, tuple) and set(map(type, value)) == {str})
-
-    def read(given: list[str]) -> Any:
-        return given[0] if len(given) == 1 else tuple(given)
-
-    return Rule("a path, or several", accepts, read, "PATH", several=True)
-
-
-def one_of(*choices: Any) -> Rule:
-    """One of some words, numbers or None."""
-    spelled = {str(choice): choice for choice in choices}
-
-    def read(given: list[str]) -> Any:
-        return spelled.get(given[0], _literal(given[0]))
-
-    return Rule(f"one of {', '.join(spelled)}", lambda value: value in choices, read, "CHOICE")
-
-
-def either(rule: Rule, *choices: str | None) -> Rule:
-    """What the rule takes, or one of these words, or None."""
-    spelled = {str(choice).lower(): choice for choice in choices}
-    names = [rule.wanted, *(f'"{choice}"' if choice else "None" for choice in choices)]
-
-    def accepts(value: Any) -> bool:
-        is_word = value is None or isinstance(value, str)  # others, such as arrays, may not compare
-        return (is_word and value in choices) or rule.accepts(value)
-
-    def read(given: list[str]) -> Any:
-        if len(given) == 1 and given[0].lower() in spelled:
-            return spelled[given[0].lower()]
-        return rule.read(given)
-
-    return replace(rule, wanted=f"{', '.join(names[:-1])}, or {names[-1]}", accepts=accepts, read=read)
-
-
-def optional(rule: Rule) -> Rule:
-    """What the rule takes, or None."""
-    return either(rule, None)
-
-
-def part(*choices: str) -> Rule:
-    """One of some words, or a part of one's own: "mine.py:name", or the object itself. See parts/own.py."""
-    listed = "".join(f"{choice}, " for choice in choices)
-
-    def accepts(value: Any) -> bool:
-        if isinstance(value, str):
-            return value in choices or is_own(value)
-        return not _is_plain(value)
-
-    return Rule(f'{listed}"FILE.py:NAME", or the object itself', accepts, lambda given: given[0], "NAME")
-
-
-def sum_of(rule: Rule) -> Rule:
-    """Parts joined with +, each perhaps with a factor: "0.5*bce + dice"; or a single object."""
-
-    def accepts(value: Any) -> bool:
-        if isinstance(value, str):
-            terms = terms_of(value)
-            return all(math.isfinite(factor) and rule.accepts(name) for factor, name in terms)
-        return rule.accepts(value)
-
-    return replace(rule, wanted=f"terms joined with +, each {rule.wanted}", accepts=accepts)
-
-
-def terms_of(text: str) -> list[tuple[float, str]]:
-    """[(0.5, "bce"), (1.0, "dice")] of "0.5*bce + dice"; the factor of a term that cannot be read is not a number."""
-    terms = []
-    for term in text.split("+"):
-        factor, times, name = term.rpartition("*")
-        value = 1.0
-        if times:
-            literal = _literal(factor.strip())
-            value = literal if type(literal) in (int, float) else math.nan
-        terms.append((value, name.strip()))
-    return terms
-
-
-def parts(*choices: str) -> Rule:
-    """A tuple of any number of such parts."""
-    one = part(*choices)
-
-    def accepts(value: Any) -> bool:
-        return isinstance(value, tuple) and all(map(one.accepts, value))
-
-    def read(given: list[str]) -> Any:
-        return () if given == ["none"] else tuple(given)
-
-    return Rule(f"any number of: {one.wanted}", accepts, read, "NAME", several=True)
-
-
-def sizes(count: int | None = None) -> Rule:
-    """`count` whole numbers above 0, or any number of them: 320 480, 320x480 or 320,480 on the command line."""
-    wanted = "height and width" if count == 2 else f"{count or 'one or more'} whole numbers above 0"
-
-    def accepts(value: Any) -> bool:
-        if not isinstance(value, tuple) or not value or len(value) != (count or len(value)):
-            return False
-        return all(type(side) is int and 0 < side < 2**31 for side in value)  # OpenCV takes no more
-
-    return Rule(wanted, accepts, _read_numbers, "INT", several=True)
-
-
-def weights() -> Rule:
-    """ "auto", None, or several numbers above 0."""
-
-    def accepts(value: Any) -> bool:
-        several = isinstance(value, tuple) and len(value) > 1
-        return several and _are_numbers(value) and all(0 < item < math.inf for item in value)
-
-    return either(Rule("a number above 0 for each class", accepts, _read_numbers, "NUMBER", several=True), "auto", None)
-
-
-def interval() -> Rule:
-    """Two numbers above 0, the smaller one first: 0.7 1.4 on the command line."""
-
-    def accepts(value: Any) -> bool:
-        return isinstance(value, tuple) and _are_numbers(value) and len(value) == 2 and 0 < value[0] <= value[1] < 1e9
-
-    return Rule("two numbers above 0, the smaller one first", accepts, _read_numbers, "NUMBER", several=True)
-
-
-def any_value() -> Rule:
-    """Anything plain: 8, alpha, none, or 8 9, which is a tuple. For constants that something else checks."""
-    return Rule("a value, or several", lambda value: True, _read_values, "VALUE", several=True)
-
-
-def named_numbers(*, names_needed: bool = True) -> Rule:
-    """A dictionary of numbers, or of tuples of numbers: road=3 car=8,9 on the command line.
-
-    Without `names_needed` also numbers alone, as a tuple, and any one word. UserError, when it is read: NAME=VALUE with
-    a part missing, or twice the same name.
-    """
-
-    def accepts(value: Any) -> bool:
-        if isinstance(value, tuple) and any(isinstance(item, str) for item in value):
-            return False  # several words are names that lack their values
-        return not names_needed or _is_named_numbers(value)
-
-    def read(given: list[str]) -> Any:
-        if any("=" in word for word in given):
-            return _read_named(given)
-        value = _read_values(given)
-        if type(value) in (int, float):
-            return (value,)
-        return value
-
-    wanted = "NAME=VALUE for each, where a value is a number (3), or several (3,4)"
-    if not names_needed:
-        wanted = f"values alone, or {wanted}"
-    return Rule(wanted, accepts, read, "NAME=VALUE", several=True)
-
-
-def _rule_of(value: Any) -> Rule | None:
-    """The rule of a constant that has none in the script's table, by its value; None for an object without a flag."""
-    if value is None:
-        return any_value()
-    if type(value) is bool:
-        return switch()
-    if type(value) in (int, float):
-        return number(-math.inf)
-    if isinstance(value, str):
-        return any_text()
-    if _are_numbers(value):
-        return Rule("one or more numbers", _are_numbers, _read_numbers, "NUMBER", several=True)
-    if _is_named_numbers(value):
-        return named_numbers()
-    return None
-
-
-def _are_numbers(value: Any) -> bool:
-    """Whether it is a number, or a tuple of one or more."""
-    several = value if isinstance(value, tuple) else (value,)
-    return bool(several) and all(type(item) in (int, float) for item in several)
-
-
-def _is_named_numbers(value: Any) -> bool:
-    """Whether it is a dictionary that a flag can give."""
-    return isinstance(value, dict) and all(type(key) is str and _are_numbers(item) for key, item in value.items())
-
-
-# ---- the words behind a flag
-
-
-def _literal(word: str) -> Any:
-    """The number or tuple that a word spells, None for none, and any other word itself."""
-    if word.lower() == "none":
-        return None
-    try:
-        return ast.literal_eval(word)
-    except (ValueError, TypeError, SyntaxError):
-        return word
-
-
-def _read_one(given: list[str]) -> Any:
-    return _literal(given[0])
-
-
-def _read_values(given: list[str]) -> Any:
-    """The value of one word, or a tuple of several."""
-    return _literal(given[0]) if len(given) == 1 else tuple(map(_literal, given))
-
-
-def _read_numbers(given: list[str]) -> Any:
-    """(320, 480) of 320 480, of 320x480 and of 320,480; a single word that is no number remains text."""
-    if len(given) == 1 and re.fullmatch(r"[1-9]\d*([xX×][1-9]\d*)+", given[0]):
-        given = re.split("[xX×]", given[0])
-    items: list[Any] = []
-    for word in given:
-        value = _literal(word)
-        items += value if isinstance(value, (tuple, list)) else [value]
-    if len(items) == 1 and not _are_numbers(items[0]):
-        return items[0]
-    return tuple(items)
-
-
-def _read_named(given: list[str]) -> dict[str, Any]:
-    """{name: number, tuple of numbers, or pattern with {}} of words NAME=VALUE. UserError: all that is wrong."""
-    named: dict[str, Any] = {}
-    wrong = []
-    for word in given:
-        name, equals, spelled = word.partition("=")
-        value = _literal(spelled)
-        if not name or not equals:
-            wrong.append(f"{word!r} lacks its name, or its value")
-        elif not spelled:
-            wrong.append(f"{word!r} lacks its value")
-        elif not _are_numbers(value) and "{}" not in spelled:  # which stands for a name, in a pattern of files
-            wrong.append(f"the value in {word!r} is no number")
-        elif name in named:
-            wrong.append(f"{name!r} is given twice")
-        else:
-            named[name] = value
-    if wrong:
-        raise UserError(
-            f"{', '.join(wrong)}. Give values alone, or NAME=VALUE for each, without spaces around =. A value is a "
-            "number (3), a colour (0xFF0000), or several of them with commas between (3,4)."
-        )
-    return named
-
+from parts.own import name_of_part
+from parts.rules import Rule, is_plain, rule_of
 
 # ---- a script's text: which names it assigns, and the comments behind them
 
@@ -426,9 +116,9 @@ def _constants_of(space: Mapping[str, Any], source: _Source | None, rules: Mappi
             continue
         value = _plain(value)
         if source:  # its text tells the kind, as a notebook may have set a value of another
-            rule = rules.get(name) or _rule_of(_plain(source.declared.get(name, value)))
+            rule = rules.get(name) or rule_of(_plain(source.declared.get(name, value)))
             constants[name] = _Constant(value, rule, source.comments.get(name, ""))
-        elif rule := rules.get(name) or _rule_of(value):  # an object without a rule may be an imported one
+        elif rule := rules.get(name) or rule_of(value):  # an object without a rule may be an imported one
             constants[name] = _Constant(value, rule)
     return constants
 
@@ -461,14 +151,6 @@ def _plain(value: Any) -> Any:
     if getattr(value, "shape", None) == () and hasattr(value, "item"):  # NumPy's numbers
         return value.item()
     return value
-
-
-def _is_plain(value: Any) -> bool:
-    if isinstance(value, tuple):
-        return all(map(_is_plain, value))
-    if isinstance(value, dict):
-        return all(map(_is_plain, [*value.keys(), *value.values()]))
-    return value is None or type(value) in (bool, int, float, str)
 
 
 def _question(name: str, known: Collection[str]) -> str:
@@ -637,7 +319,7 @@ def plain(settings: SimpleNamespace) -> dict[str, Any]:
 
 
 def _named(value: Any) -> Any:
-    if _is_plain(value):
+    if is_plain(value):
         return value
     if isinstance(value, tuple):
         return tuple(map(_named, value))

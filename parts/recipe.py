@@ -335,6 +335,11 @@ def jitter_colors(images: torch.Tensor, strength: float, draws: torch.Tensor) ->
     return varied * balance if images.shape[1] == 3 else varied
 
 
+def size_constant(s: SimpleNamespace) -> str:
+    """The name of the constant that says the size of what the network is trained on."""
+    return "CROP" if s.CROP else "IMAGE_SIZE"
+
+
 def size_factor(share: float, half_size: float) -> float:
     """The factor of IMAGE_SIZE after `share` of the steps: a half up to the share `half_size`, then growing to 1."""
     if not half_size or share >= FULL_SIZE_FROM:
@@ -441,28 +446,12 @@ def as_written() -> AbstractContextManager[None]:
     return torch.compiler.set_stance("force_eager")
 
 
-# ---- memory that runs out
-
-
-def out_of_memory_message(
-    error: BaseException, batch_size: int, size: Sequence[int], accumulate: int, constant: str = "IMAGE_SIZE"
-) -> str:
-    """The cures for memory that has run out, with numbers; `constant` names the `size` that is trained on."""
-    lines = [f"The device has run out of memory with BATCH_SIZE = {batch_size} at {constant} = {tuple(size)}."]
-    if batch_size > 1:
-        half = batch_size // 2
-        flags = f"--batch-size {half} --accumulate {accumulate * batch_size // half}"
-        lines.append(f"  {flags}: the same step in smaller pieces")
-    smaller = " ".join(str(max(32, side * 3 // 4 // 16 * 16)) for side in size)
-    flag = constant.lower().replace("_", "-")
-    lines.append(f"  --{flag} {smaller}: a little over half of the memory")
-    lines.append("  FEATURES with fewer channels: a smaller network")
-    first_line = (str(error).splitlines() or [type(error).__name__])[0]
-    lines.append(f"({first_line[:200]})")
-    return "\n".join(lines)
-
-
 # ---- masks of a batch
+
+
+def takes_labels(s: SimpleNamespace) -> bool:
+    """Whether training's targets are labels: where pixels may be IGNORED, as crops and AUGMENT pad with it."""
+    return any(value is not None for value in (s.CLASSES, s.MASK_IGNORE, s.CROP, s.AUGMENT))
 
 
 def targets_of(masks: torch.Tensor, device: torch.device, labels: bool = False) -> torch.Tensor:

@@ -24,6 +24,7 @@ from parts.checkpoints import (
     load_network,
     load_pretrained,
     read_checkpoint,
+    save,
     snapshot,
 )
 from parts.errors import UserError
@@ -156,7 +157,7 @@ def test_another_architecture_is_refused_whole(saved):
 
 def test_best_and_last_are_one_file_until_one_is_replaced(tmp_path):
     last, best = tmp_path / "checkpoint.pth", tmp_path / "best.pth"
-    save_checkpoint({"state_dict": {"w": torch.zeros(3)}}, best, also=last)
+    save({"state_dict": {"w": torch.zeros(3)}}, best, also=last)
     assert last.samefile(best)
     save_checkpoint({"state_dict": {"w": torch.ones(3)}}, last)
     assert torch.load(best)["state_dict"]["w"].sum() == 0 and torch.load(last)["state_dict"]["w"].sum() == 3

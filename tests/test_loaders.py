@@ -13,10 +13,11 @@ import torch
 from helpers import ROOT, WAIT, draw_pairs, script
 from PIL import Image
 
+from parts.endings import worker_was_killed
 from parts.errors import UserError
 from parts.spec import DataSpec
 from unet import UNet
-from utils import EpochSampler, Loader, arrays_folder, check_accuracy, get_loaders, worker_was_killed
+from utils import EpochSampler, Loader, arrays_folder, check_accuracy, get_loaders
 
 
 @pytest.fixture
@@ -255,7 +256,8 @@ def test_the_sampler_counts_epochs_by_itself():
 FATAL = """
 import os, signal
 import torch
-from utils import Loader, worker_was_killed
+from parts.endings import worker_was_killed
+from utils import Loader
 
 class Fatal(torch.utils.data.Dataset):
     def __len__(self):

@@ -11,7 +11,7 @@ import predict
 import train
 from parts import options
 from parts.errors import UserError
-from parts.options import any_value, either, file_path, interval, named_numbers, number, one_of, optional, sizes, whole
+from parts.rules import any_value, either, file_path, interval, named_numbers, number, one_of, optional, sizes, whole
 
 SCRIPT = '''"""What it does."""
 import os

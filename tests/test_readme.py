@@ -56,14 +56,16 @@ def test_the_readme_is_short():
 FLOORS = [  # each imports from those above it alone
     {"unet", "parts.errors", "parts.clean_up"},
     {"parts.own", "parts.bands"},
+    {"parts.rules"},
     {"parts.spec", "parts.images", "parts.files", "parts.options", "parts.processes", "parts.networks"}
     | {"parts.scores", "parts.loggers"},
     {"parts.masks", "parts.names", "parts.cars", "parts.own_dataset", "parts.advice"},
     {"parts.splits", "parts.file_facts"}
     | {"parts.mask_rules", "parts.pictures", "parts.transforms", "parts.arrays", "parts.recipe", "parts.losses"},
-    {"parts.audit", "parts.annotations", "parts.inference", "parts.checkpoint_keys", "parts.budget"},
+    {"parts.audit", "parts.annotations", "parts.inference", "parts.checkpoint_keys", "parts.budget"}
+    | {"parts.endings", "parts.progress"},
     {"parts.checkpoints"},
-    {"dataset", "parts.folds", "parts.export", "parts.predictions"},
+    {"dataset", "parts.folds", "parts.run_folder", "parts.export", "parts.predictions"},
     {"utils", "augment", "parts.outputs", "parts.output_folder"},
     {"predict"},
     {"train"},

@@ -1,6 +1,7 @@
 import errno
 import math
 import re
+from types import SimpleNamespace
 
 import cv2
 import pytest
@@ -9,6 +10,7 @@ import torch._dynamo
 from torch import nn
 
 from parts import recipe
+from parts.endings import out_of_memory_message
 from parts.errors import UserError, ran_out_of_memory
 from parts.masks import IGNORED, MaskRule
 from unet import UNet
@@ -259,9 +261,14 @@ def test_labels_shrink_where_their_images_do(factor):
 
 
 def test_out_of_memory_names_the_constants_with_numbers():
-    words = recipe.out_of_memory_message(RuntimeError("CUDA out of memory. Tried to allocate"), 16, (320, 480), 1)
+    s = SimpleNamespace(CROP=None, IMAGE_SIZE=(320, 480), BATCH_SIZE=16, ACCUMULATE=1)
+    words = out_of_memory_message(RuntimeError("CUDA out of memory. Tried to allocate"), s)
     assert "BATCH_SIZE = 16" in words and "--batch-size 8 --accumulate 2" in words and "--image-size 240 352" in words
-    assert recipe.out_of_memory_message(MemoryError(), 1, (32, 32), 1).endswith("\n(MemoryError)")  # it has no words
+    s = SimpleNamespace(CROP=(32, 32), BATCH_SIZE=1)
+    assert out_of_memory_message(MemoryError(), s).endswith(
+        "--crop 32 32: a little over half of the memory\n"
+        "  FEATURES with fewer channels: a smaller network\n(MemoryError)"
+    )  # it has no words
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ from helpers import (
 from PIL import Image
 
 import train
-from parts import recipe
+from parts import recipe, run_folder
 from parts.errors import UserError
 from unet import UNet
 
@@ -499,8 +499,8 @@ OTHERWISE = {  # constants of training -> another value than that of SMALL or th
 
 @pytest.mark.slow
 def test_no_constant_of_training_is_ignored(prepared, monkeypatch):
-    for drawing in ("save_predictions", "save_examples", "write_history"):
-        monkeypatch.setattr(train, drawing, lambda *given, **named: None)  # which takes ten times as long
+    for module, drawing in ((train, "save_predictions"), (train, "save_examples"), (run_folder, "write_history")):
+        monkeypatch.setattr(module, drawing, lambda *given, **named: None)  # which takes ten times as long
 
     def weights(name, *flags):
         base = ["--num-epochs", 1, "--batch-size", 2, "--precision", "float32", "--output-dir", name]

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from parts import pictures
 from parts.errors import UserError
 from parts.inference import to_device
+from parts.progress import refuse_infinite
 from parts.recipe import targets_of
 from parts.scores import (
     count_confusion,
@@ -26,7 +27,6 @@ from unet import UNet
 from utils import (
     check_accuracy,
     get_loaders,
-    refuse_infinite,
     save_examples,
     save_predictions,
 )
