@@ -71,7 +71,7 @@ from parts.images import (
     pixels_of,
     read_image,
 )
-from parts.mask_rules import decide_mask_rule, refuse_united_classes
+from parts.mask_rules import decide_mask_rule
 from parts.masks import (
     MaskRule,
     Observation,
@@ -83,6 +83,7 @@ from parts.masks import (
     observe_mask,
     png_options,
     read_mask,
+    refuse_united_classes,
 )
 from parts.names import (
     COPIES,
@@ -625,7 +626,8 @@ class _Held:
     def of(cls, pairs: Sequence[Pair], spec: DataSpec, num_workers: int | None) -> "_Held":
         """Looks at every mask. UserError: they have no rule in common."""
         if spec.classes is not None:
-            refuse_united_classes(pairs)
+            for pair in pairs:
+                refuse_united_classes((pair.mask, *pair.more))
         sources = [(pair.name, source) for pair in pairs for source in pair.sources[1:]]
         masks: dict[str, list[Observation]] = {}
         observations = parallel_map(_observe_or_none, [source for _, source in sources], num_workers)

@@ -31,8 +31,8 @@ from parts.bands import reflected
 from parts.errors import UserError, run, tell
 from parts.files import Provenance, content_digests, stamp
 from parts.images import RGB
-from parts.mask_rules import find_mask_rule, refuse_united_classes
-from parts.masks import IGNORED, MaskRule
+from parts.mask_rules import find_mask_rule
+from parts.masks import IGNORED, MaskRule, refuse_united_classes
 from parts.names import Pair, pair_files
 from parts.options import settings_of
 from parts.rules import any_text, any_value, either, file_path, named_numbers, optional, sizes, switch, whole
@@ -94,7 +94,8 @@ class PairDataset(Dataset):
 
     def __init__(self, files: Files, seed: int = 0) -> None:
         if files.mask_rule.has_classes:
-            refuse_united_classes(files.pairs)
+            for pair in files.pairs:
+                refuse_united_classes((pair.mask, *pair.more))
         self.files = files
         self.seed = seed
         # A DataLoader's worker changes the exceptions that it passes on, so there UserErrors are returned.

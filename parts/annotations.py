@@ -31,7 +31,7 @@ from parts.files import (
 )
 from parts.images import image_size
 from parts.mask_rules import find_mask_rule
-from parts.masks import IGNORED, MOST_CLASSES, MaskRule, class_colour, encode_mask, png_options, read_mask
+from parts.masks import IGNORED, MOST_CLASSES, MaskRule, class_colour, encode_mask, png_options, read_mask, size_text
 from parts.names import LEAVE_OUT, Folder, ImageNames, Listing, ends_in_mask, list_images, walk
 from parts.spec import BACKGROUND, DataSpec
 
@@ -41,6 +41,7 @@ Outline = list[list[float]]  # (x, y) of each corner, in pixels, of which the fi
 _NO_LABELS = re.compile(r"(classes|readme.*|train|val|valid|test)\.txt", re.IGNORECASE)  # beside YOLO's labels
 VERSION = 1  # of the drawing; raise it when the same annotations give other masks
 _EXPORT = "Export it as polygons of labelme, COCO or YOLO, or as masks in PNG"
+_AGAIN = "Export one of them again"
 _MOST = 1e6  # pixels; corners farther out are moved to there
 _CIRCLE = np.stack([np.cos(np.arange(0, 6.28, 0.05)), np.sin(np.arange(0, 6.28, 0.05))], axis=1)
 
@@ -90,13 +91,12 @@ def draw_masks(
         raise UserError(f"{printable(folders[0][1])}: {len(classes):,} classes, and {MOST_CLASSES - 1} is the most.")
     drawn = []
     for name, (side, images) in zip(("train", "val"), sides):
-        if images is None:
-            drawn.append(side.folders)
-            continue
-        folder = Path(place) / name
-        refuse_link(folder, Path(place).parent)
-        _draw_side(side, images, classes, folder, spec)
-        drawn.append((side.folders[0], folder))
+        drawn.append(side.folders)
+        if images:
+            folder = Path(place) / name
+            refuse_link(folder, Path(place).parent)
+            _draw_side(side, images, classes, folder, spec)
+            drawn[-1] = (side.folders[0], folder)
     return drawn
 
 
@@ -113,13 +113,12 @@ def _read_side(folders: Folders, spec: DataSpec, apart: Iterable[Folder]) -> tup
     root = Path(folders[1]) if Path(folders[1]).is_dir() else files[0].parent
     yolo_names = _yolo_names(root) if files[0].suffix == ".txt" else []
     for file in files:
-        text = (content(file) or b"").decode("utf-8-sig", errors="replace")
         name = file.relative_to(root).with_suffix("").as_posix()
         try:
             if file.suffix == ".txt":
-                _take_yolo(side, file, name, text, yolo_names)
+                _take_yolo(side, file, name, yolo_names)
             else:
-                _take_json(side, file, name, json.loads(text))
+                _take_json(side, file, name, json.loads(_text(file)))
         except UnusableFile as fault:
             faults.append(str(fault))
         except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError, OverflowError) as error:
@@ -138,14 +137,17 @@ def _annotation_files(folders: Folders, spec: DataSpec) -> list[Path]:
     if not masks.is_dir():
         return []
     listing = walk(masks)
-    beside = images.is_dir() and images.samefile(masks)
-    if listing.pictures and (not beside or spec.mask_name or any(map(ends_in_mask, listing.pictures))):
+    masks_of_others = listing.pictures
+    if images.is_dir() and images.samefile(masks) and not spec.mask_name:  # pictures are images, but for *_mask
+        masks_of_others = list(filter(ends_in_mask, listing.pictures))
+    if masks_of_others:
         return []
     files = [file for file in listing.left_out if not file.name.startswith(".")]
     jsons = [file for file in files if file.suffix.lower() == ".json"]
-    stems = {path.stem for path in walk(images).pictures}
     labels = [file for file in files if file.suffix == ".txt" and not _NO_LABELS.fullmatch(file.name)]
-    return jsons or (labels if any(file.stem in stems for file in labels) else [])
+    if {path.stem for path in walk(images).pictures}.isdisjoint(file.stem for file in labels):
+        labels = []  # but texts of another kind
+    return jsons or labels
 
 
 # ---- masks of single classes
@@ -158,45 +160,38 @@ def _take_class_files(side: _Side, spec: DataSpec) -> bool:
     side.classes = list(spec.class_files)
     strays = []
     for path in listing.pictures:
-        for name, pattern in spec.class_files.items():
-            before, after = pattern.split("{}")
-            match = re.fullmatch(f"{re.escape(before)}(.+){re.escape(after)}", listing.name_of(path), re.IGNORECASE)
-            if match:
-                side.annotated.append(Annotated(path, [match[1]], None, [Shape(name, [], file=path)]))
-                break
-        else:
+        owners = {name: listing.owners_of(path, pattern) for name, pattern in spec.class_files.items()}
+        name = next(filter(owners.get, owners), None)
+        if name is None:
             strays.append(path)
-    if side.annotated and strays and not spec.skip_unpaired:
+        else:
+            side.annotated.append(Annotated(path, owners[name], None, [Shape(name, [], file=path)]))
+    if not side.annotated:
+        return False
+    if strays and not spec.skip_unpaired:
         raise UserError(
             f"{list_files(strays)}: named by none of CLASSES = {spec.classes!r}. Add the class, or remove them; "
             f"{LEAVE_OUT}."
         )
-    if side.annotated and spec.ignored_values and max(spec.ignored_values) < 0:
+    if spec.ignored_values and max(spec.ignored_values) < 0:
         raise UserError(
             f"MASK_IGNORE = {spec.ignore!r}: masks of single classes are drawn into one of whole numbers from 0 on, "
             "which has no such value. Save what is ignored as another one."
         )
-    if side.annotated:
-        files = [annotated.file for annotated in side.annotated]
-        side.file_rule = find_mask_rule(files, DataSpec(ignore=spec.ignore))
-    return bool(side.annotated)
+    side.file_rule = find_mask_rule([annotated.file for annotated in side.annotated], DataSpec(ignore=spec.ignore))
+    return True
 
 
-def _draw_file(mask: np.ndarray, shape: Shape, others: Iterable[Shape], value: int, file_rule: MaskRule) -> None:
+def _draw_file(mask: np.ndarray, file: Path, others: list[Path], value: int, file_rule: MaskRule) -> None:
     """Gives `value` to the foreground of a class's mask. UnusableFile: it overlaps that of one of the `others`."""
-    assert shape.file is not None
-    labels = read_mask(shape.file, file_rule)
+    labels = read_mask(file, file_rule)
     if labels.shape != mask.shape:
-        sizes = (
-            f"is {'x'.join(map(str, labels.shape))} (height x width), and its image {'x'.join(map(str, mask.shape))}"
-        )
-        raise UnusableFile(shape.file, sizes, "Export one of them again")
+        raise UnusableFile(file, f"is {size_text(labels.shape)}, and its image {size_text(mask.shape)}", _AGAIN)
     inside = labels == 1
     overlap = int(np.count_nonzero(inside & (mask != 0) & (mask != IGNORED)))
     if overlap:
-        files = list_files([other.file for other in others if other.file != shape.file])
-        problem = f"marks {counted(overlap, 'pixel')} that another class of the image marks too: {files}"
-        raise UnusableFile(shape.file, problem, "Each pixel is of one class: take them out of all but one of the files")
+        problem = f"marks {counted(overlap, 'pixel')} that another class of the image marks too: {list_files(others)}"
+        raise UnusableFile(file, problem, "Each pixel is of one class: take them out of all but one of the files")
     mask[(labels == IGNORED) & (mask == 0)] = IGNORED
     mask[inside] = value
 
@@ -275,9 +270,9 @@ def _packed_runs(text: str) -> list[int]:
     return runs
 
 
-def _take_yolo(side: _Side, file: Path, name: str, text: str, names: list[str]) -> None:
+def _take_yolo(side: _Side, file: Path, name: str, names: list[str]) -> None:
     image = Annotated(file, [name], None, as_shares=True)
-    for line in filter(None, map(str.strip, text.splitlines())):
+    for line in filter(None, map(str.strip, _text(file).splitlines())):
         label, *numbers = line.split()
         if len(numbers) == 4:
             raise UnusableFile(file, "has boxes, which are no masks", "Export polygons (segmentation)")
@@ -295,18 +290,19 @@ def _take_yolo(side: _Side, file: Path, name: str, text: str, names: list[str]) 
 def _yolo_names(folder: Path) -> list[str]:
     """The names of classes by classes.txt or data.yaml, in the folder of YOLO's labels or up to two above it."""
     for place in (folder, *folder.resolve().parents[:2]):
-        if text := content(place / "classes.txt"):
-            return [_name_of(line) for line in text.decode("utf-8-sig", "replace").splitlines() if line.strip()]
-        if text := content(place / "data.yaml"):
-            # names: [car, lamp], or a line for each: "- car" or "0: car"
-            listed = re.search(
-                r"^names:\s*(\[[^]]*\]|(?:\n[ \t-].*)+)", text.decode("utf-8-sig", "replace"), re.MULTILINE
-            )
-            lines = re.split(r"[,\n]", listed[1].strip("[]\n")) if listed else []
-            return [
-                _name_of(re.sub(r"^\s*(?:-|\d+:)?\s*|#.*$", "", line).strip(" '\"")) for line in lines if line.strip()
-            ]
+        lines = _text(place / "classes.txt").splitlines()
+        # names: [car, lamp], or a line for each: "- car" or "0: car"
+        if listed := re.search(r"^names:\s*(\[[^]]*\]|(?:\n[ \t-].*)+)", _text(place / "data.yaml"), re.MULTILINE):
+            yaml_lines = re.split(r"[,\n]", listed[1].strip("[]\n"))
+            lines = lines or [re.sub(r"^\s*(?:-|\d+:)?\s*|#.*$", "", line).strip(" '\"") for line in yaml_lines]
+        if lines:
+            return [_name_of(line) for line in lines if line.strip()]
     return []
+
+
+def _text(file: Path) -> str:
+    """The text of a file, "" where there is none."""
+    return (content(file) or b"").decode("utf-8-sig", errors="replace")
 
 
 def _name_of(given: Any) -> str:
@@ -346,76 +342,86 @@ def _by_image(side: _Side, images: Listing, paths: dict[str, Path], spec: DataSp
     return of_image
 
 
+@dataclass(frozen=True)
+class _Task:
+    """The mask of one image, to be drawn."""
+
+    image: Path
+    mask: Path
+    annotated: list[Annotated]
+
+
 def _draw_side(side: _Side, images: Listing, classes: list[str], folder: Path, spec: DataSpec) -> None:
     """Writes the mask of each annotated image below `folder`, and says what was drawn. UserError."""
     paths = {images.name_of(path): path for path in images.pictures}
     of_image = _by_image(side, images, paths, spec)
-    masks = {name: folder / f"{name}.png" for name in of_image}
-    keep_only(folder, set(masks.values()))
-    labels = (BACKGROUND, *(name for name in classes if name != BACKGROUND))
-    values = tuple(range(len(labels)))
+    tasks = [_Task(paths[name], folder / f"{name}.png", annotated) for name, annotated in of_image.items()]
+    keep_only(folder, {task.mask for task in tasks})
+    names = tuple(dict.fromkeys([BACKGROUND, *classes]))
+    values = tuple(range(len(names)))
     colours = tuple(map(class_colour, values))
-    mask_rule = MaskRule(classes=values, names=labels, colours=colours, ignored=spec.ignored_values)
-    file_rule = side.file_rule or MaskRule()
-    files = {entry.file for entries in of_image.values() for entry in entries}
-    made_from = [*files, *(paths[name] for name in of_image)]
-
-    memory = folder.with_suffix(".json")  # from which files the masks were drawn
-
-    def provenance() -> Provenance:
-        stamps = {str(path): stamp(path) for path in [*made_from, *masks.values()]}
-        return Provenance(VERSION, {"drawn": mask_rule.to_dict(), "read": file_rule.to_dict()}, {"files": stamps})
-
-    if provenance() != read_own(memory, Provenance.from_dict, None):
-        tasks = [(paths[name], masks[name], entries) for name, entries in of_image.items()]
-        faults = [fault for fault in parallel_map(partial(_draw_mask, mask_rule, file_rule), tasks) if fault]
-        if faults:
-            raise UserError("\n".join(faults[:20]))
-        write_text(memory, json.dumps(provenance().to_dict()))
-    numbers = Counter(shape.name for entries in of_image.values() for entry in entries for shape in entry.shapes)
+    mask_rule = MaskRule(classes=values, names=names, colours=colours, ignored=spec.ignored_values)
+    _draw_tasks(tasks, mask_rule, side.file_rule or MaskRule(), folder.with_suffix(".json"))
+    numbers = Counter(shape.name for task in tasks for annotated in task.annotated for shape in annotated.shapes)
     listed = ", ".join(f"{name} ({number:,})" for name, number in numbers.most_common(20)) or "nothing"
     kind = "masks of single classes" if side.file_rule else "annotations"
-    text = f"{printable(side.folders[1])}: {kind} of {counted(len(masks), 'image')}: {listed}"
+    text = f"{printable(side.folders[1])}: {kind} of {counted(len(tasks), 'image')}: {listed}"
     tell(f"{text}. They are drawn into masks, {printable(folder)}.")
 
 
-def _draw_mask(mask_rule: MaskRule, file_rule: MaskRule, task: tuple[Path, Path, list[Annotated]]) -> str:
+def _draw_tasks(tasks: list[_Task], mask_rule: MaskRule, file_rule: MaskRule, memory: Path) -> None:
+    """Draws all masks, unless `memory` says that they were drawn of the same files already."""
+    annotated = (annotated for task in tasks for annotated in task.annotated)
+    files = {str(file) for task in tasks for file in (task.image, task.mask)} | {str(each.file) for each in annotated}
+
+    def provenance() -> Provenance:
+        stamps = {file: stamp(file) for file in files}
+        return Provenance(VERSION, {"drawn": mask_rule.to_dict(), "read": file_rule.to_dict()}, {"files": stamps})
+
+    if provenance() != read_own(memory, Provenance.from_dict, None):
+        faults = list(filter(None, parallel_map(partial(_draw_mask, mask_rule, file_rule), tasks)))
+        if faults:
+            raise UserError("\n".join(faults[:20]))
+        write_text(memory, json.dumps(provenance().to_dict()))
+
+
+def _draw_mask(mask_rule: MaskRule, file_rule: MaskRule, task: _Task) -> str:
     """Draws the shapes of an image into its mask, later ones on top; gives what is wrong with them, or ""."""
-    path, target, entries = task
     value_of = dict(zip(mask_rule.names, mask_rule.classes))
     try:
-        with within_memory(path):
-            size = image_size(path)
-            mask = np.zeros(size, np.uint8)
-            for entry in entries:
-                if entry.size and entry.size != list(size):
-                    told = f"{printable(path)} is {size[0]}x{size[1]} (height x width)"
-                    problem = f"annotates it at {printable(entry.size)[:60]}, but {told}"
-                    raise UnusableFile(entry.file, problem, "Export one of them again")
-                scale = np.array(size[::-1]) if entry.as_shares else np.ones(2)
-                for shape in entry.shapes:
+        with within_memory(task.image):
+            mask = np.zeros(image_size(task.image), np.uint8)
+            for annotated in task.annotated:
+                if annotated.size and annotated.size != list(mask.shape):
+                    told = f"{printable(task.image)} is {size_text(mask.shape)}"
+                    problem = f"annotates it at {printable(annotated.size)[:60]}, but {told}"
+                    raise UnusableFile(annotated.file, problem, _AGAIN)
+                for shape in annotated.shapes:
                     if shape.file:
-                        others = [other for earlier in entries for other in earlier.shapes]
-                        _draw_file(mask, shape, others, value_of[shape.name], file_rule)
-                    _draw_shape(mask, shape, value_of[shape.name], scale)
+                        others = [other.file for other in task.annotated if other is not annotated]
+                        _draw_file(mask, shape.file, others, value_of[shape.name], file_rule)
+                    _draw_shape(mask, shape, value_of[shape.name], annotated.as_shares)
     except UnusableFile as fault:
         return str(fault)
     except (ValueError, OverflowError) as error:
-        return str(UnusableFile(entries[0].file, f"cannot be drawn for {printable(path)} ({error})", _EXPORT))
+        problem = f"cannot be drawn for {printable(task.image)} ({error})"
+        return str(UnusableFile(task.annotated[0].file, problem, _EXPORT))
     encoded = io.BytesIO()
     encode_mask(mask, mask_rule).save(encoded, "PNG", **png_options(dict(zip(mask_rule.classes, mask_rule.names))))
-    write_changed(target, encoded.getvalue())
+    write_changed(task.mask, encoded.getvalue())
     return ""
 
 
-def _draw_shape(mask: np.ndarray, shape: Shape, value: int, scale: np.ndarray) -> None:
+def _draw_shape(mask: np.ndarray, shape: Shape, value: int, as_shares: bool) -> None:
     if shape.runs is not None:
         if sum(shape.runs) != mask.size or min(shape.runs) < 0:
             raise ValueError(f"run lengths of {sum(shape.runs)} pixels, not {mask.size}")
         inside = np.repeat(np.arange(len(shape.runs)) % 2 == 1, shape.runs)
         mask[inside.reshape(mask.shape, order="F")] = value
-    for outline in shape.outlines:
-        _fill(mask, np.array(outline) * scale, value)
+    for outline in map(np.array, shape.outlines):
+        if as_shares:
+            outline = outline * mask.shape[::-1]
+        _fill(mask, outline, value)
 
 
 def _fill(mask: np.ndarray, corners: np.ndarray, value: int) -> None:

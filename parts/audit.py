@@ -22,7 +22,7 @@ from parts.errors import UnusableFile, UserError, counted, printable
 from parts.file_facts import EIGHTH, IMAGE, MASK, File, ImageFacts, Looker
 from parts.files import parallel_map
 from parts.images import RGB, choose_value_range, read_image
-from parts.mask_rules import decide_mask_rule, refuse_united_classes
+from parts.mask_rules import decide_mask_rule
 from parts.masks import (
     IGNORED,
     MOST_COLOURS,
@@ -32,6 +32,7 @@ from parts.masks import (
     can_be_fitted,
     count_classes,
     read_mask,
+    refuse_united_classes,
 )
 from parts.names import (
     LEAVE_OUT,
@@ -283,7 +284,8 @@ class _Survey:
         if self.spec.foreground != ALPHA:
             _refuse_photographs(self.sides, self.masks)
         if self.spec.classes is not None:
-            refuse_united_classes(example.pair for example in self.examples)
+            for example in self.examples:
+                refuse_united_classes((example.pair.mask, *example.pair.more))
         self.mask_rule = decide_mask_rule(self.masks, self.spec)
         for example in self.examples:
             example.counts = _count_united(example.masks, self.mask_rule)

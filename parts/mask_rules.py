@@ -4,14 +4,14 @@ All masks are pooled into a Census. The first reading of the table READINGS whos
 a UserError that says what to do: masks that could be read in two ways are refused, nothing is guessed.
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import NoReturn
 
-from parts.errors import UnusableFile, UserError, list_files, within_memory
+from parts.errors import UnusableFile, UserError, list_files, printable, within_memory
 from parts.files import parallel_map
 from parts.masks import (
     COLOURS,
@@ -28,10 +28,7 @@ from parts.masks import (
     name_value,
     observe_mask,
 )
-from parts.spec import ALL, ALPHA, NAN, NONZERO, DataSpec, ListedClass, pack_color
-
-if TYPE_CHECKING:
-    from parts.names import Pair
+from parts.spec import ALL, ALPHA, NONZERO, DataSpec, ListedClass, pack_color
 
 Mask = str | Path | tuple[str | Path, int]  # a file, or (file, page)
 
@@ -56,7 +53,7 @@ def find_mask_rule(
     files = list(masks)
     if not files:
         raise UserError("There are no masks to find a rule from. Check the folders.")
-    results = list(parallel_map(partial(_observation_or_fault, foreground=spec.foreground), files, num_workers))
+    results = list(parallel_map(_observation_or_fault, files, num_workers))
     observations = [result for result in results if isinstance(result, Observation)]
     faults = [str(result) for result in results if isinstance(result, UnusableFile)]
     if faults and (strict or not observations):
@@ -64,14 +61,13 @@ def find_mask_rule(
     return decide_mask_rule(observations, spec)
 
 
-def _observation_or_fault(mask: Mask, foreground: Any) -> Observation | UnusableFile:
+def _observation_or_fault(mask: Mask) -> Observation | UnusableFile:
     path, page = mask if isinstance(mask, tuple) else (mask, 0)
     try:
         with within_memory(path):
-            observation = observe_mask(path, page)
+            return observe_mask(path, page)
     except UnusableFile as fault:
         return fault
-    return alpha_fault(observation, foreground) or observation
 
 
 def decide_mask_rule(observations: Iterable[Observation], spec: DataSpec = DataSpec()) -> MaskRule:
@@ -81,9 +77,9 @@ def decide_mask_rule(observations: Iterable[Observation], spec: DataSpec = DataS
     that are neither a class nor ignored, values that JPEG or smoothing has blurred.
     """
     observations = list(observations)
-    faults = [alpha_fault(observation, spec.foreground) for observation in observations]
-    if any(faults):
-        raise UserError("\n".join(str(fault) for fault in faults if fault is not None))
+    faults = filter(None, (alpha_fault(observation, spec.foreground) for observation in observations))
+    if text := "\n".join(map(str, faults)):
+        raise UserError(text)
     if spec.foreground == ALPHA:
         return MaskRule(ALPHA, (0,), (255,), soft=True)
     _refuse_negative(observations, spec)
@@ -124,15 +120,15 @@ class Census:
     @cached_property
     def groups(self) -> dict[tuple[int, ...], list[str]]:
         """{values: the files that hold exactly these}."""
-        groups: dict[tuple[int, ...], list[str]] = {}
+        groups = defaultdict(list)
         for observation in self.observations:
-            groups.setdefault(observation.values, []).append(observation.path)
+            groups[observation.values].append(observation.path)
         return groups
 
     @cached_property
     def inexact(self) -> list[Observation]:
         """The masks of more than two values, among which there may be soft edges."""
-        return [observation for observation in self.observations if not observation.is_exact]
+        return [observation for observation in self.observations if len(observation.counts) > 2]
 
     @cached_property
     def blurred(self) -> list[str]:
@@ -147,10 +143,8 @@ class Census:
         soft = _find_ends(self.observations)
         if soft is None or not _are_soft_edges(self.inexact, soft):
             return None
-        odd = [observation for observation in self.observations if not _fits(observation, soft)]
-        if len(odd) > len(self.observations) / 2:
-            return None
-        return replace(soft, odd=tuple(odd))
+        odd = tuple(observation for observation in self.observations if not _fits(observation, soft))
+        return replace(soft, odd=odd) if len(odd) <= len(self.observations) / 2 else None
 
     @cached_property
     def kept(self) -> "Census":
@@ -174,12 +168,11 @@ def take_census(observations: Sequence[Observation], spec: DataSpec) -> Census:
 
     UserError: palettes contradict each other, a value is foreground and ignored.
     """
-    coloured = [observation for observation in observations if observation.kind == COLOURS]
-    if coloured or any(entry.is_color for entry in spec.listed_classes) or _lists_colours(observations, spec):
+    kind = NUMBERS
+    if any(observation.kind == COLOURS for observation in observations) or _lists_colours(observations, spec):
         kind = COLOURS  # numbers have colours too, by their palette or as greys
         observations = [observation.as_colours() for observation in observations]
     else:
-        kind = NUMBERS
         _refuse_other_palettes(observations, spec)
     foreground = _of_kind(_foreground_values(observations, spec), kind)
     ignored = _of_kind(spec.ignored_values, kind)
@@ -216,7 +209,9 @@ def _foreground_values(observations: Iterable[Observation], spec: DataSpec) -> t
 
 
 def _lists_colours(observations: Iterable[Observation], spec: DataSpec) -> bool:
-    """Whether MASK_FOREGROUND or MASK_IGNORE lists colours of the masks' palettes, instead of indices."""
+    """Whether CLASSES lists colours, or MASK_FOREGROUND or MASK_IGNORE those of the palettes instead of indices."""
+    if any(entry.is_color for entry in spec.listed_classes):
+        return True
     used = [entry for observation in observations for entry in observation.palette or ()]
     indices, colours = {index for index, _ in used}, {colour for _, colour in used}
     for values in (spec.foreground_values or (), spec.ignored_values):
@@ -234,13 +229,12 @@ def _of_kind(values: tuple[int, ...], kind: str) -> tuple[int, ...]:
 
 def _refuse_other_palettes(observations: Iterable[Observation], spec: DataSpec) -> None:
     """UserError: an index is one colour in one mask and another colour in another mask."""
-    lists = {
+    constants = {
         "MASK_FOREGROUND": spec.foreground_values,
         "MASK_IGNORE": spec.ignored_values,
         "CLASSES": spec.listed_classes,
     }
-    listed = next((name for name, values in lists.items() if values), "")
-    constant = listed or "MASK_FOREGROUND"
+    listed = next((name for name, values in constants.items() if values), "one value")
     first_use: dict[int, tuple[int, str]] = {}
     for observation in observations:
         entries = observation.palette or []
@@ -252,8 +246,8 @@ def _refuse_other_palettes(observations: Iterable[Observation], spec: DataSpec) 
                 raise UserError(
                     f"{list_files([first_path, observation.path])}: index {index} of their palettes is "
                     f"{name_value(first_colour, COLOURS)} in one and {name_value(colour, COLOURS)} in the other, so "
-                    f"{listed or 'one value'} cannot mean both. Save all masks as PNG, with one palette or in RGB; or "
-                    f"give {constant} colours instead of indices, such as {name_value(first_colour, COLOURS)}."
+                    f"{listed} cannot mean both. Save all masks as PNG, with one palette or in RGB; or list colours "
+                    f"instead of indices, such as {name_value(first_colour, COLOURS)}."
                 )
 
 
@@ -295,18 +289,16 @@ class SoftEdges:
 def _find_ends(observations: Iterable[Observation]) -> SoftEdges | None:
     """The two most frequent values of areas that are far apart, or None where there is only one."""
     thick = list(_pool(observation.thick for observation in observations))  # the most frequent first
-    distance = FAR * _scale(max(thick, default=0))
+    distance = FAR * _step(max(thick, default=0))
     for value in thick[1:]:
         if abs(value - thick[0]) >= distance:
             return SoftEdges(min(value, thick[0]), max(value, thick[0]))
     return None
 
 
-def _scale(highest: int) -> int:
+def _step(highest: int) -> int:
     """What a step of 8 bits is among values up to `highest`: 257 in 16 bits."""
-    if highest > 255:
-        return 257
-    return 1
+    return 257 if highest > 255 else 1
 
 
 def _are_soft_edges(inexact: list[Observation], soft: SoftEdges) -> bool:
@@ -320,7 +312,7 @@ def _are_soft_edges(inexact: list[Observation], soft: SoftEdges) -> bool:
     if between:
         # Soft edges pass through many greys. Where there are few, each of them means something.
         return len(between) >= 3 and max(between) <= sum(between) / 2
-    if soft.low == 0 and all(value == 0 or value >= 250 * _scale(soft.high) for value in pixels):
+    if soft.low == 0 and all(value == 0 or value >= 250 * _step(soft.high) for value in pixels):
         return True  # white that is not quite white
     # Good JPEG that was saved as PNG has several values at each end.
     places = Counter(soft.place(value) for value in pixels)
@@ -371,7 +363,7 @@ def _read_classes(census: Census) -> MaskRule:
         values, unknown = sorted(present), []
     faults = _class_faults(census, values)
     if faults:
-        raise UserError(f"CLASSES = {_classes_text(census)}: {'; '.join(faults)}. Change CLASSES.")
+        raise UserError(f"CLASSES = {census.spec.classes!r}: {'; '.join(faults)}. Change CLASSES.")
     if unknown:
         _refuse_unknown_values(census, unknown)
     names = [entry.name for entry in census.listed if entry.name]
@@ -391,10 +383,8 @@ def _class_faults(census: Census, values: list[int]) -> list[str]:
     if len(values) > MOST_CLASSES:
         faults.append(f"these are {len(values):,} classes, and {MOST_CLASSES} is the most")
     if len(values) < 2:
-        constant = "MASK_FOREGROUND"
-        if values:
-            constant += f" = {name_value(values[0], census.kind)}"
-        faults.append(f"two classes are the least; {constant} tells one from all the rest")
+        one = ", ".join(name_value(value, census.kind) for value in values) or "a value"
+        faults.append(f"two classes are the least; MASK_FOREGROUND = {one} tells one from all the rest")
     return faults
 
 
@@ -519,35 +509,19 @@ READINGS = (  # tried in order
 
 def _refuse_negative(observations: Iterable[Observation], spec: DataSpec) -> None:
     """UserError: masks hold negative values or NaN that are not ignored, or fractions where there are classes."""
-    negative: dict[int, list[str]] = {}
-    for observation in observations:
-        for value in observation.values:
-            if value < 0 and value not in spec.ignored_values:
-                negative.setdefault(value, []).append(observation.path)
+    ignored = spec.ignored_values
+    negative = {value for observation in observations for value in observation.values if value < 0} - {*ignored}
     if negative:
+        files = [observation.path for observation in observations if not negative.isdisjoint(observation.values)]
         values = sorted(negative)[:10]
-        flag = " ".join(name_value(value, NUMBERS) for value in values)
-        listed = ", ".join('"nan"' if value == NAN else str(value) for value in values)
         raise UserError(
-            f"{list_files(negative[values[0]])}: negative values, or NaN: {flag}. If they stand for pixels without a "
-            f"label, leave these out of training and scores: MASK_IGNORE = "
-            f"{listed if len(values) == 1 else f'({listed})'} (--mask-ignore {flag}). Else save the masks with whole "
-            "numbers from 0 to 255."
+            f"{list_files(files)}: negative values, or NaN: {list_values(values, NUMBERS)}. If they stand for pixels "
+            f"without a label, leave these out of training and scores: {_ignore_text(values, NUMBERS)}. Else save the "
+            "masks with whole numbers from 0 to 255."
         )
     cut = [observation.path for observation in observations if observation.cut]
     if cut and spec.classes is not None:
         raise UserError(f"{list_files(cut)}: the values are fractions, and no classes. Save the masks with numbers.")
-
-
-def refuse_united_classes(pairs: Iterable["Pair"]) -> None:
-    """UserError where an image has several masks: which of two classes wins where they overlap is not known."""
-    for pair in pairs:
-        if pair.more:
-            raise UserError(
-                f"CLASSES with several masks of one image, e.g. {list_files([pair.mask, *pair.more])}: they are "
-                "united, and only one foreground can be. Save the classes of an image in one mask, or set CLASSES = "
-                "None."
-            )
 
 
 def _blurred(files: list[str], constant: str) -> UserError:
@@ -591,7 +565,7 @@ def _refuse_object_numbers(census: Census) -> None:
         f'CLASSES = "{ALL}": the masks hold {problem}, so they seem to number single objects, e.g. '
         f"{list_files([observation.path for observation in census.observations])}. If all objects are one foreground, "
         f'set MASK_FOREGROUND = "{NONZERO}" (--mask-foreground {NONZERO}). If they are classes, list them: CLASSES = '
-        f"{_constant_text(values[:12], census.kind)}{more}."
+        f"({list_values(values[:12], census.kind)}){more}."
     )
 
 
@@ -603,38 +577,33 @@ def _are_numbered(groups: Iterable[tuple[int, ...]]) -> bool:
 def _refuse_unknown_values(census: Census, unknown: list[int]) -> NoReturn:
     """Masks hold values that are neither a class nor ignored."""
     files = [observation.path for observation in census.observations if not set(unknown).isdisjoint(observation.values)]
-    shown = unknown[:10]
-    more = f" and {len(unknown) - len(shown):,} more" if len(unknown) > len(shown) else ""
-    ignored = sorted({*shown, *census.ignored})
-    flag = " ".join(name_value(value, census.kind) for value in ignored)
+    ignored = sorted({*unknown[:10], *census.ignored})
     raise UserError(
-        f"{list_files(files)}: values that are no class: {_list_shares(census, shown)}{more}. Add them "
-        f"(CLASSES = {_classes_text(census, shown)}), or leave their pixels out of training and scores: "
-        f"MASK_IGNORE = {_constant_text(ignored, census.kind)} (--mask-ignore {flag})."
+        f"{list_files(files)}: values that are no class: {_list_shares(census, unknown)}. Add them to CLASSES, or "
+        f"leave their pixels out of training and scores: {_ignore_text(ignored, census.kind)}."
     )
 
 
 def _refuse_unclear_sides(background: int, foreground: int, census: Census) -> NoReturn:
     """Which of two values is foreground is clear only where the other one is black, or nearly."""
-    likely = name_value(foreground, census.kind)
     names = []
     for value in (background, foreground):
-        colour = census.palette.get(value)
-        names.append(name_value(value, census.kind) if colour is None else f"{value} ({name_value(colour, COLOURS)})")
+        names.append(name_value(value, census.kind))
+        if value in census.palette:
+            names[-1] += f" ({name_value(census.palette[value], COLOURS)})"
     raise UserError(
-        f"The masks hold two values, {' and '.join(names)}, and neither is black. Set "
-        f"MASK_FOREGROUND to the one that you mean by foreground (--mask-foreground {likely})."
+        f"The masks hold two values, {' and '.join(names)}, and neither is black. Set MASK_FOREGROUND to the one that "
+        f"you mean by foreground (--mask-foreground {name_value(foreground, census.kind)})."
     )
 
 
 def _refuse_odd(soft: SoftEdges) -> NoReturn:
     """Most masks have soft edges between two ends, and some hold something else."""
-    lines = [f"  {list_files([odd.path])} holds {list_values(odd.values[:12], NUMBERS)}" for odd in soft.odd]
+    lines = [f"  {printable(odd.path)} holds {list_values(odd.values[:12], NUMBERS)}" for odd in soft.odd]
     cure = _AS_ONE
     if any(observation.is_blurred for observation in soft.odd):
         cure = "Values there are blurred by JPEG or smoothing: save the masks as PNG from their source"
-    heading = f"In most masks {soft.mask_rule.describe()}, but not in:"
-    raise UserError("\n".join([heading, *_first_lines(lines, "more"), f"{cure}."]))
+    _refuse_lines(f"In most masks {soft.mask_rule.describe()}, but not in:", lines, cure)
 
 
 def _refuse_several_classes(census: Census) -> NoReturn:
@@ -663,10 +632,9 @@ def _refuse_several_classes(census: Census) -> NoReturn:
     values = set(masks.counts)
     void = VOID if masks.kind == COLOURS else 255
     if void in values and (masks.kind == COLOURS or (max(values) == 255 and max(values - {255}) < 64)):
-        name = name_value(void, masks.kind)
         cure += (
-            f". {name} may mark borders, or what has no label; if it does, MASK_IGNORE = {name} "
-            f"(--mask-ignore {name}) leaves its pixels out of training and scores"
+            f". {name_value(void, masks.kind)} may mark borders, or what has no label; if it does, "
+            f"{_ignore_text([void], masks.kind)} leaves its pixels out of training and scores"
         )
     # The shares are those of all values, the ignored ones too.
     raise UserError(f"The masks hold several classes, e.g. {list_files(several)}. {_tell_shares(census)} {cure}.")
@@ -678,16 +646,15 @@ def _refuse_mixture(census: Census) -> NoReturn:
     for values, files in sorted(census.groups.items(), key=lambda group: -len(group[1])):
         if values != (0,):
             lines.append(f"  {{{list_values(values, census.kind)}}} in {len(files):,}: {list_files(files)}")
-    heading = "The masks do not all mean the same by their values:"
-    cure = f'{_AS_ONE}. If each value is a class of its own, set CLASSES = "{ALL}" (--classes {ALL}).'
-    raise UserError("\n".join([heading, *_first_lines(lines, "more kinds"), cure]))
+    cure = f'{_AS_ONE}. If each value is a class of its own, set CLASSES = "{ALL}" (--classes {ALL})'
+    _refuse_lines("The masks do not all mean the same by their values:", lines, cure)
 
 
-def _first_lines(lines: list[str], more: str) -> list[str]:
-    """The first ten lines, and how many more."""
+def _refuse_lines(heading: str, lines: list[str], cure: str) -> NoReturn:
+    """UserError of the first ten lines, and how many more."""
     if len(lines) > 10:
-        return [*lines[:10], f"  ... and {len(lines) - 10} {more}"]
-    return lines
+        lines = [*lines[:10], f"  ... and {len(lines) - 10} more"]
+    raise UserError("\n".join([heading, *lines, f"{cure}."]))
 
 
 def _tell_shares(census: Census) -> str:
@@ -698,25 +665,11 @@ def _list_shares(census: Census, values: list[int]) -> str:
     """Values, and the share that each has of all masks' pixels."""
     total = sum(census.counts.values())
     shares = [f"{name_value(value, census.kind)} ({100 * census.counts[value] / total:.2g} %)" for value in values]
-    text = ", ".join(shares[:40])
-    if len(shares) > 40:
-        text += f" and {len(shares) - 40} more"
-    return text
+    return list_files(shares, most=40)
 
 
-def _constant_text(values: Sequence[int], kind: str) -> str:
-    """A value, or several, as a user would write them in a constant."""
-    text = list_values(values, kind)
-    return f"({text})" if len(values) > 1 else text
-
-
-def _classes_text(census: Census, added: Sequence[int] = ()) -> str:
-    """CLASSES as a user would write it: what it lists, and values that might be added."""
-    if not census.listed:
-        return f'"{ALL}"'
-    texts = [name_value(value, census.kind) for value in [*(entry.value for entry in census.listed), *added]]
-    if census.listed[0].name is None:
-        comma = "," if len(texts) == 1 else ""
-        return f"({', '.join(texts)}{comma})"
-    names = [entry.name for entry in census.listed] + texts[len(census.listed) :]  # what is added has no name yet
-    return "{" + ", ".join(f'"{name}": {text}' for name, text in zip(names, texts)) + "}"
+def _ignore_text(values: Sequence[int], kind: str) -> str:
+    """MASK_IGNORE of these values, as a constant and as a flag."""
+    listed = list_values(values, kind)
+    constant = f"({listed})" if len(values) > 1 else listed
+    return f"MASK_IGNORE = {constant} (--mask-ignore {listed.replace(',', '')})"

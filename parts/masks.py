@@ -8,7 +8,7 @@ refused with a message that says what to do; nothing is guessed.
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,17 +68,10 @@ class Observation:
         return tuple(value for value, _ in self.counts)
 
     @property
-    def is_exact(self) -> bool:
-        """Whether the mask holds at most two values, so that no soft edges can be among them."""
-        return len(self.counts) <= 2
-
-    @property
     def is_blurred(self) -> bool:
         """Whether JPEG or smoothing has mixed neighbouring values, in whatever format the file is now."""
-        if self.is_exact:
-            return False
-        if self.lossy:
-            return True
+        if self.lossy or len(self.counts) <= 2:
+            return len(self.counts) > 2
         pixels = self.size[0] * self.size[1]
         thick_pixels = sum(count for _, count in self.thick)
         # Of the pixels outside areas at least 2 % lie on slopes, and more than half of all values occur there.
@@ -96,11 +89,9 @@ class Observation:
         counts, thick = _recounted(self.counts, colours), _recounted(self.thick, colours)
         return replace(self, kind=COLOURS, counts=counts, thick=thick, palette=None, names=None)
 
-    def without(self, values: Iterable[int]) -> "Observation":
+    def without(self, values: Collection[int]) -> "Observation":
         """The same mask, which is not blurred, as if these values had no pixels."""
-        dropped = set(values)
-        counts = [pair for pair in self.counts if pair[0] not in dropped]
-        thick = [pair for pair in self.thick if pair[0] not in dropped]
+        counts, thick = ([pair for pair in pairs if pair[0] not in values] for pairs in (self.counts, self.thick))
         return replace(self, counts=counts, thick=thick, slopes=[0, 0])
 
 
@@ -116,12 +107,11 @@ def observe_mask(path: PathLike, page: int = 0) -> Observation:
     """The Observation of a mask file, or of one page of it. UnusableFile: it cannot be decoded or has no values."""
     decoded = decode(path, page=page)
     read = values_of(decoded, path)
-    values = pack(read.array) if read.kind == COLOURS else read.array
-    counts = count_values(values)
+    counts = count_values(read.array)
     thick, slopes = counts, [0, 0]
     if len(counts) > 2:
-        slopes = _slopes(values)
-        thick = count_values(values[_inside_areas(read.array)])
+        slopes = _slopes(read.array)
+        thick = count_values(read.array[_inside_areas(read.array)])
     if read.kind == COLOURS:
         counts = sorted(sorted(counts, key=lambda pair: -pair[1])[:MOST_COLOURS])
         listed = {value for value, _ in counts}
@@ -129,6 +119,7 @@ def observe_mask(path: PathLike, page: int = 0) -> Observation:
     palette = None
     if read.palette is not None:
         palette = [[index, read.palette[index]] for index, _ in counts]
+    names = names_in(decoded.picture)
     alpha = alpha_of(decoded.picture)
     alpha_counts = None if alpha is None else count_values(alpha)
     # A photograph that is cut out: its colours are so many that the alpha need not tell any apart.
@@ -141,13 +132,13 @@ def observe_mask(path: PathLike, page: int = 0) -> Observation:
         slopes=slopes,
         palette=palette,
         lossy=decoded.format in _LOSSY_FORMATS and not _is_lossless_webp(path),
-        size=list(read.array.shape[:2]),
+        size=list(read.array.shape),
         mode=decoded.picture.mode,
         frames=decoded.frames,
         alpha=alpha_counts,
         hidden=cut_out or _alpha_separates(decoded.picture),
         cut=read.cut,
-        names=_used_names(decoded.picture, counts),
+        names=[[value, names[value]] for value, _ in counts if value in names] or None,
     )
 
 
@@ -158,11 +149,6 @@ def names_in(picture: Image.Image) -> dict[int, str]:
         return {int(value): str(name)[:100] for value, name in stored.items()}
     except (ValueError, TypeError, AttributeError, RecursionError):
         return {}
-
-
-def _used_names(picture: Image.Image, counts: Counts) -> list[list] | None:
-    names = names_in(picture)
-    return [[value, names[value]] for value, _ in counts if value in names] or None
 
 
 def png_options(names: Mapping[int, str]) -> dict[str, Any]:
@@ -206,7 +192,7 @@ class Values:
     """The values of a mask's pixels."""
 
     kind: str  # NUMBERS or COLOURS
-    array: np.ndarray  # whole numbers (H, W), or uint8 (H, W, 3) in RGB
+    array: np.ndarray  # whole numbers (H, W); of colours int32 0xRRGGBB
     palette: dict[int, int] | None = None  # index -> 0xRRGGBB, where the numbers are indices of a colour palette
     cut: bool = False  # whether they were fractions from 0 to 1, and what was more than one half is 1
 
@@ -220,38 +206,31 @@ def values_of(decoded: Decoded, path: PathLike) -> Values:
     picture = decoded.picture
     if ";16" in decoded.raw and picture.mode in ("RGB", "RGBA", "LA"):
         raise UnusableFile(path, "has 16 bits in each of several channels", "Save it as grey, or with 8 bits")
-    if picture.mode == "1":
-        picture = picture.convert("L")
-    if picture.mode == "L":
-        return Values(NUMBERS, np.asarray(picture))
+    if picture.mode in ("1", "L"):
+        return Values(NUMBERS, np.asarray(picture.convert("L")))
     if picture.mode == "F" or picture.mode.startswith("I"):
         array = np.asarray(picture)
-        if are_soft := picture.mode == "F" and _are_from_0_to_1(array):
+        # Shares of foreground: from 0 to 1, at least three values, some of which are fractions
+        if are_shares := picture.mode == "F" and array.min() >= 0 and array.max() <= 1 and len(np.unique(array)) > 2:
             array = (array > 0.5).astype(np.uint16)
-        return Values(NUMBERS, _whole_numbers(array, path), cut=are_soft)
+        return Values(NUMBERS, _whole_numbers(array, path), cut=bool(are_shares))
     if picture.mode in ("P", "PA"):
         return _palette_values(picture.convert("P"))
     colours = rgb(picture, path)
     if (colours == colours[..., :1]).all():
         return Values(NUMBERS, np.ascontiguousarray(colours[..., 0]))
-    return Values(COLOURS, colours)
+    return Values(COLOURS, pack(colours))
 
 
 def colours_of(decoded: Decoded, path: PathLike) -> np.ndarray:
-    """The mask as colours, uint8 (H, W, 3), in whatever way it is stored."""
+    """The mask as colours, int32 (H, W) of 0xRRGGBB, in whatever way it is stored."""
     picture = decoded.picture
     if picture.mode.startswith("I"):  # numbers beyond 255 are white, as in Observation.as_colours
         numbers = _whole_numbers(np.asarray(picture), path)
         if numbers.min() < 0:
             raise UnusableFile(path, "has negative values, which are no colours", _WHOLE)
-        values = np.minimum(numbers, 255).astype(np.uint8)
-        return np.repeat(values[..., None], 3, axis=2)
-    return rgb(picture, path)
-
-
-def _are_from_0_to_1(array: np.ndarray) -> bool:
-    """Whether floats are shares of foreground: from 0 to 1, at least three values, some of which are fractions."""
-    return bool(array.min() >= 0 and array.max() <= 1) and len(np.unique(array)) > 2
+        return np.minimum(numbers, 255).astype(np.int32) * 0x010101
+    return pack(rgb(picture, path))
 
 
 def _whole_numbers(array: np.ndarray, path: PathLike) -> np.ndarray:
@@ -296,11 +275,9 @@ def alpha_of(picture: Image.Image) -> np.ndarray | None:
 
 def drops_alpha(decoded: Decoded | Bands, channels: int | None = RGB) -> bool:
     """Whether an image has a channel of transparency, or a fourth one, that is dropped, and not the same all over."""
-    return isinstance(decoded, Decoded) and channels in (1, RGB) and has_used_alpha(decoded.picture)
-
-
-def has_used_alpha(picture: Image.Image) -> bool:
-    """Whether a PIL image has a channel of transparency, or a fourth one, that is not the same all over."""
+    if not isinstance(decoded, Decoded) or channels not in (1, RGB):
+        return False
+    picture = decoded.picture
     if picture.mode not in ("LA", "PA", "RGBA", "RGBX"):
         return False
     alpha = np.asarray(picture.getchannel(picture.getbands()[-1]))
@@ -340,14 +317,11 @@ def count_values(array: np.ndarray) -> Counts:
 
 
 def _inside_areas(array: np.ndarray) -> np.ndarray:
-    """Where all eight neighbours have a pixel's own value, bool (H, W), of (H, W) or (H, W, 3)."""
+    """Where all eight neighbours have a pixel's own value, bool (H, W)."""
     if array.dtype == np.int32:
         array = array.astype(np.float64)  # OpenCV's morphology does not take int32
     square = np.ones((3, 3), np.uint8)
-    equal = cv2.erode(array, square) == cv2.dilate(array, square)
-    if equal.ndim == 3:
-        return equal.all(axis=2)
-    return equal
+    return cv2.erode(array, square) == cv2.dilate(array, square)
 
 
 def _slopes(values: np.ndarray) -> list[int]:
@@ -439,14 +413,14 @@ class MaskRule:
             text = "what is more than half opaque (alpha) is foreground, the rest is background"
         elif self.has_classes:
             text = self._describe_classes()
-        elif self.soft:
-            text = f"{foreground} is foreground, {background} is background, values between are cut at the middle"
         elif not self.foreground:
             text = f"every value but {background} is foreground"
         elif self.rest:
             text = f"{foreground} is foreground, every other value is background"
         else:
             text = f"{foreground} is foreground, {background} is background"
+        if self.soft and self.kind != ALPHA:
+            text += ", values between are cut at the middle"
         if self.ignored:
             verb = "is" if len(self.ignored) == 1 else "are"
             text += f"; {list_values(self.ignored, self.kind)} {verb} ignored"
@@ -467,9 +441,9 @@ def list_values(values: Iterable[int], kind: str) -> str:
 
 
 def name_value(value: int, kind: str) -> str:
-    """A value as a user would write it in MASK_FOREGROUND."""
+    """A value as a user would write it in a constant, or in a shell."""
     if value == NAN:
-        return "nan"
+        return '"nan"'
     return f"0x{value:06X}" if kind == COLOURS else str(value)
 
 
@@ -492,25 +466,32 @@ def read_mask(
     has another size than the others. UserError: several files under a rule of classes.
     """
     paths = path if isinstance(path, tuple) else (path,)
-    if mask_rule.has_classes and len(paths) > 1:
-        raise UserError(
-            f"{list_files(paths)}: several masks of one image are united, which CLASSES leaves unclear: one of two "
-            "classes would win. Save one mask for each image."
-        )
+    if mask_rule.has_classes:
+        refuse_united_classes(paths)
     mask = _read_one(paths[0], mask_rule, page, image_size)
     for path in paths[1:]:
         other = _read_one(path, mask_rule, page, image_size)
         if other.shape != mask.shape:
-            raise UnusableFile(
-                path,
-                f"is {other.shape[0]}x{other.shape[1]}, and {printable(paths[0])}, a mask of the same image, is "
-                f"{mask.shape[0]}x{mask.shape[1]} (height x width)",
-                "Save all masks of an image at its size",
-            )
+            problem = f"is {size_text(other.shape)}, and {printable(paths[0])}, a mask of the same image, is "
+            raise UnusableFile(path, problem + size_text(mask.shape), "Save all masks of an image at its size")
         foreground = (mask == 1) | (other == 1)
         mask = np.maximum(mask, other)  # IGNORED is the highest label
         mask[foreground] = 1
     return mask if size is None else resize_mask(mask, size)
+
+
+def refuse_united_classes(paths: Sequence[PathLike]) -> None:
+    """UserError where an image has several masks: which of two classes wins where they overlap is not known."""
+    if len(paths) > 1:
+        raise UserError(
+            f"CLASSES with several masks of one image, e.g. {list_files(paths)}: they are united, and only one "
+            "foreground can be. Save the classes of an image in one mask, or set CLASSES = None."
+        )
+
+
+def size_text(size: Sequence[int]) -> str:
+    """A (height, width) in words."""
+    return f"{size[0]}x{size[1]} (height x width)"
 
 
 def can_be_fitted(size: Sequence[int], image_size: Sequence[int]) -> bool:
@@ -553,7 +534,7 @@ def _read_one(path: PathLike, mask_rule: MaskRule, page: int, image_size: Size |
         if values is None:
             raise _unknown(path, "has no alpha channel", mask_rule)
     elif mask_rule.kind == COLOURS:
-        values = pack(colours_of(decoded, path))
+        values = colours_of(decoded, path)
     else:
         if _alpha_separates(decoded.picture):
             raise _hidden_in_alpha(path)
@@ -591,35 +572,22 @@ def _labels_of_values(values: np.ndarray, mask_rule: MaskRule) -> np.ndarray:
     """The label of each value, uint8 of the same shape; _UNKNOWN where the rule does not know the value."""
     if values.dtype == np.uint8:  # by a table, which is faster
         return cv2.LUT(np.ascontiguousarray(values), _labels_of_values(np.arange(256), mask_rule))
-    if mask_rule.has_classes:
-        return _class_indices(values, mask_rule)
     if mask_rule.soft:
         (low,), (high,) = mask_rule.background, mask_rule.foreground
         twice = 2 * values.astype(np.int32)  # against the sum of the ends, without fractions
-        if high > low:
-            return (twice > low + high).astype(np.uint8)
-        return (twice < low + high).astype(np.uint8)
-    background = np.isin(values, mask_rule.background)
-    if not mask_rule.foreground:
-        labels = (~background).astype(np.uint8)
-    else:
-        foreground = np.isin(values, mask_rule.foreground)
-        labels = np.where(foreground | mask_rule.rest | background, foreground, _UNKNOWN).astype(np.uint8)
-    if mask_rule.ignored:
-        labels[np.isin(values, mask_rule.ignored)] = IGNORED
-    return labels
-
-
-def _class_indices(values: np.ndarray, mask_rule: MaskRule) -> np.ndarray:
-    """_labels_of_values for classes, by binary search among their values."""
-    label_of_value = dict.fromkeys(mask_rule.ignored, IGNORED)
+        return (twice > low + high if high > low else twice < low + high).astype(np.uint8)
+    label_of_value = dict.fromkeys(mask_rule.background, 0) | dict.fromkeys(mask_rule.foreground, 1)
     label_of_value |= {value: index for index, value in enumerate(mask_rule.classes)}
+    label_of_value |= dict.fromkeys(mask_rule.ignored, IGNORED)
     limits = np.iinfo(values.dtype)  # what the array cannot hold need not be searched
     known = sorted(value for value in label_of_value if limits.min <= value <= limits.max)
     labels = np.array([label_of_value[value] for value in known], np.uint8)
     known_values = np.array(known, values.dtype)
     places = np.minimum(np.searchsorted(known_values, values), len(known) - 1)
-    return np.where(known_values[places] == values, labels[places], np.uint8(_UNKNOWN))
+    others = _UNKNOWN
+    if mask_rule.rest:
+        others = int(not mask_rule.foreground)
+    return np.where(known_values[places] == values, labels[places], np.uint8(others))
 
 
 def class_colour(index: int) -> int:

@@ -7,7 +7,7 @@ import math
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -62,18 +62,9 @@ class DataSpec:
     @classmethod
     def of(cls, settings: Any) -> "DataSpec":
         """The DataSpec of a script's settings, whose attributes have the names of the constants."""
-        return cls(
-            foreground=settings.MASK_FOREGROUND,
-            ignore=settings.MASK_IGNORE,
-            classes=settings.CLASSES,
-            channels=settings.CHANNELS,
-            image_range=settings.IMAGE_RANGE,
-            group=settings.GROUP,
-            image_name=settings.IMAGE_NAME,
-            mask_name=settings.MASK_NAME,
-            resize_masks=settings.RESIZE_MASKS,
-            skip_unpaired=settings.SKIP_UNPAIRED,
-        )
+        constants = {"foreground": "MASK_FOREGROUND", "ignore": "MASK_IGNORE"}  # others have the names of their fields
+        names = [field.name for field in fields(cls)]
+        return cls(**{name: getattr(settings, constants.get(name, name.upper())) for name in names})
 
     def __post_init__(self) -> None:
         _check_channels(self.channels)
@@ -126,7 +117,7 @@ class DataSpec:
         if self.class_files:  # drawn into one mask, whose values are these
             names = [BACKGROUND, *self.class_files]
             return tuple(ListedClass(name, value, is_color=False) for value, name in enumerate(names))
-        listed: list[ListedClass | None] = []
+        listed: list[ListedClass | None] = [None]
         if isinstance(self.classes, Mapping):
             names = [name.strip() if isinstance(name, str) else "" for name in self.classes]
             listed = [_listed_class(name, value) for name, value in zip(names, self.classes.values())]
@@ -170,11 +161,9 @@ def pack_color(color: Sequence[int]) -> int:
 
 
 def _whole_numbers(constant: str, given: Any, other_words: str = "", least: int = 0) -> tuple[int, ...]:
-    values = []
-    for value in np.atleast_1d(np.asarray(given, object)).tolist():
-        if str(value) == "nan" and least == NAN:
-            value = NAN
-        values.append(value.item() if isinstance(value, np.generic) else value)
+    values = [_plain(value) for value in np.atleast_1d(np.asarray(given, object)).tolist()]
+    if least == NAN:
+        values = [NAN if str(value) == "nan" else value for value in values]
     if not values or not all(type(value) is int and value >= least for value in values):
         raise UserError(
             f"{constant} = {given!r}: give one or more whole numbers, or a colour as 0xFF0000{other_words}."
@@ -182,10 +171,13 @@ def _whole_numbers(constant: str, given: Any, other_words: str = "", least: int 
     return tuple(values)
 
 
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value
+
+
 def _listed_class(name: str | None, value: Any) -> ListedClass | None:
     """The class of a value, or of a colour given as red, green and blue; None: it is neither, or its name is empty."""
-    if isinstance(value, np.generic):
-        value = value.item()
+    value = _plain(value)
     if name == "":
         return None
     if type(value) is int and value >= 0:
@@ -207,7 +199,7 @@ def _check_image_range(given: Any) -> None:
     if given is None or (isinstance(given, str) and given == AUTO):
         return
     are_two = isinstance(given, (tuple, list)) and len(given) == 2
-    if are_two and all(type(bound) in (int, float) and math.isfinite(bound) for bound in given) and given[0] < given[1]:
+    if are_two and all(type(bound) in (int, float) for bound in given) and -math.inf < given[0] < given[1] < math.inf:
         return
     raise UserError(
         f"IMAGE_RANGE = {given!r}: give two numbers, the lower one first, which become 0 and 255, such as "
