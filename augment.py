@@ -24,6 +24,7 @@ import re
 import shlex
 import time
 import unicodedata
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
@@ -98,7 +99,7 @@ from parts.names import (
 )
 from parts.options import settings_of
 from parts.rules import any_value, one_of, optional, whole
-from parts.spec import DataSpec
+from parts.spec import NONZERO, DataSpec
 from parts.splits import LAST, RANDOM, Labels, Split, kind_of_name, one_sided, split
 
 IMG_DIR = "dataset/train"  # the images; Carvana's train.zip unpacks into this
@@ -218,6 +219,17 @@ def _in_writable_mode(mask: Decoded) -> Image.Image:
 
 
 @dataclass(frozen=True)
+class Choices:
+    """How a dataset is split and copied: constants of this file."""
+
+    val_images: int | float | str = VAL_IMAGES
+    val_choice: str = VAL_CHOICE
+    jpeg_quality: int = JPEG_QUALITY
+    num_workers: int | None = NUM_WORKERS
+    seed: int = SEED
+
+
+@dataclass(frozen=True)
 class Summary:
     """What make_augmented did."""
 
@@ -235,48 +247,35 @@ class Summary:
 
 
 def make_augmented(
-    img_dir: Folder,
-    mask_dir: Folder,
-    output_dir: Folder,
-    spec: DataSpec = DataSpec(),
-    *,
-    val_images: int | float | str = VAL_IMAGES,
-    val_choice: str = VAL_CHOICE,
-    jpeg_quality: int = JPEG_QUALITY,
-    num_workers: int | None = NUM_WORKERS,
-    seed: int = SEED,
+    img_dir: Folder, mask_dir: Folder, output_dir: Folder, spec: DataSpec = DataSpec(), choices: Choices = Choices()
 ) -> Summary:
     """Splits a dataset and writes the augmented copies below `output_dir`, as far as they are not there yet.
 
-    `spec` says what the files mean; the other parameters are the constants of this file. UserError: unusable files
-    (all of them named), a split that leaves nothing, files of somebody else in the way.
+    `spec` says what the files mean. UserError: unusable files (all of them named), a split that leaves nothing, files
+    of somebody else in the way.
     """
-    _check_folders(img_dir, mask_dir, output_dir)
-    ((_, drawn),) = draw_masks([(img_dir, mask_dir)], Path(output_dir) / "drawn_masks", spec)
-    pairs = pair_files(img_dir, drawn, spec, apart=[output_dir, mask_dir])
-    held = _Held.of(pairs if val_choice == RANDOM else [], spec, num_workers)
-    sides = split(pairs, val_images, spec.group, val_choice, seed, held.labels(), spec.skip_unpaired)
-    channels = None if isinstance(spec.channels, str) else spec.channels  # None: what each image has
-    items = _plan(sides, spec, channels)
-    if spec.classes is not None and not held.masks:
-        held = _Held.of([*sides.train, *sides.val], spec, num_workers)
-    warnings = _warn_of_names(sides, val_choice) + held.missing_classes(sides)
     output_dir = Path(output_dir)
+    _check_folders(img_dir, mask_dir, output_dir)
+    ((_, drawn),) = draw_masks([(img_dir, mask_dir)], output_dir / "drawn_masks", spec)
+    pairs = pair_files(img_dir, drawn, spec, apart=[output_dir, mask_dir])
+    looks_at_masks = choices.val_choice == RANDOM or spec.classes is not None
+    held = _Held.of(pairs if looks_at_masks else [], spec, choices.num_workers)
+    sides = split(
+        pairs, choices.val_images, spec.group, choices.val_choice, choices.seed, held.labels(), spec.skip_unpaired
+    )
+    maker = _Maker(output_dir, spec, choices)
+    items = _plan(sides, spec, maker.channels)
+    warnings = _warn_of_names(sides, choices.val_choice) + held.missing_classes(sides)
     output_dir.mkdir(parents=True, exist_ok=True)
     waiting = f"Another augment.py is at work in {printable(output_dir)}; waiting for it ..."
     with one_at_a_time(output_dir / ".augmented.lock", waiting):
-        missing = _prepare(output_dir, items, _settings_of_copies(spec, jpeg_quality, seed))
+        missing = _prepare(output_dir, items, _settings_of_copies(spec, choices))
         start = time.perf_counter()
-        maker = _Maker(output_dir, jpeg_quality, seed, channels, spec.resize_masks)
-        transparent = _make(missing, items, maker, num_workers)
+        transparent = _make(missing, items, maker)
         if transparent:
-            text = f"{counted(len(transparent), 'image')} {ALPHA_DROPPED} {list_files(transparent)}"
-            warnings.append(text)
+            warnings.append(f"{counted(len(transparent), 'image')} {ALPHA_DROPPED} {list_files(transparent)}")
         seconds = time.perf_counter() - start
-        shown = _sample([item for item in items if item.side == _TRAIN])
-        mask_rule = held.mask_rule or _preview_rule(shown, spec)
-        look = partial(read_image, value_range=_preview_range(shown, spec, channels), channels=channels)
-        _draw_preview(output_dir, shown, len(sides.train), mask_rule, look)
+        _draw_preview(maker, [item for item in items if item.side == _TRAIN], held.mask_rule)
     return Summary(
         train=len(sides.train),
         val=len(sides.val),
@@ -292,24 +291,19 @@ def make_augmented(
     )
 
 
-def _settings_of_copies(spec: DataSpec, jpeg_quality: int, seed: int) -> dict[str, object]:
+def _settings_of_copies(spec: DataSpec, choices: Choices) -> dict[str, object]:
     """The constants on which the copies depend; those that once did not exist only where they are set."""
-    settings: dict[str, object] = {"JPEG_QUALITY": jpeg_quality, "SEED": seed}
-    for name, value in (("IMAGE_NAME", spec.image_name), ("MASK_NAME", spec.mask_name)):
-        if value is not None:
-            settings[name] = value
-    if spec.channels != RGB:
-        settings["CHANNELS"] = spec.channels
-    return settings
+    settings: dict[str, object] = {"JPEG_QUALITY": choices.jpeg_quality, "SEED": choices.seed}
+    later = {"IMAGE_NAME": spec.image_name, "MASK_NAME": spec.mask_name, "CHANNELS": spec.channels}
+    return settings | {name: value for name, value in later.items() if value not in (None, RGB)}
 
 
-def _check_folders(img_dir: Folder, mask_dir: Folder, output_dir: Folder) -> None:
-    output = Path(output_dir).resolve()
+def _check_folders(img_dir: Folder, mask_dir: Folder, output_dir: Path) -> None:
+    output = output_dir.resolve()
     for folder in map(Path, (img_dir, mask_dir)):
-        if not folder.exists():
-            raise UserError(f"{printable(folder)}: there is no such folder.\n{HOW_TO_GET_CARVANA}")
-        if folder.is_dir() and not any(folder.iterdir()):
-            raise UserError(f"{printable(folder)}: is empty.\n{HOW_TO_GET_CARVANA}")
+        if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+            problem = "is empty." if folder.exists() else "there is no such folder."
+            raise UserError(f"{printable(folder)}: {problem}\n{HOW_TO_GET_CARVANA}")
         if folder.resolve() in [output / name for name in _FOLDERS]:
             raise UserError(f"{printable(folder)}: augment.py writes there itself. Give the folder of the originals.")
         if folder.resolve() == output:
@@ -425,7 +419,7 @@ def _count_images(items: Iterable[Item]) -> int:
 # ---- making them
 
 
-def _make(missing: list[Item], items: list[Item], maker: "_Maker", num_workers: int | None) -> list[Path]:
+def _make(missing: list[Item], items: list[Item], maker: "_Maker") -> list[Path]:
     """Makes the files of the missing items, on all cores; gives the images that lost a channel of transparency.
 
     UserError names every file that cannot be used.
@@ -435,7 +429,7 @@ def _make(missing: list[Item], items: list[Item], maker: "_Maker", num_workers: 
     # disable=None: shown on a terminal
     with (
         tqdm(total=total, initial=done, unit=" images", desc="augmenting", disable=None) as progress,
-        closing(parallel_map(maker, missing, num_workers)) as outcomes,
+        closing(parallel_map(maker, missing, maker.choices.num_workers)) as outcomes,
     ):
         for item, outcome in zip(missing, outcomes):
             if isinstance(outcome, UnusableFile):
@@ -453,10 +447,13 @@ class _Maker:
     """Makes the files of one item; it travels to the worker processes."""
 
     output_dir: Path
-    jpeg_quality: int
-    seed: int
-    channels: int | None
-    resize_masks: bool
+    spec: DataSpec
+    choices: Choices
+
+    @property
+    def channels(self) -> int | None:
+        """Those of all images; None: as many as each has."""
+        return None if isinstance(self.spec.channels, str) else self.spec.channels
 
     def __call__(self, item: Item) -> UnusableFile | bool:
         """Makes the files: whether the image lost a channel of transparency; or the UnusableFile that prevents it."""
@@ -468,14 +465,14 @@ class _Maker:
 
     def _make(self, item: Item) -> bool:
         """Makes the files: whether the image lost a channel of transparency. UnusableFile: nothing is written."""
-        opened = _open(item.pair, self.channels, self.resize_masks)
+        opened = _open(item.pair, self.channels, self.spec.resize_masks)
         _refuse_depth(item.pair.image, opened.pixels, item.images[0])
         images, masks = [opened.pixels], [[values] for values in opened.mask_values]
         for (path, _), (values,), targets in zip(item.pair.sources[1:], masks, item.masks):
             _refuse_depth(path, values, targets[0])
         if item.side == _TRAIN:
             # The draw is that of the name without its subfolder, as in `augmentation`.
-            images, masks = _make_copies(opened, self.seed, item.pair.name.rpartition("/")[2])
+            images, masks = _make_copies(opened, self.choices.seed, item.pair.name.rpartition("/")[2])
         for target, pixels in zip(item.images, images):
             if target == item.images[0] and _can_be_copied(opened.image, target):
                 self._write(target, partial(copy_into, item.pair.image))
@@ -502,7 +499,7 @@ class _Maker:
         if pixels.ndim == 3:
             pixels = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR if pixels.shape[2] == RGB else cv2.COLOR_RGBA2BGRA)
         if suffix in _JPEG_SUFFIXES:
-            _, encoded = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, self.jpeg_quality])
+            _, encoded = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, self.choices.jpeg_quality])
         else:  # photographs hardly repeat themselves: Huffman codes alone are the fastest, and as small
             options = [cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_HUFFMAN_ONLY]
             _, encoded = cv2.imencode(".png", pixels, options)
@@ -553,61 +550,51 @@ def _can_be_copied(decoded: Decoded | Bands, target: str) -> bool:
 # ---- the preview
 
 
-def _sample(items: list[Item], rows: int = 5) -> list[Item]:
-    """The items that the preview shows."""
-    numbers = np.linspace(0, len(items) - 1, rows).round().astype(int).tolist()
-    return [items[number] for number in sorted(set(numbers))]
+def _draw_preview(maker: _Maker, items: list[Item], mask_rule: MaskRule | None) -> None:
+    """Draws a sheet of some of the training images with every copy, masks laid over them.
 
-
-def _draw_preview(
-    output_dir: Path, items: list[Item], count: int, mask_rule: MaskRule | None, look: Callable[..., np.ndarray]
-) -> None:
-    """Draws a sheet of some of the `count` training images with every copy, masks laid over them.
-
-    `look(path, size)` reads an image.
+    `mask_rule`: that of all masks, if it is known.
     """
+    numbers = np.linspace(0, len(items) - 1, 5).round().astype(int).tolist()
+    chosen = [items[number] for number in sorted(set(numbers))]
+    mask_rule = mask_rule or _preview_rule(chosen, maker.spec)
+    value_range = _preview_range(chosen, maker)
     palette = pictures.Palette.of(mask_rule)
     rows, masks = [], []
-    for item in items:
-        height, width = image_size(output_dir / item.images[0])
+    for item in chosen:
+        height, width = image_size(maker.output_dir / item.images[0])
         size = (2 * pictures.TILE_HEIGHT, max(1, round(2 * pictures.TILE_HEIGHT * width / height)))
         tiles = []
         for image, *files in zip(item.images, *item.masks):
-            tile = look(output_dir / image, size)
+            tile = read_image(maker.output_dir / image, size, 0, value_range, maker.channels)
             if mask_rule:
-                masks.append(read_mask(tuple(output_dir / file for file in files), mask_rule, size))
+                masks.append(read_mask(tuple(maker.output_dir / file for file in files), mask_rule, size))
                 tile = pictures.overlay(tile, masks[-1], palette)
             tiles.append(tile)
         rows.append(pictures.Row(tiles, item.pair.name))
-    title = f"{len(items)} of {count} training images with every copy: does each mask lie on what you want found?"
+    title = f"{len(chosen)} of {len(items)} training images with every copy: does each mask lie on what you want found?"
     columns = ["original", "horizontal flip", "vertical flip", "grid distortion"]
     sheet = pictures.sheet(rows, title, columns, palette.legend(masks))
-    pictures.save_image(output_dir / _PREVIEW, sheet)
+    pictures.save_image(maker.output_dir / _PREVIEW, sheet)
 
 
 def _preview_rule(items: list[Item], spec: DataSpec) -> MaskRule | None:
     """What the preview tints: the foreground where these masks tell it, else every value but 0; None: nothing."""
     masks = [observe_mask(*mask) for item in items for mask in item.pair.sources[1:]]
-    values = tuple(sorted({value for mask in masks for value, _ in mask.counts if value}))
-    for foreground, ignore in ((spec.foreground, spec.ignore), (values, None)):
-        try:
-            return decide_mask_rule(masks, DataSpec(foreground=foreground, ignore=ignore))
-        except UserError:  # train.py's audit says it
-            continue
+    for reading in (spec, DataSpec(foreground=NONZERO)):
+        with suppress(UserError):  # train.py's audit says it
+            return decide_mask_rule(masks, reading)
     return None
 
 
-def _preview_range(items: list[Item], spec: DataSpec, channels: int | None) -> tuple[float, float] | None:
-    """(low, high), which the preview shows as 0 ... 255 of images of more than 8 bits; None: their upper 8 bits."""
-    if spec.image_range is not None and not isinstance(spec.image_range, str):
-        return spec.image_range
-    if spec.image_range is None and not any(item.images[0].lower().endswith((".tif", NPY)) for item in items):
-        return None  # as in training; only floats, which are .tif or .npy, have no upper 8 bits
+def _preview_range(items: list[Item], maker: _Maker) -> tuple[float, float] | None:
+    """(low, high), which the preview shows as 0 ... 255 of images of more than 8 bits; None: there are none."""
+    if isinstance(maker.spec.image_range, tuple):
+        return maker.spec.image_range
     depths = []
     for item in items:
-        decoded = decode_image(item.pair.image, page=item.pair.image_page, channels=channels)
-        depth = depth_of(decoded, item.pair.image, channels)
-        if depth and (spec.image_range or depth["bits"] != 16):
+        decoded = decode_image(item.pair.image, page=item.pair.image_page, channels=maker.channels)
+        if depth := depth_of(decoded, item.pair.image, maker.channels):
             depths.append(depth)
     return choose_value_range(depths)[0] if depths else None
 
@@ -629,18 +616,17 @@ class _Held:
             for pair in pairs:
                 refuse_united_classes((pair.mask, *pair.more))
         sources = [(pair.name, source) for pair in pairs for source in pair.sources[1:]]
-        masks: dict[str, list[Observation]] = {}
+        masks: dict[str, list[Observation]] = defaultdict(list)
         observations = parallel_map(_observe_or_none, [source for _, source in sources], num_workers)
         for (name, _), observation in zip(sources, observations):
             if observation:
-                masks.setdefault(name, []).append(observation)
+                masks[name].append(observation)
         usable = [mask for several in masks.values() for mask in several]
         return cls(decide_mask_rule(usable, spec) if usable else None, masks)
 
     def labels(self) -> Labels:
         """The labels that the masks of each pair hold."""
-        counts = {name: self._count([name]) for name in self.masks}
-        return {name: np.flatnonzero(pixels).tolist() for name, pixels in counts.items()}
+        return {name: np.flatnonzero(self._count([name])).tolist() for name in self.masks}
 
     def _count(self, names: Iterable[str]) -> np.ndarray:
         """The pixels of each label in the masks of these pairs, int64 (labels,)."""
@@ -650,19 +636,17 @@ class _Held:
 
     def missing_classes(self, sides: Split) -> list[str]:
         """What to say of the classes that one side of a split lacks."""
-        if self.mask_rule is None or not self.mask_rule.has_classes:
-            return []
-        warnings = []
+        names = self.mask_rule.names if self.mask_rule else ()  # none of one foreground
         in_train, in_val = (self._count(pair.name for pair in pairs) for pairs in (sides.train, sides.val))
-        for name, train_pixels, val_pixels in zip(self.mask_rule.names, in_train, in_val):
-            if train_pixels and val_pixels:
-                continue
+        warnings = []
+        for name, train_pixels, val_pixels in zip(names, in_train, in_val):
             text = "is in no mask at all: take it out of CLASSES, or give it another value"
             if val_pixels:
                 text = "is in no training mask and cannot be learnt: lower VAL_IMAGES, or change VAL_CHOICE or GROUP"
             elif train_pixels:
                 text = "is in no validation mask and is not scored: raise VAL_IMAGES, or change VAL_CHOICE or GROUP"
-            warnings.append(f"class {name} {text}")
+            if not (train_pixels and val_pixels):
+                warnings.append(f"class {name} {text}")
         return warnings
 
 
@@ -727,10 +711,7 @@ class _Manifest:
     @classmethod
     def _from_stored(cls, folder: Path, stored: Any) -> "_Manifest":
         """The manifest that was stored. ValueError: it names files that are not augment.py's, which may be any."""
-        if "items" in stored:
-            manifest = cls._from_items(stored)
-        else:
-            manifest = cls(Provenance.from_dict(stored["provenance"]), stored["files"])
+        manifest = cls(Provenance.from_dict(stored["provenance"]), stored["files"])
         names = [name for sources in manifest.provenance.sources.values() for name in sources]
         if sorted(names) != sorted(manifest.files):
             raise ValueError("the files are not of these sources")
@@ -739,16 +720,6 @@ class _Manifest:
             name, _, rest = file.partition("/")
             if name not in _FOLDERS or path_inside(folder / name, rest, resolve) is None:
                 raise ValueError(f"{file!r} is not in a folder that is written")
-        return manifest
-
-    @classmethod
-    def _from_items(cls, stored: dict) -> "_Manifest":
-        """The manifest of what an older augment.py wrote: {name: {"from": [...], "files": [...]}} as its items."""
-        manifest = cls(Provenance(stored["version"], stored["settings"], {kind: {} for kind in _KINDS.values()}), {})
-        for name, item in stored["items"].items():
-            side = item["files"][0].partition("_images/")[0]
-            manifest.provenance.sources[_KINDS[side]][name] = item["from"]
-            manifest.files[name] = item["files"]
         return manifest
 
     def save(self, folder: Path) -> None:
@@ -822,17 +793,8 @@ def _is_complete(folder: Path, item: Item) -> bool:
 def main(argv: Sequence[str] | None = None) -> None:
     """Makes the augmented copies that the constants and the command line describe, and says what to run next."""
     s = settings_of(globals(), argv, rules=_RULES, shared=vars(dataset))
-    done = make_augmented(
-        s.IMG_DIR,
-        s.MASK_DIR,
-        s.OUTPUT_DIR,
-        DataSpec.of(s),
-        val_images=s.VAL_IMAGES,
-        val_choice=s.VAL_CHOICE,
-        jpeg_quality=s.JPEG_QUALITY,
-        num_workers=s.NUM_WORKERS,
-        seed=s.SEED,
-    )
+    choices = Choices(s.VAL_IMAGES, s.VAL_CHOICE, s.JPEG_QUALITY, s.NUM_WORKERS, s.SEED)
+    done = make_augmented(s.IMG_DIR, s.MASK_DIR, s.OUTPUT_DIR, DataSpec.of(s), choices)
     train, val = counted(done.train, "image"), counted(done.val, "image")
     tell(f"Training: {train} of {counted(done.train_groups, 'group')}, {done.train * 4:,} with their copies.")
     tell(f"Validation: {val} of {counted(done.val_groups, 'group')}, as they are.")

@@ -516,7 +516,8 @@ def draw_demo(folder: Path) -> None:
 
     if len(list((folder / "train_masks").glob("*.gif"))) < 20 * 16:
         draw_dataset(folder, cars=20, views=16, size=(256, 384))
-    augment.make_augmented(folder / "train", folder / "train_masks", folder, val_images=64)
+    choices = augment.Choices(val_images=64)
+    augment.make_augmented(folder / "train", folder / "train_masks", folder, choices=choices)
 
 
 def refuse_small_size(s: SimpleNamespace, smallest: int, images: int) -> None:

@@ -19,7 +19,7 @@ import albumentations as A
 import numpy as np
 from PIL import Image
 
-from augment import make_augmented
+from augment import Choices, make_augmented
 from parts.cars import draw_dataset
 from parts.errors import run
 from parts.files import cores
@@ -61,7 +61,9 @@ def compare(kind, source, work, serial_pairs):
     (work / f"{kind}-article").mkdir()
     slow = article(chosen, work / f"{kind}-article")
     start = time.perf_counter()
-    done = make_augmented(source / "train", source / "train_masks", work / f"{kind}-ours", val_images=0.25)
+    done = make_augmented(
+        source / "train", source / "train_masks", work / f"{kind}-ours", choices=Choices(val_images=0.25)
+    )
     whole = done.total / (time.perf_counter() - start)
     ours = done.total / done.seconds
     print(

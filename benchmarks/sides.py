@@ -264,7 +264,9 @@ def prepared(data, work, cars, val_images):
     if not (output / "augmented_train_images").is_dir():
         import augment  # here, because not every machine has albumentations
 
-        augment.make_augmented(data / "train", data / "train_masks", output, val_images=val_images)
+        augment.make_augmented(
+            data / "train", data / "train_masks", output, choices=augment.Choices(val_images=val_images)
+        )
     return output
 
 

@@ -15,7 +15,7 @@ from helpers import draw_pairs, script
 from PIL import Image
 
 import dataset
-from augment import make_augmented
+from augment import Choices, make_augmented
 from parts.audit import LINES, audit
 from parts.errors import UserError, printable
 from parts.file_facts import VERSION, facts_digest
@@ -70,7 +70,7 @@ def test_masks_of_another_size_are_resized_where_that_is_asked_for(data):
             loader, _ = get_loaders(*folders, 12, 0, arrays=False, **keywords, **given)
             ((_, masks),) = loader
             assert sorted(mask.sum().item() for mask in masks) == pytest.approx([260] * 12, abs=40)
-    make_augmented(data / "ti", data / "tm", data / "g", DataSpec(resize_masks=True), val_images=2)
+    make_augmented(data / "ti", data / "tm", data / "g", DataSpec(resize_masks=True), Choices(val_images=2))
     copies = [Image.open(path) for path in (data / "g").rglob("augmented_*_masks/*.png")]
     assert len(copies) == 42 and {mask.size for mask in copies} == {(60, 40)}
 

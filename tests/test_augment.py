@@ -16,7 +16,7 @@ import pytest
 from helpers import ROOT, WAIT, draw_pairs, script
 from PIL import Image
 
-from augment import augmentation, distort, make_augmented, split
+from augment import Choices, augmentation, distort, make_augmented, split
 from parts.audit import audit
 from parts.cars import draw_dataset
 from parts.errors import UserError
@@ -50,7 +50,7 @@ FLAGS += ["--image-range", "none", "--image-name", "none"]
 
 def make(raw, out, **given):
     constants = {name: given.pop(name, value) for name, value in CONSTANTS.items()}
-    return make_augmented(raw / "train", raw / "train_masks", out, DataSpec(**given), **constants)
+    return make_augmented(raw / "train", raw / "train_masks", out, DataSpec(**given), Choices(**constants))
 
 
 def contents(out):
@@ -681,10 +681,10 @@ def test_byte_for_byte_the_same_whoever_does_the_work(cars, made, tmp_path):
         "import multiprocessing, sys; from pathlib import Path\n"
         "if __name__ == '__main__':\n"
         "    multiprocessing.set_start_method('spawn')\n"
-        f"    sys.path.insert(0, {str(ROOT)!r}); from augment import make_augmented\n"
+        f"    sys.path.insert(0, {str(ROOT)!r}); from augment import Choices, make_augmented\n"
         f"    raw = Path({str(cars)!r})\n"
         f"    constants = {CONSTANTS!r}\n"
-        "    make_augmented(raw / 'train', raw / 'train_masks', 'out', **constants)\n"
+        "    make_augmented(raw / 'train', raw / 'train_masks', 'out', choices=Choices(**constants))\n"
     )
     (tmp_path / "run.py").write_text(code)
     subprocess.run(
@@ -787,21 +787,6 @@ def test_a_changed_source_is_made_anew_alone(raw, tmp_path, capsys):
     assert contents(out) == contents(tmp_path / "fresh")
 
 
-def test_the_manifest_of_an_older_version_is_believed(raw, tmp_path):
-    out = tmp_path / "out"
-    make(raw, out)
-    manifest = json.loads((out / ".augmented.json").read_text())
-    provenance, files = manifest["provenance"], manifest["files"]
-    sources = {name: stamps for kind in provenance["sources"].values() for name, stamps in kind.items()}
-    items = {name: {"from": sources[name], "files": files[name]} for name in files}
-    old = {"version": provenance["version"], "settings": provenance["settings"], "items": items}
-    (out / ".augmented.json").write_text(json.dumps(old))
-    assert make(raw, out).written == 0
-    (out / ".augmented.json").write_text(json.dumps(old))
-    done = make(raw, out, seed=1)
-    assert done.written == done.total
-
-
 def test_files_of_a_source_that_is_gone_go_too(raw, tmp_path):
     out = tmp_path / "out"
     make(raw, out)
@@ -886,12 +871,12 @@ def test_sources_that_look_like_copies_may_not_collide(tmp_path):
 def test_its_own_output_is_no_source(cars, made):
     out, _ = made
     with pytest.raises(UserError, match="originals"):
-        make_augmented(out / TRAIN_IMAGES, out / TRAIN_MASKS, out, **CONSTANTS)
+        make_augmented(out / TRAIN_IMAGES, out / TRAIN_MASKS, out, choices=Choices(**CONSTANTS))
 
 
 def test_its_preview_does_not_lie_among_the_images(raw):
     with pytest.raises(UserError, match="OUTPUT_DIR"):
-        make_augmented(raw / "train", raw / "train_masks", raw / "train", **CONSTANTS)
+        make_augmented(raw / "train", raw / "train_masks", raw / "train", choices=Choices(**CONSTANTS))
 
 
 def test_pictures_that_the_grid_cannot_bend_are_named(tmp_path):

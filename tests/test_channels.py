@@ -15,7 +15,7 @@ from PIL import Image
 import dataset
 import predict
 import train
-from augment import make_augmented
+from augment import Choices, make_augmented
 from dataset import CropDataset
 from parts import images
 from parts.arrays import Files, make_arrays
@@ -248,7 +248,7 @@ def test_from_training_to_prediction(data, request, capsys):
 def test_augment_keeps_all_channels_and_the_kind_of_file(data, request):
     _, suffix, channels, _ = DATA[request.node.callspec.params["data"]]
     spec = DataSpec(channels=channels)
-    make_augmented(data / "t/i", data / "t/m", data / "out", spec, val_images=2, num_workers=0)
+    make_augmented(data / "t/i", data / "t/m", data / "out", spec, Choices(val_images=2, num_workers=0))
     folder = data / "out/augmented_train_images"
     assert len(list(folder.glob(f"*.{suffix}"))) == 4 * 6
     source = data / f"t/i/img_01.{suffix}"
@@ -263,7 +263,7 @@ def test_augment_keeps_all_channels_and_the_kind_of_file(data, request):
     mask = read_image(data / "out/augmented_train_masks/img_01_grid.png", channels=1)[..., 0] > 0
     assert bent.shape == stored.shape and bent[mask, -1].mean() > 1.5 * bent[~mask, -1].mean(), "bent as its mask is"
     assert (data / "out/augmented_preview.png").exists()
-    made = make_augmented(data / "t/i", data / "t/m", data / "out", spec, val_images=2, num_workers=0)
+    made = make_augmented(data / "t/i", data / "t/m", data / "out", spec, Choices(val_images=2, num_workers=0))
     assert made.written == 0, "all is there"
 
 
@@ -280,7 +280,7 @@ def test_augment_refuses_what_its_kind_of_file_cannot_hold(tmp_path):
         write(tmp_path / f"m/{index}.png", values(1))
     folders = tmp_path / "i", tmp_path / "m", tmp_path / "o"
     with pytest.raises(UserError, match="has two channels of 16 bits.*Save it as TIFF"):
-        make_augmented(*folders, DataSpec(channels=2), val_images=1, num_workers=0)
+        make_augmented(*folders, DataSpec(channels=2), Choices(val_images=1, num_workers=0))
 
 
 def test_a_dataset_of_ones_own_may_have_any_channels(tmp_path):

@@ -19,7 +19,7 @@ import torch
 from helpers import ROOT, WAIT, draw_pairs
 from PIL import Image, TiffImagePlugin
 
-from augment import make_augmented
+from augment import Choices, make_augmented
 from parts import images
 from parts.audit import audit
 from parts.errors import UnusableFile, UserError, printable
@@ -804,7 +804,7 @@ def test_a_picture_that_does_not_fit_into_memory_fails_alone(tmp_path, monkeypat
     assert words in told[0] and others == [[], []], "as it is read"
     assert words in "".join(audit((tmp_path / "i", tmp_path / "m")).problems)
     with pytest.raises(UserError, match=words):
-        make_augmented(tmp_path / "i", tmp_path / "m", tmp_path / "out", val_images=1)
+        make_augmented(tmp_path / "i", tmp_path / "m", tmp_path / "out", choices=Choices(val_images=1))
     assert len(list((tmp_path / "out").rglob("*.png"))) == 2 * 5, "the other two pairs are made"
 
 
