@@ -43,7 +43,7 @@ from parts.masks import MaskRule, encode_mask
 from parts.names import Pair, Picture, find_masks, find_pictures
 from parts.networks import Network
 from parts.options import settings_of
-from parts.output_folder import OutputFolder, Planned, check_plan, plan_files
+from parts.output_folder import OutputFolder, Planned, plan_files, refuse_doubles
 from parts.outputs import (
     Failures,
     Masks,
@@ -57,9 +57,7 @@ from parts.outputs import (
     WorstSheet,
 )
 from parts.predictions import (
-    ClassDecision,
     Decision,
-    ForegroundDecision,
     Output,
     PictureReader,
     Prediction,
@@ -131,7 +129,7 @@ def check(s: SimpleNamespace) -> None:
     kept = s.SAVE_MASKS or s.OVERLAYS or s.PROBABILITIES or s.MASKS or s.SUBMISSION
     for is_wrong, problem in (
         (s.THRESHOLD == "auto" and not s.MASKS, 'THRESHOLD = "auto" needs MASKS to choose it by.'),
-        (s.EXPORT and len(checkpoints_of(s)) > 1, "EXPORT writes one network: give one CHECKPOINT."),
+        (s.EXPORT and len(s.CHECKPOINT) > 1, "EXPORT writes one network: give one CHECKPOINT."),
         (s.EXPORT and s.inputs, "EXPORT writes the network and takes no images; run it without them."),
         (not s.EXPORT and not kept, "Nothing would be kept: leave SAVE_MASKS on, or ask for more."),
         (not s.EXPORT and not s.inputs, "Which images? Name files or folders; see --help."),
@@ -148,7 +146,7 @@ def refuse_for_classes(s: SimpleNamespace, names: Sequence[str]) -> None:
         listed = [*names[:12], "..."] if len(names) > 12 else names
         cures = [f"{name} = {value!r}" for name, value in defaults.items()]
         raise UserError(
-            f"{list_files(checkpoints_of(s))}: its network tells {len(names)} classes ({', '.join(listed)}), and these "
+            f"{list_files(s.CHECKPOINT)}: its network tells {len(names)} classes ({', '.join(listed)}), and these "
             f"are for one foreground: {', '.join(wrong)}. Leave them at {', '.join(cures)}."
         )
 
@@ -156,14 +154,9 @@ def refuse_for_classes(s: SimpleNamespace, names: Sequence[str]) -> None:
 # ---- the network
 
 
-def checkpoints_of(s: SimpleNamespace) -> list[str]:
-    """The files that CHECKPOINT names."""
-    return [s.CHECKPOINT] if isinstance(s.CHECKPOINT, str) else list(s.CHECKPOINT)
-
-
 def take_inputs_back(s: SimpleNamespace) -> None:
     """Makes inputs of what the command line has behind --checkpoint, and is not named as the first checkpoint is."""
-    first, *others = checkpoints_of(s)
+    first, *others = s.CHECKPOINT
     inputs = [path for path in others if Path(path).suffix != Path(first).suffix]
     s.inputs = [*s.inputs, *inputs]
     s.CHECKPOINT = (first, *(path for path in others if path not in inputs))
@@ -172,7 +165,7 @@ def take_inputs_back(s: SimpleNamespace) -> None:
 def load_networks(s: SimpleNamespace) -> tuple[list[Network], dict[str, Any]]:
     """The networks of all checkpoints, and the checkpoint of the first. UserError: they cannot be averaged."""
     networks, checkpoints, traits = [], [], []
-    for path in checkpoints_of(s):
+    for path in s.CHECKPOINT:
         network, checkpoint = load_network(path, s.NETWORK)
         networks.append(network)
         checkpoints.append(checkpoint)
@@ -185,11 +178,11 @@ def load_networks(s: SimpleNamespace) -> tuple[list[Network], dict[str, Any]]:
                 "sizes of images (IMAGE_SIZE gives all of them one)": network_size(s.IMAGE_SIZE, checkpoint),
             }
         )
-    for path, others in zip(checkpoints_of(s), traits):
+    for path, others in zip(s.CHECKPOINT, traits):
         differing = [name for name, value in others.items() if value != traits[0][name]]
         if differing:
             raise UserError(
-                f"{checkpoints_of(s)[0]} and {path} have other {', '.join(differing)}, so their probabilities are not "
+                f"{s.CHECKPOINT[0]} and {path} have other {', '.join(differing)}, so their probabilities are not "
                 "averaged. Give checkpoints that were trained on the same data."
             )
     return networks, checkpoints[0]
@@ -240,13 +233,11 @@ class Predictor:
             self.checkpoint.get("image_range"),
             self.networks[0].in_channels,
         )
-        clean_up = CleanUp(settings.LARGEST, settings.MIN_PIXELS, settings.FILL_HOLES, self._background())
-        self.decision: Decision = ForegroundDecision(clean_up=clean_up)
         if self.mask_rule.has_classes:
             refuse_for_classes(settings, self.mask_rule.names)
-            self.decision = ClassDecision(self.mask_rule.num_labels, clean_up)
-        elif settings.THRESHOLD != "auto":
-            self.decision = ForegroundDecision(settings.THRESHOLD, clean_up)
+        clean_up = CleanUp(settings.LARGEST, settings.MIN_PIXELS, settings.FILL_HOLES, self._background())
+        threshold = 0.5 if settings.THRESHOLD == "auto" else settings.THRESHOLD
+        self.decision = Decision(threshold, clean_up)
 
     def _background(self) -> int | None:
         """The label that is background: of classes that of the value 0, or of black, if there is one."""
@@ -263,8 +254,8 @@ class Predictor:
 
     def probabilities(self, picture: str | Path | np.ndarray, page: int = 0) -> np.ndarray:
         """The probabilities at a picture's own size, float32: of foreground (H, W), of classes (C, H, W)."""
-        maps = list(self._predict(picture, page, bits=32).probabilities(32))
-        return np.stack(maps) if self.mask_rule.has_classes else maps[0]
+        first, *others = self._predict(picture, page, bits=32).probabilities(32)
+        return np.stack([first, *others]) if others else first
 
     def _predict(self, picture: str | Path | np.ndarray, page: int, bits: int | None = None) -> Prediction:
         if isinstance(picture, np.ndarray):
@@ -304,13 +295,9 @@ class Predictor:
             "channels": channels,
             "image_range": image_range,
             "classes": self.mask_rule.names,  # none for one foreground
-            "threshold": None if self.mask_rule.has_classes else self._threshold(),
+            "threshold": None if self.mask_rule.has_classes else self.decision.threshold,
             "pixels": f"float32 (N, {channels}, H, W) in [0, 1]: {colours}, {scaled}",
         }
-
-    def _threshold(self) -> float:
-        """The probability above which a pixel is foreground."""
-        return 0.5 if self.settings.THRESHOLD == "auto" else self.settings.THRESHOLD
 
     @cached_property
     def runner(self) -> Runner:
@@ -347,7 +334,7 @@ class Predictor:
         size = f"{self.reader.size[0]}x{self.reader.size[1]}" if self.reader.size else "their own size"
         precision = str(self.runner.dtype or torch.float32).removeprefix("torch.")
         return (
-            f"{list_files(checkpoints_of(self.settings))}: epoch {self.checkpoint.get('epoch', 'unknown')}. Images are "
+            f"{list_files(self.settings.CHECKPOINT)}: epoch {self.checkpoint.get('epoch', 'unknown')}. Images are "
             f"seen at {size}, on {self.runner.device} in {precision}."
         )
 
@@ -427,7 +414,7 @@ def settings_of_files(s: SimpleNamespace) -> dict[str, Any]:
     if s.THRESHOLD == "auto":
         names += ("MASKS",)
     names += tuple(name for name in ("LARGEST", "MIN_PIXELS", "FILL_HOLES") if getattr(s, name))
-    digests = " and ".join(map(digest_of, checkpoints_of(s)))
+    digests = " and ".join(map(digest_of, s.CHECKPOINT))
     return {"digest of CHECKPOINT": digests} | {name: getattr(s, name) for name in names}
 
 
@@ -435,7 +422,7 @@ def choose_threshold(predictor: Predictor, truths: Truths) -> None:
     """Runs a network for one foreground over the pictures with true masks, to find the THRESHOLD that "auto" is."""
     choice = ThresholdChoice(truths)
     predictor.run(list(truths.pairs), [choice], "threshold")
-    predictor.decision = ForegroundDecision(choice.best(), predictor.decision.clean_up)
+    predictor.decision = Decision(choice.best(), predictor.decision.clean_up)
 
 
 def report_done(s: SimpleNamespace, wanted: Sequence[Picture], failed: int, reader: PictureReader) -> None:
@@ -459,15 +446,15 @@ def report_done(s: SimpleNamespace, wanted: Sequence[Picture], failed: int, read
 
 
 def read_settings(constants: Mapping[str, Any], argv: Sequence[str] | None) -> SimpleNamespace:
-    """The constants of this script, overridden by the flags of a command line, with the `inputs` on it."""
-    return settings_of(
-        constants,
-        argv,
-        rules=_RULES,
-        shared=vars(dataset),
-        shared_names=["IMAGE_NAME", "MASK_NAME"],
-        positionals=_INPUTS,
-    )
+    """The constants of this script, overridden by the flags of a command line, with the `inputs` on it.
+
+    CHECKPOINT is a tuple, also of one.
+    """
+    names = ["IMAGE_NAME", "MASK_NAME"]
+    s = settings_of(constants, argv, rules=_RULES, shared=vars(dataset), shared_names=names, positionals=_INPUTS)
+    if isinstance(s.CHECKPOINT, str):
+        s.CHECKPOINT = (s.CHECKPOINT,)
+    return s
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -479,13 +466,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     mask_rule = predictor.mask_rule
     if s.EXPORT:
         folder = OutputFolder(s.OUTPUT_DIR, settings_of_files(s), [Planned(Path(s.EXPORT), "the network")])
-        folder.check()
         with folder.writing():
             tell(predictor.export(s.EXPORT))
         return 0
 
     # The pictures, and what is made of them
-    written = OutputFolder(s.OUTPUT_DIR, {}, []).own_files()
+    written = OutputFolder(s.OUTPUT_DIR, {}).own_files()
     channels = predictor.checkpoint["settings"].get("CHANNELS", predictor.reader.channels)
     wanted, missing = find_pictures(s.inputs, s.OUTPUT_DIR, s.MASKS, written, channels, s.IMAGE_NAME)
     for problem in missing:
@@ -494,15 +480,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError(f"There is no image in {', '.join(s.inputs)}.")
     truths = find_truths(s, wanted, predictor.checkpoint, mask_rule)
     # Each output takes every picture's result; scores and failures are asked for more afterwards
-    scores = PictureScores.of(Path(s.OUTPUT_DIR), truths, mask_rule)
+    scores = PictureScores(Path(s.OUTPUT_DIR), truths, mask_rule)
     failures = Failures(missing)
     outputs = [*choose_outputs(s, mask_rule, scores, missing), failures]
-    planned = plan_files(outputs, wanted)
-    check_plan(planned, wanted, truths.pairs.values())
     for output in outputs:
         output.check(wanted)
-    folder = OutputFolder(s.OUTPUT_DIR, settings_of_files(s), planned)
-    folder.check()
+    planned = plan_files(outputs, wanted)
+    refuse_doubles(planned)
+    inputs = [picture.path for picture in wanted]
+    inputs += [mask for pair in truths.pairs.values() for mask, _ in pair.sources[1:]]
+    folder = OutputFolder(s.OUTPUT_DIR, settings_of_files(s), planned, inputs)
     cv2.setNumThreads(1)  # there is a picture for each thread already
     tell(f"{predictor.describe()} {counted(len(wanted), 'image')}.")
 

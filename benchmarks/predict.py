@@ -31,7 +31,7 @@ from parts.inference import Runner, make_runner
 from parts.masks import MaskRule
 from parts.names import find_pictures
 from parts.outputs import Masks
-from parts.predictions import ForegroundDecision, PictureReader, predict_pictures
+from parts.predictions import Decision, PictureReader, predict_pictures
 from unet import UNet
 from utils import save_checkpoint
 
@@ -114,7 +114,7 @@ def speed(options, folder):
     outputs, reader = [Masks(folder / "ours", MaskRule())], PictureReader(size)
 
     def ours_all():
-        for result in predict_pictures(wanted, ours, reader, ForegroundDecision(), outputs, threads=cores()):
+        for result in predict_pictures(wanted, ours, reader, Decision(), outputs, threads=cores()):
             assert not result.problems
 
     contenders = {

@@ -140,7 +140,7 @@ class Runner:
     overlap: pixels that neighbouring windows share, at most half a window; None: what makes the seams of this network
         vanish. Window and overlap are rounded up to multiples of the stride.
 
-    Logits are float32 (H, W), or (C, H, W) of a network of C > 1 `channels`.
+    Logits are float32 (C, H, W) of a network of C `channels`.
     """
 
     network: Network
@@ -182,8 +182,6 @@ class Runner:
         the next batch can be prepared meanwhile.
         """
         logits = mean_of_probabilities(self._run(images))
-        if self.channels == 1:
-            logits = logits[:, 0]
         arrived = None
         if self.device.type == "cuda":
             # From pinned memory on, the copy runs beside the next batch; the event tells when it is there.
@@ -206,7 +204,7 @@ class Runner:
         logits = np.empty((self.channels, *image.shape[:2]), np.float32)
         for top, band in self.bands(image, say):
             logits[:, top : top + band.shape[1]] = band.cpu().numpy()
-        return logits if self.channels > 1 else logits[0]
+        return logits
 
     def bands(self, image: np.ndarray, say: OnWindow = say_nothing) -> Iterator[Band]:
         """Yields the logits of a picture uint8 (H, W, C) of any size in bands of rows, from top to bottom.

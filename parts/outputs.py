@@ -31,7 +31,7 @@ from parts.images import resize_image
 from parts.masks import IGNORED, NUMBERS, MaskRule, encode_mask, read_mask
 from parts.names import Pair, Picture
 from parts.pictures import Example, Palette
-from parts.predictions import ForegroundPrediction, Output, Prediction, Result
+from parts.predictions import Output, Prediction, Result, lead_of
 from parts.scores import (
     KNOWN_METRICS,
     Scores,
@@ -284,7 +284,8 @@ def _is_turned(size: Sequence[int], other: Sequence[int]) -> bool:
 class PictureScores(Output):
     """folder/scores.csv: Dice of every picture that has a true mask, at that mask's size; and means in words.
 
-    Ignored pixels of a true mask count nowhere. PictureScores.of makes the one that fits a network's labels.
+    Ignored pixels of a true mask count nowhere. Of classes each picture has the Dice of those that are true or
+    predicted in it, and their mean.
     """
 
     def __init__(self, folder: Path, truths: Truths, mask_rule: MaskRule) -> None:
@@ -298,15 +299,6 @@ class PictureScores(Output):
         self.confusion = np.zeros((mask_rule.num_labels, mask_rule.num_labels), np.int64)  # of all pictures
         self.counts_before: list[np.ndarray] = []  # as counts, of masks before the clean-up, where there is one
         self.scores: Scores  # of all pictures, by `finish`
-        self.dice = np.zeros(0)  # of each picture, likewise
-        self.captions: list[str] = []  # likewise
-
-    @staticmethod
-    def of(folder: Path, truths: Truths, mask_rule: MaskRule) -> PictureScores:
-        """The scores of one foreground or of several classes, by a network's `mask_rule`."""
-        if mask_rule.has_classes:
-            return ClassScores(folder, truths, mask_rule)
-        return ForegroundScores(folder, truths, mask_rule)
 
     def summaries(self) -> dict[Path, str]:
         """scores.csv, and worst.png, which a WorstSheet writes in another run."""
@@ -323,7 +315,7 @@ class PictureScores(Output):
         if truth is None:
             return None
         masks = [prediction.mask_at(truth.shape)]
-        if not prediction.clean_up.does_nothing:
+        if not prediction.decision.clean_up.does_nothing:
             masks.append(prediction.decided_at(truth.shape))
         labels, truths = (torch.from_numpy(np.stack(arrays)) for arrays in (masks, [truth] * len(masks)))
         counts, confusions = count_labels(labels, truths, self.mask_rule.num_labels, self.scored, KNOWN_METRICS)
@@ -338,111 +330,72 @@ class PictureScores(Output):
             self.confusion += confusions[0]
 
     def finish(self) -> None:
-        """Writes scores.csv."""
+        """Writes scores.csv: a row of each picture, and one of the means."""
         if self.counts:
             counts = np.stack(list(self.counts.values()))
             self.scores = scores_of(counts, self.confusion, self.mask_rule.names, KNOWN_METRICS)
-            self.dice = np.array(self.scores.per_image)
-            self._write(list(map(str, self.counts)), counts)
+            columns = self._columns(counts)
+            write_csv(self.path, list(columns), [list(map(_cell, row)) for row in zip(*columns.values())])
+
+    def _columns(self, counts: np.ndarray) -> dict[str, list]:
+        """{column of scores.csv: its cells}, of the pictures' counts (N, 7, L)."""
+        scores = self.scores
+        columns: dict[str, list] = {"image": [*map(str, self.counts), "mean"], "dice": [*scores.per_image, scores.dice]}
+        both, predicted, true = np.moveaxis(counts[:, :3], 1, 0)
+        if self.mask_rule.has_classes:
+            by_class = np.full(both.shape, np.nan)  # a class that is neither true nor predicted in a picture has none
+            np.copyto(by_class, dice_from_counts(both, predicted, true), where=predicted + true > 0)
+            for (name, mean), dice in zip(class_columns(scores).items(), by_class.T):
+                columns[name] = [*dice, mean]
+        else:
+            columns["iou"] = [*iou_from_counts(both, predicted, true)[:, 1], scores.iou]
+            for name, pixels in dict(pixels_in_both=both, predicted_pixels=predicted, true_pixels=true).items():
+                columns[name] = [*pixels[:, 1], None]
+        for name, metric in KNOWN_METRICS.items():
+            by_label = [metric_of_each(metric, counts, label) for label in self.scored]
+            columns[name] = [*map(mean_of_numbers, zip(*by_label)), scores.metrics[name]]
+        return columns
 
     def worst(self) -> dict[Picture, str]:
         """The pictures with the lowest Dice, lowest first, and a caption of each."""
-        scored = list(self.counts)
-        return {scored[index]: self.captions[index] for index in self._lowest()}
+        scored, dice = list(self.counts), self.scores.per_image
+        lowest = np.argsort(dice, kind="stable")[:_WORST].tolist()
+        return {scored[index]: f"{dice[index]:.4f}  {scored[index]}" for index in lowest}
 
     def report(self) -> None:
         """Prints the means and the lowest Dice."""
         if not self.counts:
             return
-        self._report_means()
+        scores, averaged = self.scores, f"{len(self.counts)} images at their masks' size"
+        if self.mask_rule.has_classes:
+            tell(class_table(scores))
+            averaged = f"the classes, of {averaged}"
+        elif not scores.true_share:
+            tell("No pixel of these masks reads as foreground. If they are not empty, MASK_FOREGROUND says what is.")
+        further = "".join(f"; {name} {value:.4f}" for name, value in scores.metrics.items())
+        tell(
+            f"Dice {scores.dice:.4f}, IoU {scores.iou:.4f}: means over {averaged}; accuracy "
+            f"{100 * scores.accuracy:.2f} %{further}"
+        )
+        if scores.dice_nonempty != scores.dice:
+            tell(
+                f"Dice {scores.dice_nonempty:.4f} without those that are empty and predicted to be, each of which "
+                "counts 1 there"
+            )
         if self.counts_before:
-            before = scores_of(np.stack(self.counts_before), self.confusion, self.mask_rule.names).dice
-            tell(f"The clean-up has changed Dice from {before:.4f} to {self.scores.dice:.4f}.")
+            before = scores_of(np.stack(self.counts_before), self.confusion, self.mask_rule.names)
+            tell(f"The clean-up has changed Dice from {before.dice:.4f} to {scores.dice:.4f}.")
         tell("The lowest Dice:")
-        scored = list(self.counts)
-        for index in self._lowest():
-            tell(f"  {self.dice[index]:.4f}  {scored[index]}")
+        for caption in self.worst().values():
+            tell(f"  {caption}")
         tell(f"All of them: {self.path}. The lowest: {self.worst_path}.")
 
-    def _metrics_of_each(self, counts: np.ndarray) -> list[list[str]]:
-        """The cells of each picture's metrics: of several classes the means over those that have one."""
-        columns = []
-        for metric in KNOWN_METRICS.values():
-            by_label = [metric_of_each(metric, counts, label) for label in self.scored]
-            columns.append([mean_of_numbers(values) for values in zip(*by_label)])
-        return [_cells(row) for row in zip(*columns)]
 
-    def _metrics_in_words(self) -> str:
-        return "".join(f"; {name} {value:.4f}" for name, value in self.scores.metrics.items())
-
-    def _lowest(self) -> list[int]:
-        return np.argsort(self.dice, kind="stable")[:_WORST].tolist()
-
-    def _write(self, names: list[str], counts: np.ndarray) -> None:
-        """Writes scores.csv and sets `captions`; of the pictures' names and counts (N, 7, L)."""
-        raise NotImplementedError
-
-    def _report_means(self) -> None:
-        raise NotImplementedError
-
-
-class ForegroundScores(PictureScores):
-    """The scores of one foreground: Dice, IoU and counts of pixels."""
-
-    iou: np.ndarray  # of each picture, by `finish`
-
-    def _write(self, names: list[str], counts: np.ndarray) -> None:
-        foreground, metrics = counts[:, :3, 1], self._metrics_of_each(counts)
-        self.iou = iou_from_counts(*foreground.T)
-        rows: list[list] = []
-        for name, dice, iou, numbers, further in zip(names, self.dice, self.iou, foreground.tolist(), metrics):
-            rows.append([name, *_cells([dice, iou]), *numbers, *further])
-            self.captions.append(f"{name}  Dice {dice:.4f}, IoU {iou:.4f}")
-        metric_means = self.scores.metrics
-        rows.append(["mean", *_cells([self.scores.dice, self.scores.iou]), "", "", "", *_cells(metric_means.values())])
-        columns = ["image", "dice", "iou", "pixels_in_both", "predicted_pixels", "true_pixels", *metric_means]
-        write_csv(self.path, columns, rows)
-
-    def _report_means(self) -> None:
-        dice, nonempty = self.scores.dice, self.scores.dice_nonempty
-        if not self.scores.true_share:
-            tell("No pixel of these masks reads as foreground. If they are not empty, MASK_FOREGROUND says what is.")
-        tell(
-            f"Dice {dice:.4f}, IoU {self.scores.iou:.4f}: means over {len(self.dice)} images "
-            f"at their masks' size{self._metrics_in_words()}"
-        )
-        if nonempty != dice:
-            tell(f"Dice {nonempty:.4f} without those that are empty and predicted to be, each of which counts 1 there")
-
-
-class ClassScores(PictureScores):
-    """The scores of classes: each picture's Dice, and that of each class that is true or predicted in it."""
-
-    def _write(self, names: list[str], counts: np.ndarray) -> None:
-        self.captions = [f"{name}  Dice {dice:.4f}" for name, dice in zip(names, self.dice)]
-        both, predicted, true = np.moveaxis(counts[:, :3], 1, 0)
-        by_class = np.full(both.shape, None)  # a class that is neither true nor predicted in a picture has no Dice
-        np.copyto(by_class, dice_from_counts(both, predicted, true), where=predicted + true > 0)
-        columns, metrics = class_columns(self.scores), self.scores.metrics
-        rows = []
-        for name, mean, row, further in zip(names, self.scores.per_image, by_class, self._metrics_of_each(counts)):
-            rows.append([name, *_cells([mean, *row]), *further])
-        rows.append(["mean", *_cells([self.scores.dice, *columns.values(), *metrics.values()])])
-        write_csv(self.path, ["image", "dice", *columns, *metrics], rows)
-
-    def _report_means(self) -> None:
-        scores = self.scores
-        tell(class_table(scores))
-        tell(
-            f"Dice {scores.dice:.4f}, IoU {scores.iou:.4f}: means over the classes, of "
-            f"{len(self.dice)} images at their masks' size; accuracy {100 * scores.accuracy:.2f} %"
-            f"{self._metrics_in_words()}"
-        )
-
-
-def _cells(values: Iterable[float | None]) -> list[str]:
-    """Numbers of a CSV row; empty for None and NaN."""
-    return ["" if value is None or math.isnan(value) else f"{value:.6f}" for value in values]
+def _cell(value: str | int | float | None) -> str | int | None:
+    """A cell of a CSV row: fractions with six digits, nothing for NaN."""
+    if isinstance(value, float):
+        return "" if math.isnan(value) else f"{value:.6f}"
+    return value
 
 
 class WorstSheet(Output):
@@ -491,9 +444,9 @@ class ThresholdChoice(Output):
     def make(self, prediction: Prediction) -> np.ndarray | None:
         """The histogram of a picture's probabilities, without ignored pixels."""
         truth = self.truths.read(prediction)
-        if truth is None or not isinstance(prediction, ForegroundPrediction):
+        if truth is None:
             return None
-        logits = prediction.logits_at(truth.shape)
+        logits = lead_of(prediction.logits, 1, truth.shape)
         if self.truths.mask_rule.ignored:
             known = truth != IGNORED
             logits, truth = logits[known], truth[known]

@@ -1,6 +1,6 @@
 """From pictures to predictions: read ahead of the network, predicted, and handed to outputs behind it, in threads.
 
-A picture is read (PictureReader), runs through the network (inference.Runner), and its logits become a Prediction by
+A picture is read (PictureReader), runs through the network (inference.Runner), and its logits become a Prediction, by
 a Decision. Each Output then makes of it what it is for, such as a file or a score. While the network has one batch,
 threads read the pictures of the next ones and let the outputs work on those before.
 """
@@ -11,11 +11,12 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -125,22 +126,38 @@ def _is_dark(decoded: Decoded | Bands, picture: Picture, channels: int) -> bool:
 # ---- predictions
 
 
+@dataclass(frozen=True)
+class Decision:
+    """How logits become labels: classes by the highest logit, one foreground by a threshold of its probability."""
+
+    threshold: float = 0.5  # for one foreground alone
+    clean_up: CleanUp = NOTHING  # of the mask at the picture's own size
+
+    @property
+    def cut(self) -> float:
+        """The logit of the threshold."""
+        return math.log(self.threshold / (1 - self.threshold))
+
+
 class Prediction:
     """What a network says of one picture: labels, {0, 1} of one foreground or the indices of classes.
 
-    The outputs ask for masks at the picture's own size and at that of the true mask; each is made once. `clean_up` is
+    The outputs ask for masks at the picture's own size and at that of the true mask; each is made once. The clean-up is
     done at the picture's own size, and other sizes follow that.
+
+    logits: float32 (C, h, w), at the size at which the network took the picture
     """
 
-    has_nan: bool  # whether some logits are not numbers
-
-    def __init__(self, loaded: Loaded, clean_up: CleanUp = NOTHING) -> None:
+    def __init__(self, loaded: Loaded, logits: np.ndarray, decision: Decision = Decision()) -> None:
         self.loaded = loaded
         self.picture = loaded.picture
         self.size = loaded.size
-        self.clean_up = clean_up
+        self.logits = logits
+        self.decision = decision
+        self.has_nan = bool(np.isnan(logits).any())
         self._masks: dict[Size, np.ndarray] = {}
         self._decided: dict[Size, np.ndarray] = {}
+        self._lead = np.zeros(0)  # of the mask at the picture's own size, once that is made
 
     @property
     def problem(self) -> str:
@@ -157,74 +174,31 @@ class Prediction:
 
     def mask_at(self, size: Size) -> np.ndarray:
         """The labels at `size` = (height, width), such as that of the true mask, uint8."""
-        if self.clean_up.does_nothing:
+        clean_up = self.decision.clean_up
+        if clean_up.does_nothing:
             return self.decided_at(size)
         if self.size not in self._masks:
-            self._masks[self.size] = self.clean_up(self.decided_at(self.size))
+            self._masks[self.size] = clean_up(self.decided_at(self.size))
         if size not in self._masks:
             self._masks[size] = resize_mask(self._masks[self.size], size)
         return self._masks[size]
 
     def decided_at(self, size: Size) -> np.ndarray:
-        """The labels at `size` before `clean_up`, uint8."""
+        """The labels at `size` before the clean-up, uint8."""
         if size not in self._decided:
             self._decided[size] = self._decide(size)
         return self._decided[size]
 
     def probabilities(self, bits: int) -> Iterable[np.ndarray]:
-        """A map at the picture's own size of the foreground, or of each class, by its `bits`.
+        """A map at the picture's own size of the foreground, or of each class one after another, by its `bits`.
 
         8 and 16: uint8 and uint16, of which 1 is the largest value. 32: float32 of 0 ... 1.
         """
-        raise NotImplementedError
-
-    def _decide(self, size: Size) -> np.ndarray:
-        raise NotImplementedError
-
-
-class ForegroundPrediction(Prediction):
-    """Of a network for one foreground.
-
-    logits: float32 (h, w), at the size at which the network took the picture; those above `cut` are foreground.
-    """
-
-    def __init__(self, loaded: Loaded, logits: np.ndarray, cut: float = 0.0, clean_up: CleanUp = NOTHING) -> None:
-        super().__init__(loaded, clean_up)
-        self.has_nan = bool(np.isnan(logits).any())
-        self.logits = logits
-        self.cut = cut
-        self._resized: dict[Size, np.ndarray] = {}
-
-    def logits_at(self, size: Size) -> np.ndarray:
-        """The logits at `size` = (height, width), float32."""
-        if size not in self._resized:
-            self._resized[size] = resize_image(self.logits, size)
-        return self._resized[size]
-
-    def probabilities(self, bits: int) -> Iterable[np.ndarray]:
-        """The map of the foreground."""
-        return [probability_map(self.logits_at(self.size), bits)]
-
-    def _decide(self, size: Size) -> np.ndarray:
-        return (self.logits_at(size) > self.cut).astype(np.uint8)
-
-
-class ClassPrediction(Prediction):
-    """Of a network for C classes: logits float32 (C, h, w), at the size at which the network took the picture."""
-
-    def __init__(self, loaded: Loaded, logits: np.ndarray, clean_up: CleanUp = NOTHING) -> None:
-        super().__init__(loaded, clean_up)
-        self.has_nan = bool(np.isnan(logits).any())
-        self.logits = logits
-        self._lead = np.zeros(0)  # of the mask at the picture's own size, once that is made
-
-    def probabilities(self, bits: int) -> Iterable[np.ndarray]:
-        """The maps of the C classes, one after another."""
         self.decided_at(self.size)  # which leaves the lead
-        return class_probabilities(self.logits, self._lead, bits)
+        return probability_maps(self.logits, self._lead, bits)
 
     def _decide(self, size: Size) -> np.ndarray:
-        classified = classify(self.logits, size)
+        classified = classify(self.logits, size, self.decision.cut)
         if size == self.size:
             self._lead = classified.lead
         return classified.mask
@@ -237,9 +211,10 @@ class BandedPrediction(Prediction):
     says so beforehand, and they are made band by band too: C planes of 8 or 16 bits.
     """
 
-    def __init__(self, loaded: Loaded, num_classes: int, bits: int | None = None, clean_up: CleanUp = NOTHING) -> None:
-        super().__init__(loaded, clean_up)
-        self.has_nan = False
+    def __init__(
+        self, loaded: Loaded, num_classes: int, bits: int | None = None, decision: Decision = Decision()
+    ) -> None:
+        super().__init__(loaded, np.empty((num_classes, 0, 0), np.float32), decision)  # its logits are not kept
         self._decided[self.size] = np.empty(self.size, np.uint8)
         self._bits = bits
         self._maps = []
@@ -253,7 +228,7 @@ class BandedPrediction(Prediction):
         self.has_nan = self.has_nan or bool(np.isnan(logits).any())
         self._decided[self.size][rows] = classified.mask
         if self._bits:
-            for whole, band in zip(self._maps, class_probabilities(logits, classified.lead, self._bits)):
+            for whole, band in zip(self._maps, probability_maps(logits, classified.lead, self._bits)):
                 whole[rows] = band
 
     def probabilities(self, bits: int) -> Iterable[np.ndarray]:
@@ -264,107 +239,57 @@ class BandedPrediction(Prediction):
         return resize_mask(self._decided[self.size], size)
 
 
-@dataclass(frozen=True)
-class Classified:
-    """The class of each pixel, and how sure that is."""
+class Classified(NamedTuple):
+    """The label of each pixel, and how sure that is."""
 
-    mask: np.ndarray  # uint8 (H, W), indices of classes
-    lead: np.ndarray  # float32 (H, W): how far the highest logit lies above that of class 0
+    mask: np.ndarray  # uint8 (H, W)
+    lead: np.ndarray  # float32 (H, W): how far the highest logit lies above that of label 0
 
 
-def classify(logits: np.ndarray, size: Size) -> Classified:
-    """The class with the highest logit in each pixel, at `size`.
+def lead_of(logits: np.ndarray, label: int, size: Size) -> np.ndarray:
+    """How far the logit of a label lies above that of label 0, float32 at `size`.
+
+    logits: float32 (C, h, w); the one channel of a foreground is that already.
+    """
+    plane = logits[0] if len(logits) == 1 else logits[label] - logits[0]
+    return resize_image(plane, size)
+
+
+def classify(logits: np.ndarray, size: Size, cut: float = 0.0) -> Classified:
+    """The label with the highest logit in each pixel, at `size`; of one foreground where its logit is above `cut`.
 
     logits: float32 (C, h, w), of which one plane at a time is enlarged. Each is compared by how far it lies above that
-    of class 0, so that two classes give the mask that one foreground gives with the difference of their logits. Of
+    of label 0, so that two classes give the mask that one foreground gives with the difference of their logits. Of
     equal ones the first wins.
     """
-    mask, lead = np.zeros(size, np.uint8), np.zeros(size, np.float32)  # class 0 leads itself by 0
-    for label in range(1, len(logits)):
-        plane = resize_image(logits[label] - logits[0], size)
+    mask, lead = np.zeros(size, np.uint8), np.full(size, cut, np.float32)  # label 0 leads itself by 0
+    for label in range(1, max(2, len(logits))):
+        plane = lead_of(logits, label, size)
         np.copyto(mask, label, where=plane > lead)
         np.maximum(lead, plane, out=lead)
     return Classified(mask, lead)
 
 
-def probability_map(logits: np.ndarray, bits: int) -> np.ndarray:
-    """The probabilities of logits (sigmoid), as of Prediction.probabilities."""
-    # Beyond 30 a probability of 16 bits is 0 or 1, and exp of float32 would overflow at 88.
-    return _in_bits(_LARGEST[bits] / (1 + np.exp(-logits.clip(-30, 30))), bits)
+def probability_maps(logits: np.ndarray, lead: np.ndarray, bits: int) -> Iterator[np.ndarray]:
+    """The map of the foreground, or of each class, as of Prediction.probabilities: softmax, with label 0 at 0.
 
-
-def class_probabilities(logits: np.ndarray, lead: np.ndarray, bits: int) -> Iterator[np.ndarray]:
-    """The map of each class, as of probability_map: softmax. `lead`: as classify gives it for `logits`."""
+    lead: as classify gives it for `logits`
+    """
 
     def power(label: int) -> np.ndarray:
-        """e to the power of how far below the highest logit that of a class lies."""
-        plane = resize_image(logits[label] - logits[0], lead.shape) if label else np.zeros_like(lead)
-        return np.exp(plane - lead)
+        """e to the power of how far below the highest logit that of a label lies."""
+        return np.exp((lead_of(logits, label, lead.shape) if label else 0) - lead)
 
-    # Twice over the classes, because their planes together would fill memory
-    total = sum(power(label) for label in range(len(logits)))
-    for label in range(len(logits)):
-        yield _in_bits(power(label) * (_LARGEST[bits] / total), bits)
+    # Twice over the labels, because their planes together would fill memory
+    labels = range(max(2, len(logits)))
+    total = sum(map(power, labels))
+    for label in labels[-len(logits) :]:
+        shares = power(label) * (_LARGEST[bits] / total)
+        yield shares if bits == 32 else shares.round().astype(_TYPES[bits])
 
 
 _LARGEST = {8: 255, 16: 65535, 32: 1}  # {bits of a map: the value of probability 1}
 _TYPES: dict[int, type[np.generic]] = {8: np.uint8, 16: np.uint16, 32: np.float32}
-
-
-def _in_bits(values: np.ndarray, bits: int) -> np.ndarray:
-    return values if bits == 32 else values.round().astype(_TYPES[bits])
-
-
-# ---- how logits are decided
-
-
-@dataclass(frozen=True)
-class ForegroundDecision:
-    """One foreground: the pixels whose probability is above `threshold`."""
-
-    threshold: float = 0.5
-    clean_up: CleanUp = NOTHING
-
-    def predict(self, loaded: Loaded, logits: np.ndarray) -> ForegroundPrediction:
-        """The prediction of logits (h, w)."""
-        cut = math.log(self.threshold / (1 - self.threshold))
-        return ForegroundPrediction(loaded, logits, cut, self.clean_up)
-
-    def predict_in_windows(
-        self, loaded: Loaded, runner: Runner, say: OnWindow, bits: int | None = None
-    ) -> ForegroundPrediction:
-        """The prediction of a picture that does not fit into one piece; its logits are kept, as they are one plane."""
-        return self.predict(loaded, runner.logits_in_windows(loaded.image, say))
-
-
-@dataclass(frozen=True)
-class ClassDecision:
-    """Several classes: in each pixel the one with the highest logit."""
-
-    num_classes: int
-    clean_up: CleanUp = NOTHING
-
-    def predict(self, loaded: Loaded, logits: np.ndarray) -> ClassPrediction:
-        """The prediction of logits (C, h, w)."""
-        return ClassPrediction(loaded, logits, self.clean_up)
-
-    def predict_in_windows(
-        self, loaded: Loaded, runner: Runner, say: OnWindow, bits: int | None = None
-    ) -> ClassPrediction | BandedPrediction:
-        """The prediction of a picture that does not fit into one piece.
-
-        At the picture's own size it is decided band by band. Otherwise all logits are needed, to be resized.
-        bits: of the maps of probabilities that will be asked for, if any will
-        """
-        if not loaded.is_at_own_size:
-            return self.predict(loaded, runner.logits_in_windows(loaded.image, say))
-        prediction = BandedPrediction(loaded, self.num_classes, bits, self.clean_up)
-        for top, logits in runner.bands(loaded.image, say):
-            prediction.put(top, logits.cpu().numpy())
-        return prediction
-
-
-Decision = ForegroundDecision | ClassDecision
 
 
 # ---- what is made of predictions
@@ -372,11 +297,18 @@ Decision = ForegroundDecision | ClassDecision
 
 @dataclass
 class Result:
-    """What the outputs have made of one picture."""
+    """What the outputs have made of one picture; before that, the picture on its way to the network."""
 
     picture: Picture
     problems: list[str] = field(default_factory=list)  # in words: what of it could not be read, or not be made
     made: dict[Output, Any] = field(default_factory=dict)  # what each `make` has returned, where it did not fail
+    loaded: Loaded | None = None  # from when it is read until its prediction is made
+    fills_queue: bool = False  # it runs in windows, so no other picture waits beside it
+
+    @property
+    def network_size(self) -> Size | None:
+        """The size at which the network takes it; None where it could not be read."""
+        return self.loaded.network_size if self.loaded else None
 
 
 class Output:
@@ -433,17 +365,15 @@ def predict_pictures(
     ahead, behind = _Queue(capacity), _Queue(capacity)
     bits = next((output.map_bits for output in outputs if output.map_bits), None)
     try:
-        items = _read_ahead(pictures, runner, reader, pool, ahead)
-        for batch in _batches(items, runner, reader.any_size):
+        for batch in _batches(_read_ahead(pictures, runner, reader, pool, ahead), runner, reader.any_size):
             if runner.device.type == "cpu":
                 # The network has a thread for each core: one that is held up by decoding makes the others wait.
                 wait([*ahead.futures, *behind.futures])
-            loaded = [item.loaded for item in batch if item.loaded]
             predictions: list = [None]  # of a picture that was not read, which is alone
-            if loaded:
+            if loaded := [result.loaded for result in batch if result.loaded]:
                 predictions = predict_batch(loaded, runner, decision, say, bits)
-            for item, predict in zip(batch, predictions):
-                behind.put(pool.submit(_make, item, predict, outputs), item.fills_queue)
+            for result, predict in zip(batch, predictions):
+                behind.put(pool.submit(_make, result, predict, outputs), result.fills_queue)
             # Results that are ready are given out at once, and waited for where too many are not.
             while behind.futures and (behind.is_overfull or behind.futures[0].done()):
                 yield behind.get()
@@ -451,21 +381,6 @@ def predict_pictures(
             yield behind.get()
     finally:
         pool.shutdown(cancel_futures=True)  # whatever the reason, what has not begun is not done
-
-
-@dataclass
-class _Item:
-    """A picture on its way to the network: `loaded`, or the `problem` that kept it from being read."""
-
-    picture: Picture
-    fills_queue: bool  # it runs in windows, so no other picture waits beside it
-    loaded: Loaded | None = None
-    problem: str | None = None
-
-    @property
-    def network_size(self) -> Size | None:
-        """The size at which the network takes it; None where it could not be read."""
-        return self.loaded.network_size if self.loaded else None
 
 
 class _Queue:
@@ -501,15 +416,15 @@ class _Queue:
 
 def _read_ahead(
     pictures: Iterable[Picture], runner: Runner, reader: PictureReader, pool: ThreadPoolExecutor, ahead: _Queue
-) -> Iterator[_Item]:
-    """The items of `pictures`, read by the pool while the ones before are in the network."""
+) -> Iterator[Result]:
+    """The Results of `pictures`, read by the pool while the ones before are in the network."""
     for picture in pictures:
-        item = _Item(picture, _runs_in_windows(picture, runner, reader))
+        result = Result(picture, fills_queue=_runs_in_windows(picture, runner, reader))
         ready = []
-        while not ahead.has_room(item.fills_queue):
+        while not ahead.has_room(result.fills_queue):
             ready.append(ahead.get())
         # Only then the network gets those that are ready, so that this one is read meanwhile.
-        ahead.put(pool.submit(_read, item, reader), item.fills_queue)
+        ahead.put(pool.submit(_read, result, reader), result.fills_queue)
         yield from ready
     while ahead.futures:
         yield ahead.get()
@@ -523,23 +438,30 @@ def _runs_in_windows(picture: Picture, runner: Runner, reader: PictureReader) ->
         return False
 
 
-def _read(item: _Item, reader: PictureReader) -> _Item:
-    """Reads a picture, in a thread."""
+@contextmanager
+def _problems_of(result: Result) -> Iterator[None]:
+    """Adds to a result what cannot be done with its picture alone."""
     try:
-        with within_memory(str(item.picture)):
-            item.loaded = reader.read(item.picture)
+        with within_memory(str(result.picture)):
+            yield
     except UserError as mistake:
-        item.problem = str(mistake)
-    return item
+        result.problems.append(str(mistake))
 
 
-def _batches(items: Iterator[_Item], runner: Runner, any_size: bool) -> Iterator[list[_Item]]:
+def _read(result: Result, reader: PictureReader) -> Result:
+    """Reads a picture, in a thread."""
+    with _problems_of(result):
+        result.loaded = reader.read(result.picture)
+    return result
+
+
+def _batches(results: Iterator[Result], runner: Runner, any_size: bool) -> Iterator[list[Result]]:
     """Joins neighbours of one size, for one call of the network.
 
     A picture that could not be read, or runs in windows, is alone. Where pictures are of any size a batch has no more
     pixels than a window, as a picture nearly as large as a window may come any number of times.
     """
-    for size, neighbours in groupby(items, lambda item: item.network_size):
+    for size, neighbours in groupby(results, lambda result: result.network_size):
         most = runner.batch_size
         if size is None or not runner.fits(size):
             most = 1
@@ -563,30 +485,41 @@ def predict_batch(
     """
     first = pictures[0]
     if not runner.fits(first.network_size):
-        prediction = decision.predict_in_windows(first, runner, say, bits)
+        prediction = _predict_in_windows(first, runner, decision, say, bits)
         return [lambda: prediction]
     fetch = runner.logits(np.stack([loaded.image for loaded in pictures]))
 
     def predict(index: int) -> Prediction:
-        return decision.predict(pictures[index], fetch(index))
+        return Prediction(pictures[index], fetch(index), decision)
 
     return [partial(predict, index) for index in range(len(pictures))]
 
 
-def _make(item: _Item, predict: Callable[[], Prediction] | None, outputs: Sequence[Output]) -> Result:
+def _predict_in_windows(
+    loaded: Loaded, runner: Runner, decision: Decision, say: OnWindow, bits: int | None
+) -> Prediction:
+    """The prediction of a picture that does not fit into one piece.
+
+    Of one foreground all logits are kept, as they are one plane; of classes only where they must be resized.
+    """
+    if runner.channels == 1 or not loaded.is_at_own_size:
+        return Prediction(loaded, runner.logits_in_windows(loaded.image, say), decision)
+    prediction = BandedPrediction(loaded, runner.channels, bits, decision)
+    for top, logits in runner.bands(loaded.image, say):
+        prediction.put(top, logits.cpu().numpy())
+    return prediction
+
+
+def _make(result: Result, predict: Callable[[], Prediction] | None, outputs: Sequence[Output]) -> Result:
     """Lets the outputs work on one picture, in a thread; a problem of one of them does not stop the others."""
-    result = Result(item.picture)
+    result.loaded = None
     if predict is None:
-        result.problems.append(item.problem or "")
         return result
     prediction = predict()
     if prediction.problem:
         result.problems.append(prediction.problem)
         return result
     for output in outputs:
-        try:
-            with within_memory(str(item.picture)):
-                result.made[output] = output.make(prediction)
-        except UserError as mistake:
-            result.problems.append(str(mistake))
+        with _problems_of(result):
+            result.made[output] = output.make(prediction)
     return result

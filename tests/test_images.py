@@ -36,7 +36,7 @@ from parts.images import (
 )
 from parts.inference import Runner
 from parts.names import find_pictures
-from parts.predictions import ForegroundDecision, Output, PictureReader, predict_pictures
+from parts.predictions import Decision, Output, PictureReader, predict_pictures
 
 H, W = 24, 36
 
@@ -787,7 +787,7 @@ def test_a_picture_that_does_not_fit_into_memory_fails_alone(tmp_path, monkeypat
 
     def run_network(outputs=()):
         runner, reader = Runner(network, torch.device("cpu")), PictureReader(None)
-        results = list(predict_pictures(wanted, runner, reader, ForegroundDecision(), outputs, threads=2))
+        results = list(predict_pictures(wanted, runner, reader, Decision(), outputs, threads=2))
         return [result.problems for result in results]
 
     words = "img_000.png: does not fit into memory"

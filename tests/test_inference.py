@@ -50,10 +50,9 @@ def classes(network):
 
 
 def alone(network, image):
-    """The network as it is, on one picture: (H, W), or (C, H, W) of several channels."""
+    """The network as it is, on one picture: (C, H, W)."""
     with torch.no_grad():
-        logits = network(torch.from_numpy(image).permute(2, 0, 1)[None] / 255)[0].numpy()
-    return logits if len(logits) > 1 else logits[0]
+        return network(torch.from_numpy(image).permute(2, 0, 1)[None] / 255)[0].numpy()
 
 
 # ---- one picture
@@ -67,7 +66,7 @@ def test_windows_give_the_whole_pictures_mask(network, size):
     told = []
     whole = runner.logits(image[None])(0)
     windows = runner.logits_in_windows(image, lambda number, total: told.append((number, total)))
-    assert windows.shape == size and windows.dtype == np.float32
+    assert windows.shape == (1, *size) and windows.dtype == np.float32
     assert ((windows > 0) != (whole > 0)).mean() < 1e-4
     assert np.abs(windows - whole).max() < 1e-3
     assert len(told) > 1 and told == [(number + 1, len(told)) for number in range(len(told))]
@@ -96,7 +95,7 @@ def test_nothing_beyond_its_reach_changes_a_logit(network):
     reach = network.reach
     other = image.copy()
     other[:, 50:] = 255 - other[:, 50:]
-    apart = np.abs(runner.logits(image[None])(0) - runner.logits(other[None])(0)).max(axis=0)
+    apart = np.abs(runner.logits(image[None])(0) - runner.logits(other[None])(0)).max(axis=(0, 1))
     assert (apart[: 50 - reach] == 0).all() and apart[50 - 8 : 50].max() > 0
 
 
@@ -160,11 +159,11 @@ def test_bands_are_the_windows_logits_and_a_strip_is_all_that_is_kept(request, s
     assert end == size[0] and (bands == runner.logits_in_windows(image)).all()
 
 
-@pytest.mark.parametrize("mirrors, axes", [("h", 1), ("v", 0), ("hv", (0, 1))])
+@pytest.mark.parametrize("mirrors, axes", [("h", 1), ("v", 0), ("hv", (0, 1))])  # of the image
 def test_mirrored_runs_make_the_mask_blind_to_mirroring(network, mirrors, axes):
     image = blobs(96, 128)
     runner, plain = Runner(network, CPU, mirrors=mirrors), Runner(network, CPU)
     turned = np.ascontiguousarray(np.flip(image, axes))
-    first, second = runner.logits(image[None])(0), np.flip(runner.logits(turned[None])(0), axes)
+    first, second = runner.logits(image[None])(0)[0], np.flip(runner.logits(turned[None])(0)[0], axes)
     assert np.allclose(first, second, atol=1e-4)
-    assert not np.allclose(plain.logits(image[None])(0), first, atol=1e-2)
+    assert not np.allclose(plain.logits(image[None])(0)[0], first, atol=1e-2)

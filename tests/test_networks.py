@@ -107,7 +107,7 @@ def test_what_is_scored_is_what_is_predicted(encoder, size):
     exported = torch.cat([program(image[None] / 255) for image in images])[:, 0] > 0
     runner = make_runner(copy.deepcopy(network), "cpu", "float32")
     fetch = runner.logits(images.permute(0, 2, 3, 1).numpy())
-    predicted = np.stack([fetch(index) > 0 for index in range(4)])
+    predicted = np.stack([fetch(index)[0] > 0 for index in range(4)])
     assert 0.01 < scored.mean() < 0.99, "something is to be told apart"
     assert (scored == predicted).all() and (scored == whole).all() and (scored == exported.numpy()).all()
 

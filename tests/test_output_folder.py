@@ -40,8 +40,8 @@ def test_files_of_one_checkpoint_and_of_equal_settings_gather(photos, call, out)
     call(photos / "sub")
     call(photos / "grey.png", *WAYS)
     assert names_in(out) == before | {"b.c.png", "grey.png", "overlays/grey.jpg", "probabilities/grey.png"}
-    sources = listed(out)["sources"]
-    assert set(sources["files"]) == set(sources["stamps"]) == names_in(out)
+    files = listed(out)["sources"]["files"]
+    assert set(files) == names_in(out) and all(state for _, _, state in files.values())
 
 
 def test_files_of_another_checkpoint_or_picture_are_removed_before_new_ones_are_written(
@@ -113,7 +113,9 @@ def test_a_run_that_was_killed_leaves_a_list_of_what_it_was_to_write(photos, cal
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(predict.Predictor, "run", stop)
         call(photos / "a.jpg", photos / "grey.png", "--checkpoint", changed(epoch=8))
-    assert names_in(out) == set() and set(state[0]["files"]) == {"a.png", "grey.png"} and not state[0]["stamps"]
+    (files,) = (sources["files"] for sources in state)
+    assert names_in(out) == set() and set(files) == {"a.png", "grey.png"}
+    assert not any(stamp for _, _, stamp in files.values())
     stored = listed(out)
     save(out / "a.png", blobs(9, 9))  # as if it had been written before it was killed
     (out / ".predicted.json").write_text(json.dumps(stored | {"sources": state[0]}))
@@ -124,7 +126,8 @@ def test_a_run_that_was_killed_leaves_a_list_of_what_it_was_to_write(photos, cal
 JUNK = [
     *(b"", b"[" * 100_000, b"\xff\xfe\0", b"[1]", b"{}", b'{"version": 1}'),
     b'{"version": 1, "settings": 3, "sources": 4}',
-    b'{"version": 1, "settings": {}, "sources": {"files": [[1, 2]], "stamps": {"a.png": 3}}}',
+    b'{"version": 2, "settings": {}, "sources": {"files": {"a.png": 3}}}',
+    b'{"version": 2, "settings": {}, "sources": {"files": {"a.png": [[1], {}, {"x": 1}]}}}',
 ]
 
 
@@ -146,7 +149,7 @@ def test_a_list_that_came_from_elsewhere_is_believed_within_the_folder_alone(pho
         "..",
         ".",
     )
-    stored["sources"]["files"] |= dict.fromkeys(names, [])
+    stored["sources"]["files"] |= dict.fromkeys(names, ["", "", None])
     (out / ".predicted.json").write_text(json.dumps(stored))
     call(photos / "a.jpg", "--checkpoint", changed(epoch=8))
     assert all(path.read_text() == "mine" for path in (*outside, out / "notes.txt"))

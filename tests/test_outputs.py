@@ -19,7 +19,7 @@ from parts.mask_rules import find_mask_rule
 from parts.masks import IGNORED, MaskRule, encode_mask, read_mask
 from parts.names import Picture
 from parts.outputs import (
-    ForegroundScores,
+    PictureScores,
     Submission,
     Threshold,
     Truths,
@@ -229,7 +229,7 @@ def test_rows_are_written_as_they_come_and_appear_when_complete(tmp_path, capsys
 
 
 def test_scores_worked_out_by_hand(tmp_path):
-    scores = ForegroundScores(tmp_path, Truths(), MaskRule())
+    scores = PictureScores(tmp_path, Truths(), MaskRule())
     for name, counts in dict(perfect=(8, 8, 8), half=(2, 4, 8), missed=(0, 0, 8), empty=(0, 0, 0)).items():
         both, predicted, true = counts
         confusion = np.array([[20 - predicted - true + both, predicted - both], [true - both, both]])
@@ -237,7 +237,7 @@ def test_scores_worked_out_by_hand(tmp_path):
         made = np.concatenate([overlap_of(torch.from_numpy(confusion[None]))[0].numpy(), edges])
         scores.take(Result(picture_of(name), made={scores: (made[None], confusion[None])}))
     scores.finish()
-    assert scores.dice.tolist() == [1, 2 * 2 / 12, 0, 1] and scores.iou.tolist() == [1, 2 / 10, 0, 1]
+    assert scores.scores.per_image == [1, 2 * 2 / 12, 0, 1]
     rows = scores_in(tmp_path)
     assert rows["half.jpg"] == dict(
         image="half.jpg", dice="0.333333", iou="0.200000", pixels_in_both="2", predicted_pixels="4", true_pixels="8",

@@ -16,15 +16,13 @@ from parts.inference import Runner, make_runner
 from parts.names import Picture
 from parts.predictions import (
     BandedPrediction,
-    ClassDecision,
-    ForegroundDecision,
+    Decision,
     Loaded,
     Output,
     PictureReader,
-    class_probabilities,
     classify,
     predict_pictures,
-    probability_map,
+    probability_maps,
 )
 from unet import UNet
 
@@ -78,7 +76,7 @@ def test_order_and_results_do_not_depend_on_batches_and_threads(network, batch_s
             reader.pictures,
             Runner(network, CPU, window=100, batch_size=batch_size),
             reader,
-            ForegroundDecision(),
+            Decision(),
             [kept],
             threads=threads,
             say=lambda window, windows: told.append(window),
@@ -106,9 +104,7 @@ def test_a_problem_of_one_output_does_not_keep_the_others_from_the_picture(netwo
             return int(prediction.mask.sum())
 
     reader, failing, last = Drawn([(40, 60)] * 3), Fails(), Last()
-    results = predict_pictures(
-        reader.pictures, Runner(network, CPU), reader, ForegroundDecision(), [failing, last], threads=2
-    )
+    results = predict_pictures(reader.pictures, Runner(network, CPU), reader, Decision(), [failing, last], threads=2)
     problems = []
     for result in results:
         assert isinstance(result.made[last], int) and (failing in result.made) == (not result.problems)
@@ -124,7 +120,7 @@ def test_an_output_that_is_not_a_number_is_told(network):
     for sizes in ([(40, 60)], [(150, 130)]):
         reader = Drawn(sizes)
         (result,) = predict_pictures(
-            reader.pictures, Broken(network, CPU, window=100), reader, ForegroundDecision(), [Logits()], threads=1
+            reader.pictures, Broken(network, CPU, window=100), reader, Decision(), [Logits()], threads=1
         )
         assert "0: the network's output is not a number" in result.problems[0] and not result.made
 
@@ -142,7 +138,7 @@ def test_classes_of_a_picture_in_windows_are_decided_band_by_band(classes_networ
 
     reader, output = Drawn([(40, 60), (150, 130)], [(40, 60), own_size]), Kind()
     small, large = predict_pictures(
-        reader.pictures, Runner(classes_network, CPU, window=100), reader, ClassDecision(4), [output], threads=1
+        reader.pictures, Runner(classes_network, CPU, window=100), reader, Decision(), [output], threads=1
     )
     kinds = [result.made[output][0] for result in (small, large)]
     assert kinds[0] is not BandedPrediction and (kinds[1] is BandedPrediction) == (kind is BandedPrediction)
@@ -166,7 +162,7 @@ def test_batches_hold_what_they_may(network, monkeypatch):
             Drawn([(32, 64)] * 7, any_size=any_size),
             Runner(network, CPU, window=64, batch_size=batch_size),
         )
-        list(predict_pictures(reader.pictures, runner, reader, ForegroundDecision(), [], threads=2))
+        list(predict_pictures(reader.pictures, runner, reader, Decision(), [], threads=2))
         assert [shape[0] for shape in shapes] == sizes
 
 
@@ -182,7 +178,7 @@ def test_few_pictures_wait_and_of_those_in_windows_one(network, monkeypatch, siz
 
     monkeypatch.setattr(Runner, "_run", run)
     runner = Runner(network, CPU, window=100)
-    for result in predict_pictures(reader.pictures, runner, reader, ForegroundDecision(), [Logits()], threads=4):
+    for result in predict_pictures(reader.pictures, runner, reader, Decision(), [Logits()], threads=4):
         taken.append(int(result.picture.name.name))
     assert taken == list(range(30)) and max(waiting) <= 2 * most + 1
 
@@ -205,7 +201,7 @@ def test_what_an_output_raises_is_raised_and_what_has_not_begun_is_not_done(netw
         made.clear()
         reader = Drawn([(32, 32)] * 30, any_size=False)
         runner = Runner(network, CPU, batch_size=30)
-        return predict_pictures(reader.pictures, runner, reader, ForegroundDecision(), [Slow(fails)], threads=1)
+        return predict_pictures(reader.pictures, runner, reader, Decision(), [Slow(fails)], threads=1)
 
     before = threading.active_count()
     with pytest.raises(OSError, match="the disk is full"):
@@ -228,8 +224,10 @@ def test_two_classes_are_decided_as_one_foreground_is():
         decided = classify(logits, size)
         lead = resize_image(logits[1] - logits[0], size)
         assert (decided.mask == (lead > 0)).all() and decided.mask.any() and not decided.mask.all()
-        _, foreground = class_probabilities(logits, decided.lead, 8)
-        assert np.abs(foreground.astype(int) - probability_map(lead, 8)).max() <= 1
+        _, foreground = probability_maps(logits, decided.lead, 8)
+        (alone,) = probability_maps((logits[1] - logits[0])[None], decided.lead, 8)
+        sigmoid = 255 / (1 + np.exp(-lead.astype(float)))
+        assert (foreground == alone).all() and np.abs(foreground - sigmoid).max() < 0.51
 
 
 def test_probabilities_of_classes_are_softmax():
@@ -237,7 +235,7 @@ def test_probabilities_of_classes_are_softmax():
     for bits, size in ((8, (30, 40)), (16, (77, 91)), (16, (13, 50))):
         decided = classify(logits, size)
         planes = torch.from_numpy(np.stack([resize_image(plane, size) for plane in logits])).double()
-        maps = np.stack(list(class_probabilities(logits, decided.lead, bits)))
+        maps = np.stack(list(probability_maps(logits, decided.lead, bits)))
         most = 2**bits - 1
         assert maps.dtype == (np.uint8 if bits == 8 else np.uint16) and maps.max() == most
         assert np.abs(maps - planes.softmax(0).numpy() * most).max() < 0.5 + 1e-4 * most
