@@ -56,15 +56,7 @@ from parts.outputs import (
     UniformMasks,
     WorstSheet,
 )
-from parts.predictions import (
-    Decision,
-    Output,
-    PictureReader,
-    Prediction,
-    Size,
-    predict_batch,
-    predict_pictures,
-)
+from parts.predictions import Decision, Output, PictureReader, Prediction, Size, predict_batch, predict_pictures
 from parts.recipe import PRECISIONS
 from parts.rules import any_value, either, file_path, file_paths, number, one_of, optional, part, sizes, whole
 from parts.spec import DataSpec

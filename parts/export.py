@@ -8,7 +8,6 @@ import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,18 +24,11 @@ _READ = {  # the metadata of an exported file, in Python
     ".pt2": 'torch.export.load(path, extra_files=(metadata := dict.fromkeys({names}, ""))), metadata',
 }
 _AXES = {0: "batch", 2: "height", 3: "width"}  # of images and logits, those that may be free
+_RUNTIMES = {".onnx": "onnxruntime", ".pt2": "the exported program"}
 _TOLERANCE = 1e-3  # of an exported network's float32 logits: another runtime sums in another order
-_SIDE = (
-    32  # pixels; below twice as many the feature maps of many networks are one pixel, for which exporters fix a size
-)
+_SIDE = 32  # pixels; of less than two sides many networks make maps of one pixel, for which exporters fix a size
 
-
-@dataclass(frozen=True)
-class _Exported:
-    """An exported network, read back from its file."""
-
-    run: Callable[[torch.Tensor], torch.Tensor]  # images (N, channels, H, W) -> logits
-    runtime: str  # what runs it, in words
+_Run = Callable[[torch.Tensor], torch.Tensor]  # an exported network, read back: images (N, channels, H, W) -> logits
 
 
 def export(
@@ -58,8 +50,9 @@ def export(
         file = Path(folder, "network" + path.suffix)
         extra = {name: json.dumps(value) for name, value in metadata.items()}
         with _told_in_words(path, size):
-            exported = _EXPORTERS[path.suffix](network, file, example, extra, _free_axes(size))
-            worst = max(float((exported.run(images) - network(images)).abs().max()) for images in trials)
+            axes = {axis: name for axis, name in _AXES.items() if size is None or axis == 0}
+            run = _EXPORTERS[path.suffix](network, file, example, extra, axes)
+            worst = max(float((run(images) - network(images)).abs().max()) for images in trials)
         if not worst <= _TOLERANCE:  # nor where it is not a number
             raise UserError(f"{path}: its outputs are up to {worst:.2g} off PyTorch's, so it was not written.")
         content = file.read_bytes()
@@ -69,7 +62,7 @@ def export(
         sides, sizes = f"{size[0]}, {size[1]}", "any N"
     told = (
         f"{path}: {len(content) / 1e6:.1f} MB; images float32 (N, {network.in_channels}, {sides}) in [0, 1] -> logits "
-        f"(N, {network.out_channels}, {sides}), {sizes}. In {len(trials)} trials {exported.runtime} differs from "
+        f"(N, {network.out_channels}, {sides}), {sizes}. In {len(trials)} trials {_RUNTIMES[path.suffix]} differs from "
         f"PyTorch by {worst:.1e} at most."
     )
     if names := metadata.get("classes"):
@@ -115,51 +108,27 @@ def _told_in_words(path: Path, size: tuple[int, int] | None) -> Iterator[None]:
         ) from error
 
 
-def _free_axes(size: tuple[int, int] | None) -> dict[int, str]:
-    """The axes of `images` that may differ, by name."""
-    return {axis: name for axis, name in _AXES.items() if size is None or axis == 0}
-
-
-def _to_pt2(
-    network: nn.Module, file: Path, example: torch.Tensor, extra: dict[str, str], axes: dict[int, str]
-) -> _Exported:
+def _to_pt2(network: nn.Module, file: Path, example: torch.Tensor, extra: dict[str, str], axes: dict[int, str]) -> _Run:
     program = torch.export.export(network, (example,), dynamic_shapes=(dict.fromkeys(axes, Dim.DYNAMIC),))
     torch.export.save(program, file, extra_files=extra)
-    return _Exported(torch.export.load(file).module(), "the exported program")
+    return torch.export.load(file).module()
 
 
 def _to_onnx(
     network: nn.Module, file: Path, example: torch.Tensor, extra: dict[str, str], axes: dict[int, str]
-) -> _Exported:
-    absent = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
+) -> _Run:
+    absent = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
     if absent:
-        raise UserError(
-            f"EXPORT to .onnx needs {' and '.join(absent)}: pip install {' '.join(absent)} onnxruntime. A .pt2 needs "
-            "nothing more."
-        )
-    program = torch.onnx.export(
-        network,
-        (example,),
-        dynamo=True,
-        dynamic_shapes=(axes,),
-        verbose=False,
-        input_names=["images"],
-        output_names=["logits"],
-    )
+        packages = " ".join(absent)
+        raise UserError(f"EXPORT to .onnx needs more: pip install {packages}. A .pt2 needs nothing more.")
+    names: dict[str, Any] = dict(input_names=["images"], output_names=["logits"])
+    program = torch.onnx.export(network, (example,), dynamo=True, dynamic_shapes=(axes,), verbose=False, **names)
     assert program is not None  # as it is with dynamo=True
     program.model.metadata_props.update(extra)
     program.save(file)
-    if importlib.util.find_spec("onnxruntime"):
-        runtime = importlib.import_module("onnxruntime")
-        session, name = runtime.InferenceSession(file, providers=["CPUExecutionProvider"]), "onnxruntime"
-    else:
-        reference = importlib.import_module("onnx.reference")
-        session, name = reference.ReferenceEvaluator(str(file)), "onnx's reference"
-
-    def run(images: torch.Tensor) -> torch.Tensor:
-        return torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
-
-    return _Exported(run, name)
+    runtime = importlib.import_module("onnxruntime")
+    session = runtime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
 
 
 _EXPORTERS = {".pt2": _to_pt2, ".onnx": _to_onnx}

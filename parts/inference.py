@@ -288,15 +288,9 @@ class Runner:
         total = torch.zeros((), device=self.device)
         for axes in copies:
             with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None):
-                logits = network(_mirrored(batch, axes))
-            total = total + _mirrored(logits, axes).float()
+                logits = network(batch.flip(axes))
+            total = total + logits.flip(axes).float()
         return total / len(copies)
-
-
-def _mirrored(tensor: torch.Tensor, axes: tuple[int, ...]) -> torch.Tensor:
-    if not axes:  # flipping along no axis would copy it
-        return tensor
-    return tensor.flip(axes)
 
 
 # ---- batches as the loaders give them

@@ -303,7 +303,7 @@ class Result:
     problems: list[str] = field(default_factory=list)  # in words: what of it could not be read, or not be made
     made: dict[Output, Any] = field(default_factory=dict)  # what each `make` has returned, where it did not fail
     loaded: Loaded | None = None  # from when it is read until its prediction is made
-    fills_queue: bool = False  # it runs in windows, so no other picture waits beside it
+    weight: int = 1  # pictures that it counts as where they wait; all that may, if it runs in windows
 
     @property
     def network_size(self) -> Size | None:
@@ -373,7 +373,7 @@ def predict_pictures(
             if loaded := [result.loaded for result in batch if result.loaded]:
                 predictions = predict_batch(loaded, runner, decision, say, bits)
             for result, predict in zip(batch, predictions):
-                behind.put(pool.submit(_make, result, predict, outputs), result.fills_queue)
+                behind.put(pool.submit(_make, result, predict, outputs), result.weight)
             # Results that are ready are given out at once, and waited for where too many are not.
             while behind.futures and (behind.is_overfull or behind.futures[0].done()):
                 yield behind.get()
@@ -384,34 +384,31 @@ def predict_pictures(
 
 
 class _Queue:
-    """Futures in order, of at most `capacity` pictures; a picture that runs in windows counts as that many."""
+    """Futures of pictures in order, of at most `capacity` by their weights."""
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self.futures: deque[Future] = deque()
-        self._counts: deque[int] = deque()
+        self._weights: deque[int] = deque()
 
-    def has_room(self, fills_queue: bool) -> bool:
+    def has_room(self, weight: int) -> bool:
         """Whether another picture may be put in; an empty queue takes any."""
-        return not self.futures or sum(self._counts) + self._count(fills_queue) <= self.capacity
+        return not self.futures or sum(self._weights) + weight <= self.capacity
 
     @property
     def is_overfull(self) -> bool:
         """Whether the first result has to be taken before anything else is done."""
-        return len(self.futures) > 1 and sum(self._counts) > self.capacity
+        return len(self.futures) > 1 and sum(self._weights) > self.capacity
 
-    def put(self, future: Future, fills_queue: bool) -> None:
+    def put(self, future: Future, weight: int) -> None:
         """Appends a picture's future."""
         self.futures.append(future)
-        self._counts.append(self._count(fills_queue))
+        self._weights.append(weight)
 
     def get(self) -> Any:
         """The result of the first one, once it is there."""
-        self._counts.popleft()
+        self._weights.popleft()
         return self.futures.popleft().result()
-
-    def _count(self, fills_queue: bool) -> int:
-        return self.capacity if fills_queue else 1
 
 
 def _read_ahead(
@@ -419,12 +416,12 @@ def _read_ahead(
 ) -> Iterator[Result]:
     """The Results of `pictures`, read by the pool while the ones before are in the network."""
     for picture in pictures:
-        result = Result(picture, fills_queue=_runs_in_windows(picture, runner, reader))
+        result = Result(picture, weight=ahead.capacity if _runs_in_windows(picture, runner, reader) else 1)
         ready = []
-        while not ahead.has_room(result.fills_queue):
+        while not ahead.has_room(result.weight):
             ready.append(ahead.get())
         # Only then the network gets those that are ready, so that this one is read meanwhile.
-        ahead.put(pool.submit(_read, result, reader), result.fills_queue)
+        ahead.put(pool.submit(_read, result, reader), result.weight)
         yield from ready
     while ahead.futures:
         yield ahead.get()

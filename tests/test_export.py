@@ -121,6 +121,7 @@ def test_the_lines_of_the_readme_give_the_mask(checkpoint, call, tmp_path, monke
 def test_onnx_is_compared_or_its_packages_are_named(call, network, tmp_path):
     try:
         import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError:
         with pytest.raises(UserError, match="pip install onnx"):
