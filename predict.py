@@ -20,6 +20,7 @@ if __name__ == "__main__":  # Ctrl-C while torch is loaded, which takes seconds,
 
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path, PurePath
 from types import SimpleNamespace
@@ -45,6 +46,7 @@ from parts.networks import Network
 from parts.options import settings_of
 from parts.output_folder import OutputFolder, Planned, plan_files, refuse_doubles
 from parts.outputs import (
+    Disagreement,
     Failures,
     Masks,
     Overlays,
@@ -67,6 +69,7 @@ OUTPUT_DIR = "predictions"  # where the masks go
 SAVE_MASKS = True  # write them; off where the scores or the submission are all that is wanted
 OVERLAYS = False  # also OUTPUT_DIR/overlays/name.jpg: the image with its mask laid over it
 PROBABILITIES: int | None = None  # also OUTPUT_DIR/probabilities/name.png, of 8 or 16 bits; name_CLASS.png of each
+DISAGREEMENT = False  # also OUTPUT_DIR/disagreement/name.png: black where several CHECKPOINTs agree, white where not
 THRESHOLD: float | str = 0.5  # foreground is what is more probable; "auto": the best for MASKS, by Dice
 LARGEST = False  # of the foreground, or of each class, keep the largest connected area alone
 MIN_PIXELS = 0  # remove areas of fewer pixels, of the foreground or of a class
@@ -107,6 +110,7 @@ _RULES = dict(
     PRECISION=one_of("auto", *PRECISIONS),
 )
 _INPUTS = [("inputs", dict(nargs="*", default=[], metavar="INPUT", help="image files and folders"))]
+_FILES_OF_EACH = ("SAVE_MASKS", "OVERLAYS", "PROBABILITIES", "DISAGREEMENT")  # each: a file of a picture in OUTPUT_DIR
 _ARTICLE_SIZE = (320, 480)  # of the checkpoints that do not tell their size, such as the article's
 
 
@@ -118,8 +122,9 @@ def check(s: SimpleNamespace) -> None:
     DataSpec(
         foreground=s.MASK_FOREGROUND, ignore=s.MASK_IGNORE, image_name=s.IMAGE_NAME, mask_name=s.MASK_NAME
     )  # checks them
-    kept = s.SAVE_MASKS or s.OVERLAYS or s.PROBABILITIES or s.MASKS or s.SUBMISSION
+    kept = any(getattr(s, name) for name in ("SUBMISSION", "MASKS", *_FILES_OF_EACH))
     for is_wrong, problem in (
+        (s.DISAGREEMENT and len(s.CHECKPOINT) == 1, "DISAGREEMENT is that of several networks: give more CHECKPOINTs."),
         (s.THRESHOLD == "auto" and not s.MASKS, 'THRESHOLD = "auto" needs MASKS to choose it by.'),
         (s.EXPORT and len(s.CHECKPOINT) > 1, "EXPORT writes one network: give one CHECKPOINT."),
         (s.EXPORT and s.inputs, "EXPORT writes the network and takes no images; run it without them."),
@@ -156,23 +161,21 @@ def take_inputs_back(s: SimpleNamespace) -> None:
 
 def load_networks(s: SimpleNamespace) -> tuple[list[Network], dict[str, Any]]:
     """The networks of all checkpoints, and the checkpoint of the first. UserError: they cannot be averaged."""
-    networks, checkpoints, traits = [], [], []
+    networks, checkpoints = [], []
+    expected: dict[str, Any] = {}  # of the first
     for path in s.CHECKPOINT:
         network, checkpoint = load_network(path, s.NETWORK)
         networks.append(network)
         checkpoints.append(checkpoint)
         rule = rule_of_network(network, checkpoint)
-        traits.append(
-            {
-                "classes (CLASSES)": (rule.names, rule.classes, rule.kind, rule.colours),
-                "channels (CHANNELS)": network.in_channels,
-                "ranges of values (IMAGE_RANGE)": checkpoint.get("image_range"),
-                "sizes of images (IMAGE_SIZE gives all of them one)": network_size(s.IMAGE_SIZE, checkpoint),
-            }
-        )
-    for path, others in zip(s.CHECKPOINT, traits):
-        differing = [name for name, value in others.items() if value != traits[0][name]]
-        if differing:
+        traits = {
+            "classes (CLASSES)": (rule.names, rule.classes, rule.kind, rule.colours),
+            "channels (CHANNELS)": network.in_channels,
+            "ranges of values (IMAGE_RANGE)": checkpoint.get("image_range"),
+            "sizes of images (IMAGE_SIZE gives all of them one)": network_size(s.IMAGE_SIZE, checkpoint),
+        }
+        expected = expected or traits
+        if differing := [name for name, value in traits.items() if value != expected[name]]:
             raise UserError(
                 f"{s.CHECKPOINT[0]} and {path} have other {', '.join(differing)}, so their probabilities are not "
                 "averaged. Give checkpoints that were trained on the same data."
@@ -229,7 +232,7 @@ class Predictor:
             refuse_for_classes(settings, self.mask_rule.names)
         clean_up = CleanUp(settings.LARGEST, settings.MIN_PIXELS, settings.FILL_HOLES, self._background())
         threshold = 0.5 if settings.THRESHOLD == "auto" else settings.THRESHOLD
-        self.decision = Decision(threshold, clean_up)
+        self.decision = Decision(self.networks[0].out_channels, threshold, clean_up)
 
     def _background(self) -> int | None:
         """The label that is background: of classes that of the value 0, or of black, if there is one."""
@@ -248,6 +251,12 @@ class Predictor:
         """The probabilities at a picture's own size, float32: of foreground (H, W), of classes (C, H, W)."""
         first, *others = self._predict(picture, page, bits=32).probabilities(32)
         return np.stack([first, *others]) if others else first
+
+    def disagreement(self, picture: str | Path | np.ndarray, page: int = 0) -> np.ndarray:
+        """How far apart the probabilities of several networks are, float32 (H, W) of 0 ... 1; see DISAGREEMENT."""
+        if len(self.networks) == 1:
+            raise UserError("Predictor has one network, which agrees with itself: give it several checkpoints.")
+        return self._predict(picture, page).disagreement
 
     def _predict(self, picture: str | Path | np.ndarray, page: int, bits: int | None = None) -> Prediction:
         if isinstance(picture, np.ndarray):
@@ -394,6 +403,8 @@ def choose_outputs(
         outputs.append(Overlays(folder / "overlays", mask_rule))
     if s.PROBABILITIES:
         outputs.append(Probabilities(folder / "probabilities", mask_rule, s.PROBABILITIES))
+    if s.DISAGREEMENT:
+        outputs.append(Disagreement(folder / "disagreement"))
     outputs += [UniformMasks(mask_rule), scores]
     if s.SUBMISSION:
         outputs.append(Submission(s.SUBMISSION, missing, s.SUBMISSION_ORDER))
@@ -414,13 +425,13 @@ def choose_threshold(predictor: Predictor, truths: Truths) -> None:
     """Runs a network for one foreground over the pictures with true masks, to find the THRESHOLD that "auto" is."""
     choice = ThresholdChoice(truths)
     predictor.run(list(truths.pairs), [choice], "threshold")
-    predictor.decision = Decision(choice.best(), predictor.decision.clean_up)
+    predictor.decision = replace(predictor.decision, threshold=choice.best())
 
 
 def report_done(s: SimpleNamespace, wanted: Sequence[Picture], failed: int, reader: PictureReader) -> None:
     """Says how many pictures are done, and what the network has not seen of some of them, or should not have seen."""
     places = []
-    if s.SAVE_MASKS or s.OVERLAYS or s.PROBABILITIES:
+    if any(getattr(s, name) for name in _FILES_OF_EACH):
         places.append(s.OUTPUT_DIR)
     if s.SUBMISSION:
         places.append(s.SUBMISSION)

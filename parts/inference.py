@@ -89,6 +89,15 @@ def mean_of_probabilities(logits: torch.Tensor) -> torch.Tensor:
     return logsigmoid(logits).logsumexp(0) - logsigmoid(-logits).logsumexp(0)
 
 
+def disagreement_of(logits: torch.Tensor) -> torch.Tensor:
+    """How far apart M networks' probabilities are, 0 ... 1: (..., 1, H, W) of their logits (M, ..., C, H, W).
+
+    The largest probability of the foreground less the smallest one; of classes that of the class where it is most.
+    """
+    probabilities = logits.softmax(-3) if logits.shape[-3] > 1 else logits.sigmoid()
+    return (probabilities.amax(0) - probabilities.amin(0)).amax(-3, keepdim=True)
+
+
 # ---- windows
 
 
@@ -126,7 +135,7 @@ class Band(NamedTuple):
     """Some rows of a picture's logits."""
 
     top: int  # the first row
-    logits: torch.Tensor  # float32 (C, h, W)
+    logits: torch.Tensor  # float32 (C, h, W), as of Runner
 
 
 @dataclass
@@ -140,7 +149,7 @@ class Runner:
     overlap: pixels that neighbouring windows share, at most half a window; None: what makes the seams of this network
         vanish. Window and overlap are rounded up to multiples of the stride.
 
-    Logits are float32 (C, H, W) of a network of C `channels`.
+    Logits are float32 (C, H, W) of a network of C `channels`. Of several networks one plane follows: disagreement_of.
     """
 
     network: Network
@@ -155,6 +164,7 @@ class Runner:
     def __post_init__(self) -> None:
         self.channels = self.network.out_channels
         self.networks = (self.network, *self.others)
+        self.planes = self.channels + (len(self.networks) > 1)
         self.stride = math.lcm(*(network.stride for network in self.networks))
         self.window = max(self._rounded_up(self.window), 2 * self.stride)
 
@@ -181,7 +191,7 @@ class Runner:
         Returns a function that gives picture number i its logits. It waits for a GPU only when it is called, so that
         the next batch can be prepared meanwhile.
         """
-        logits = mean_of_probabilities(self._run(images))
+        logits = self._joined(self._run(images))
         arrived = None
         if self.device.type == "cuda":
             # From pinned memory on, the copy runs beside the next batch; the event tells when it is there.
@@ -201,7 +211,7 @@ class Runner:
 
     def logits_in_windows(self, image: np.ndarray, say: OnWindow = say_nothing) -> np.ndarray:
         """The logits of one picture uint8 (H, W, C) of any size, window by window."""
-        logits = np.empty((self.channels, *image.shape[:2]), np.float32)
+        logits = np.empty((self.planes, *image.shape[:2]), np.float32)
         for top, band in self.bands(image, say):
             logits[:, top : top + band.shape[1]] = band.cpu().numpy()
         return logits
@@ -214,7 +224,7 @@ class Runner:
         """
         height, width = image.shape[:2]
         if self.fits((height, width)):
-            yield Band(0, mean_of_probabilities(self._run(image[None]))[0])
+            yield Band(0, self._joined(self._run(image[None]))[0])
             return
         # The canvas is as high as a window. Whenever the next row of windows begins lower, the rows above it are
         # complete: they are given out, and the canvas moves down.
@@ -226,13 +236,20 @@ class Runner:
         for row_number, row in enumerate(rows):
             done = row.start - top  # rows that no further window reaches
             if done:
-                yield Band(top, mean_of_probabilities(canvas[:, :, :done]))
+                yield Band(top, self._joined(canvas[:, :, :done]))
                 canvas = torch.cat([canvas[:, :, done:], torch.zeros_like(canvas[:, :, :done])], 2)
                 top = row.start
             for column_number, column in enumerate(columns):
                 self._add_window(canvas, image, row, column)
                 say(row_number * len(columns) + column_number + 1, count)
-        yield Band(top, mean_of_probabilities(canvas[:, :, : height - top]))
+        yield Band(top, self._joined(canvas[:, :, : height - top]))
+
+    def _joined(self, logits: torch.Tensor) -> torch.Tensor:
+        """What the networks say together, float32 (..., planes, H, W) of their logits (M, ..., C, H, W)."""
+        mean = mean_of_probabilities(logits)
+        if len(self.networks) == 1:
+            return mean
+        return torch.cat([mean, disagreement_of(logits)], -3)
 
     def windows_along(self, length: int) -> list[Span]:
         """The windows along a side of `length` pixels; at every pixel the weights sum to 1."""

@@ -52,7 +52,7 @@ _ORDERS = dict(  # of a submission's pixels, in words
     columns="column by column, as most competitions ask for; Carvana's numbers them row by row",
 )
 _LOOKS_BLACK = 32  # grey values below it, of 255
-_WORST = 10  # images that worst.png shows
+_WORST = 10  # images that worst.png shows, and that the networks disagree most about
 _BINS = 256  # of probability: thresholds are multiples of 1/256
 
 
@@ -132,6 +132,37 @@ class Probabilities(Output):
         """Writes the maps; they are made one after another, because of many classes all would fill memory."""
         for path, drawn in zip(self.paths(prediction.picture), prediction.probabilities(self.bits)):
             pictures.save_image(path, drawn)
+
+
+class Disagreement(Output):
+    """folder/name.png: how far apart the probabilities of several networks are; grey levels, 0 where all agree."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.means: dict[Picture, float] = {}
+
+    def paths(self, picture: Picture) -> list[Path]:
+        """The file of a picture's map."""
+        return [_file_of(picture, self.folder, ".png")]
+
+    def make(self, prediction: Prediction) -> float:
+        """Writes the map; gives its mean."""
+        apart = prediction.disagreement
+        pictures.save_image(self.paths(prediction.picture)[0], (255 * apart).round().astype(np.uint8))
+        return float(apart.mean())
+
+    def take(self, result: Result) -> None:
+        """Keeps the mean."""
+        if self in result.made:
+            self.means[result.picture] = result.made[self]
+
+    def report(self) -> None:
+        """Prints the pictures that the networks disagree most about, which teach most if they are labelled next."""
+        most = sorted(self.means, key=self.means.__getitem__, reverse=True)[:_WORST]
+        if most:
+            tell("The networks disagree most, by the mean of their pixels, about:")
+        for picture in most:
+            tell(f"  {self.means[picture]:.4f}  {picture}")
 
 
 def _file_of(picture: Picture, folder: Path, ending: str) -> Path:

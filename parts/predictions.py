@@ -130,6 +130,7 @@ def _is_dark(decoded: Decoded | Bands, picture: Picture, channels: int) -> bool:
 class Decision:
     """How logits become labels: classes by the highest logit, one foreground by a threshold of its probability."""
 
+    channels: int = 1  # of the network: 1 for one foreground, or a channel for each class
     threshold: float = 0.5  # for one foreground alone
     clean_up: CleanUp = NOTHING  # of the mask at the picture's own size
 
@@ -145,16 +146,16 @@ class Prediction:
     The outputs ask for masks at the picture's own size and at that of the true mask; each is made once. The clean-up is
     done at the picture's own size, and other sizes follow that.
 
-    logits: float32 (C, h, w), at the size at which the network took the picture
+    planes: float32 (C, h, w) as inference.Runner gives them, at the size at which the network took the picture
     """
 
-    def __init__(self, loaded: Loaded, logits: np.ndarray, decision: Decision = Decision()) -> None:
+    def __init__(self, loaded: Loaded, planes: np.ndarray, decision: Decision) -> None:
         self.loaded = loaded
         self.picture = loaded.picture
         self.size = loaded.size
-        self.logits = logits
         self.decision = decision
-        self.has_nan = bool(np.isnan(logits).any())
+        self.logits, self.apart = np.split(planes, [decision.channels])  # of several networks one plane follows
+        self.has_nan = bool(np.isnan(planes).any())
         self._masks: dict[Size, np.ndarray] = {}
         self._decided: dict[Size, np.ndarray] = {}
         self._lead = np.zeros(0)  # of the mask at the picture's own size, once that is made
@@ -197,6 +198,11 @@ class Prediction:
         self.decided_at(self.size)  # which leaves the lead
         return probability_maps(self.logits, self._lead, bits)
 
+    @property
+    def disagreement(self) -> np.ndarray:
+        """How far apart the probabilities of several networks are, at the picture's own size: float32 of 0 ... 1."""
+        return resize_image(self.apart[0], self.size)
+
     def _decide(self, size: Size) -> np.ndarray:
         classified = classify(self.logits, size, self.decision.cut)
         if size == self.size:
@@ -211,21 +217,21 @@ class BandedPrediction(Prediction):
     says so beforehand, and they are made band by band too: C planes of 8 or 16 bits.
     """
 
-    def __init__(
-        self, loaded: Loaded, num_classes: int, bits: int | None = None, decision: Decision = Decision()
-    ) -> None:
-        super().__init__(loaded, np.empty((num_classes, 0, 0), np.float32), decision)  # its logits are not kept
+    def __init__(self, loaded: Loaded, planes: int, decision: Decision, bits: int | None = None) -> None:
+        super().__init__(loaded, np.empty((planes, 0, 0), np.float32), decision)  # its logits are not kept
         self._decided[self.size] = np.empty(self.size, np.uint8)
+        self.apart = np.empty((planes - decision.channels, *self.size), np.float32)
         self._bits = bits
         self._maps = []
         if bits:
-            self._maps = [np.empty(self.size, _TYPES[bits]) for _ in range(num_classes)]
+            self._maps = [np.empty(self.size, _TYPES[bits]) for _ in range(decision.channels)]
 
-    def put(self, top: int, logits: np.ndarray) -> None:
-        """Takes the band of logits float32 (C, h, W) that begins at row `top`."""
-        rows = slice(top, top + logits.shape[1])
+    def put(self, top: int, planes: np.ndarray) -> None:
+        """Takes the band of planes float32 (C, h, W) that begins at row `top`."""
+        rows = slice(top, top + planes.shape[1])
+        self.has_nan = self.has_nan or bool(np.isnan(planes).any())
+        logits, self.apart[:, rows] = np.split(planes, [self.decision.channels])
         classified = classify(logits, (logits.shape[1], logits.shape[2]))
-        self.has_nan = self.has_nan or bool(np.isnan(logits).any())
         self._decided[self.size][rows] = classified.mask
         if self._bits:
             for whole, band in zip(self._maps, probability_maps(logits, classified.lead, self._bits)):
@@ -499,11 +505,11 @@ def _predict_in_windows(
 
     Of one foreground all logits are kept, as they are one plane; of classes only where they must be resized.
     """
-    if runner.channels == 1 or not loaded.is_at_own_size:
+    if decision.channels == 1 or not loaded.is_at_own_size:
         return Prediction(loaded, runner.logits_in_windows(loaded.image, say), decision)
-    prediction = BandedPrediction(loaded, runner.channels, bits, decision)
-    for top, logits in runner.bands(loaded.image, say):
-        prediction.put(top, logits.cpu().numpy())
+    prediction = BandedPrediction(loaded, runner.planes, decision, bits)
+    for top, planes in runner.bands(loaded.image, say):
+        prediction.put(top, planes.cpu().numpy())
     return prediction
 
 

@@ -19,7 +19,17 @@ from utils import save_checkpoint
 
 # Every constant that an expectation may depend on, however somebody has edited them.
 EVERY = [
-    *("--save-masks", "--no-overlays", "--probabilities", "none", "--threshold", "0.5", "--image-size", "none"),
+    *(
+        "--save-masks",
+        "--no-overlays",
+        "--no-disagreement",
+        "--probabilities",
+        "none",
+        "--threshold",
+        "0.5",
+        "--image-size",
+        "none",
+    ),
     *("--flips", "none", "--window", "768", "--overlap", "none", "--masks", "none", "--mask-foreground", "none"),
     *("--mask-ignore", "none", "--mask-name", "none", "--submission", "none", "--export", "none"),
     *("--submission-order", "rows", "--no-largest", "--min-pixels", "0", "--no-fill-holes"),

@@ -117,6 +117,7 @@ REFUSED = [  # inputs and flags, with the folders of the fixture `places`; and w
     ("--export model.tflite", "EXPORT"),
     ("{photos} --export model.pt2", "takes no images"),
     ("{photos} --no-save-masks", "Nothing would be kept"),
+    ("{photos} --disagreement", "DISAGREEMENT is that of several networks"),
     ("{photos} --overlap -1", "OVERLAP"),
     ("{photos} --num-workers -1", "NUM_WORKERS"),
     ("{photos} --window 63", "WINDOW"),

@@ -138,7 +138,7 @@ def test_classes_of_a_picture_in_windows_are_decided_band_by_band(classes_networ
 
     reader, output = Drawn([(40, 60), (150, 130)], [(40, 60), own_size]), Kind()
     small, large = predict_pictures(
-        reader.pictures, Runner(classes_network, CPU, window=100), reader, Decision(), [output], threads=1
+        reader.pictures, Runner(classes_network, CPU, window=100), reader, Decision(4), [output], threads=1
     )
     kinds = [result.made[output][0] for result in (small, large)]
     assert kinds[0] is not BandedPrediction and (kinds[1] is BandedPrediction) == (kind is BandedPrediction)
@@ -251,7 +251,7 @@ def test_windows_of_classes_need_a_strip_of_memory():
         runner.network.output_conv.bias -= torch.from_numpy(np.median(runner.logits(image[None, :100])(0), axis=(1, 2)))
     tracemalloc.start()
     try:
-        prediction = BandedPrediction(Loaded(None, image.shape[:2], image), runner.channels)
+        prediction = BandedPrediction(Loaded(None, image.shape[:2], image), runner.planes, Decision(runner.channels))
         for top, logits in runner.bands(image):
             assert logits.untyped_storage().nbytes() < 1e6  # which tracemalloc does not see
             prediction.put(top, logits.numpy())

@@ -130,22 +130,33 @@ def others(network, classes_network, changed, classes_checkpoint, tmp_path):
 
 @pytest.mark.parametrize("classes", [False, True])
 def test_of_several_checkpoints_the_probabilities_are_averaged(
-    mixed, call, checkpoint, classes_checkpoint, others, tmp_path, classes
+    mixed, call, checkpoint, classes_checkpoint, others, tmp_path, capsys, classes
 ):
+    """And how far they are apart is measured, also in windows, and of classes band by band."""
     paths = [others(classes), str(checkpoint)]
     if classes:
         paths[1] = classes_checkpoint()
     (mixed / "a.jpg").unlink()
     ways = dict(IMAGE_SIZE="own", FLIPS="h", WINDOW=64)
     alone, both = [Predictor(path, **CPU, **ways) for path in paths], Predictor(*paths, **CPU, **ways)
-    assert call("--checkpoint", *paths, mixed, *flags_of(ways))[0] == 0, "inputs may stand behind the checkpoints"
-    differences = []
+    assert call("--checkpoint", *paths, mixed, *flags_of(ways), "--disagreement")[0] == 0, "inputs may stand behind"
+    told = re.search(r"disagree most.*:\n  (0\.\d+)  (\S+)\n", capsys.readouterr().out)
+    means = {}
     for picture in mixed.iterdir():
         one, two = (predictor.probabilities(picture) for predictor in alone)
         np.testing.assert_allclose(both.probabilities(picture), (one + two) / 2, atol=1e-5)
-        differences.append(np.abs(one - two).mean())
+        apart = np.abs(one - two)
+        if classes:
+            apart = apart.max(0)
+        np.testing.assert_allclose(both.disagreement(picture), apart, atol=1e-4)
+        drawn = load(tmp_path / "out" / "disagreement" / f"{picture.stem}.png")
+        assert drawn.dtype == np.uint8 and np.abs(drawn - 255 * apart).max() < 0.6
+        means[str(picture)] = apart.mean()
         assert np.array_equal(both(picture), load(tmp_path / "out" / f"{picture.stem}.png"))
-    assert min(differences) > 0.01
+    assert min(means.values()) > 0.01
+    assert told[2] == max(means, key=means.get) and float(told[1]) == pytest.approx(max(means.values()), abs=1e-4)
+    with pytest.raises(UserError, match="has one network"):
+        alone[0].disagreement(picture)
 
 
 def test_probabilities_near_one_keep_their_order():
