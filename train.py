@@ -45,7 +45,16 @@ from parts.loggers import LOGGERS, Logger, load_logger
 from parts.losses import TERMS, Loss, label_weights
 from parts.masks import MaskRule
 from parts.names import HOW_TO_GET_CARVANA, Pair, Picture
-from parts.networks import NETWORKS, NODES, EncoderUNet, Network, build_network, freeze_encoder, recompute_blocks
+from parts.networks import (
+    NETWORKS,
+    NODES,
+    EncoderUNet,
+    Network,
+    build_network,
+    freeze_encoder,
+    keep_frozen_statistics,
+    recompute_blocks,
+)
 from parts.options import changed, plain, settings_of, table
 from parts.outputs import Truths, WorstSheet
 from parts.own import is_own, load_part
@@ -253,7 +262,7 @@ def train(s: SimpleNamespace, argv: list[str] | None) -> list[Pair]:
     with processes.together(s.DEVICE) as device, ending_in_words(s, argv), RunFolder(s.OUTPUT_DIR) as folder:
         # Settings, device and seed
         tell_settings(s)
-        prepare_device(device)
+        recipe.prepare_device(device)
         torch.manual_seed(s.SEED)
         # Audit: every file is looked at before the first epoch
         report = processes.first(lambda: look_at_data(s, folder.path))
@@ -268,6 +277,8 @@ def train(s: SimpleNamespace, argv: list[str] | None) -> list[Pair]:
         load_first_weights(model, s, rule)
         order = torch.contiguous_format if device.type == "mps" else torch.channels_last  # the fastest
         model = model.to(device).to(memory_format=order)
+        if s.CHECKPOINTING:
+            recompute_blocks(model)
         # Loss and optimizer, and what is told of every epoch
         loss_fn = Loss(s.LOSS, label_weights(s.CLASS_WEIGHTS, report.label_shares)).to(device).checked(rule.channels)
         metrics, logger = load_metrics(s.METRICS), load_logger(s.LOGGER)
@@ -277,14 +288,14 @@ def train(s: SimpleNamespace, argv: list[str] | None) -> list[Pair]:
         # Learning rate by the step, and mixed precision, of which float16 alone could underflow
         schedule = make_schedule(optimizer, len(train_loader), s, begun)
         precision = processes.first(lambda: recipe.choose_precision(device, s.PRECISION))
-        scaler = torch.amp.GradScaler(device.type, enabled=precision.name == "float16")
+        scaler = torch.amp.GradScaler(device.type, enabled=precision == "float16")
 
         # The run: all that a checkpoint holds, and that LOAD_MODEL resumes
         scored_on, data = val_loader.dataset.identity(), data_of(train_loader, val_loader, report)
         run = Run(model, optimizer, schedule, scaler, architecture, rule, report.value_range, scored_on, data, s)
         if s.LOAD_MODEL or folder.was_begun():
             run.resume(folder.path / "checkpoint.pth")
-        dtype = settle_precision(s, precision)
+        dtype = recipe.settle_precision(s, device, precision)
         show = partial(draw, run, val_loader, folder.path, dtype)
         if folder.begin(run, show):
             return val_loader.dataset.pairs
@@ -425,40 +436,6 @@ def _other_values(first: dict[str, Any], own: dict[str, Any]) -> str:
     return ", ".join(f"{name} = {own[name]!r} (process 0: {first.get(name)!r})" for name in names)
 
 
-def prepare_device(device: torch.device) -> None:
-    """Sets what makes training faster for the whole process, and says where other programs slow it down."""
-    torch.backends.cudnn.benchmark = True  # tries its kernels once for each size
-    if device.type == "cpu":
-        processes.keep_freed_memory()
-        if torch.get_num_threads() > 1 and processes.world_size() == 1:
-            slowdown = recipe.convolution_times().slowdown_by_threads
-            if slowdown > 1.5:
-                tell(
-                    f"PyTorch's {torch.get_num_threads()} threads take {slowdown:.1f} times as long as one of them: "
-                    "other programs use the cores, and the threads wait for each other. Stop those, or start with "
-                    "OMP_NUM_THREADS=1 python train.py ..."
-                )
-
-
-def keep_frozen_statistics(model: nn.Module) -> None:
-    """Leaves the statistics of BatchNorm layers alone whose weights are frozen."""
-    for module in model.modules():
-        if isinstance(module, (nn.BatchNorm2d, nn.SyncBatchNorm)) and not module.weight.requires_grad:
-            module.eval()
-
-
-def settle_precision(s: SimpleNamespace, precision: recipe.Precision) -> torch.dtype | None:
-    """Sets PRECISION to what "auto" stands for, so that a checkpoint keeps it; returns autocast's dtype.
-
-    A run that goes on has that of its first part already (Run.resume).
-    """
-    if s.PRECISION == "auto":
-        s.PRECISION = precision.name
-        if precision.reason:
-            processes.say(f"PRECISION = {precision.name}: {precision.reason}.")
-    return recipe.PRECISIONS[s.PRECISION]
-
-
 def settle_crop(s: SimpleNamespace) -> str:
     """Says what crops are cut from; where IMAGE_SIZE leaves nothing to cut, images keep their own size.
 
@@ -558,8 +535,6 @@ def make_loaders(
     """get_loaders with the constants: batches for training, which fit into the device's memory, and for validation."""
     device = next(model.parameters()).device
     if device.type != "cpu":  # there the system ends a process that takes too much
-        if s.CHECKPOINTING:
-            recompute_blocks(model)
         halve_until_it_fits(s, model, loss_fn, getattr(s, recipe.size_constant(s)))
     train_dir, val_dir = s.TRAIN_IMG_DIR, s.VAL_IMG_DIR
     if s.FOLDS:  # each fold has arrays of its own, in its folder
@@ -597,15 +572,13 @@ def wrap_and_compile(
 ) -> nn.Module:
     """The network as it is trained from `epoch` on; with torchrun it averages gradients.
 
-    FREEZE_ENCODER freezes a part of it, CHECKPOINTING saves memory. With COMPILE it is compiled for the size of
-    training; other devices than CUDA gain nothing from it.
+    FREEZE_ENCODER freezes a part of it. With COMPILE it is compiled for the size of training; other devices than CUDA
+    gain nothing from it.
     """
     if s.FREEZE_ENCODER:
         freeze_encoder(model, epoch < s.FREEZE_ENCODER)
     trained = processes.wrap(model, device, s.SYNC_BATCHNORM)
-    if s.CHECKPOINTING:
-        recompute_blocks(model)
-    elif s.COMPILE and device.type == "cuda":
+    if s.COMPILE and not s.CHECKPOINTING and device.type == "cuda":
         size = getattr(s, recipe.size_constant(s))
         with processes.synchronised(trained, last=False):  # its trial exchanges nothing with other processes
             recipe.compile_or_not(trained, (s.BATCH_SIZE, model.in_channels, *size), dtype, s.HALF_SIZE)

@@ -8,7 +8,7 @@ the mask is as large as the image.
 from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 
@@ -26,7 +26,7 @@ class DoubleConv(nn.Module):
             ]
         self.conv = nn.Sequential(*layers)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         return self.conv(x)
 
 
@@ -67,7 +67,7 @@ class UNet(nn.Module):
         self.middle = DoubleConv(features[-1], 2 * features[-1])
         self.output_conv = nn.Conv2d(features[0], out_channels, 1)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[2:]
         x = checked_input(x, self.in_channels, self.stride, self.pads)
         skips = []
@@ -78,7 +78,7 @@ class UNet(nn.Module):
         return cut(decode(self.decoder, self.output_conv, self.middle(x), skips, self.pads), height, width)
 
 
-def checked_input(x: torch.Tensor, in_channels: int, stride: int, pads: bool) -> torch.Tensor:
+def checked_input(x: Tensor, in_channels: int, stride: int, pads: bool) -> Tensor:
     """Images as the encoder takes them: with `pads` their last row and column repeated up to a multiple of `stride`.
 
     ValueError: they are not (N, in_channels, H, W), or smaller than the stride and not padded.
@@ -97,7 +97,7 @@ def checked_input(x: torch.Tensor, in_channels: int, stride: int, pads: bool) ->
     return x
 
 
-def cut(logits: torch.Tensor, height: int, width: int) -> torch.Tensor:
+def cut(logits: Tensor, height: int, width: int) -> Tensor:
     """The logits of the images themselves, without those of the padding."""
     if torch.compiler.is_exporting():
         # A view of free sizes is contiguous or not, which the exported network would hold to; padding by less copies.
@@ -105,9 +105,7 @@ def cut(logits: torch.Tensor, height: int, width: int) -> torch.Tensor:
     return logits[..., :height, :width]
 
 
-def decode(
-    decoder: nn.ModuleList, output_conv: nn.Conv2d, x: torch.Tensor, skips: list[torch.Tensor], even: bool
-) -> torch.Tensor:
+def decode(decoder: nn.ModuleList, output_conv: nn.Conv2d, x: Tensor, skips: list[Tensor], even: bool) -> Tensor:
     """The way up, from the deepest feature map `x` to the logits.
 
     `decoder` alternates upsampling and DoubleConv. `skips`, the encoder's feature maps from top to bottom, is emptied.

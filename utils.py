@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler, default_collate, get_worker_info
 
 from dataset import ArrayDataset, Batch, CropDataset, ImageDataset, PairDataset, WholeDataset, declared, masks_of
@@ -127,8 +127,8 @@ def _make_datasets(
     if crop is not None:
         crops = CropDataset(training, crop, crop_foreground, seed, augment)
         padding = crops.padding()
-        if padding > 0.1 and processes.rank() == 0:
-            tell(f"Images are smaller than CROP: {padding:.0%} of what is trained on is padding, and ignored.")
+        if padding > 0.1:
+            processes.say(f"Images are smaller than CROP: {padding:.0%} of what is trained on is padding, and ignored.")
         return crops, WholeDataset(affordable(validation, crops), seed)
     if transform is None and training.image_size is not None:
         return ArrayDataset(training, seed, augment), ArrayDataset(validation, seed)
@@ -188,11 +188,10 @@ def affordable(files: Files, crops: CropDataset) -> Files:
     needed = list(dict.fromkeys(int(held.argmax()) for held in holds.T if held.any()))
     others = [place for place in range(count) if place not in needed]
     chosen = [*needed, *others][: max(most, len(needed))]
-    if processes.rank() == 0:
-        tell(
-            f"To score all {count} validation images would take longer than a fifth of an epoch: {len(chosen)} of "
-            "them are scored, the same ones each time. predict.py --masks scores all."
-        )
+    processes.say(
+        f"To score all {count} validation images would take longer than a fifth of an epoch: {len(chosen)} of "
+        "them are scored, the same ones each time. predict.py --masks scores all."
+    )
     return replace(files, pairs=[files.pairs[number] for number in sorted(order[chosen])])
 
 
@@ -370,8 +369,8 @@ def check_accuracy(
     counts, confusion, loss = _count_labels(_in_order(loader), predictor, metrics or {})
     scores = scores_of(counts, confusion, predictor.mask_rule.names, metrics)
     scores.loss = loss
-    if processes.rank() == 0 and not quiet:
-        tell(summary(scores, int(confusion.sum())))
+    if not quiet:
+        processes.say(summary(scores, int(confusion.sum())))
     return scores
 
 
@@ -573,7 +572,7 @@ def _save_strip(folder: Path, example: Example, epoch: int, dice: float, palette
     pictures.save_image(folder / "strip.png", pictures.strip(example.image, example.truth, masks, captions, palette))
 
 
-def _for_eyes(images: torch.Tensor) -> np.ndarray:
+def _for_eyes(images: Tensor) -> np.ndarray:
     """Images (N, C, H, W) of a batch, bytes or floats, as uint8 (N, H, W, C)."""
     if images.dtype != torch.uint8:
         # A user's transform may have normalised them: their own range is shown, if they leave [0, 1]

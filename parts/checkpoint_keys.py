@@ -6,18 +6,19 @@ without another look: it has its type, its range and its length, and it takes no
 
 from __future__ import annotations
 
+import math
 import reprlib
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from parts.errors import UserError, counted
+from parts.errors import UserError
 from parts.masks import COLOURS, IGNORED, NUMBERS
 from parts.networks import NETWORKS, NODES
 from parts.own import is_own
 from parts.recipe import PRECISIONS
-from parts.rules import any_text, number, switch, whole
+from parts.rules import Rule, any_text, number, switch, whole
 from parts.scores import Scores
 from parts.spec import ALPHA, NAN
 
@@ -35,19 +36,9 @@ _SHORT.maxlevel, _SHORT.maxlist, _SHORT.maxtuple, _SHORT.maxdict, _SHORT.maxstri
 # ---- kinds of values
 
 
-class Kind(Protocol):
-    """What a value may be; the Rules of constants are such, too."""
-
-    @property
-    def wanted(self) -> str: ...
-
-    @property
-    def accepts(self) -> Callable[[Any], bool]: ...
-
-
 @dataclass(frozen=True)
 class Simple:
-    """A kind that is told in words, and by a test that takes any value."""
+    """A kind that is told in words, and by a test that takes any value; the Rules of constants are such, too."""
 
     wanted: str
     accepts: Callable[[Any], bool]
@@ -69,13 +60,6 @@ class Items:
     most: int = _MOST_VALUES
     conditions: tuple[Simple, ...] = ()
 
-    @property
-    def length(self) -> str:
-        """How many items there may be, in words."""
-        if self.least == self.most:
-            return counted(self.most, "entry")
-        return f"{self.least} to {counted(self.most, 'entry')}"
-
 
 @dataclass(frozen=True)
 class Fields:
@@ -88,7 +72,7 @@ class Fields:
     conditions: tuple[Simple, ...] = ()
 
 
-AnyKind = Kind | OrNone | Items | Fields
+AnyKind = Simple | Rule | OrNone | Items | Fields
 
 
 def fault_of(name: str, value: Any, kind: AnyKind) -> str:
@@ -108,7 +92,8 @@ def fault_of(name: str, value: Any, kind: AnyKind) -> str:
 
 def _fault_of_items(name: str, value: Any, kind: Items) -> str:
     if not isinstance(value, (list, tuple)) or not kind.least <= len(value) <= kind.most:
-        return _unexpected(name, value, f"a list of {kind.length}")
+        length = kind.least if kind.least == kind.most else f"{kind.least} to {kind.most:,}"
+        return _unexpected(name, value, f"a list of {length} entries")
     for index, item in enumerate(value):
         if fault := fault_of(f"{name}[{index}]", item, kind.kind):
             return fault
@@ -174,17 +159,13 @@ def _are_distinct(name: str) -> Simple:
 def _are_as_many(first: str, *others: str) -> Simple:
     """The condition that several keys have equally many entries."""
     wanted = f"as many {', '.join(others)} as {first}"
-    return Simple(wanted, lambda value: {len(value.get(name, ())) for name in (first, *others)} == {len(value[first])})
+    return Simple(wanted, lambda value: len({len(value.get(name, ())) for name in (first, *others)}) == 1)
 
 
 def _written_in_bits(rule: dict[str, Any]) -> bool:
     """Whether files of masks can hold the values of a rule's classes."""
-    most = 65535
-    if rule.get("kind") == COLOURS:
-        most = 0xFFFFFF
-    elif rule.get("colours"):
-        most = 255
-    return max(rule.get("classes", ()), default=0) <= most
+    most = 255 if rule.get("colours") else 65535
+    return max(rule.get("classes", ()), default=0) <= (0xFFFFFF if rule.get("kind") == COLOURS else most)
 
 
 _NUMBER = Simple("a number", _is_number)
@@ -193,12 +174,8 @@ _POSITIVE = Simple("a number above 0", lambda value: _is_number(value) and 0 < v
 _CHANNELS = whole(1, _MOST_CHANNELS)
 _COUNT = Simple("a whole number, 0 or more", lambda value: type(value) is int and 0 <= value < 2**62)
 _VALUES = Items(whole(0, 2**31 - 1))
-_SIZE = Items(
-    whole(1, _MOST_PIXELS),
-    2,
-    2,
-    (Simple(f"height and width, at most {_MOST_PIXELS:,} pixels", lambda size: size[0] * size[1] <= _MOST_PIXELS),),
-)
+_IS_SMALL = Simple(f"height and width, at most {_MOST_PIXELS:,} pixels", lambda size: math.prod(size) <= _MOST_PIXELS)
+_SIZE = Items(whole(1, _MOST_PIXELS), 2, 2, (_IS_SMALL,))
 _NAMES = Items(any_text(), most=IGNORED)
 
 
@@ -235,7 +212,7 @@ _MASK_RULE = Fields(
         colours=Items(whole(0, 0xFFFFFF), most=IGNORED),
     ),
     conditions=(
-        Simple("as many names as classes", lambda rule: len(rule.get("names", ())) == len(rule.get("classes", ()))),
+        _are_as_many("classes", "names"),
         _are_distinct("classes"),
         _are_distinct("names"),
         Simple(
@@ -313,10 +290,7 @@ KEYS: dict[str, AnyKind] = dict(
     image_range=OrNone(
         Items(_NUMBER, 2, 2, (Simple("a low and a higher number", lambda pair: -1e38 < pair[0] < pair[1] < 1e38),))
     ),
-    settings=Fields(
-        dict(PRECISION=_one_of("auto", *PRECISIONS)),
-        others=Simple("a plain value", _is_plain),
-    ),
+    settings=Fields(dict(PRECISION=_one_of("auto", *PRECISIONS)), others=Simple("a plain value", _is_plain)),
     epoch=_COUNT,
     history=_HISTORY,
     since=_COUNT,

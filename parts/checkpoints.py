@@ -15,7 +15,7 @@ from types import SimpleNamespace
 from typing import IO, TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from parts import processes
 from parts.checkpoint_keys import EXPECTED, KEYS, PREDICTED, RESUMED, check_keys, fault_of, shown
@@ -36,7 +36,7 @@ _WEIGHT_TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, to
 _ADAM = {"step", "exp_avg", "exp_avg_sq"}
 _MOMENTS = {torch.optim.Adam: _ADAM, torch.optim.AdamW: _ADAM, torch.optim.SGD: {"momentum_buffer"}}  # of a parameter
 
-Weights = dict[str, torch.Tensor]
+Weights = dict[str, Tensor]
 
 
 # ---- a run
@@ -219,9 +219,7 @@ def fit_moments(optimizer: torch.optim.Optimizer) -> None:
         if state and names is not None and state.keys() != names:
             raise ValueError(f"it holds {', '.join(map(str, state))}")
         for name, value in state.items():
-            if not isinstance(value, torch.Tensor):
-                if value is not None and names is not None:
-                    raise ValueError(f"{name} is no tensor")
+            if value is None or (names is None and not isinstance(value, Tensor)):
                 continue
             shape = torch.Size() if name == "step" else parameter.shape
             if _is_foreign(value) or (names is not None and value.shape != shape):
@@ -252,7 +250,7 @@ def best_of(history: list[dict[str, Any]]) -> dict[str, Any]:
 
 def snapshot(state: Any) -> Any:
     """A copy of a checkpoint's dictionary on the CPU, which training that goes on does not change."""
-    if isinstance(state, torch.Tensor):
+    if isinstance(state, Tensor):
         return state.detach().to("cpu", copy=True)
     if isinstance(state, dict):
         return {key: snapshot(value) for key, value in state.items()}
@@ -315,15 +313,15 @@ def read_checkpoint(filename: str | Path) -> dict[str, Any]:
             weights = checkpoint.pop(key)
             break
     else:  # bare weights; some programs keep a list or two beside them
-        weights = {name: value for name, value in checkpoint.items() if isinstance(value, torch.Tensor)}
+        weights = {name: value for name, value in checkpoint.items() if isinstance(value, Tensor)}
         checkpoint = {}
-    if not weights or not all(isinstance(value, torch.Tensor) for value in weights.values()):
+    if not weights or not all(isinstance(value, Tensor) for value in weights.values()):
         raise UserError(f"{path}: holds no weights. {EXPECTED}.")
     _refuse_foreign_weights(path, weights)
     return checkpoint | {"state_dict": without_prefixes(weights)}
 
 
-def _refuse_foreign_weights(path: Path, weights: dict[Any, torch.Tensor]) -> None:
+def _refuse_foreign_weights(path: Path, weights: dict[Any, Tensor]) -> None:
     """UserError where a state dict holds other tensors than a network's, or takes more memory than its file."""
     for name, value in weights.items():
         if not isinstance(name, str) or _is_foreign(value):
@@ -334,7 +332,7 @@ def _refuse_foreign_weights(path: Path, weights: dict[Any, torch.Tensor]) -> Non
 
 def _is_foreign(value: Any) -> bool:
     """Whether it is anything but a tensor with a number of its own in each place; a stride of 0 repeats one."""
-    if not isinstance(value, torch.Tensor) or value.layout != torch.strided or value.is_nested or value.is_meta:
+    if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_nested or value.is_meta:
         return True
     if any(step == 0 and side > 1 for step, side in zip(value.stride(), value.shape)):
         return True

@@ -3,12 +3,13 @@
 Exit statuses: 0 done; 1 some of the inputs failed; 2 an error that the user can correct; 130 Ctrl-C; 143 SIGTERM.
 """
 
+import difflib
 import errno
 import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -65,6 +66,12 @@ def list_files(paths: Sequence[object], most: int = 3) -> str:
     if len(paths) > most:
         text += f" and {len(paths) - most:,} more"
     return text
+
+
+def guess(name: str, known: Iterable[str]) -> str:
+    """ " Is ... meant?", with the known name that is most like this one; "" where none is."""
+    nearest = difflib.get_close_matches(name, known, n=1)
+    return f" Is {nearest[0]} meant?" if nearest else ""
 
 
 def counted(count: int, noun: str) -> str:

@@ -18,7 +18,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from parts.errors import UserError
@@ -37,9 +37,9 @@ class Loss(nn.Module):
     of each label counts in "bce" and "focal". UserError: a term that does not exist, or cannot be loaded.
     """
 
-    class_weights: torch.Tensor | None
+    class_weights: Tensor | None
 
-    def __init__(self, loss: Any, class_weights: torch.Tensor | None = None) -> None:
+    def __init__(self, loss: Any, class_weights: Tensor | None = None) -> None:
         super().__init__()
         self.register_buffer("class_weights", class_weights, persistent=False)
         self.terms: list[tuple[float, Callable]] = []
@@ -59,7 +59,7 @@ class Loss(nn.Module):
             self.terms.append((factor, term))
         self.modules_of_terms = nn.ModuleList(modules)  # so that .to(device) takes their weights along
 
-    def forward(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
         kept = torch.ones_like(targets, dtype=torch.bool)
         if targets.dtype == torch.uint8:
             kept = targets != IGNORED
@@ -67,7 +67,7 @@ class Loss(nn.Module):
         losses = [factor * term(logits, labels, kept) for factor, term in self.terms]
         return torch.stack(losses).sum()
 
-    def _with_weights(self, term: Callable, *batch: torch.Tensor) -> torch.Tensor:
+    def _with_weights(self, term: Callable, *batch: Tensor) -> Tensor:
         return term(*batch, self.class_weights)
 
     def checked(self, channels: int) -> Loss:
@@ -81,7 +81,7 @@ class Loss(nn.Module):
                 kept = torch.ones_like(labels, dtype=torch.bool)
                 kept[:, :, :4] = False
                 value = term(logits, labels, kept)
-                if not isinstance(value, torch.Tensor) or value.numel() != 1:
+                if not isinstance(value, Tensor) or value.numel() != 1:
                     raise TypeError(f"the loss is {_described(value)}, and not a single number; .mean() makes one")
                 if not torch.isfinite(value):
                     raise ValueError(f"the loss is {value.item()} of ordinary logits")
@@ -93,12 +93,12 @@ class Loss(nn.Module):
 
 
 def _described(value: Any) -> str:
-    if isinstance(value, torch.Tensor):
+    if isinstance(value, Tensor):
         return f"a tensor of shape {tuple(value.shape)}"
     return f"a {type(value).__name__}"
 
 
-def label_weights(chosen: str | Sequence[float] | None, shares: Sequence[float]) -> torch.Tensor | None:
+def label_weights(chosen: str | Sequence[float] | None, shares: Sequence[float]) -> Tensor | None:
     """What a pixel of each label counts, as CLASS_WEIGHTS says: float32 (labels,), or None where all count alike.
 
     `shares`: that of each label in the pixels of training. "auto": 1 / ln(1.02 + share), from 1.4 for a label that
@@ -118,16 +118,12 @@ def label_weights(chosen: str | Sequence[float] | None, shares: Sequence[float])
 # ---- terms by pixel
 
 
-def cross_entropy(
-    logits: torch.Tensor, labels: torch.Tensor, kept: torch.Tensor, weights: torch.Tensor | None = None
-) -> torch.Tensor:
+def cross_entropy(logits: Tensor, labels: Tensor, kept: Tensor, weights: Tensor | None = None) -> Tensor:
     """ "bce": the cross-entropy, binary for one foreground; the mean over pixels."""
     return _mean(_entropies(logits, labels, kept), labels, kept, weights)
 
 
-def focal(
-    logits: torch.Tensor, labels: torch.Tensor, kept: torch.Tensor, weights: torch.Tensor | None = None
-) -> torch.Tensor:
+def focal(logits: Tensor, labels: Tensor, kept: Tensor, weights: Tensor | None = None) -> Tensor:
     """The cross-entropy, of pixels that are right already hardly any: times (1 - p)^2.
 
     Lin, Goyal, Girshick, He, Dollár: Focal Loss for Dense Object Detection, 2017, equation 5, with gamma = 2.
@@ -136,9 +132,7 @@ def focal(
     return _mean((1 - torch.exp(-entropies)) ** 2 * entropies, labels, kept, weights)
 
 
-def hardest(
-    logits: torch.Tensor, labels: torch.Tensor, kept: torch.Tensor, weights: torch.Tensor | None = None
-) -> torch.Tensor:
+def hardest(logits: Tensor, labels: Tensor, kept: Tensor, weights: Tensor | None = None) -> Tensor:
     """ "topk": the cross-entropy of the tenth of each image's pixels in which it is highest.
 
     Wu, Shen, van den Hengel: Bridging Category-level and Instance-level Semantic Image Segmentation, 2016, section 3.
@@ -150,7 +144,7 @@ def hardest(
     return ((highest * counted).sum(1) / counts.clamp(min=1)).mean()
 
 
-def _entropies(logits: torch.Tensor, labels: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+def _entropies(logits: Tensor, labels: Tensor, kept: Tensor) -> Tensor:
     """The cross-entropy of each pixel (N, 1, H, W); 0 where it is ignored."""
     if logits.shape[1] == 1:
         return F.binary_cross_entropy_with_logits(logits, labels.float(), weight=kept, reduction="none")
@@ -158,9 +152,7 @@ def _entropies(logits: torch.Tensor, labels: torch.Tensor, kept: torch.Tensor) -
     return -logs.gather(1, labels.long()) * kept
 
 
-def _mean(
-    entropies: torch.Tensor, labels: torch.Tensor, kept: torch.Tensor, weights: torch.Tensor | None
-) -> torch.Tensor:
+def _mean(entropies: Tensor, labels: Tensor, kept: Tensor, weights: Tensor | None) -> Tensor:
     """The mean over kept pixels, each with its label's weight."""
     counted = kept.float()
     if weights is not None:
@@ -171,9 +163,7 @@ def _mean(
 # ---- terms by region
 
 
-def dice(
-    logits: torch.Tensor, labels: torch.Tensor, kept: torch.Tensor, weights: torch.Tensor | None = None
-) -> torch.Tensor:
+def dice(logits: Tensor, labels: Tensor, kept: Tensor, weights: Tensor | None = None) -> Tensor:
     """1 - the soft Dice of each image, as it is scored; the mean over images.
 
     Milletari, Navab, Ahmadi: V-Net, 2016, section 3, with plain sums in the denominator. With several classes it is the
@@ -184,9 +174,7 @@ def dice(
     return _missed_overlap(logits, labels, kept, false_positives=0.5, false_negatives=0.5)
 
 
-def tversky(
-    logits: torch.Tensor, labels: torch.Tensor, kept: torch.Tensor, weights: torch.Tensor | None = None
-) -> torch.Tensor:
+def tversky(logits: Tensor, labels: Tensor, kept: Tensor, weights: Tensor | None = None) -> Tensor:
     """As "dice", but what is missed costs more than what is predicted too much: for small foregrounds.
 
     Salehi, Erdogmus, Gholipour: Tversky loss function for image segmentation using 3D fully convolutional deep
@@ -196,8 +184,8 @@ def tversky(
 
 
 def _missed_overlap(
-    logits: torch.Tensor, labels: torch.Tensor, kept: torch.Tensor, false_positives: float, false_negatives: float
-) -> torch.Tensor:
+    logits: Tensor, labels: Tensor, kept: Tensor, false_positives: float, false_negatives: float
+) -> Tensor:
     """1 - the Tversky index with these weights; with one half each it is Dice."""
     if logits.shape[1] == 1:
         probabilities, classes = logits.sigmoid(), torch.ones(1, device=labels.device)

@@ -16,12 +16,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import cached_property, partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from parts.errors import UserError
@@ -101,7 +101,7 @@ class GatedDoubleConv(nn.Module):
         self.gate = nn.Conv2d(middle, 1, 1)
         self.block = DoubleConv(2 * channels, channels)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         weights = self.gate(self.mix(x).relu()).sigmoid()  # (N, 1, H, W)
         skip, below = x.chunk(2, dim=1)
         return self.block(torch.cat([skip * weights, below], dim=1))
@@ -118,8 +118,8 @@ class EncoderUNet(nn.Module):
     that edges stay sharp.
     """
 
-    mean: torch.Tensor
-    std: torch.Tensor
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, name: str, out_channels: int = 1, pads: bool = False, in_channels: int = 3) -> None:
         super().__init__()
@@ -153,7 +153,7 @@ class EncoderUNet(nn.Module):
             below = skip
         self.output_conv = nn.Conv2d(channels[0], out_channels, 1)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[2:]
         x = checked_input(x, self.in_channels, self.stride, self.pads)
         x = (x - self.mean) / self.std
@@ -163,12 +163,12 @@ class EncoderUNet(nn.Module):
         return cut(decode(self.decoder, self.output_conv, deepest, skips, self.pads), height, width)
 
 
-def repeated(of_rgb: torch.Tensor, channels: int) -> torch.Tensor:
+def repeated(of_rgb: Tensor, channels: int) -> Tensor:
     """A tensor (N, 3, H, W) as (N, channels, H, W): those of red, green and blue in turn."""
     return of_rgb.repeat(1, -(-channels // 3), 1, 1)[:, :channels].contiguous()
 
 
-def filters_for(of_rgb: torch.Tensor, channels: int) -> torch.Tensor:
+def filters_for(of_rgb: Tensor, channels: int) -> Tensor:
     """Filters (N, 3, H, W) for RGB as filters for images of `channels`, whose answers are as strong as before.
 
     They are repeated and rescaled, as timm does it (adapt_input_conv); for greys they are added up.
@@ -205,10 +205,12 @@ class OwnNetwork(nn.Module):
         self.network = make(in_channels=in_channels, out_channels=out_channels, **arguments)
         if not isinstance(self.network, nn.Module):
             raise TypeError(f"a {type(self.network).__name__} is no torch.nn.Module")
+        self.network.eval()
         self.stride: int = self._find_stride()
         self._refuse_probabilities()
+        self.network.train()
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[2:]
         return cut(self.network(checked_input(x, self.in_channels, self.stride, self.pads)), height, width)
 
@@ -221,39 +223,31 @@ class OwnNetwork(nn.Module):
     @torch.no_grad()
     def _find_stride(self) -> int:
         """The network's own `stride`, or the least power of two whose odd multiples it takes as they are."""
-        strides: tuple[int, ...] = _STRIDES
         if isinstance(own := getattr(self.network, "stride", None), int):
-            strides = (own,)
-        training = self.network.training
-        self.network.eval()
-        try:
-            for stride in strides:
-                try:
-                    self._try_size(*_trial_size(stride))
-                    return stride
-                except Exception:  # of whatever kind: it does not take this size
-                    if stride == strides[-1]:
-                        raise
-        finally:
-            self.network.train(training)
-        raise AssertionError("the last stride returns or raises")
+            self._try_size(own)
+            return own
+        for stride in _STRIDES[:-1]:
+            with suppress(Exception):  # of whatever kind: it does not take this size
+                self._try_size(stride)
+                return stride
+        self._try_size(_STRIDES[-1])
+        return _STRIDES[-1]
 
     @torch.enable_grad()
     def _refuse_probabilities(self) -> None:
         """ValueError: the last layer is a sigmoid or softmax, which the losses apply themselves."""
-        training = self.network.training
-        last = type(self.network.eval()(torch.zeros(1, self.in_channels, *_trial_size(self.stride))).grad_fn).__name__
-        self.network.train(training)
+        last = type(self.network(torch.zeros(1, self.in_channels, *_trial_size(self.stride))).grad_fn).__name__
         if last.startswith(("Sigmoid", "Softmax", "LogSoftmax")):
             raise ValueError("it ends in a sigmoid or softmax; leave that out, as logits are wanted")
 
-    def _try_size(self, height: int, width: int) -> None:
-        """Any exception: the network does not take images of this size, or gives no logits of it."""
+    def _try_size(self, stride: int) -> None:
+        """Any exception: the network does not take images of odd multiples of `stride`, or gives no logits of them."""
+        height, width = _trial_size(stride)
         images = torch.zeros(1, self.in_channels, height, width)
         logits = self.network(images)
         wanted = (1, self.out_channels, height, width)
         trial = f"of a trial image {tuple(images.shape)} it gives"
-        if not isinstance(logits, torch.Tensor):
+        if not isinstance(logits, Tensor):
             raise TypeError(f"{trial} a {type(logits).__name__} instead of a tensor {wanted}")
         if tuple(logits.shape) != wanted:
             raise ValueError(f"{trial} {tuple(logits.shape)}, and expected is {wanted}")
@@ -295,6 +289,13 @@ def freeze_encoder(network: Network, frozen: bool) -> None:
     encoder.requires_grad_(not frozen)
 
 
+def keep_frozen_statistics(model: nn.Module) -> None:
+    """Leaves the statistics of BatchNorm layers alone whose weights are frozen."""
+    for module in model.modules():
+        if isinstance(module, (nn.BatchNorm2d, nn.SyncBatchNorm)) and not module.weight.requires_grad:
+            module.eval()
+
+
 def recompute_blocks(network: Network) -> None:
     """Has each block of a network computed once more for its gradients, instead of keeping what it computes in memory.
 
@@ -305,8 +306,7 @@ def recompute_blocks(network: Network) -> None:
     if isinstance(network, OwnNetwork):
         blocks = list(network.network.children())
     for block in blocks:
-        if "forward" not in vars(block):  # else it has been done already
-            block.forward = partial(_recomputed, block, block.forward)  # type: ignore[method-assign]
+        block.forward = partial(_recomputed, block, block.forward)  # type: ignore[method-assign]
 
 
 _BLOCKS = ("DoubleConv", "BasicBlock", "Bottleneck")
@@ -315,13 +315,11 @@ _BLOCKS = ("DoubleConv", "BasicBlock", "Bottleneck")
 def _recomputed(block: nn.Module, forward: Callable[..., Any], *inputs: Any) -> Any:
     if not torch.is_grad_enabled():
         return forward(*inputs)
-    contexts = partial(_contexts_of, block)
+
+    def contexts() -> tuple[AbstractContextManager, AbstractContextManager]:  # of the first computation, and the second
+        return nullcontext(), _statistics_kept(block)
+
     return checkpoint(forward, *inputs, use_reentrant=False, context_fn=contexts)
-
-
-def _contexts_of(block: nn.Module) -> tuple[AbstractContextManager, AbstractContextManager]:
-    """The contexts of a block's first computation and of the second."""
-    return nullcontext(), _statistics_kept(block)
 
 
 @contextmanager

@@ -16,7 +16,6 @@ text, (1, 2) numbers. A constant that is any other object has no flag.
 
 import argparse
 import ast
-import difflib
 import functools
 import io
 import os
@@ -24,14 +23,14 @@ import symtable
 import sys
 import textwrap
 import tokenize
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from parts.errors import UserError
+from parts.errors import UserError, guess
 from parts.own import name_of_part
 from parts.rules import Rule, is_plain, rule_of
 
@@ -71,14 +70,6 @@ class _Source:
         return cls(Path(file).name, names, assigned, *_read_assignments(tree, written), imports_all)
 
 
-def _assignments(tree: ast.Module) -> Iterator[tuple[str, ast.Assign | ast.AnnAssign]]:
-    """(name, statement) of NAME = ... at the top level."""
-    for statement in tree.body:
-        if isinstance(statement, (ast.Assign, ast.AnnAssign)):
-            targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
-            yield from ((target.id, statement) for target in targets if isinstance(target, ast.Name))
-
-
 def _read_assignments(tree: ast.Module, written: str) -> tuple[dict[str, Any], dict[str, str]]:
     """`declared` and `comments` of a _Source."""
     tokens = tokenize.generate_tokens(io.StringIO(written).readline)
@@ -86,13 +77,17 @@ def _read_assignments(tree: ast.Module, written: str) -> tuple[dict[str, Any], d
     names = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
     stored = [node.id for node in names if isinstance(node.ctx, ast.Store)]
     declared, comments = {}, {}
-    for name, statement in _assignments(tree):
-        for line in range(statement.lineno, (statement.end_lineno or 0) + 1):  # the last one, where there are several
-            if line in by_line:
-                comments[name] = by_line[line]
-        if statement.value is not None and stored.count(name) == 1:
-            with suppress(ValueError, TypeError):  # an expression
-                declared[name] = ast.literal_eval(statement.value)
+    for statement in tree.body:
+        if not isinstance(statement, (ast.Assign, ast.AnnAssign)) or statement.value is None:
+            continue
+        lines = range(statement.lineno, (statement.end_lineno or 0) + 1)
+        behind = [by_line[line] for line in lines if line in by_line]
+        targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
+        for name in (target.id for target in targets if isinstance(target, ast.Name)):
+            comments[name] = behind[-1] if behind else ""
+            if stored.count(name) == 1:
+                with suppress(ValueError, TypeError):  # an expression
+                    declared[name] = ast.literal_eval(statement.value)
     return declared, comments
 
 
@@ -153,12 +148,6 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _question(name: str, known: Collection[str]) -> str:
-    """ " Is ... meant?", with the known name that is most like this one; nothing if none is."""
-    nearest = difflib.get_close_matches(name, known, n=1)
-    return f" Is {nearest[0]} meant?" if nearest else ""
-
-
 def _refuse_misspelt(space: Mapping[str, Any], source: _Source | None, known: Collection[str]) -> None:
     """UserError: somebody has set a name in a module, as `train.LEARNINGRATE = 1`, which is no constant of it."""
     if source is None or source.imports_all:
@@ -167,7 +156,7 @@ def _refuse_misspelt(space: Mapping[str, Any], source: _Source | None, known: Co
     wrong = []
     for name in space:
         if name.isupper() and name[0] != "_" and name not in source.names and name not in known:
-            line = f"{name} is no constant of {source.file_name}.{_question(name, known)}"
+            line = f"{name} is no constant of {source.file_name}.{guess(name, known)}"
             wrong.append(f"{line} (`del {module}.{name}` takes it back.)")
     if wrong:
         raise UserError("\n".join(wrong))
@@ -233,7 +222,7 @@ def _parse(parser: argparse.ArgumentParser, argv: Sequence[str], constants: Mapp
     unknown = [word.partition("=")[0] for word in rest if word.startswith("-")] or rest
     if unknown:
         flags = [_flag(name) for name in rules] + [_flag(f"no_{name}") for name in rules if rules[name].is_switch]
-        line = f"{unknown[0]} is no argument of `{parser.prog}`.{_question(unknown[0].lower(), flags)}"
+        line = f"{unknown[0]} is no argument of `{parser.prog}`.{guess(unknown[0].lower(), flags)}"
         raise UserError(f"{line}\n`{parser.prog} --help` lists all flags.")
     values = vars(given)
     for name, typed in values.items():

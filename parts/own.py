@@ -5,7 +5,6 @@
 A checkpoint keeps the text. What a checkpoint names is never imported: who loads it must name it himself.
 """
 
-import difflib
 import importlib.util
 import re
 import sys
@@ -17,7 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from parts.errors import UserError
+from parts.errors import UserError, guess
 
 _IN_FILE = re.compile(r"(?P<file>.+\.py):(?P<name>\w+)")
 
@@ -44,9 +43,8 @@ def load_part(constant: str, value: Any, choices: Mapping[str, Any]) -> Any:
     with faults_of(constant, value):
         space = vars(_load_file(Path(match["file"]).resolve()))
     if match["name"] not in space:
-        nearest = difflib.get_close_matches(match["name"], space, n=1)
-        question = f" Is {nearest[0]} meant?" if nearest else ""
-        raise UserError(f"{constant} = {value!r}: the file has no {match['name']}.{question}")
+        name = match["name"]
+        raise UserError(f"{constant} = {value!r}: the file has no {name}.{guess(name, space)}")
     return space[match["name"]]
 
 

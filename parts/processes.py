@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from parts.errors import UserError, ran_out_of_memory, tell
@@ -297,7 +297,7 @@ def _exchange(failure: type[Exception] = RuntimeError) -> Iterator[None]:
         raise Elsewhere(f"Process {rank()} cannot go on with the others; see what they say. ({first_line})") from error
 
 
-def sum_over_all(tensor: torch.Tensor) -> torch.Tensor:
+def sum_over_all(tensor: Tensor) -> Tensor:
     """The sum of every process's tensor, in place, on every process."""
     if world_size() > 1:
         with _exchange():

@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from parts import processes
@@ -30,7 +31,7 @@ class Progress:
         self.last_step: torch.cuda.Event | None = None  # the device has reached it: it has nothing left to do
         if device.type == "cuda":
             self.last_step = torch.cuda.Event()
-        self.unread: list[torch.Tensor] = []
+        self.unread: list[Tensor] = []
         self.batches_read, self.sum_of_losses = 0, 0.0
         self.waited = 0.0
         self.begin = self.asked = time.perf_counter()
@@ -46,7 +47,7 @@ class Progress:
         if self.last_step is None or self.last_step.query():
             self.waited += time.perf_counter() - self.asked
 
-    def batch_done(self, loss: torch.Tensor) -> None:
+    def batch_done(self, loss: Tensor) -> None:
         """Takes the loss of a batch. UserError: one is not finite."""
         self.unread.append(loss)
         if len(self.unread) == self.read_every:

@@ -16,10 +16,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from parts import processes
 from parts.errors import UserError, ran_out_of_memory, tell
 from parts.masks import IGNORED, MaskRule
 from parts.own import faults_of, is_own, load_part
@@ -31,21 +32,13 @@ FULL_SIZE_FROM = 0.95  # share of the steps after which images that have grown h
 # ---- precision
 
 
-@dataclass(frozen=True)
-class Precision:
-    """What a network computes in."""
-
-    name: str  # a key of PRECISIONS
-    reason: str = ""  # why "auto" chose it, in words
-
-
 def autocast_dtype(device: torch.device, precision: str = "auto") -> torch.dtype | None:
     """Autocast's dtype on `device`, or None for float32. UserError: float16 on a CPU."""
-    return PRECISIONS[choose_precision(device, precision).name]
+    return PRECISIONS[choose_precision(device, precision)]
 
 
-def choose_precision(device: torch.device, precision: str = "auto") -> Precision:
-    """What PRECISION means on a device.
+def choose_precision(device: torch.device, precision: str = "auto") -> str:
+    """What PRECISION means on a device, a key of PRECISIONS.
 
     "auto" is bfloat16 on CUDA that computes it, and float16 on older CUDA. On a CPU that has bfloat16 it is what makes
     a convolution faster: some compute bfloat16 at half the speed of float32, and their lists of features do not tell.
@@ -54,14 +47,24 @@ def choose_precision(device: torch.device, precision: str = "auto") -> Precision
     if precision == "float16" and device.type == "cpu":
         raise UserError('PRECISION = "float16" is some thirty times slower on a CPU. Choose "auto".')
     if precision != "auto":
-        return Precision(precision)
+        return precision
     if device.type == "cuda":
-        return Precision("bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16")
-    if device.type != "cpu" or not cpu_lists_bfloat16():
-        return Precision("float32")
-    ratio = convolution_times().bfloat16 / convolution_times().float32
-    reason = f"a convolution in bfloat16 takes {ratio:.2f} times as long as in float32 here"
-    return Precision("bfloat16" if ratio < 0.9 else "float32", reason)
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
+    is_faster = device.type == "cpu" and cpu_lists_bfloat16() and convolution_times().of_bfloat16 < 0.9
+    return "bfloat16" if is_faster else "float32"
+
+
+def settle_precision(s: SimpleNamespace, device: torch.device, precision: str) -> torch.dtype | None:
+    """Sets PRECISION to what "auto" stands for, so that a checkpoint keeps it; returns autocast's dtype.
+
+    A run that goes on has that of its first part already (Run.resume).
+    """
+    if s.PRECISION == "auto":
+        s.PRECISION = precision
+        if device.type == "cpu" and cpu_lists_bfloat16():
+            ratio = f"{convolution_times().of_bfloat16:.2f} times as long as in float32"
+            processes.say(f"PRECISION = {precision}: a convolution in bfloat16 takes {ratio} here.")
+    return PRECISIONS[s.PRECISION]
 
 
 def cpu_lists_bfloat16() -> bool:
@@ -79,6 +82,11 @@ class ConvolutionTimes:
     float32: float
     bfloat16: float
     one_thread: float  # float32 on one thread
+
+    @property
+    def of_bfloat16(self) -> float:
+        """How many times as long bfloat16 takes as float32."""
+        return self.bfloat16 / self.float32
 
     @property
     def slowdown_by_threads(self) -> float:
@@ -109,6 +117,21 @@ def convolution_times() -> ConvolutionTimes:
         return ConvolutionTimes(float32, bfloat16, best_time(None))
     finally:
         torch.set_num_threads(threads)
+
+
+def prepare_device(device: torch.device) -> None:
+    """Sets what makes training faster for the whole process, and says where other programs slow it down."""
+    torch.backends.cudnn.benchmark = True  # tries its kernels once for each size
+    if device.type == "cpu":
+        processes.keep_freed_memory()
+        if torch.get_num_threads() > 1 and processes.world_size() == 1:
+            slowdown = convolution_times().slowdown_by_threads
+            if slowdown > 1.5:
+                tell(
+                    f"PyTorch's {torch.get_num_threads()} threads take {slowdown:.1f} times as long as one of them: "
+                    "other programs use the cores, and the threads wait for each other. Stop those, or start with "
+                    "OMP_NUM_THREADS=1 python train.py ..."
+                )
 
 
 def describe_dtype(device: torch.device, dtype: torch.dtype | None) -> str:
@@ -262,8 +285,8 @@ class Variation:
 
 
 def vary_batch(
-    images: torch.Tensor, masks: torch.Tensor, variation: Variation, generator: torch.Generator
-) -> tuple[torch.Tensor, torch.Tensor]:
+    images: Tensor, masks: Tensor, variation: Variation, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
     """Images (N, 3, H, W) in [0, 1] and masks (N, 1, H, W), varied at random.
 
     Masks are what Loss takes, and stay so, here and in the functions below.
@@ -289,15 +312,13 @@ def vary_batch(
     return images, masks
 
 
-def flip_batch(images: torch.Tensor, masks: torch.Tensor, draws: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def flip_batch(images: Tensor, masks: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
     """Mirrors images (N, C, H, W) and their masks left-right where the draw (N,) in [0, 1) is below one half."""
     chosen = (draws < 0.5)[:, None, None, None]
     return torch.where(chosen, images.flip(3), images), torch.where(chosen, masks.flip(3), masks)
 
 
-def move_batch(
-    images: torch.Tensor, masks: torch.Tensor, variation: Variation, draws: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
+def move_batch(images: Tensor, masks: Tensor, variation: Variation, draws: Tensor) -> tuple[Tensor, Tensor]:
     """Scales and rotates images (N, C, H, W) and their masks, by `draws` (N, 4) in [0, 1): factor, angle and place.
 
     The place says which part of an enlarged image is left, and where a shrunk one lies. Beyond its rim an image is
@@ -322,7 +343,7 @@ def move_batch(
     return moved.contiguous(memory_format=torch.channels_last), labels.byte()
 
 
-def jitter_colors(images: torch.Tensor, strength: float, draws: torch.Tensor) -> torch.Tensor:
+def jitter_colors(images: Tensor, strength: float, draws: Tensor) -> Tensor:
     """Changes each image's contrast about its mean, its brightness and its channels' balance, by `draws` (N, 5).
 
     Factors go from 1 - strength to 1 + strength as the draws go from 0 to 1, a channel's as the square root of that.
@@ -347,9 +368,7 @@ def size_factor(share: float, half_size: float) -> float:
     return 0.5 + 0.5 * max(0.0, share - half_size) / (FULL_SIZE_FROM - half_size)
 
 
-def shrink_batch(
-    images: torch.Tensor, masks: torch.Tensor, factor: float, multiple: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+def shrink_batch(images: Tensor, masks: Tensor, factor: float, multiple: int) -> tuple[Tensor, Tensor]:
     """Images and masks (N, C, H, W) at `factor` of their size, rounded to `multiple` pixels.
 
     A step at half the size costs a quarter, and most of what a network learns first shows there: the
@@ -366,7 +385,7 @@ def shrink_batch(
     return images.contiguous(memory_format=torch.channels_last), masks
 
 
-def _shrink_labels(labels: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+def _shrink_labels(labels: Tensor, size: Sequence[int]) -> Tensor:
     """Labels (N, 1, H, W) at a smaller `size`: of each pixel the label that most of five points in it have.
 
     The points are its centre, which decides where none has most, and the centres of its quarters. benchmarks/README.md
@@ -386,7 +405,7 @@ def _shrink_labels(labels: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
     return shrunk
 
 
-def _places(count: int, side: int, share: float, device: torch.device) -> torch.Tensor:
+def _places(count: int, side: int, share: float, device: torch.device) -> Tensor:
     """The pixels that lie at `share` of each of `count` equal pieces of a side."""
     return ((torch.arange(count, device=device) + share) * side / count).long()
 
@@ -454,7 +473,7 @@ def takes_labels(s: SimpleNamespace) -> bool:
     return any(value is not None for value in (s.CLASSES, s.MASK_IGNORE, s.CROP, s.AUGMENT))
 
 
-def targets_of(masks: torch.Tensor, device: torch.device, labels: bool = False) -> torch.Tensor:
+def targets_of(masks: Tensor, device: torch.device, labels: bool = False) -> Tensor:
     """Masks of a batch (N, H, W) or (N, 1, H, W) as the loss takes them: float32 (N, 1, H, W) of {0, 1}.
 
     With `labels`, as where there are classes or ignored pixels: uint8 (N, 1, H, W). UserError: a
@@ -473,7 +492,7 @@ def targets_of(masks: torch.Tensor, device: torch.device, labels: bool = False) 
     return masks if labels else masks.float()
 
 
-def true_labels(masks: torch.Tensor, device: torch.device, mask_rule: MaskRule) -> torch.Tensor:
+def true_labels(masks: Tensor, device: torch.device, mask_rule: MaskRule) -> Tensor:
     """Masks of a batch (N, H, W) or (N, 1, H, W) as they are scored and drawn: uint8 (N, 1, H, W) of labels.
 
     UserError: as of targets_of.

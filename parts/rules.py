@@ -146,11 +146,8 @@ def terms_of(text: str) -> list[tuple[float, str]]:
     terms = []
     for term in text.split("+"):
         factor, times, name = term.rpartition("*")
-        value = 1.0
-        if times:
-            literal = _literal(factor.strip())
-            value = literal if type(literal) in (int, float) else math.nan
-        terms.append((value, name.strip()))
+        value = _literal(factor.strip()) if times else 1.0
+        terms.append((value if type(value) in (int, float) else math.nan, name.strip()))
     return terms
 
 
@@ -171,31 +168,34 @@ def sizes(count: int | None = None) -> Rule:
     """`count` whole numbers above 0, or any number of them: 320 480, 320x480 or 320,480 on the command line."""
     wanted = "height and width" if count == 2 else f"{count or 'one or more'} whole numbers above 0"
 
-    def accepts(value: Any) -> bool:
-        if not isinstance(value, tuple) or not value or len(value) != (count or len(value)):
-            return False
-        return all(type(side) is int and 0 < side < 2**31 for side in value)  # OpenCV takes no more
+    def accepts(value: tuple) -> bool:
+        is_long = len(value) == count or (count is None and len(value) > 0)
+        return is_long and all(type(side) is int and 0 < side < 2**31 for side in value)  # OpenCV takes no more
 
-    return Rule(wanted, accepts, _read_numbers, "INT", several=True)
+    return _numbers(wanted, accepts, "INT")
 
 
 def weights() -> Rule:
     """ "auto", None, or several numbers above 0."""
 
-    def accepts(value: Any) -> bool:
-        several = isinstance(value, tuple) and len(value) > 1
-        return several and _are_numbers(value) and all(0 < item < math.inf for item in value)
+    def accepts(value: tuple) -> bool:
+        return len(value) > 1 and _are_numbers(value) and all(0 < item < math.inf for item in value)
 
-    return either(Rule("a number above 0 for each class", accepts, _read_numbers, "NUMBER", several=True), "auto", None)
+    return either(_numbers("a number above 0 for each class", accepts), "auto", None)
 
 
 def interval() -> Rule:
     """Two numbers above 0, the smaller one first: 0.7 1.4 on the command line."""
 
-    def accepts(value: Any) -> bool:
-        return isinstance(value, tuple) and _are_numbers(value) and len(value) == 2 and 0 < value[0] <= value[1] < 1e9
+    def accepts(value: tuple) -> bool:
+        return len(value) == 2 and _are_numbers(value) and 0 < value[0] <= value[1] < 1e9
 
-    return Rule("two numbers above 0, the smaller one first", accepts, _read_numbers, "NUMBER", several=True)
+    return _numbers("two numbers above 0, the smaller one first", accepts)
+
+
+def _numbers(wanted: str, accepts: Callable[[tuple], bool], metavar: str = "NUMBER") -> Rule:
+    """A tuple of numbers."""
+    return Rule(wanted, lambda value: isinstance(value, tuple) and accepts(value), _read_numbers, metavar, several=True)
 
 
 def any_value() -> Rule:
@@ -219,9 +219,7 @@ def named_numbers(*, names_needed: bool = True) -> Rule:
         if any("=" in word for word in given):
             return _read_named(given)
         value = _read_values(given)
-        if type(value) in (int, float):
-            return (value,)
-        return value
+        return (value,) if type(value) in (int, float) else value
 
     wanted = "NAME=VALUE for each, where a value is a number (3), or several (3,4)"
     if not names_needed:
@@ -306,21 +304,14 @@ def _read_named(given: list[str]) -> dict[str, Any]:
     named: dict[str, Any] = {}
     wrong = []
     for word in given:
-        name, equals, spelled = word.partition("=")
+        name, _, spelled = word.partition("=")
         value = _literal(spelled)
-        if not name or not equals:
-            wrong.append(f"{word!r} lacks its name, or its value")
-        elif not spelled:
-            wrong.append(f"{word!r} lacks its value")
-        elif not _are_numbers(value) and "{}" not in spelled:  # which stands for a name, in a pattern of files
-            wrong.append(f"the value in {word!r} is no number")
-        elif name in named:
-            wrong.append(f"{name!r} is given twice")
-        else:
-            named[name] = value
+        if not name or name in named or not (_are_numbers(value) or "{}" in spelled):  # {}: a name, in files' pattern
+            wrong.append(repr(word))
+        named[name] = value
     if wrong:
         raise UserError(
-            f"{', '.join(wrong)}. Give values alone, or NAME=VALUE for each, without spaces around =. A value is a "
-            "number (3), a colour (0xFF0000), or several of them with commas between (3,4)."
+            f"not to be used: {', '.join(wrong)}. Give values alone, or NAME=VALUE once for each name, without spaces "
+            "around =. A value is a number (3), a colour (0xFF0000), or several of them with commas between (3,4)."
         )
     return named

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from parts.errors import UserError
@@ -53,7 +54,7 @@ class Scores:
 # ---- counts of pixels
 
 
-def count_confusion(labels: torch.Tensor, truths: torch.Tensor, num_labels: int) -> torch.Tensor:
+def count_confusion(labels: Tensor, truths: Tensor, num_labels: int) -> Tensor:
     """Counts the pixels of each image by true and predicted label: int64 (N, L, L), rows true, columns predicted.
 
     Takes predicted and true labels (N, ..., H, W); num_labels = L is 2 for one foreground. A pixel whose true label is
@@ -68,7 +69,7 @@ def count_confusion(labels: torch.Tensor, truths: torch.Tensor, num_labels: int)
     return counts[:, : num_labels**2].reshape(-1, num_labels, num_labels)
 
 
-def overlap_of(confusions: torch.Tensor) -> torch.Tensor:
+def overlap_of(confusions: Tensor) -> Tensor:
     """Counts the pixels of each label, of confusions (N, L, L): int64 (N, 3, L), rows in both, predicted, true."""
     return torch.stack([confusions.diagonal(dim1=1, dim2=2), confusions.sum(1), confusions.sum(2)], dim=1)
 
@@ -76,7 +77,7 @@ def overlap_of(confusions: torch.Tensor) -> torch.Tensor:
 _TOLERANCE = 0.0075  # of an image's diagonal: how far from each other two boundaries are the same, at least a pixel
 
 
-def count_edges(labels: torch.Tensor, truths: torch.Tensor, num_labels: int, scored: Sequence[int]) -> torch.Tensor:
+def count_edges(labels: Tensor, truths: Tensor, num_labels: int, scored: Sequence[int]) -> Tensor:
     """Counts pixels of each image and label's boundary: int64 (N, 4, L), see `boundary`; 0 for labels not in `scored`.
 
     Takes labels as count_confusion does. A boundary is the pixels of a label that have one of another label among their
@@ -93,12 +94,12 @@ def count_edges(labels: torch.Tensor, truths: torch.Tensor, num_labels: int, sco
     return counts
 
 
-def _edges(mask: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
+def _edges(mask: Tensor, known: Tensor) -> Tensor:
     """The pixels of `mask` beside one that is `known` not to be of it; all of them booleans (N, H, W)."""
     return mask & _spread(known & ~mask, 1)
 
 
-def _spread(mask: torch.Tensor, reach: int) -> torch.Tensor:
+def _spread(mask: Tensor, reach: int) -> Tensor:
     """The pixels with a true one at most `reach` rows and `reach` columns away, of booleans (N, H, W).
 
     As max_pool2d would, which takes thirty times as long on a CPU.
@@ -115,8 +116,8 @@ def _spread(mask: torch.Tensor, reach: int) -> torch.Tensor:
 
 
 def count_labels(
-    labels: torch.Tensor, truths: torch.Tensor, num_labels: int, scored: Sequence[int], metrics: Mapping[str, Metric]
-) -> tuple[torch.Tensor, torch.Tensor]:
+    labels: Tensor, truths: Tensor, num_labels: int, scored: Sequence[int], metrics: Mapping[str, Metric]
+) -> tuple[Tensor, Tensor]:
     """Each image's counts of every label (N, 3, L), and its confusion (N, L, L); both int64.
 
     Where one of the `metrics` is `boundary` the counts are (N, 7, L): the last four are those of count_edges, for the

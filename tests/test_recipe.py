@@ -21,7 +21,7 @@ FLIPS, JITTER = recipe.Variation(flip=True), recipe.Variation(color_jitter=0.3)
 
 def test_the_dtype_follows_the_constant():
     assert recipe.autocast_dtype(CPU, "float32") is None and recipe.autocast_dtype(CPU, "bfloat16") == torch.bfloat16
-    assert recipe.choose_precision(torch.device("mps")).name == "float32"
+    assert recipe.choose_precision(torch.device("mps")) == "float32"
     with pytest.raises(UserError, match="float16"):
         recipe.autocast_dtype(CPU, "float16")
 
@@ -29,11 +29,12 @@ def test_the_dtype_follows_the_constant():
 @pytest.mark.parametrize("listed, bfloat16, chosen", [
     (True, 0.5, "bfloat16"), (True, 0.95, "float32"), (True, 2.0, "float32"), (False, 0.5, "float32"),
 ])  # fmt: skip
-def test_a_cpu_computes_in_what_is_faster_there(monkeypatch, listed, bfloat16, chosen):
+def test_a_cpu_computes_in_what_is_faster_there(monkeypatch, capsys, listed, bfloat16, chosen):
     monkeypatch.setattr(recipe, "cpu_lists_bfloat16", lambda: listed)
     monkeypatch.setattr(recipe, "convolution_times", lambda: recipe.ConvolutionTimes(1.0, bfloat16, 1.0))
-    precision = recipe.choose_precision(CPU)
-    assert precision.name == chosen and (f"{bfloat16:.2f} times as long" in precision.reason) == listed
+    s = SimpleNamespace(PRECISION="auto")
+    assert recipe.settle_precision(s, CPU, recipe.choose_precision(CPU)) == recipe.PRECISIONS[chosen]
+    assert chosen == s.PRECISION and (f"{bfloat16:.2f} times as long" in capsys.readouterr().out) == listed
     assert recipe.autocast_dtype(CPU) == recipe.PRECISIONS[chosen]
 
 
