@@ -268,14 +268,9 @@ class _ArrayFile:
     def reserve(self, folder: Path) -> int:
         """Makes the file, full of zeros; returns the byte at which its data begin.
 
-        The data are written later, never mapped: so a full disk is an OSError, and not a signal that kills.
+        The data are written later, not mapped: so a full disk is an OSError, and not a signal that kills.
         """
-        with open(folder / self.name, "wb") as file:
-            header = {"descr": self.dtype, "fortran_order": False, "shape": self.shape}
-            np.lib.format.write_array_header_1_0(file, header)
-            start = file.tell()
-            file.truncate(start + self.num_bytes)
-        return start
+        return np.lib.format.open_memmap(folder / self.name, "w+", self.dtype, self.shape).offset
 
 
 class _Plan:

@@ -6,9 +6,8 @@ DATASET = "mine.py:dataset"  # a function (train) -> the dataset of training (Tr
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +47,7 @@ def write_dataset(chosen: Any, make: Callable[[bool], Any], output: str | Path, 
         for folder in folders:
             suffix = ".png" if channels == RGB or folder == folders[1] else NPY
             keep_only(folder, {folder / f"{name}{suffix}" for name in names}, (".png", NPY))
-        write = partial(_write_sample, _Samples(chosen, data, channels != RGB), folders)
+        write = _Writer(chosen, data, folders, channels != RGB)
         for _ in parallel_map(write, list(enumerate(names))):
             pass
 
@@ -69,14 +68,17 @@ def _names_of(data: Any, folder: Path, side: str) -> list[str]:
 
 
 @dataclass(frozen=True)
-class _Samples:
-    """The samples of a dataset, as arrays that can be written."""
+class _Writer:
+    """Writes the samples of a dataset as files, from any process."""
 
     chosen: Any
     data: Any
+    folders: Folders
     any_channels: bool  # of images
 
-    def __getitem__(self, index: int) -> Iterator[np.ndarray]:
+    def __call__(self, sample: tuple[int, str]) -> None:
+        """Writes the sample of a number under a name."""
+        index, name = sample
         with faults_of("DATASET", self.chosen, CONTRACT):
             image, mask = map(np.asarray, self.data[index])
             if mask.dtype == bool:
@@ -87,16 +89,10 @@ class _Samples:
                     raise TypeError(f"the {kind} of sample {index} is {array.dtype} of shape {array.shape}")
             if image.shape[:2] != mask.shape:
                 raise ValueError(f"sample {index} has an image of {image.shape[:2]} and a mask of {mask.shape}")
-        yield from (image, mask)
-
-
-def _write_sample(samples: _Samples, folders: Folders, sample: tuple[int, str]) -> None:
-    index, name = sample
-    for folder, array in zip(folders, samples[index]):
-        encoded, path = io.BytesIO(), folder / f"{name}.png"
-        if samples.any_channels and folder == folders[0]:
-            path = path.with_name(f"{name}{NPY}")
-            np.save(encoded, array)
-        else:
-            Image.fromarray(array).save(encoded, "PNG", compress_level=1)
-        write_changed(path, encoded.getvalue())
+        for folder, array, is_stored in zip(self.folders, (image, mask), (self.any_channels, False)):
+            encoded = io.BytesIO()
+            if is_stored:
+                np.save(encoded, array)
+            else:
+                Image.fromarray(array).save(encoded, "PNG", compress_level=1)
+            write_changed(folder / f"{name}{NPY if is_stored else '.png'}", encoded.getvalue())
