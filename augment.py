@@ -190,13 +190,13 @@ def distort(
 
 def _open(pair: Pair, channels: int | None, resize_masks: bool = False) -> _Opened:
     """Decodes the files of a pair. UnusableFile: one is damaged, or sizes differ more than RESIZE_MASKS allows."""
-    decoded = decode_image(pair.image, page=pair.image_page, channels=channels)
+    decoded = decode_image(pair.images, page=pair.image_page, channels=channels)
     pixels = pixels_of(decoded, pair.image, channels)
     is_deep_grey = pixels.dtype != np.uint8 and decoded.decoded_mode[0] in "IF"
     if is_deep_grey or pixels.shape[2] == 1:
         pixels = pixels[..., 0]  # greys stay grey
     masks = []
-    for path, page in pair.sources[1:]:
+    for path, page in pair.mask_sources:
         mask = _in_writable_mode(decode(path, page=page))
         height, width = pixels.shape[:2]
         if mask.size != (width, height) and not (resize_masks and can_be_fitted(mask.size[::-1], (height, width))):
@@ -342,7 +342,7 @@ def _plan(sides: Split, spec: DataSpec, channels: int | None) -> list[Item]:
             suffix = _image_suffix(pair, channels)
             images = [f"{side}_images/{_image_stem(stem, spec.image_name)}{suffix}" for stem in stems]
             masks = []
-            for mask, _ in pair.sources[1:]:
+            for mask, _ in pair.mask_sources:
                 suffix = ".tif" if mask.suffix.lower() in _TIFF_SUFFIXES else ".png"  # of 32 bits, which PNG has not
                 names = [_mask_stem(pair, mask, stem, spec) + suffix for stem in stems]
                 masks.append([f"{side}_masks/{name}" for name in names])
@@ -356,7 +356,7 @@ def _refuse_same_files(items: Iterable[Item]) -> None:
     for item in items:
         # Images by their stems, which pair them with their masks
         sources = [(item.pair.image, os.path.splitext(file)[0]) for file in item.images]
-        for (mask, _), files in zip(item.pair.sources[1:], item.masks):
+        for (mask, _), files in zip(item.pair.mask_sources, item.masks):
             sources += [(mask, file) for file in files]
         for source, name in sources:
             key = name.lower()  # Windows and macOS do not tell cases apart
@@ -371,8 +371,10 @@ def _refuse_same_files(items: Iterable[Item]) -> None:
 def _image_suffix(pair: Pair, channels: int | None) -> str:
     """The suffix of an image's copies: that of a JPEG, .tif where the pixels have 32 bits, otherwise .png.
 
-    Of other `channels` than RGB also .npy and all .tif stay what they are.
+    Of other `channels` than RGB also .npy and all .tif stay what they are, and several files become one .tif.
     """
+    if pair.bands:
+        return ".tif"
     suffix = pair.image.suffix
     if suffix.lower() in (*_JPEG_SUFFIXES, NPY):
         return suffix
@@ -468,13 +470,13 @@ class _Maker:
         opened = _open(item.pair, self.channels, self.spec.resize_masks)
         _refuse_depth(item.pair.image, opened.pixels, item.images[0])
         images, masks = [opened.pixels], [[values] for values in opened.mask_values]
-        for (path, _), (values,), targets in zip(item.pair.sources[1:], masks, item.masks):
+        for (path, _), (values,), targets in zip(item.pair.mask_sources, masks, item.masks):
             _refuse_depth(path, values, targets[0])
         if item.side == _TRAIN:
             # The draw is that of the name without its subfolder, as in `augmentation`.
             images, masks = _make_copies(opened, self.choices.seed, item.pair.name.rpartition("/")[2])
         for target, pixels in zip(item.images, images):
-            if target == item.images[0] and _can_be_copied(opened.image, target):
+            if target == item.images[0] and not item.pair.bands and _can_be_copied(opened.image, target):
                 self._write(target, partial(copy_into, item.pair.image))
             else:
                 self._write_image(target, pixels)
@@ -580,7 +582,7 @@ def _draw_preview(maker: _Maker, items: list[Item], mask_rule: MaskRule | None) 
 
 def _preview_rule(items: list[Item], spec: DataSpec) -> MaskRule | None:
     """What the preview tints: the foreground where these masks tell it, else every value but 0; None: nothing."""
-    masks = [observe_mask(*mask) for item in items for mask in item.pair.sources[1:]]
+    masks = [observe_mask(*mask) for item in items for mask in item.pair.mask_sources]
     for reading in (spec, DataSpec(foreground=NONZERO)):
         with suppress(UserError):  # train.py's audit says it
             return decide_mask_rule(masks, reading)
@@ -593,7 +595,7 @@ def _preview_range(items: list[Item], maker: _Maker) -> tuple[float, float] | No
         return maker.spec.image_range
     depths = []
     for item in items:
-        decoded = decode_image(item.pair.image, page=item.pair.image_page, channels=maker.channels)
+        decoded = decode_image(item.pair.images, page=item.pair.image_page, channels=maker.channels)
         if depth := depth_of(decoded, item.pair.image, maker.channels):
             depths.append(depth)
     return choose_value_range(depths)[0] if depths else None
@@ -615,7 +617,7 @@ class _Held:
         if spec.classes is not None:
             for pair in pairs:
                 refuse_united_classes((pair.mask, *pair.more))
-        sources = [(pair.name, source) for pair in pairs for source in pair.sources[1:]]
+        sources = [(pair.name, source) for pair in pairs for source in pair.mask_sources]
         masks: dict[str, list[Observation]] = defaultdict(list)
         observations = parallel_map(_observe_or_none, [source for _, source in sources], num_workers)
         for (name, _), observation in zip(sources, observations):

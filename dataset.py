@@ -48,7 +48,7 @@ CLASSES: str | tuple | dict | None = None  # "all", (0, 3), {"road": 3, "car": 8
 CHANNELS: int | str = 3  # of images: 3 is RGB, 1 greys; other TIFFs and .npy have any number; "auto": what all have
 IMAGE_RANGE: tuple | str | None = None  # (low, high) or "auto": what of 16-bit and float images becomes 0 ... 255
 GROUP: str | None = "auto"  # pattern of what names share that stay on one side of the split; "auto": known ones
-IMAGE_NAME: str | None = None  # how images are named: "{}_leftImg8bit", or with folders "{}/images/*"; None: any way
+IMAGE_NAME: str | None = None  # how images are named: "{}_left", "{}/images/*", or of a file a channel "{}_000*"
 MASK_NAME: str | None = None  # how masks are named: "{}_segmentation", or "{}_*" for several of an image; None: like it
 RESIZE_MASKS = False  # bring masks of another size to that of their image, where proportions or nearly the size agree
 SKIP_UNPAIRED = False  # leave out images without a mask and masks without an image, instead of refusing them
@@ -179,10 +179,9 @@ class PairDataset(Dataset):
         digests = content_digests(self.files.stamps, known)
         sources: dict[str, dict[str, Any]] = {"images": {}, "masks": {}}
         for pair in self.pairs:
-            image, *masks = [path for path, _ in pair.sources]
             folder = os.path.dirname(pair.name)
-            sources["images"][os.path.join(folder, image.name)] = digests[image]
-            sources["masks"] |= {os.path.join(folder, mask.name): digests[mask] for mask in masks}
+            for kind, files in (("images", (pair.image, *pair.bands)), ("masks", (pair.mask, *pair.more))):
+                sources[kind] |= {os.path.join(folder, file.name): digests[file] for file in files}
         return Provenance(1, {}, sources)
 
 
@@ -239,7 +238,7 @@ image_dataset = ImageDataset  # the article's spelling
 
 def masks_of(pairs: Sequence[Pair]) -> list[tuple[Path, int]]:
     """(file, page) of every mask of these pairs."""
-    return [source for pair in pairs for source in pair.sources[1:]]
+    return [source for pair in pairs for source in pair.mask_sources]
 
 
 def declared(spec: DataSpec) -> tuple[tuple[float, float] | None, int]:

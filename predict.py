@@ -21,7 +21,7 @@ if __name__ == "__main__":  # Ctrl-C while torch is loaded, which takes seconds,
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path, PurePath
 from types import SimpleNamespace
 from typing import Any
@@ -199,6 +199,9 @@ def network_size(asked: Size | str | None, checkpoint: dict[str, Any]) -> Size |
     return asked[0], asked[1]
 
 
+Given = str | Path | Sequence[str | Path] | np.ndarray  # a picture
+
+
 class Predictor:
     """What this script does with a picture, from Python: `Predictor("best.pth")("photo.jpg")` is its mask.
 
@@ -206,8 +209,8 @@ class Predictor:
     settings      all constants of this script, where they have been read already
     constants     those that are to differ: Predictor("best.pth", FLIPS="h", IMAGE_SIZE="own")
 
-    A picture is the path of a file (`page`: the number of its page), or an array: (H, W) of greys, (H, W, 3) of RGB, or
-    (H, W, C) of the CHANNELS that it was trained on.
+    A picture is the path of a file (`page`: the number of its page), or several paths, of files whose channels follow
+    each other; or an array: (H, W) of greys, (H, W, 3) of RGB, or (H, W, C) of the CHANNELS that it was trained on.
     UserError: what is wrong with a checkpoint, a constant or a picture.
     """
 
@@ -240,34 +243,36 @@ class Predictor:
             return 0
         return next((label for label, value in enumerate(self.mask_rule.classes) if value == 0), None)
 
-    def __call__(self, picture: str | Path | np.ndarray, page: int = 0) -> np.ndarray:
+    def __call__(self, picture: Given, page: int = 0) -> np.ndarray:
         """The mask of a picture at its own size, as predict.py writes it.
 
         Of one foreground 0 and 255, uint8 (H, W); of classes the values of the masks of training: (H, W), or (H, W, 3).
         """
         return np.asarray(encode_mask(self._predict(picture, page).mask, self.mask_rule))
 
-    def probabilities(self, picture: str | Path | np.ndarray, page: int = 0) -> np.ndarray:
+    def probabilities(self, picture: Given, page: int = 0) -> np.ndarray:
         """The probabilities at a picture's own size, float32: of foreground (H, W), of classes (C, H, W)."""
         first, *others = self._predict(picture, page, bits=32).probabilities(32)
         return np.stack([first, *others]) if others else first
 
-    def disagreement(self, picture: str | Path | np.ndarray, page: int = 0) -> np.ndarray:
+    def disagreement(self, picture: Given, page: int = 0) -> np.ndarray:
         """How far apart the probabilities of several networks are, float32 (H, W) of 0 ... 1; see DISAGREEMENT."""
         if len(self.networks) == 1:
             raise UserError("Predictor has one network, which agrees with itself: give it several checkpoints.")
         return self._predict(picture, page).disagreement
 
-    def _predict(self, picture: str | Path | np.ndarray, page: int, bits: int | None = None) -> Prediction:
+    def _predict(self, picture: Given, page: int, bits: int | None = None) -> Prediction:
         if isinstance(picture, np.ndarray):
             loaded = self.reader.take(picture)
-        elif not isinstance(picture, (str, Path)):
-            raise UserError(
-                f"Predictor takes a file or an array, not a {type(picture).__name__}; np.asarray(image) makes an array "
-                "of Pillow's images."
-            )
         else:
-            loaded = self.reader.read(Picture(Path(picture), PurePath(Path(picture).stem), page))
+            paths = [picture] if isinstance(picture, (str, Path)) else picture
+            if not isinstance(paths, (list, tuple)) or not all(isinstance(path, (str, Path)) for path in paths):
+                raise UserError(
+                    f"Predictor takes a file, files or an array, not a {type(picture).__name__}; np.asarray(image) "
+                    "makes an array of Pillow's images."
+                )
+            file, *bands = map(Path, paths)
+            loaded = self.reader.read(Picture(file, PurePath(file.stem), page, bands=tuple(bands)))
         (predict,) = predict_batch([loaded], self.runner, self.decision, bits=bits)
         prediction = predict()
         if prediction.problem:
@@ -343,6 +348,25 @@ class Predictor:
 # ---- the pictures and their true masks
 
 
+def find_wanted(s: SimpleNamespace, predictor: Predictor) -> tuple[list[Picture], list[str]]:
+    """The pictures of the inputs, and in words what gave nothing.
+
+    IMAGE_NAME, unless it is given, becomes that of training where some pictures are named so.
+    """
+    written = OutputFolder(s.OUTPUT_DIR, {}).own_files()
+    told = predictor.checkpoint["settings"]
+    channels = told.get("CHANNELS", predictor.reader.channels)
+    find = partial(find_pictures, s.inputs, s.OUTPUT_DIR, s.MASKS, written, channels)
+    if s.IMAGE_NAME is None and told.get("IMAGE_NAME"):
+        s.IMAGE_NAME = DataSpec(image_name=told["IMAGE_NAME"]).image_name
+        wanted, missing = find(s.IMAGE_NAME)
+        if wanted:
+            return wanted, missing
+        tell(f"No picture is named as in training, IMAGE_NAME = {s.IMAGE_NAME!r}, so names are not looked at.")
+        s.IMAGE_NAME = None
+    return find(s.IMAGE_NAME)
+
+
 def find_truths(
     s: SimpleNamespace, wanted: Sequence[Picture], checkpoint: dict[str, Any], network_rule: MaskRule
 ) -> Truths:
@@ -384,7 +408,7 @@ def choose_rule_of_truths(
     spec = DataSpec(foreground=foreground, ignore=ignore)
     if network_rule.has_classes:
         spec = DataSpec(ignore=s.MASK_IGNORE, classes=dict(zip(network_rule.names, network_rule.classes)))
-    masks = [source for pair in pairs.values() for source in pair.sources[1:]]
+    masks = [source for pair in pairs.values() for source in pair.mask_sources]
     return find_mask_rule(masks, spec, num_workers=s.NUM_WORKERS or None, strict=False)
 
 
@@ -474,9 +498,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
 
     # The pictures, and what is made of them
-    written = OutputFolder(s.OUTPUT_DIR, {}).own_files()
-    channels = predictor.checkpoint["settings"].get("CHANNELS", predictor.reader.channels)
-    wanted, missing = find_pictures(s.inputs, s.OUTPUT_DIR, s.MASKS, written, channels, s.IMAGE_NAME)
+    wanted, missing = find_wanted(s, predictor)
     for problem in missing:
         tell(problem, file=sys.stderr)
     if not wanted:
@@ -490,8 +512,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         output.check(wanted)
     planned = plan_files(outputs, wanted)
     refuse_doubles(planned)
-    inputs = [picture.path for picture in wanted]
-    inputs += [mask for pair in truths.pairs.values() for mask, _ in pair.sources[1:]]
+    inputs = [file for picture in wanted for file in (picture.path, *picture.bands)]
+    inputs += [mask for pair in truths.pairs.values() for mask, _ in pair.mask_sources]
     folder = OutputFolder(s.OUTPUT_DIR, settings_of_files(s), planned, inputs)
     cv2.setNumThreads(1)  # there is a picture for each thread already
     tell(f"{predictor.describe()} {counted(len(wanted), 'image')}.")

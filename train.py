@@ -344,7 +344,7 @@ def draw_worst(s: SimpleNamespace, trained: list[Fold], most: int = 10) -> None:
     captions: dict[Picture, str] = {}
     chosen: dict[Fold, list[Picture]] = {}
     for dice, fold, pair in sorted(scored, key=lambda one: one[0])[:most]:
-        picture = Picture(pair.image, PurePath(pair.name), pair.image_page)
+        picture = Picture(pair.image, PurePath(pair.name), pair.image_page, bands=pair.bands)
         pairs[picture], captions[picture] = pair, f"{pair.name}  fold {fold.number}, Dice {dice:.4f}"
         chosen.setdefault(fold, []).append(picture)
     rule = trained[0].mask_rule

@@ -119,7 +119,7 @@ class Files:
                     raise UnusableFile(path, "changed, or went, while it was in use", cure)
 
     def _decode(self, number: int, pair: Pair) -> Sample:
-        image = read_image(pair.image, self.image_size, pair.image_page, self.value_range, self.channels)
+        image = read_image(pair.images, self.image_size, pair.image_page, self.value_range, self.channels)
         mask = self.mask(number)
         if mask.shape != image.shape[:2]:
             sizes = "is {}x{}, and its image {}x{}".format(*mask.shape, *image.shape[:2])
@@ -323,15 +323,15 @@ def _provenance_of(files: Files, folder: Path) -> Provenance:
     sources: dict[str, dict[str, Any]] = {"images": {}, "masks": {}}
     order = hashlib.sha256()
     for pair in files.pairs:
-        kind = "images"
+        masks = pair.mask_sources
         for path, page in pair.sources:
+            kind = "masks" if (path, page) in masks else "images"
             parent, name = os.path.split(path)
             if parent not in prefixes:
                 prefixes[parent] = _relative(parent, folder)
             name = f"{prefixes[parent]}/{name}"
             sources[kind][name] = files.stamps[path]
             order.update(json.dumps([kind, name, page]).encode())
-            kind = "masks"  # all but the first file of a pair
     settings: dict[str, Any] = {
         "IMAGE_SIZE": files.image_size,
         "CROP": files.with_points,

@@ -434,8 +434,8 @@ def _look_at_files(sides: list["_Side"], spec: DataSpec, looker: Looker) -> None
 
 def _files_of(pair: Pair, image_kind: str, channels: int | None) -> list[File]:
     """The image of a pair, and then its masks."""
-    image, *masks = pair.sources
-    return [File(image_kind, *image, channels), *(File(MASK, *mask) for mask in masks)]
+    image = File(image_kind, pair.image, pair.image_page, channels, pair.bands)
+    return [image, *(File(MASK, *mask) for mask in pair.mask_sources)]
 
 
 # ---- checks of files and names
@@ -974,7 +974,7 @@ def _draw_sheet(survey: _Survey, path: Path) -> Path | None:
         scale = min(1, 480 / max(height, width))
         size = max(1, round(height * scale)), max(1, round(width * scale))
         with suppress(UnusableFile):  # such as one of another number of channels, which the checks tell
-            image = read_image(pair.image, size, pair.image_page, survey.value_range, survey.channels)
+            image = read_image(pair.images, size, pair.image_page, survey.value_range, survey.channels)
             masks.append(read_mask(pair.masks, rule, size, pair.mask_page, (height, width)))
             images.append(image)
             captions.append(pair.name if rule.has_classes else f"{pair.name}  {example.foreground:.1%}")

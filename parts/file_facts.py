@@ -53,11 +53,21 @@ class File:
     path: Path
     page: int = 0
     channels: int | None = RGB  # of an image; None: all that it has
+    bands: tuple[Path, ...] = ()  # further files, whose channels follow
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The file and the further ones."""
+        return (self.path, *self.bands)
+
+    def stamp(self) -> list | None:
+        """What tells whether it has changed: its stamp, or of several files the stamp of each."""
+        return [stamp(path) for path in self.paths] if self.bands else stamp(self.path)
 
     @property
     def key(self) -> str:
         """Its name in the memory."""
-        name = f"{self.kind} {os.path.abspath(self.path)}"
+        name = f"{self.kind} {' and '.join(map(os.path.abspath, self.paths))}"
         if self.channels != RGB:
             name = f"{self.channels or 'all'} channels of {name}"
         return f"{name}[{self.page}]" if self.page else name
@@ -86,7 +96,7 @@ class Looker:
             if file in self.records or file in self.faults:
                 continue
             record = self.remembered.get(file.key)
-            if record and record["stamp"] == stamp(file.path):
+            if record and record["stamp"] == file.stamp():
                 self.records[file] = record
             else:
                 unknown.append(file)
@@ -114,7 +124,7 @@ class Looker:
 
     def contents(self) -> dict[Path, tuple[Any, str]]:
         """(stamp, digest of its bytes) of each file that can be used."""
-        firsts = {file.path: record for file, record in self.records.items() if not file.page}
+        firsts = {file.path: record for file, record in self.records.items() if not file.page and not file.bands}
         return {path: (record["stamp"], record["content"]) for path, record in firsts.items()}
 
     def seen_in(self, file: File, foreground: Any) -> ImageFacts | Observation | UnusableFile:
@@ -154,7 +164,7 @@ def facts_digest(facts: dict[str, Any]) -> str:
 def _look_at(file: File) -> dict[str, Any] | UnusableFile:
     """The record of one file; or why it cannot be used."""
     try:
-        record: dict[str, Any] = {"stamp": stamp(file.path)}  # before it is decoded: it may change meanwhile
+        record: dict[str, Any] = {"stamp": file.stamp()}  # before it is decoded: it may change meanwhile
         with within_memory(file.path):
             seen = dict(vars(observe_mask(file.path, file.page) if file.kind == MASK else _see_image(file)))
         seen.pop("path", None)  # a memory that names it could not be moved
@@ -173,7 +183,7 @@ def _look_at(file: File) -> dict[str, Any] | UnusableFile:
 def _see_image(file: File) -> ImageFacts:
     """What is seen in an image. UnusableFile."""
     smallest = (1, 1) if file.kind == EIGHTH else None  # of which a JPEG decodes an eighth at most
-    decoded = decode_image(file.path, smallest, file.page, file.channels)
+    decoded = decode_image(file.paths, smallest, file.page, file.channels)
     pixels, depth = pixels_of(decoded, file.path, file.channels), depth_of(decoded, file.path, file.channels)
     sample = pixels[:: max(1, len(pixels) // 32), :: max(1, pixels.shape[1] // 32)]
     # Processors have instructions for SHA-1, which makes it the fastest digest that is long enough here.

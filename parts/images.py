@@ -20,7 +20,7 @@ from PIL import Image, TiffImagePlugin
 from PIL.ExifTags import Base as Tag
 
 from parts import bands
-from parts.errors import UnusableFile, UserError, counted, within_memory
+from parts.errors import UnusableFile, UserError, counted, printable, within_memory
 
 LARGEST = 500_000_000  # pixels; one picture of that size fills 1.5 GB
 SET_RANGE = 'IMAGE_RANGE = (low, high) or "auto" (--image-range) says which of its values become 0 and 255'
@@ -65,6 +65,7 @@ _LARGEST_OPEN = 16_000_000  # pixels
 
 RGB = 3  # CHANNELS of what nearly all datasets hold
 
+ImageFiles = str | Path | Sequence[Path]  # the file of an image, or several, whose channels follow each other
 Size = tuple[int, int]  # height, width
 Range = tuple[float, float]  # what becomes 0, what becomes 255
 
@@ -126,7 +127,7 @@ class Bands(Head):
 
 
 def read_image(
-    path: str | Path,
+    files: ImageFiles,
     size: Size | None = None,
     page: int = 0,
     value_range: Range | None = None,
@@ -134,6 +135,7 @@ def read_image(
 ) -> np.ndarray:
     """The picture in a file, uint8 (H, W, channels), upright; three channels are RGB, without transparency.
 
+    files        the file, or several, whose channels follow each other
     size         (height, width) to resize to. Shrinking averages areas, enlarging is linear; a JPEG of four times the
                  size or more is decoded at a half, a quarter or an eighth, which is faster.
     page         the number of the page or frame
@@ -143,8 +145,12 @@ def read_image(
 
     UnusableFile: the file is damaged, not supported, not there, or of other channels.
     """
-    decoded = decode_image(path, draft_size(size), page, channels)
-    return as_bytes(decoded, path, size, value_range, channels)
+    decoded = decode_image(files, draft_size(size), page, channels)
+    return as_bytes(decoded, _first_of(files), size, value_range, channels)
+
+
+def _first_of(files: ImageFiles) -> str | Path:
+    return files if isinstance(files, (str, Path)) else files[0]
 
 
 def draft_size(size: Size | None) -> Size | None:
@@ -171,12 +177,16 @@ def as_bytes(
 
 
 def decode_image(
-    path: str | Path, draft: Size | None = None, page: int = 0, channels: int | None = RGB
+    files: ImageFiles, draft: Size | None = None, page: int = 0, channels: int | None = RGB
 ) -> Decoded | Bands:
     """The decoded image of a file's page, of any kind; `channels` None: as many as the file has. UnusableFile.
 
+    files: the file, or several, whose channels follow each other
     draft: as of `decode`
     """
+    path = _first_of(files)
+    if not isinstance(files, (str, Path)) and len(files) > 1:
+        return _united(files, page, channels)
     if not _holds_bands(path, page, channels):
         return decode(path, draft, page)
     with _in_words(path, page):
@@ -185,6 +195,27 @@ def decode_image(
         values = _values_of_bands(path, head)
         upright = np.ascontiguousarray(_upright(bands.plain_values(values, path), head.turned))
         return Bands(**vars(head), values=upright)
+
+
+def _united(files: Sequence[Path], page: int, channels: int | None) -> Bands:
+    """The channels of several files, one after another. UnusableFile: one is, or they do not fit each other."""
+    first = decode_image(files[0], None, page, None)
+    values: list[np.ndarray] = []
+    for file in files:
+        pixels = pixels_of(decode_image(file, None, page, None), file, None)
+        if values and (pixels.shape[:2] != values[0].shape[:2] or pixels.dtype != values[0].dtype):
+            own, others = ("{}x{} of {}".format(*array.shape[:2], array.dtype) for array in (pixels, values[0]))
+            cure = "Give all files of an image one size and one depth"
+            raise UnusableFile(file, f"is {own}, and {printable(files[0])} is {others}", cure)
+        values.append(pixels)
+    united = np.concatenate(values, axis=2)
+    count = united.shape[2]
+    if channels not in (None, count):
+        problem = f"and {counted(len(files) - 1, 'file')} after it make {counted(count, 'channel')} of one image"
+        raise UnusableFile(files[0], f"{problem}, and CHANNELS = {channels}", "Give all that it needs, and no others")
+    kinds = f"{counted(len(files), 'file')} of {first.format}"
+    head = {name: getattr(first, name) for name in Head.__dataclass_fields__}
+    return Bands(**head | dict(format=kinds, mode=f"{count} x {united.dtype}", frames=False, turned=1), values=united)
 
 
 def decode(path: str | Path, draft: Size | None = None, page: int = 0) -> Decoded:

@@ -411,6 +411,7 @@ class Pair:
     image_page   the number of the page or frame of the image file
     mask_page    the same of each mask file
     more         further masks of the image, united with `mask`; see MASK_NAME
+    bands        further files of the image, whose channels follow those of `image`; see IMAGE_NAME
     """
 
     name: str
@@ -419,6 +420,12 @@ class Pair:
     image_page: int = 0
     mask_page: int = 0
     more: tuple[Path, ...] = ()
+    bands: tuple[Path, ...] = ()
+
+    @property
+    def images(self) -> Path | tuple[Path, ...]:
+        """The image file, or all of them, in the form that images.decode_image takes."""
+        return (self.image, *self.bands) if self.bands else self.image
 
     @property
     def masks(self) -> Path | tuple[Path, ...]:
@@ -427,8 +434,13 @@ class Pair:
 
     @property
     def sources(self) -> list[tuple[Path, int]]:
-        """(file, page) of the image, then of each of its masks."""
-        return [(self.image, self.image_page), *((mask, self.mask_page) for mask in (self.mask, *self.more))]
+        """(file, page) of the image, or of each of its files, then of each of its masks."""
+        return [*((file, self.image_page) for file in (self.image, *self.bands)), *self.mask_sources]
+
+    @property
+    def mask_sources(self) -> list[tuple[Path, int]]:
+        """(file, page) of each mask."""
+        return [(mask, self.mask_page) for mask in (self.mask, *self.more)]
 
 
 @dataclass(frozen=True)
@@ -473,10 +485,10 @@ def match(images: Listing, masks: Listing, spec: DataSpec = DataSpec()) -> Match
     A mask belongs to the image whose name it has (`mask_stems`), in the same subfolder. Files that remain on both
     sides are pairs where one rule pairs every one of them: numbers are compared without leading zeros, or, if no name
     agrees at all, all names of one side have the same prefix or suffix. An image has several masks only where
-    MASK_NAME has a *.
+    MASK_NAME has a *, and several files where IMAGE_NAME has one and CHANNELS is not that of RGB.
     """
     notes = _notes_on_other_kinds(images.left_out + masks.left_out)
-    matching = _Matching(images, masks, spec.mask_name)  # by equal names
+    matching = _Matching(images, masks, spec)  # by equal names
     if unfit := [*images.unfit, *masks.unfit]:
         text = f"{counted(len(unfit), 'picture')} that IMAGE_NAME and MASK_NAME do not name: {_first_names(unfit)}"
         notes.append(Note("other names", text))
@@ -497,19 +509,21 @@ def match(images: Listing, masks: Listing, spec: DataSpec = DataSpec()) -> Match
 class _Matching:
     """The images and masks of a dataset by their names, and what is wrong with those that have no partner.
 
-    images_of   {name: its image files}; more than one, such as a.jpg and a.png, is a fault
+    images_of   {name: its image files}; more than one, such as a.jpg and a.png, is a fault where nothing unites them
     masks_of    {name of an image: its mask files}
     strays      mask files of no image
     """
 
-    def __init__(self, images: Listing, masks: Listing, mask_name: str | None) -> None:
-        self.images, self.masks, self.mask_name = images, masks, mask_name
+    def __init__(self, images: Listing, masks: Listing, spec: DataSpec) -> None:
+        self.images, self.masks, self.image_name, self.mask_name = images, masks, spec.image_name, spec.mask_name
+        self.unites_images = unites_images(spec.image_name, spec.channels)
         self.images_of: dict[str, list[Path]] = defaultdict(list)
         for path in images.pictures:
             self.images_of[images.name_of(path)].append(path)
         self.names = ImageNames(self.images_of)
         self.masks_of: dict[str, list[Path]] = defaultdict(list)
         self.strays: list[Path] = []
+        self.odd = self._images_of_other_files() if self.unites_images else {}
         for path in masks.pictures:
             owner = self.names.owner(self._owners_of(path))
             if owner is None:
@@ -535,27 +549,46 @@ class _Matching:
         image, mask = self.images_of[lonely[0]][0], self.masks_of[lonely[0]][0]
         return Note("names", f"{rule}; e.g. {printable(mask.name)} for {printable(image.name)}")
 
+    def _images_of_other_files(self) -> dict[str, str]:
+        """{name: in words, which files others have} of the images whose files are not those that most have."""
+        own = {  # what the names of its files have beside the image's
+            name: tuple(sorted(_composed(file.stem).replace(PurePath(name).name, "") for file in files))
+            for name, files in self.images_of.items()
+        }
+        usual, count = Counter(own.values()).most_common(1)[0]
+        if 2 * count > len(own):
+            return {name: f"({', '.join(map(printable, usual))})" for name, rests in own.items() if rests != usual}
+        number = Counter(map(len, own.values())).most_common(1)[0][0]
+        return {name: f"({number:,} of them)" for name, rests in own.items() if len(rests) != number}
+
     def _is_ambiguous(self, name: str) -> bool:
         several_masks = len(self.masks_of.get(name, [])) > 1 and not _takes_several(self.mask_name)
-        return several_masks or len(self.images_of[name]) > 1
+        several_images = len(self.images_of[name]) > 1 and not self.unites_images
+        return several_masks or several_images or name in self.odd
 
     def pairs(self) -> list[Pair]:
         """The Pairs of all images that have their mask, sorted by name."""
         pairs = []
         for name, files in sorted(self.masks_of.items()):
             if not self._is_ambiguous(name):
-                mask, *more = sorted(files)
-                pairs.append(Pair(name, self.images_of[name][0], mask, more=tuple(more)))
+                (image, *bands), (mask, *more) = sorted(self.images_of[name]), sorted(files)
+                pairs.append(Pair(name, image, mask, more=tuple(more), bands=tuple(bands)))
         return pairs
 
     def ambiguous(self) -> list[UnusableFile]:
         """A fault for each name of several images, or of several masks where an image has one."""
         faults = []
         for name, files in sorted(self.images_of.items()):
-            if self._is_ambiguous(name):
+            if name in self.odd:
+                problem = f"makes {printable(name)} of {counted(len(files), 'file')}: {list_files(files, 5)}"
+                cure = f"Give it the files that others have {self.odd[name]}, or remove it"
+                faults.append(UnusableFile(files[0], problem, cure))
+            elif self._is_ambiguous(name):
                 names = ", ".join(map(printable, files + self.masks_of.get(name, [])))
-                problem = f"it is not clear which belong together: {names}"
-                faults.append(UnusableFile(files[0], problem, "Keep one image and one mask"))
+                cure = "Keep one image and one mask"
+                if _takes_several(self.image_name):
+                    cure += "; or set CHANNELS (--channels auto), with which IMAGE_NAME makes one image of them"
+                faults.append(UnusableFile(files[0], f"it is not clear which belong together: {names}", cure))
         return faults
 
     def lonely_images(self) -> list[UnusableFile]:
@@ -601,9 +634,14 @@ class _Matching:
         return None
 
 
-def _takes_several(mask_name: str | None) -> bool:
-    """Whether MASK_NAME gives an image several masks."""
-    return mask_name is not None and "*" in mask_name
+def _takes_several(pattern: str | None) -> bool:
+    """Whether MASK_NAME, or IMAGE_NAME, has a * and so may fit several files of an image."""
+    return pattern is not None and "*" in pattern
+
+
+def unites_images(image_name: str | None, channels: object) -> bool:
+    """Whether the files that the * of IMAGE_NAME stands for are channels of one image: not where CHANNELS is RGB."""
+    return _takes_several(image_name) and channels != RGB
 
 
 # ---- masks that are named by a rule of their own
@@ -701,7 +739,7 @@ def by_pages(pairs: Iterable[Pair], pages: Callable[[Path], list[int] | None]) -
     names = {pair.name for pair in pairs}
     by_page, faults = [], []
     for pair in pairs:
-        numbers = {path: pages(path) for path, _ in pair.sources}
+        numbers = {path: pages(path) for path in (pair.image, pair.mask, *pair.more)}
         image_pages, mask_pages = numbers[pair.image], numbers[pair.mask]
         if not image_pages or not mask_pages:  # reading the file will say what is wrong
             by_page.append(pair)
@@ -742,6 +780,7 @@ class Picture:
     name     what its outputs are called: a relative path without suffix
     page     the number of the page or frame in the file
     number   which of the file's `pages` pictures it is
+    bands    further files, whose channels follow those of `path`; see IMAGE_NAME
     """
 
     path: Path
@@ -749,6 +788,12 @@ class Picture:
     page: int = 0
     number: int = 0
     pages: int = 1
+    bands: tuple[Path, ...] = ()
+
+    @property
+    def images(self) -> Path | tuple[Path, ...]:
+        """The file, or all of them, in the form that images.decode_image takes."""
+        return (self.path, *self.bands) if self.bands else self.path
 
     def __str__(self) -> str:
         if self.pages > 1:
@@ -771,43 +816,54 @@ def find_pictures(
     Files in `output_dir` or `mask_dir` are left out, unless they are given by that very name; in a folder that is
     itself `mask_dir`, those whose names end in _mask are, and in any folder those that earlier runs have `written`
     (real paths). What else folders hold is printed, or is among the missing where it is a picture to a person.
-    `channels`: CHANNELS of training. `image_name`: IMAGE_NAME, which leaves out what is named otherwise. UserError: a
-    folder is given for images and masks, and no name there ends in _mask.
+    `channels`: CHANNELS of training. `image_name`: IMAGE_NAME, which leaves out what is named otherwise; files that
+    its * unites are one picture, called by what {} stands for. UserError: a folder is given for images and masks, and
+    no name there ends in _mask.
     """
     if image_name:  # which tells images from masks, wherever they lie
         mask_dir = None
     given = _Inputs(output_dir, mask_dir, suffixes_of(channels), among_others=len(inputs) > 1)
-    files: dict[str, tuple[Path, PurePath]] = {}  # {absolute path: (file, what its outputs are called)}
+    unites = unites_images(image_name, channels)
+    # {absolute path: ({absolute path: file}, what their outputs are called)}; a file that is given twice is one
+    files: dict[str, tuple[dict[str, Path], PurePath]] = {}
     for place in map(Path, inputs):
         listing = given.list(place)
-        for file in listing.pictures:  # a file that is given twice keeps its first name
-            if written and file != place and os.path.realpath(file) in written:
+        for file in listing.pictures:
+            owners = listing.owners_of(file, image_name) if image_name else []
+            if file != place and os.path.realpath(file) in written:
                 continue
-            if image_name and file != place and not listing.owners_of(file, image_name):
+            if image_name and file != place and not owners:
                 given.left_out.append(file)
                 continue
-            name = PurePath(file.relative_to(listing.folder)).with_suffix("")
-            files.setdefault(os.path.abspath(file), (file, name))
+            key, name = os.path.abspath(file), PurePath(file.relative_to(listing.folder)).with_suffix("")
+            if unites and owners:
+                key, name = os.path.abspath(listing.folder / f"{owners[0]}.files"), PurePath(owners[0])
+            files.setdefault(key, ({}, name))[0].setdefault(os.path.abspath(file), file)
     if left_out := list(dict.fromkeys(given.left_out)):
         kinds = "that are no pictures by their names, hidden, or of this run"
+        if image_name:
+            kinds = f"{kinds}, or not named as IMAGE_NAME = {image_name!r}"
         tell(f"Left out: {len(left_out):,} {kinds}: {list_files(left_out, 5)}.")
-    pictures = [picture for file, name in _named_apart(files) for picture in _pictures_in(file, name, channels)]
+    pictures = [picture for some, name in _named_apart(files) for picture in _pictures_in(some, name, channels)]
     return pictures, list(dict.fromkeys(given.missing))
 
 
-def _named_apart(files: dict[str, tuple[Path, PurePath]]) -> list[tuple[Path, PurePath]]:
-    """The files with their names; where two have the same, with their paths below the folder that all share."""
-    if len({folded_path(name) for _, name in files.values()}) == len(files):
-        return list(files.values())
-    common = os.path.commonpath([os.path.dirname(path) for path in files])
-    return [(file, PurePath(os.path.relpath(path, common)).with_suffix("")) for path, (file, _) in files.items()]
+def _named_apart(files: dict[str, tuple[dict[str, Path], PurePath]]) -> list[tuple[list[Path], PurePath]]:
+    """The files of each picture with its name: where two have the same, their paths below the folder that all share."""
+    by_name = [([*some.values()], name) for some, name in files.values()]
+    if len({folded_path(name) for _, name in by_name}) < len(files):
+        common = os.path.commonpath([os.path.dirname(path) for path in files])
+        names = (PurePath(os.path.relpath(path, common)).with_suffix("") for path in files)
+        by_name = [(some, name) for (some, _), name in zip(by_name, names)]
+    return by_name
 
 
-def _pictures_in(file: Path, name: PurePath, channels: object) -> list[Picture]:
-    """The Pictures of a file, whose outputs are called `name`; of several pages name_0, name_1 ..."""
+def _pictures_in(files: list[Path], name: PurePath, channels: object) -> list[Picture]:
+    """The Pictures of a file, whose outputs are called `name`, of several pages name_0 ...; or the one of all files."""
+    file, *bands = sorted(files)
     pages = pages_of(file, channels) or [0]  # a file that cannot be read is one picture, so that reading it says why
-    if len(pages) == 1:
-        return [Picture(file, name, pages[0])]
+    if bands or len(pages) == 1:
+        return [Picture(file, name, pages[0], bands=tuple(bands))]
     names = [name.with_name(f"{name.name}_{number}") for number in range(len(pages))]
     return [Picture(file, names[number], page, number, len(pages)) for number, page in enumerate(pages)]
 
@@ -907,7 +963,8 @@ def find_masks(pictures: Sequence[Picture], mask_dir: Folder, spec: DataSpec = D
             if fitting and all(len(numbers) == pages for numbers in page_numbers):
                 mask, *more = fitting
                 page = page_numbers[0][picture.number if pages > 1 else 0]
-                pairs[picture] = Pair(picture.name.as_posix(), picture.path, mask, picture.page, page, tuple(more))
+                name, pages_in = picture.name.as_posix(), (picture.page, page)
+                pairs[picture] = Pair(name, picture.path, mask, *pages_in, tuple(more), picture.bands)
     if doubtful:
         raise UserError("More than one mask fits these pictures; keep one of each:\n  " + "\n  ".join(doubtful))
     if not pairs:
@@ -922,7 +979,7 @@ def find_masks(pictures: Sequence[Picture], mask_dir: Folder, spec: DataSpec = D
 def _wanted_masks(picture: Picture, image_name: str | None) -> list[tuple[str, int]]:
     """(stem, number of pages) of the files that may hold the picture's mask, the best one last."""
     own_file = (_composed(picture.name.name), 1)
-    if image_name is not None:
+    if image_name is not None and not picture.bands:
         name = picture.name.as_posix() if "/" in image_name else picture.name.name
         for filling in _fillings(_composed(name), image_name)[:1]:
             own_file = (filling.rpartition("/")[2], 1)
@@ -936,7 +993,8 @@ def _masks_by_stem(
 ) -> dict[tuple[str | None, str], list[Path]]:
     """{(subfolder, stem): the mask files there that belong to this stem}; None is any subfolder."""
     names = ImageNames(stem for picture in pictures for stem, _ in _wanted_masks(picture, spec.image_name))
-    images = {os.path.realpath(picture.path) for picture in pictures}  # which may lie beside their masks
+    # Images may lie beside their masks
+    images = {os.path.realpath(file) for picture in pictures for file in (picture.path, *picture.bands)}
     listing = walk(mask_dir)
     masks_of: dict[tuple[str | None, str], list[Path]] = defaultdict(list)
     for mask in listing.pictures:

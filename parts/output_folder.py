@@ -214,4 +214,6 @@ def _short_stamp(path: Path) -> list[int] | None:
 def _entry_of(source: Picture | str) -> _Entry:
     if isinstance(source, str):
         return _Entry("", "")
-    return _Entry(source.name.as_posix(), f"{source.path.name}, page {source.page}, {stamp(source.path)}")
+    files = (source.path, *source.bands)
+    names, stamps = [file.name for file in files], ", ".join(str(stamp(file)) for file in files)
+    return _Entry(source.name.as_posix(), f"{', '.join(names)}, page {source.page}, {stamps}")

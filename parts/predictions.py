@@ -72,7 +72,7 @@ class Loaded:
         """
         if self.is_at_own_size:
             return self.image
-        return read_image(self.picture.path, None, self.picture.page, self.value_range, self.image.shape[2])
+        return read_image(self.picture.images, None, self.picture.page, self.value_range, self.image.shape[2])
 
 
 class PictureReader:
@@ -98,7 +98,7 @@ class PictureReader:
 
     def read(self, picture: Picture) -> Loaded:
         """The picture, decoded and resized; called in threads. UnusableFile."""
-        decoded = decode_image(picture.path, draft_size(self.size), picture.page, self.channels)
+        decoded = decode_image(picture.images, draft_size(self.size), picture.page, self.channels)
         image = as_bytes(decoded, picture.path, self.size, self.value_range, self.channels)
         # With a range of training's nothing is lost that was not lost there.
         if self.value_range is None and _is_dark(decoded, picture, self.channels):

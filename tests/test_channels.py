@@ -1,5 +1,7 @@
 """Images of other channels than RGB, from the file to the mask."""
 
+import dataclasses
+import re
 import struct
 import zlib
 from importlib.util import find_spec
@@ -158,6 +160,14 @@ def test_colours_of_other_channels_vary_without_their_balance():
 # ---- datasets of such files
 
 
+def write_image(path, suffix, image):
+    """Writes an image (H, W, C) as the file path.suffix, or as "files": path_0000.png, path_0001.png ..."""
+    if suffix != "files":
+        return write(path.with_name(f"{path.name}.{suffix}"), image)
+    for number in range(image.shape[2]):
+        write(path.with_name(f"{path.name}_{number:04}.png"), image[..., number : number + 1])
+
+
 def draw_pairs(folder, count, make, suffix, size=(32, 48), first=0):
     """Rectangles that show in the last channel alone; `make` turns uint8 (H, W, 5) into the image."""
     for index in range(first, first + count):
@@ -166,7 +176,9 @@ def draw_pairs(folder, count, make, suffix, size=(32, 48), first=0):
         top, left = draw.integers(0, size[0] // 2), draw.integers(0, size[1] // 2)
         mask[top : top + size[0] // 3, left : left + size[1] // 3] = 255
         noise = draw.integers(0, 255, (*size, 4), np.uint8)
-        write(folder / f"i/img_{index:02d}.{suffix}", make(np.dstack([noise, draw.integers(0, 60, size) + mask // 2])))
+        write_image(
+            folder / f"i/img_{index:02d}", suffix, make(np.dstack([noise, draw.integers(0, 60, size) + mask // 2]))
+        )
         write(folder / f"m/img_{index:02d}.png", mask)
 
 
@@ -175,6 +187,7 @@ DATA = {
     "fourth": (lambda a: a[..., 1:].astype(np.uint8), "png", 4, ()),
     "bands": (lambda a: a.astype(np.uint8), "npy", 5, ()),
     "deep": (lambda a: a[..., 3:].astype(np.uint16) * 12, "tif", 2, ("--image-range", "auto")),
+    "files": (lambda a: a[..., 2:].astype(np.uint8), "files", 3, ("--image-name", "{}_00*")),
 }
 
 
@@ -222,11 +235,11 @@ def test_the_audit_counts_channels(data, capsys):
     assert folder[0][0].shape == (32, 48, 5)
 
 
-def slow_but(first):
-    return [pytest.param(name, marks=[] if name == first else pytest.mark.slow) for name in DATA]
+def slow_but(*few):
+    return [pytest.param(name, marks=[] if name in few else pytest.mark.slow) for name in DATA]
 
 
-@pytest.mark.parametrize("data", slow_but("deep"), indirect=True)
+@pytest.mark.parametrize("data", slow_but("deep", "files"), indirect=True)
 def test_from_training_to_prediction(data, request, capsys):
     make, suffix, channels, more = DATA[request.node.callspec.params["data"]]
     folders = [f"--{side}-{kind}-dir" for side in ("train", "val") for kind in ("img", "mask")]
@@ -237,34 +250,80 @@ def test_from_training_to_prediction(data, request, capsys):
     saved = torch.load(out / "best.pth", weights_only=True)
     assert saved["network"]["in_channels"] == channels and saved["settings"]["CHANNELS"] == "auto"
     dtype = make(np.zeros((1, 1, 5))).dtype
-    write(data / f"v/i/other.{suffix}", values(3).astype(dtype))
+    other = 3 if channels != 3 else 2
+    write_image(data / "v/i/other", suffix, values(other).astype(dtype))
     options = ["--checkpoint", str(out / "best.pth"), "--output-dir", str(data / "p"), "--device", "cpu", "--overlays"]
     assert predict.main([places[2], *options]) == 1
-    assert f"has 3 channels, and CHANNELS = {channels}" in capsys.readouterr().err
-    assert {path.stem for path in (data / "p").glob("*.png")} == {"img_08", "img_09"}
+    wrong = (
+        rf"other.*(has {other} channels|and 1 file after it make 2 channels of one image), and CHANNELS = {channels}"
+    )
+    assert re.search(wrong, capsys.readouterr().err)
+    masks = {path.name: path.read_bytes() for path in (data / "p").glob("*.png")}
+    assert set(masks) == {"img_08.png", "img_09.png"}
+    files = sorted(map(str, (data / "v/i").glob("img_08*")))
+    assert predict.main([*files, *options[:2], "--output-dir", str(data / "one"), "--device", "cpu"]) == 0
+    assert {path.name: path.read_bytes() for path in (data / "one").glob("*.png")} == {
+        "img_08.png": masks["img_08.png"]
+    }
+    mask = predict.Predictor(out / "best.pth", DEVICE="cpu")(files if len(files) > 1 else files[0])
+    assert np.array_equal(mask, np.asarray(Image.open(data / "one/img_08.png")))
 
 
 @pytest.mark.parametrize("data", DATA, indirect=True)
 def test_augment_keeps_all_channels_and_the_kind_of_file(data, request):
-    _, suffix, channels, _ = DATA[request.node.callspec.params["data"]]
-    spec = DataSpec(channels=channels)
+    make, suffix, channels, more = DATA[request.node.callspec.params["data"]]
+    spec = DataSpec(channels="auto" if suffix == "files" else channels)
+    named = "{}"  # how a copy is
+    if suffix == "files":
+        spec, suffix, named = dataclasses.replace(spec, image_name=more[1]), "tif", "{}_001"
     make_augmented(data / "t/i", data / "t/m", data / "out", spec, Choices(val_images=2, num_workers=0))
     folder = data / "out/augmented_train_images"
     assert len(list(folder.glob(f"*.{suffix}"))) == 4 * 6
-    source = data / f"t/i/img_01.{suffix}"
-    stored = pixels_of(decode_image(source, channels=None), source, None)
+    sources = sorted((data / "t/i").glob("img_01*"))
+    stored = pixels_of(decode_image(sources, channels=None), sources[0], None)
+    assert stored.shape[2] == channels and stored.dtype == make(np.zeros((1, 1, 5))).dtype
     flips = {"": np.s_[:], "_hflip": np.s_[:, ::-1], "_vflip": np.s_[::-1]}
     for name, flip in flips.items():
-        path = folder / f"img_01{name}.{suffix}"
+        path = folder / f"{named.format('img_01' + name)}.{suffix}"
         copy = pixels_of(decode_image(path, channels=channels), path, channels)
         assert copy.dtype == stored.dtype and np.array_equal(copy, stored[flip]), name
-    path = folder / f"img_01_grid.{suffix}"
+    path = folder / f"{named.format('img_01_grid')}.{suffix}"
     bent = pixels_of(decode_image(path, channels=channels), path, channels)
     mask = read_image(data / "out/augmented_train_masks/img_01_grid.png", channels=1)[..., 0] > 0
     assert bent.shape == stored.shape and bent[mask, -1].mean() > 1.5 * bent[~mask, -1].mean(), "bent as its mask is"
     assert (data / "out/augmented_preview.png").exists()
     made = make_augmented(data / "t/i", data / "t/m", data / "out", spec, Choices(val_images=2, num_workers=0))
     assert made.written == 0, "all is there"
+    pairs = pair_files(folder, data / "out/augmented_train_masks", spec)
+    assert len(pairs) == 4 * 6 and not any(pair.bands for pair in pairs), "by the same IMAGE_NAME"
+
+
+FAULTS = {  # the files of images beside a_0000 to a_0002, b_..., CHANNELS -> what is said of them
+    "one is missing": (
+        ["c_0000", "c_0002"],
+        "auto",
+        r"c_0000.png: makes c of 2 files: .*c_0002.png. Give it the files that",
+    ),
+    "another one": (["c_0000", "c_0001", "c_0003"], 3 + 1, r"others have \(_0000, _0001, _0002\), or remove it"),
+    "no CHANNELS": (["c_0000"], 3, r"not clear which belong together: .*a_0000.png, .*a_0001.png.*set CHANNELS"),
+}
+
+
+@pytest.mark.parametrize("names, channels, said", FAULTS.values(), ids=FAULTS)
+def test_files_that_make_no_image(tmp_path, names, channels, said):
+    for name in [*(f"{image}_000{number}" for image in "ab" for number in range(3)), *names]:
+        write(tmp_path / f"i/{name}.png", values(1))
+    for image in "abc":
+        write(tmp_path / f"m/{image}.png", values(1))
+    with pytest.raises(UserError, match=said):
+        pair_files(tmp_path / "i", tmp_path / "m", DataSpec(channels=channels, image_name="{}_000*"))
+
+
+@pytest.mark.parametrize("other", [values(1, np.uint16), values(1)[1:]])
+def test_files_of_an_image_have_one_size_and_depth(tmp_path, other):
+    write(tmp_path / "a_0000.png", values(1)), write(tmp_path / "a_0001.png", other)
+    with pytest.raises(UnusableFile, match=r"a_0001.png: is .*, and .*a_0000.png is 20x30 of uint8"):
+        read_image([tmp_path / "a_0000.png", tmp_path / "a_0001.png"], channels=2)
 
 
 def test_augment_refuses_what_its_kind_of_file_cannot_hold(tmp_path):

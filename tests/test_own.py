@@ -384,7 +384,7 @@ RECIPES = re.split(r"^## ", (ROOT / "docs" / "change-it.md").read_text(encoding=
 
 def split_channels():
     """Makes of the images of the prepared folder a file for each of two channels."""
-    for folder in (train.TRAIN_IMG_DIR, train.VAL_IMG_DIR):
+    for folder in (train.TRAIN_IMG_DIR, train.VAL_IMG_DIR, "photos"):
         for path in list(Path(folder).iterdir()):
             for channel in range(2):
                 plane = np.array(Image.open(path))[..., channel]
