@@ -775,12 +775,10 @@ def _refuse_foreign(folder: Path, listed: set[str], suffixes: Collection[str]) -
             made = list_pictures(folder / name, suffixes=suffixes).pictures
             foreign += [path for path in made if path.relative_to(folder).as_posix() not in listed]
     if foreign:
-        names = "\n".join(f"  {printable(path)}" for path in foreign[:10])
-        if len(foreign) > 10:
-            names += f"\n  and {len(foreign) - 10} others"
         raise UserError(
-            f"{printable(folder)}: holds {len(foreign)} pictures that augment.py did not write, and that training "
-            f"would take for its own:\n{names}\nMove or delete them, or give another OUTPUT_DIR (--output-dir)."
+            f"{printable(folder)}: holds {counted(len(foreign), 'picture')} that augment.py did not write, and that "
+            f"training would take for its own: {list_files(foreign)}. Move or delete them, or give another OUTPUT_DIR "
+            "(--output-dir)."
         )
 
 

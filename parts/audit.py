@@ -507,21 +507,22 @@ def _check_proportions(survey: _Survey) -> Iterator[Finding]:
         return
     height, width = survey.image_size
     factors = np.array([example.image.size[1] / example.image.size[0] for example in survey.examples]) * height / width
-    texts = []
-    for verb, by in (("narrower", factors), ("lower", 1 / factors)):
-        squeezed = int(np.count_nonzero(by > SQUEEZED))
-        if squeezed:
-            size = survey.examples[int(by.argmax())].image.size
-            texts.append(f"{counted(squeezed, 'image')} up to {by.max():.1f} times {verb} (one of {_by(size)})")
-    if not texts:
+    changes = np.maximum(factors, 1 / factors)
+    if changes.max() <= SQUEEZED:
         return
+    size = survey.examples[int(changes.argmax())].image.size
+    heading = (
+        f"IMAGE_SIZE = {_by(survey.image_size)} changes the proportions of "
+        f"{counted((changes > SQUEEZED).sum(), 'image')} up to {changes.max():.1f} times (one of {_by(size)}): what they "
+        "show changes its shape."
+    )
     # What has the same area and the proportions in the middle, in steps that a network's poolings take
     middle = float(np.median(factors))
     fitting = [max(16, round(side / 16) * 16) for side in (height / middle**0.5, width * middle**0.5)]
-    cure = f"--image-size {fitting[0]} {fitting[1]} has about the proportions of most images, and as many pixels."
-    if len(texts) > 1:
-        cure = "Sort them by their proportions, or train on crops, which keep these (--image-size none --crop H W)."
-    heading = f"IMAGE_SIZE = {_by(survey.image_size)} makes {' and '.join(texts)}: what they show changes its shape."
+    cure = (
+        f"--image-size {fitting[0]} {fitting[1]} has about the proportions in the middle, and as many pixels. Crops keep "
+        "those of each image (--image-size none --crop H W)."
+    )
     yield Finding(heading, cure=cure, is_error=False)
 
 

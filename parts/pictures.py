@@ -70,18 +70,17 @@ class LegendEntry:
 
 
 @dataclass(frozen=True)
-class Mark:
+class Mark(LegendEntry):
     """A kind of pixel in a picture of differences: what it is called, and the tint that shows it."""
 
-    text: str
-    colour: Color
-    strength: float  # 0 leaves the picture as it is, 1 paints over it
+    colour: Color = FOREGROUND
+    strength: float = 0.9  # 0 leaves the picture as it is, 1 paints over it
 
 
-MISSED = Mark("missed", (230, 159, 0), 0.9)  # orange: foreground of the truth that the prediction lacks
-INVENTED = Mark("invented", (0, 114, 178), 0.9)  # blue: predicted, and not in the truth
-RIGHT = Mark("right", (0, 158, 115), 0.3)  # green, faint
-WRONG = Mark("wrong class", (255, 110, 0), 0.9)  # orange: another class than the true one
+MISSED = Mark("missed", (230, 159, 0))  # orange: foreground of the truth that the prediction lacks
+INVENTED = Mark("invented", (0, 114, 178))  # blue: predicted, and not in the truth
+RIGHT = Mark("right", (0, 158, 115), strength=0.3)  # green, faint
+WRONG = Mark("wrong class", (255, 110, 0))  # orange: another class than the true one
 IGNORED_ENTRY = LegendEntry("ignored", hatched=True)
 
 
@@ -153,11 +152,7 @@ class Palette:
         """A legend of the picture of differences, and of the `masks` beside it."""
         labels = self.legend(masks)
         ignored = [entry for entry in labels if entry.hatched]
-        return [LegendEntry("masks:"), *labels, LegendEntry("difference:"), *self._mark_entries(), *ignored]
-
-    def _mark_entries(self) -> list[LegendEntry]:
-        """A legend of `marks`; what is right of a picture's commonest class, its background, stays grey."""
-        return [LegendEntry(mark.text, mark.colour) for mark in self.marks]
+        return [LegendEntry("masks:"), *labels, LegendEntry("difference:"), *self.marks, *ignored]
 
 
 class ForegroundPalette(Palette):
@@ -186,7 +181,7 @@ class ForegroundPalette(Palette):
 
     def difference_legend(self, masks: Iterable[np.ndarray]) -> list[LegendEntry]:
         """A legend of the picture of differences; black and white masks need none."""
-        return [*self._mark_entries(), *self.legend(masks)]
+        return [*self.marks, *self.legend(masks)]
 
 
 ONE_FOREGROUND = Palette.of(None)
@@ -534,16 +529,17 @@ def _font(size: int) -> Any:
 # ---- curves and the confusion matrix
 
 
-_CURVES = {  # how columns of the history are drawn
-    "loss": dict(label="training", color="#0072b2", linewidth=1.8, markersize=4),
-    "val_loss": dict(label="validation", color="#d55e00", linewidth=1.8, markersize=4, linestyle="--"),
-    "dice": dict(label="Dice", color="#009e73", linewidth=1.8, markersize=4),
-    "iou": dict(label="IoU", color="#56b4e9", linewidth=1.8, markersize=4),
+_LINE_OF = {  # columns of the history
+    "loss": dict(label="training", color="#0072b2", linewidth=1.8),
+    "val_loss": dict(label="validation", color="#d55e00", linewidth=1.8, linestyle="--"),
+    "dice": dict(label="Dice", color="#009e73", linewidth=1.8),
+    "iou": dict(label="IoU", color="#56b4e9", linewidth=1.8),
 }
-_CURVES_AMONG_CLASSES = _CURVES | {  # whose colours are also those above
-    "dice": dict(label="Dice", color="0", linewidth=2.6, markersize=4),
-    "iou": dict(label="IoU", color="0.5", linewidth=1.8, markersize=4),
+_LINE_AMONG_CLASSES = _LINE_OF | {  # whose colours are also those above
+    "dice": dict(label="Dice", color="0", linewidth=2.6),
+    "iou": dict(label="IoU", color="0.5", linewidth=1.8),
 }
+Columns = dict[str, np.ndarray]  # of a history, float64 (epochs,); not-a-number where an epoch has none
 
 
 def draw_curves(history: Sequence[dict[str, Any]], path: str | Path) -> None:
@@ -553,60 +549,54 @@ def draw_curves(history: Sequence[dict[str, Any]], path: str | Path) -> None:
     `dice`, `iou`, `dice_NAME` of each class, and other scores under their names. The best epoch is marked: by
     `dice_nonempty` (the Dice of images that hold something or are predicted to) where there is one, else by `dice`.
     """
-    losses = [name for name in ("loss", "val_loss") if history[-1].get(name) is not None]
-    scores = [name for name in ("dice", "iou") if name in history[-1]]
-    by_class = [name for name in history[-1] if name.startswith("dice_") and name != "dice_nonempty"]
-    curves, panels = _CURVES, 11.0
-    width = panels  # inches
+    columns: Columns = {name: np.array([row.get(name) for row in history], float) for name in history[-1]}
+    by_class = [name for name in columns if name.startswith("dice_") and name != "dice_nonempty"]
+    panels, width, lines = 11.0, 11.0, _LINE_OF | _lines_of_others(columns)  # inches
     if by_class:
-        curves, width = _CURVES_AMONG_CLASSES, panels + 2.2  # with their legend beside the panels
-    figure = _figure(width, 4)
-    share = panels / width
+        width, lines = 13.2, _LINE_AMONG_CLASSES  # with their legend beside the panels
+    figure, share = _figure(width, 4), panels / width
     figure.subplots_adjust(left=0.065 * share, right=0.985 * share, bottom=0.13, top=0.96, wspace=0.16)
     loss_axes, score_axes = figure.subplots(1, 2)
+    marker = "o" if len(history) <= 30 else ""  # more dots would run into each other
     if by_class:
-        _draw_classes(score_axes, history, by_class)
-    for axes, label, names in ((loss_axes, "loss", losses), (score_axes, "score on validation images", scores)):
-        for name in names:
-            axes.plot(_values(history, "epoch"), _values(history, name), marker=_marker(history), **curves[name])
-        _label_axes(axes, label, history)
-    if not by_class:  # there are lines enough
-        _draw_others(score_axes, history)
-    if scores:
-        _mark_best(score_axes, history)
-    for axes in (loss_axes, score_axes):
+        _draw_classes(score_axes, columns, by_class, marker)
+    for name, line in lines.items():
+        if np.isfinite(columns.get(name, np.nan)).any():
+            axes = loss_axes if name in ("loss", "val_loss") else score_axes
+            axes.plot(columns["epoch"], columns[name], **{"marker": marker, "markersize": 4} | line)
+    _mark_best(score_axes, columns)
+    for axes, label in ((loss_axes, "loss"), (score_axes, "score on validation images")):
+        _label_axes(axes, label, columns["epoch"])
         if axes.lines:
             axes.legend(frameon=bool(by_class), edgecolor="none", framealpha=0.8, loc="best")
     _save_figure(figure, path)
 
 
-def _label_axes(axes: Axes, label: str, history: Sequence[dict[str, Any]]) -> None:
+def _label_axes(axes: Axes, label: str, epochs: np.ndarray) -> None:
     """Names the two axes of a panel, the horizontal one with whole epochs."""
     from matplotlib.ticker import MaxNLocator
 
     axes.set_xlabel("epoch")
     axes.set_ylabel(label)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=12, integer=True, min_n_ticks=1))
-    epochs = _values(history, "epoch")
     axes.set_xlim(min(epochs) - 0.5, max(epochs) + 0.5)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _draw_others(axes: Axes, history: Sequence[dict[str, Any]]) -> None:
-    """Draws a thin line for each of METRICS."""
-    known = {"epoch", "loss", "val_loss", "accuracy", "dice", "iou", "learning_rate"}
-    others = [name for name in history[-1] if name not in known and not name.startswith("dice_")]
-    for name, colour in zip(others, ("#e69f00", "#cc79a7", "0.5", "0.3")):
-        axes.plot(_values(history, "epoch"), _values(history, name), linewidth=0.9, color=colour, label=name)
+def _lines_of_others(columns: Columns) -> dict[str, dict[str, Any]]:
+    """A thin line for each of METRICS."""
+    known = {*_LINE_OF, "epoch", "accuracy", "learning_rate"}
+    others = [name for name in columns if name not in known and not name.startswith("dice_")]
+    colours = ("#e69f00", "#cc79a7", "0.5", "0.3")
+    return {name: dict(label=name, color=colour, linewidth=0.9, marker="") for name, colour in zip(others, colours)}
 
 
-def _draw_classes(axes: Axes, history: Sequence[dict[str, Any]], names: Sequence[str]) -> None:
+def _draw_classes(axes: Axes, columns: Columns, names: Sequence[str], marker: str) -> None:
     """Draws a thin line for each class, and a legend beside the plot: of all up to NAMED, else of the five worst."""
-    columns = [_values(history, name) for name in names]
     last = []  # the Dice by which the worst are found; a class without any comes last
-    for values in columns:
-        known = values[np.isfinite(values)]
+    for name in names:
+        known = columns[name][np.isfinite(columns[name])]
         last.append(known[-1] if len(known) else np.inf)
     named = np.argsort(last, kind="stable")
     title = "Dice by class, worst first"
@@ -615,14 +605,14 @@ def _draw_classes(axes: Axes, history: Sequence[dict[str, Any]], names: Sequence
         title = f"Dice, the worst {len(named)} of {len(names)} classes"
 
     lines = []
-    epochs, dots = _values(history, "epoch"), _marker(history)
-    for index, (values, own_colour) in enumerate(zip(columns, class_colours())):
+    for index, (name, own_colour) in enumerate(zip(names, class_colours())):
         colour: str | list[float] = "0.75"
         order = 1.8
         if index in named:
             # Darker than in masks, as light ones are faint on white
             colour, order = [channel / 255 * 0.85 for channel in own_colour], 1.9
-        lines += axes.plot(epochs, values, marker=dots, markersize=2, linewidth=0.9, color=colour, zorder=order)
+        style: dict[str, Any] = dict(marker=marker, markersize=2, linewidth=0.9, color=colour, zorder=order)
+        lines += axes.plot(columns["epoch"], columns[name], **style)
     legend = axes.figure.legend(
         [lines[index] for index in named],
         [_shortened(names[index].removeprefix("dice_")) for index in named],
@@ -638,26 +628,15 @@ def _draw_classes(axes: Axes, history: Sequence[dict[str, Any]], names: Sequence
         line.set(linewidth=2.5, marker="")
 
 
-def _mark_best(axes: Axes, history: Sequence[dict[str, Any]]) -> None:
+def _mark_best(axes: Axes, columns: Columns) -> None:
     """Draws a ring around the Dice of the epoch that best.pth is from."""
-    epochs, dice = _values(history, "epoch"), _values(history, "dice")
-    selection = np.array([row.get("dice_nonempty", row.get("dice")) for row in history], dtype=float)
+    selection = columns.get("dice_nonempty", columns.get("dice", np.array([np.nan])))
     if np.isnan(selection).all():
         return
     best = int(np.nanargmax(selection))
-    epoch, best_dice = epochs[best], dice[best]
-    label = f"best: Dice {best_dice:.4f}, epoch {epoch:.0f}"
-    axes.plot(epoch, best_dice, "o", label=label, markersize=11, fillstyle="none", color="#d55e00", markeredgewidth=1.8)
-
-
-def _values(history: Sequence[dict[str, Any]], name: str) -> np.ndarray:
-    """One column of the history, float64; not-a-number where an epoch has none."""
-    return np.array([row.get(name) for row in history], dtype=float)
-
-
-def _marker(history: Sequence[dict[str, Any]]) -> str:
-    """A dot for each epoch, unless they would run into each other."""
-    return "o" if len(history) <= 30 else ""
+    epoch, dice = columns["epoch"][best], columns["dice"][best]
+    label = f"best: Dice {dice:.4f}, epoch {epoch:.0f}"
+    axes.plot(epoch, dice, "o", label=label, markersize=11, fillstyle="none", color="#d55e00", markeredgewidth=1.8)
 
 
 def draw_confusion(confusion: Sequence[Sequence[int]], names: Sequence[str], path: str | Path) -> None:
