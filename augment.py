@@ -24,7 +24,6 @@ import re
 import shlex
 import time
 import unicodedata
-from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
@@ -72,7 +71,7 @@ from parts.images import (
     pixels_of,
     read_image,
 )
-from parts.mask_rules import decide_mask_rule
+from parts.mask_rules import decide_mask_rule, observation_or_fault
 from parts.masks import (
     MaskRule,
     Observation,
@@ -100,7 +99,7 @@ from parts.names import (
 from parts.options import settings_of
 from parts.rules import any_value, one_of, optional, whole
 from parts.spec import NONZERO, DataSpec
-from parts.splits import LAST, RANDOM, Labels, Split, kind_of_name, one_sided, split
+from parts.splits import LAST, RANDOM, Split, kind_of_name, missing_classes, one_sided, split
 
 IMG_DIR = "dataset/train"  # the images; Carvana's train.zip unpacks into this
 MASK_DIR = "dataset/train_masks"  # their masks; Carvana's train_masks.zip
@@ -259,13 +258,12 @@ def make_augmented(
     ((_, drawn),) = draw_masks([(img_dir, mask_dir)], output_dir / "drawn_masks", spec)
     pairs = pair_files(img_dir, drawn, spec, apart=[output_dir, mask_dir])
     looks_at_masks = choices.val_choice == RANDOM or spec.classes is not None
-    held = _Held.of(pairs if looks_at_masks else [], spec, choices.num_workers)
-    sides = split(
-        pairs, choices.val_images, spec.group, choices.val_choice, choices.seed, held.labels(), spec.skip_unpaired
-    )
+    mask_rule, counts = _count_labels(pairs if looks_at_masks else [], spec, choices.num_workers)
+    labels = {name: np.flatnonzero(pixels).tolist() for name, pixels in counts.items()}
+    sides = split(pairs, choices.val_images, spec.group, choices.val_choice, choices.seed, labels, spec.skip_unpaired)
     maker = _Maker(output_dir, spec, choices)
     items = _plan(sides, spec, maker.channels)
-    warnings = _warn_of_names(sides, choices.val_choice) + held.missing_classes(sides)
+    warnings = _warn_of_names(sides, choices.val_choice) + _warn_of_classes(sides, mask_rule, counts)
     output_dir.mkdir(parents=True, exist_ok=True)
     waiting = f"Another augment.py is at work in {printable(output_dir)}; waiting for it ..."
     with one_at_a_time(output_dir / ".augmented.lock", waiting):
@@ -275,7 +273,7 @@ def make_augmented(
         if transparent:
             warnings.append(f"{counted(len(transparent), 'image')} {ALPHA_DROPPED} {list_files(transparent)}")
         seconds = time.perf_counter() - start
-        _draw_preview(maker, [item for item in items if item.side == _TRAIN], held.mask_rule)
+        _draw_preview(maker, [item for item in items if item.side == _TRAIN], mask_rule)
     return Summary(
         train=len(sides.train),
         val=len(sides.val),
@@ -604,60 +602,39 @@ def _preview_range(items: list[Item], maker: _Maker) -> tuple[float, float] | No
 # ---- what the two sides hold
 
 
-@dataclass(frozen=True)
-class _Held:
-    """What the masks of pairs hold, by the pairs' names, without those that cannot be used, of which _Maker tells."""
+def _count_labels(
+    pairs: Sequence[Pair], spec: DataSpec, num_workers: int | None
+) -> tuple[MaskRule | None, dict[str, np.ndarray]]:
+    """(the rule of all masks, {name of a pair: the pixels of each label in its masks, int64 (labels,)}).
 
-    mask_rule: MaskRule | None  # None: no mask can be used
-    masks: dict[str, list[Observation]]
-
-    @classmethod
-    def of(cls, pairs: Sequence[Pair], spec: DataSpec, num_workers: int | None) -> "_Held":
-        """Looks at every mask. UserError: they have no rule in common."""
-        if spec.classes is not None:
-            for pair in pairs:
-                refuse_united_classes((pair.mask, *pair.more))
-        sources = [(pair.name, source) for pair in pairs for source in pair.mask_sources]
-        masks: dict[str, list[Observation]] = defaultdict(list)
-        observations = parallel_map(_observe_or_none, [source for _, source in sources], num_workers)
-        for (name, _), observation in zip(sources, observations):
-            if observation:
-                masks[name].append(observation)
-        usable = [mask for several in masks.values() for mask in several]
-        return cls(decide_mask_rule(usable, spec) if usable else None, masks)
-
-    def labels(self) -> Labels:
-        """The labels that the masks of each pair hold."""
-        return {name: np.flatnonzero(self._count([name])).tolist() for name in self.masks}
-
-    def _count(self, names: Iterable[str]) -> np.ndarray:
-        """The pixels of each label in the masks of these pairs, int64 (labels,)."""
-        rule = self.mask_rule or MaskRule()
-        counts = [count_classes(mask, rule)[: rule.num_labels] for name in names for mask in self.masks.get(name, [])]
-        return np.sum(counts or [np.zeros(rule.num_labels, np.int64)], axis=0)
-
-    def missing_classes(self, sides: Split) -> list[str]:
-        """What to say of the classes that one side of a split lacks."""
-        names = self.mask_rule.names if self.mask_rule else ()  # none of one foreground
-        in_train, in_val = (self._count(pair.name for pair in pairs) for pairs in (sides.train, sides.val))
-        warnings = []
-        for name, train_pixels, val_pixels in zip(names, in_train, in_val):
-            text = "is in no mask at all: take it out of CLASSES, or give it another value"
-            if val_pixels:
-                text = "is in no training mask and cannot be learnt: lower VAL_IMAGES, or change VAL_CHOICE or GROUP"
-            elif train_pixels:
-                text = "is in no validation mask and is not scored: raise VAL_IMAGES, or change VAL_CHOICE or GROUP"
-            if not (train_pixels and val_pixels):
-                warnings.append(f"class {name} {text}")
-        return warnings
+    Masks that cannot be used are left out, as _Maker tells of them; without any other there is no rule. UserError: they
+    have no rule in common.
+    """
+    if spec.classes is not None:
+        for pair in pairs:
+            refuse_united_classes((pair.mask, *pair.more))
+    masks = [(pair.name, source) for pair in pairs for source in pair.mask_sources]
+    results = parallel_map(observation_or_fault, [source for _, source in masks], num_workers)
+    usable = [(name, mask) for (name, _), mask in zip(masks, results) if isinstance(mask, Observation)]
+    if not usable:
+        return None, {}
+    rule = decide_mask_rule([mask for _, mask in usable], spec)
+    counts: dict[str, np.ndarray] = {}
+    for name, mask in usable:
+        counts[name] = counts.get(name, 0) + count_classes(mask, rule)[: rule.num_labels]
+    return rule, counts
 
 
-def _observe_or_none(mask: tuple[Path, int]) -> Observation | None:
-    try:
-        with within_memory(mask[0]):
-            return observe_mask(*mask)
-    except UnusableFile:
-        return None
+def _warn_of_classes(sides: Split, rule: MaskRule | None, counts: dict[str, np.ndarray]) -> list[str]:
+    """What to say of the classes that one side of a split lacks."""
+    if rule is None or not rule.has_classes:
+        return []
+    none = np.zeros(rule.num_labels, np.int64)
+    pixels = {}
+    for side, pairs in (("training", sides.train), ("validation", sides.val)):
+        pixels[side] = np.sum([counts.get(pair.name, none) for pair in pairs], axis=0)
+    cure = "Change VAL_IMAGES, VAL_CHOICE or GROUP, or take out of CLASSES what is in no mask at all"
+    return [f"{text}. {cure}" for text in missing_classes(rule.names, pixels)]
 
 
 def _warn_of_names(sides: Split, val_choice: str) -> list[str]:

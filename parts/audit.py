@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from parts import pictures
-from parts.errors import UnusableFile, UserError, counted, printable
+from parts.errors import UnusableFile, UserError, counted, list_files, printable
 from parts.file_facts import EIGHTH, IMAGE, MASK, File, ImageFacts, Looker
 from parts.files import parallel_map
 from parts.images import RGB, choose_value_range, read_image
@@ -49,7 +49,7 @@ from parts.names import (
     tell_groups,
 )
 from parts.spec import ALPHA, AUTO, DataSpec
-from parts.splits import Labels, kind_of_name, one_sided
+from parts.splits import Labels, kind_of_name, missing_classes, one_sided
 
 LINES = 20  # files that one finding lists
 ALPHA_DROPPED = (
@@ -62,7 +62,6 @@ FEW, SOME = 64, 200  # pixels of foreground at IMAGE_SIZE, and masks, that are l
 ALIKE = 0.998  # correlation of two images' greys, less those of all, from which on they are versions of one picture
 SQUEEZED = 1.3  # times by which IMAGE_SIZE changes the proportions of an image, from which on it is told; 4:3 to 16:9
 RARE = 0.001  # share of all pixels below which a class is told
-TURNED, STORED, UNCLEAR = "turned", "stored", "unclear"  # which picture the masks of an image show that EXIF turns
 
 
 # ---- the report
@@ -204,7 +203,7 @@ def _check_sheet_path(sheet: Path, folders: list[Folder]) -> None:
 # ---- what is known of training, of validation, and of both
 
 
-@dataclass(eq=False)
+@dataclass
 class _Example:
     """An image and its masks, all of which can be decoded, and what was seen in them."""
 
@@ -219,6 +218,13 @@ class _Example:
     def foreground(self) -> float:
         """The share of foreground, or of all classes but the first, in the pixels that are not ignored."""
         return float(1 - self.counts[0] / max(self.counts[:-1].sum(), 1))
+
+    @property
+    def is_turned_unclear(self) -> bool:
+        """Whether EXIF turns the image, and sizes would be the same if the masks showed it as it is stored."""
+        size, orientation = self.image.size, self.image.orientation
+        keeps_size = 1 < orientation < 5 or (orientation >= 5 and size[0] == size[1])
+        return keeps_size and all(mask.size == size for mask in self.masks)
 
 
 class _Side:
@@ -243,6 +249,13 @@ class _Side:
         self.unequal_pages: list[UnusableFile] = []  # images whose masks have other pages
         self.unusable: list[UnusableFile] = []
         self.examples: list[_Example] = []
+
+    def add(self, pair: Pair, facts: list[Any]) -> None:
+        """Takes what was seen in the image of a pair and in its masks, or why they cannot be used."""
+        faults = [fault for fault in facts if isinstance(fault, UnusableFile)]
+        self.unusable += faults
+        if not faults:
+            self.examples.append(_Example(self.name, pair, facts[0], facts[1:]))
 
     @property
     def pixels(self) -> np.ndarray:
@@ -351,12 +364,8 @@ def _pixels_of(example: _Example) -> str | None:
 
 
 def _refuse_photographs(sides: list[_Side], masks: list[Observation]) -> None:
-    """UserError: most of the masks have many values and hardly a pixel equal to its neighbours, as photographs."""
-    photographs = []
-    for mask in masks:
-        inside_areas = sum(pixels for _, pixels in mask.thick)
-        if len(mask.counts) > 100 and 5 * inside_areas < mask.size[0] * mask.size[1]:
-            photographs.append(mask)
+    """UserError: most of the masks are photographs."""
+    photographs = [mask for mask in masks if _is_photograph(mask)]
     if 2 * len(photographs) <= len(masks):
         return
     example, cure = printable(photographs[0].path), ""
@@ -375,6 +384,12 @@ def _refuse_photographs(sides: list[_Side], masks: list[Observation]) -> None:
             f"The masks seem to be photographs, e.g. {example}: they hold hundreds of colours and hardly any areas of "
             f"one. Check the folder of the masks.{cure}"
         )
+
+
+def _is_photograph(mask: Observation) -> bool:
+    """Whether it has many values, and hardly a pixel that is equal to its neighbours."""
+    inside_areas = sum(pixels for _, pixels in mask.thick)
+    return len(mask.counts) > 100 and 5 * inside_areas < mask.size[0] * mask.size[1]
 
 
 def _count_united(masks: list[Observation], mask_rule: MaskRule) -> np.ndarray:
@@ -413,29 +428,25 @@ def _look_at_files(sides: list["_Side"], spec: DataSpec, looker: Looker) -> None
     channels = None if isinstance(spec.channels, str) else spec.channels  # AUTO
     files_of = partial(_files_of, image_kind=EIGHTH if all_jpeg else IMAGE, channels=channels)
     try:
-        looker.look(file for side in sides for pair in side.pairs for file in files_of(pair))
+        looker.look(file for side in sides for file in files_of(side.pairs))
         pages = looker.pages()
         for side in sides:
             side.pairs, side.unequal_pages = by_pages(side.pairs, lambda path: pages.get(path, [0]))
-        looker.look(
-            file for side in sides for pair in side.pairs for file in files_of(pair)
-        )  # the pages after the first
+        looker.look(file for side in sides for file in files_of(side.pairs))  # the pages after the first
         looker.look_wholly()
     finally:
         looker.save()  # also where it was stopped: what has been seen need not be decoded again
     for side in sides:
         for pair in side.pairs:
-            seen: list[Any] = [looker.seen_in(file, spec.foreground) for file in files_of(pair)]
-            faults = [fault for fault in seen if isinstance(fault, UnusableFile)]
-            side.unusable += faults
-            if not faults:
-                side.examples.append(_Example(side.name, pair, seen[0], seen[1:]))
+            side.add(pair, [looker.facts_of(file, spec.foreground) for file in files_of([pair])])
 
 
-def _files_of(pair: Pair, image_kind: str, channels: int | None) -> list[File]:
-    """The image of a pair, and then its masks."""
-    image = File(image_kind, pair.image, pair.image_page, channels, pair.bands)
-    return [image, *(File(MASK, *mask) for mask in pair.mask_sources)]
+def _files_of(pairs: Iterable[Pair], image_kind: str, channels: int | None) -> Iterator[File]:
+    """The image of each pair, and then its masks."""
+    for pair in pairs:
+        yield File(image_kind, pair.image, pair.image_page, channels, pair.bands)
+        for mask in pair.mask_sources:
+            yield File(MASK, *mask)
 
 
 # ---- checks of files and names
@@ -513,56 +524,31 @@ def _check_proportions(survey: _Survey) -> Iterator[Finding]:
     size = survey.examples[int(changes.argmax())].image.size
     heading = (
         f"IMAGE_SIZE = {_by(survey.image_size)} changes the proportions of "
-        f"{counted((changes > SQUEEZED).sum(), 'image')} up to {changes.max():.1f} times (one of {_by(size)}): what they "
-        "show changes its shape."
+        f"{counted((changes > SQUEEZED).sum(), 'image')} up to {changes.max():.1f} times (one of {_by(size)}): what "
+        "they show changes its shape."
     )
     # What has the same area and the proportions in the middle, in steps that a network's poolings take
     middle = float(np.median(factors))
     fitting = [max(16, round(side / 16) * 16) for side in (height / middle**0.5, width * middle**0.5)]
     cure = (
-        f"--image-size {fitting[0]} {fitting[1]} has about the proportions in the middle, and as many pixels. Crops keep "
-        "those of each image (--image-size none --crop H W)."
+        f"--image-size {fitting[0]} {fitting[1]} has about the proportions in the middle, and as many pixels. Crops "
+        "keep those of each image (--image-size none --crop H W)."
     )
     yield Finding(heading, cure=cure, is_error=False)
 
 
 def _check_turned(survey: _Survey) -> Iterator[Finding]:
     """Images that EXIF turns, whose masks may show the picture as it is stored: equal sizes do not tell."""
-    unclear = _turned_unclear(survey)
-    as_stored = any(_masks_show(example) == STORED for example in survey.examples)
+    images = [example.pair.image for example in survey.examples if example.is_turned_unclear]
     heading = (
         "turned by EXIF, where sizes cannot tell whether the mask was drawn on the turned picture, or on the one that "
-        "is stored"
+        "is stored:"
     )
-    if as_stored:
-        heading += ", as those of other images here were"
     cure = (
         "Look at them in the picture of overlays. Where a mask lies wrong, turn it, or remove the image's tag "
         "(exiftool -Orientation= FILE)."
     )
-    yield from _listed([one.pair.image for one in unclear], "image", f"{heading}:", cure, is_error=as_stored)
-
-
-def _turned_unclear(survey: _Survey) -> list[_Example]:
-    """The examples that EXIF turns where sizes cannot tell whether their masks show the turned picture.
-
-    None where other images show by their sizes that masks were drawn on turned pictures, and no image the opposite.
-    """
-    shown = [_masks_show(example) for example in survey.examples]
-    if TURNED in shown and STORED not in shown:
-        return []
-    return [example for example, state in zip(survey.examples, shown) if state == UNCLEAR]
-
-
-def _masks_show(example: _Example) -> str:
-    """Which picture the masks of an image that EXIF turns show, by their sizes: TURNED, STORED, or UNCLEAR; else ""."""
-    size, orientation = tuple(example.image.size), example.image.orientation
-    sizes = {tuple(mask.size) for mask in example.masks}
-    if orientation > 1 and sizes == {size}:
-        return UNCLEAR if orientation < 5 or size[0] == size[1] else TURNED
-    if orientation >= 5 and sizes == {size[::-1]}:
-        return STORED
-    return ""
+    yield from _listed(images, "image", heading, cure, is_error=False)
 
 
 # ---- checks of training against validation
@@ -763,12 +749,8 @@ def _check_foreground(survey: _Survey) -> Iterator[Finding]:
 def _check_classes(survey: _Survey) -> Iterator[Finding]:
     """Classes that one side lacks, or that hardly any pixel for training has."""
     names = survey.rule.names  # none of one foreground
-    for side in survey.counted:
-        absent = [name for name, share in zip(names, side.shares) if not share]
-        if absent:
-            end = "cannot be learnt" if side is survey.sides[0] else "are not scored"
-            heading = f"Classes that no mask for {side.name} holds, so that they {end}: {', '.join(absent)}."
-            yield Finding(heading, is_error=False)
+    for text in missing_classes(names, {side.name: side.pixels for side in survey.counted}):
+        yield Finding(f"{text}.", is_error=False)
     for side in survey.counted[:1]:
         rare = [f"{name} ({100 * share:.2g} %)" for name, share in zip(names, side.shares) if 0 < share < RARE]
         if rare:
@@ -906,14 +888,19 @@ def _facts_of_files(survey: _Survey) -> Iterator[tuple[str, str]]:
     if survey.spec.resize_masks:
         resized = sum(example.image.size != mask.size for example in survey.examples for mask in example.masks)
         yield "resized", f"{counted(resized, 'mask')} of another size than the image (RESIZE_MASKS)"
+
+
+def _facts_of_odd_files(survey: _Survey) -> Iterator[tuple[str, str]]:
+    """Images that are pages, or have several masks; files that are no pictures."""
+    pairs = [example.pair for example in survey.examples]
     if paged := {pair.image for pair in pairs if pair.image_page or pair.mask_page}:
         yield "pages", f"each of {counted(len(paged), 'file')} is an image with a mask of its own"
     if several := [len(pair.more) + 1 for pair in pairs if pair.more]:
         count = f"{counted(len(several), 'image')} with 2 to {max(several)} masks"
         yield "united", f"{count}, by MASK_NAME, whose foregrounds are united"
-    if left_out := [printable(path.name) for side in survey.sides for path in side.left_out]:
-        more = ", ..." if len(left_out) > 5 else ""
-        yield "left out", f"{len(left_out):,} that are no pictures by their names: {', '.join(left_out[:5])}{more}"
+    left_out = [path.name for side in survey.sides for path in side.left_out]
+    if left_out and pairs:
+        yield "left out", f"{len(left_out):,} that are no pictures by their names: {list_files(left_out, 5)}"
 
 
 def _facts_of_values(survey: _Survey) -> Iterator[tuple[str, str]]:
@@ -945,7 +932,7 @@ def _facts_of_values(survey: _Survey) -> Iterator[tuple[str, str]]:
         yield "ignored", f"{pixels[-1] / pixels.sum():.2%} of all pixels are neither trained on nor scored"
 
 
-_FACTS = (_facts_of_files, _facts_of_values)
+_FACTS = (_facts_of_files, _facts_of_odd_files, _facts_of_values)
 
 
 def _most_common(texts: Iterable[str]) -> str:
@@ -994,14 +981,14 @@ def _choose_tiles(survey: _Survey) -> list[_Example]:
 
     Half of them are from those that EXIF turns unclearly, as far as there are that many.
     """
-    examples, doubtful = survey.examples, _turned_unclear(survey)
+    examples = survey.examples
     if survey.rule.has_classes:
         shares = [example.counts[:-1] / example.counts.sum() for example in examples]
         extremes = np.argmax(shares, axis=0).tolist()
     else:
         ranked = sorted(range(len(examples)), key=lambda number: examples[number].foreground)
         extremes = [ranked[0], ranked[-1]]
-    first = [number for number, example in enumerate(examples) if example in doubtful][: TILES // 2]
+    first = [number for number, example in enumerate(examples) if example.is_turned_unclear][: TILES // 2]
     extremes = list(dict.fromkeys([*first, *extremes]))[:TILES]
     spread = np.linspace(0, len(examples) - 1, max(TILES - len(extremes), 1)).round().astype(int).tolist()
     return [examples[number] for number in sorted(list(dict.fromkeys([*extremes, *spread]))[:TILES])]

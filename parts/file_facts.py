@@ -113,7 +113,7 @@ class Looker:
 
     def look_wholly(self) -> None:
         """Looks at the full size of those images that an eighth of it does not tell apart."""
-        digests = {file: record["seen"]["digest"] for file, record in self.records.items() if file.kind == EIGHTH}
+        digests = {file: record["facts"]["digest"] for file, record in self.records.items() if file.kind == EIGHTH}
         same = Counter(digests.values())
         self.whole = {file: replace(file, kind=IMAGE) for file, digest in digests.items() if same[digest] > 1}
         self.look(self.whole.values())
@@ -127,15 +127,15 @@ class Looker:
         firsts = {file.path: record for file, record in self.records.items() if not file.page and not file.bands}
         return {path: (record["stamp"], record["content"]) for path, record in firsts.items()}
 
-    def seen_in(self, file: File, foreground: Any) -> ImageFacts | Observation | UnusableFile:
+    def facts_of(self, file: File, foreground: Any) -> ImageFacts | Observation | UnusableFile:
         """What was seen in an image, or in a mask under MASK_FOREGROUND; or why it cannot be used."""
         file = self.whole.get(file, file)
         if file in self.faults:
             return self.faults[file]
-        seen = self.records[file]["seen"]
+        facts = self.records[file]["facts"]
         if file.kind != MASK:
-            return ImageFacts(**seen)
-        observation = Observation(f"{file.path}[{file.page}]" if file.page else str(file.path), **seen)
+            return ImageFacts(**facts)
+        observation = Observation(f"{file.path}[{file.page}]" if file.page else str(file.path), **facts)
         return alpha_fault(observation, foreground) or observation
 
     def save(self) -> None:
@@ -166,12 +166,12 @@ def _look_at(file: File) -> dict[str, Any] | UnusableFile:
     try:
         record: dict[str, Any] = {"stamp": file.stamp()}  # before it is decoded: it may change meanwhile
         with within_memory(file.path):
-            seen = dict(vars(observe_mask(file.path, file.page) if file.kind == MASK else _see_image(file)))
-        seen.pop("path", None)  # a memory that names it could not be moved
-        record["seen"] = seen
+            facts = dict(vars(observe_mask(file.path, file.page) if file.kind == MASK else _see_image(file)))
+        facts.pop("path", None)  # a memory that names it could not be moved
+        record["facts"] = facts
         if not file.page:
             record |= {"pages": [0], "content": digest_of(file.path)}
-            if seen["frames"]:
+            if facts["frames"]:
                 record["pages"] = pages_of(file.path) or [0]
         return record
     except UnusableFile as fault:

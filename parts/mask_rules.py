@@ -53,7 +53,7 @@ def find_mask_rule(
     files = list(masks)
     if not files:
         raise UserError("There are no masks to find a rule from. Check the folders.")
-    results = list(parallel_map(_observation_or_fault, files, num_workers))
+    results = list(parallel_map(observation_or_fault, files, num_workers))
     observations = [result for result in results if isinstance(result, Observation)]
     faults = [str(result) for result in results if isinstance(result, UnusableFile)]
     if faults and (strict or not observations):
@@ -61,7 +61,8 @@ def find_mask_rule(
     return decide_mask_rule(observations, spec)
 
 
-def _observation_or_fault(mask: Mask) -> Observation | UnusableFile:
+def observation_or_fault(mask: Mask) -> Observation | UnusableFile:
+    """The Observation of a mask, or why it cannot be used."""
     path, page = mask if isinstance(mask, tuple) else (mask, 0)
     try:
         with within_memory(path):

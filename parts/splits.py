@@ -198,3 +198,14 @@ def one_sided(train: Iterable[str], val: Iterable[str]) -> list[str]:
         if not (here[kind] and there[kind]) and most * min(here.total(), there.total()) >= 2:
             lines.append(f"{kind or 'other'}: {here[kind]:,} for training, {there[kind]:,} for validation")
     return lines
+
+
+def missing_classes(names: Sequence[str], pixels: Mapping[str, Sequence[int] | np.ndarray]) -> list[str]:
+    """A sentence, without its full stop, on the classes that each side lacks: {"training": pixels of each class}."""
+    texts = []
+    ends = {"training": "cannot be learnt", "validation": "are not scored"}
+    for side, counts in pixels.items():
+        absent = [name for name, count in zip(names, counts) if not count]
+        if absent:
+            texts.append(f"Classes that no mask for {side} holds, so that they {ends[side]}: {', '.join(absent)}")
+    return texts

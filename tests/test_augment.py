@@ -517,15 +517,15 @@ def test_classes_that_one_side_lacks_are_told(tmp_path):
     raw, out = class_set(tmp_path / "raw", 8, only_in={2: range(6), 4: (6, 7), 5: (0, 7)}), tmp_path / "out"
     constants = dict(val_images=2, classes={"sky": 0, "road": 1, "car": 2, "tree": 3, "cat": 4, "dog": 5, "cow": 9})
     done = make(raw, out, ignore=VOID, **constants)
+    cure = "Change VAL_IMAGES, VAL_CHOICE or GROUP, or take out of CLASSES what is in no mask at all"
     assert done.warnings == [
-        "class car is in no validation mask and is not scored: raise VAL_IMAGES, or change VAL_CHOICE or GROUP",
-        "class cat is in no training mask and cannot be learnt: lower VAL_IMAGES, or change VAL_CHOICE or GROUP",
-        "class cow is in no mask at all: take it out of CLASSES, or give it another value",
+        f"Classes that no mask for training holds, so that they cannot be learnt: cat, cow. {cure}",
+        f"Classes that no mask for validation holds, so that they are not scored: car, cow. {cure}",
     ]
     written = contents(out)
     assert make(raw, out, val_images=2, classes="all", ignore=VOID).warnings == [
-        "class 2 is in no validation mask and is not scored: raise VAL_IMAGES, or change VAL_CHOICE or GROUP",
-        "class 4 is in no training mask and cannot be learnt: lower VAL_IMAGES, or change VAL_CHOICE or GROUP",
+        f"Classes that no mask for training holds, so that they cannot be learnt: 4. {cure}",
+        f"Classes that no mask for validation holds, so that they are not scored: 2. {cure}",
     ]
     with pytest.raises(UserError, match="values that are no class"):  # void, before anything is made
         make(raw, out, **constants)
