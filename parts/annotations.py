@@ -1,6 +1,6 @@
 """Masks drawn of what comes in another form: polygons of labelme, COCO and YOLO, or a file for each class.
 
-They lie on disk, and are then looked at and read like all others.
+For training they lie on disk, and are then looked at and read like all others; predict.py draws each when it is scored.
 
 A mask holds 0 for background and 1, 2, ... for the classes, has a colour for each, and says their names.
 """
@@ -9,7 +9,7 @@ import io
 import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -36,6 +36,7 @@ from parts.names import LEAVE_OUT, Folder, ImageNames, Listing, ends_in_mask, li
 from parts.spec import BACKGROUND, DataSpec
 
 Folders = tuple[Folder, Folder]  # of images and of masks
+Size = tuple[int, int]  # height, width
 Outline = list[list[float]]  # (x, y) of each corner, in pixels, of which the first reaches from 0 to 1
 
 _NO_LABELS = re.compile(r"(classes|readme.*|train|val|valid|test)\.txt", re.IGNORECASE)  # beside YOLO's labels
@@ -68,13 +69,53 @@ class Annotated:
 
 
 @dataclass
-class _Side:
-    """What annotates one folder of images: the classes in their order, what each image has, how masks are read."""
+class Annotations:
+    """What annotates images: the classes in their order, what each image has, how masks of single classes are read."""
 
-    folders: Folders
+    place: Path  # the folder, or the file
     classes: list[str] = field(default_factory=list)
     annotated: list[Annotated] = field(default_factory=list)
     file_rule: MaskRule | None = None  # of masks of single classes
+
+    def by_image(self, names: Iterable[str], img_dir: Folder | None) -> dict[str, list[Annotated]]:
+        """What is annotated of each of the images `names`.
+
+        UserError: an image that is annotated is not in `img_dir`. Where that is None others may be annotated too, and
+        what lies in another subfolder than its image is found by the file's name, if that comes once.
+        """
+        owners, strays = ImageNames(names), defaultdict(list)
+        of_image: dict[str, list[Annotated]] = defaultdict(list)
+        times = Counter(_last(annotated) for annotated in self.annotated)
+        for annotated in self.annotated:
+            stems = list(annotated.names)
+            if img_dir is None and times[_last(annotated)] == 1:
+                stems.append(_last(annotated))
+            owner = owners.owner(stems)
+            if owner is None:
+                strays[annotated.file].append(annotated.names[0])
+            else:
+                of_image[owner].append(annotated)
+        if strays and img_dir is not None:
+            problems = [
+                f"{printable(file)}: annotates {counted(len(stems), 'image')} that {printable(img_dir)} does not hold, "
+                f"e.g. {printable(stems[0])}."
+                for file, stems in list(strays.items())[:20]
+            ]
+            raise UserError("\n".join([*problems, f"Add these images, or remove what annotates them; {LEAVE_OUT}."]))
+        return of_image
+
+    def describe(self, of_image: Mapping[str, list[Annotated]]) -> str:
+        """In words, what is annotated of images, as `by_image` gives it."""
+        shapes = [shape for annotated in of_image.values() for each in annotated for shape in each.shapes]
+        numbers = Counter(shape.name for shape in shapes).most_common(20)
+        listed = ", ".join(f"{name} ({number:,})" for name, number in numbers) or "nothing"
+        kind = "masks of single classes" if self.file_rule else "annotations"
+        return f"{printable(self.place)}: {kind} of {counted(len(of_image), 'image')}: {listed}"
+
+
+def _last(annotated: Annotated) -> str:
+    """The name of the image without folders."""
+    return annotated.names[0].rpartition("/")[2]
 
 
 def draw_masks(
@@ -85,32 +126,34 @@ def draw_masks(
     Masks are drawn in `place`/train for the first of the folders and in `place`/val for the second, with the same
     values for the same classes. UserError: names all that cannot be drawn.
     """
-    sides = [_read_side(both, spec, [place, Path(place).parent, *apart]) for both in folders]
-    classes = list(dict.fromkeys(name for side, _ in sides for name in side.classes))
+    sides = [read_annotations([images], masks, spec) for images, masks in folders]
+    classes = list(dict.fromkeys(name for side in filter(None, sides) for name in side.classes))
     if len(classes) >= MOST_CLASSES:
         raise UserError(f"{printable(folders[0][1])}: {len(classes):,} classes, and {MOST_CLASSES - 1} is the most.")
     drawn = []
-    for name, (side, images) in zip(("train", "val"), sides):
-        drawn.append(side.folders)
-        if images:
+    for name, (img_dir, mask_dir), side in zip(("train", "val"), folders, sides):
+        drawn.append((img_dir, mask_dir))
+        if side:
             folder = Path(place) / name
             refuse_link(folder, Path(place).parent)
+            images = list_images(img_dir, spec, [place, Path(place).parent, *apart, mask_dir])
             _draw_side(side, images, classes, folder, spec)
-            drawn[-1] = (side.folders[0], folder)
+            drawn[-1] = (img_dir, folder)
     return drawn
 
 
-def _read_side(folders: Folders, spec: DataSpec, apart: Iterable[Folder]) -> tuple[_Side, Listing | None]:
-    """What a folder, or file, of masks says of images, and these; None: it holds masks as they are."""
-    side = _Side(folders)
-    apart = [*apart, folders[1]]
-    if spec.class_files and _take_class_files(side, spec):
-        return side, list_images(folders[0], spec, apart)
-    files = _annotation_files(folders, spec)
+def read_annotations(places: Sequence[Folder], masks: Folder, spec: DataSpec) -> Annotations | None:
+    """What a folder, or file, of masks says of the images in `places`, folders or files; None: it holds masks as they
+    are. UserError."""
+    side = Annotations(Path(masks))
+    images = [place if place.is_dir() else place.parent for place in map(Path, places)]
+    if spec.class_files and _take_class_files(side, images, spec):
+        return side
+    files = _annotation_files(images, side.place, spec)
     if not files:
-        return side, None
+        return None
     faults = []
-    root = Path(folders[1]) if Path(folders[1]).is_dir() else files[0].parent
+    root = side.place if side.place.is_dir() else files[0].parent
     yolo_names = _yolo_names(root) if files[0].suffix == ".txt" else []
     for file in files:
         name = file.relative_to(root).with_suffix("").as_posix()
@@ -126,26 +169,26 @@ def _read_side(folders: Folders, spec: DataSpec, apart: Iterable[Folder]) -> tup
             faults.append(str(UnusableFile(file, problem[:300], _EXPORT)))
     if faults:
         raise UserError("\n".join(faults[:20]))
-    return side, list_images(folders[0], spec, apart)
+    return side
 
 
-def _annotation_files(folders: Folders, spec: DataSpec) -> list[Path]:
+def _annotation_files(images: list[Path], masks: Path, spec: DataSpec) -> list[Path]:
     """The files of annotations in the place of masks: of .json, or else of .txt; none where there are masks."""
-    images, masks = map(Path, folders)
     if masks.is_file() and masks.suffix.lower() == ".json":
         return [masks]
     if not masks.is_dir():
         return []
     listing = walk(masks)
     masks_of_others = listing.pictures
-    if images.is_dir() and images.samefile(masks) and not spec.mask_name:  # pictures are images, but for *_mask
+    beside = any(folder.is_dir() and folder.samefile(masks) for folder in images)
+    if beside and not spec.mask_name:  # pictures are images, but for *_mask
         masks_of_others = list(filter(ends_in_mask, listing.pictures))
     if masks_of_others:
         return []
     files = [file for file in listing.left_out if not file.name.startswith(".")]
     jsons = [file for file in files if file.suffix.lower() == ".json"]
     labels = [file for file in files if file.suffix == ".txt" and not _NO_LABELS.fullmatch(file.name)]
-    if {path.stem for path in walk(images).pictures}.isdisjoint(file.stem for file in labels):
+    if {path.stem for folder in images for path in walk(folder).pictures}.isdisjoint(file.stem for file in labels):
         labels = []  # but texts of another kind
     return jsons or labels
 
@@ -153,10 +196,9 @@ def _annotation_files(folders: Folders, spec: DataSpec) -> list[Path]:
 # ---- masks of single classes
 
 
-def _take_class_files(side: _Side, spec: DataSpec) -> bool:
+def _take_class_files(side: Annotations, images: list[Path], spec: DataSpec) -> bool:
     """Adds the files that CLASSES gives to its classes; whether there are any. UserError: a file fits no class."""
-    images, masks = side.folders
-    listing = walk(masks, [images])
+    listing = walk(side.place, images)
     side.classes = list(spec.class_files)
     strays = []
     for path in listing.pictures:
@@ -182,24 +224,26 @@ def _take_class_files(side: _Side, spec: DataSpec) -> bool:
     return True
 
 
-def _draw_file(mask: np.ndarray, file: Path, others: list[Path], value: int, file_rule: MaskRule) -> None:
+def _draw_file(
+    mask: np.ndarray, file: Path, others: list[Path], value: int, file_rule: MaskRule, background: int
+) -> None:
     """Gives `value` to the foreground of a class's mask. UnusableFile: it overlaps that of one of the `others`."""
     labels = read_mask(file, file_rule)
     if labels.shape != mask.shape:
         raise UnusableFile(file, f"is {size_text(labels.shape)}, and its image {size_text(mask.shape)}", _AGAIN)
     inside = labels == 1
-    overlap = int(np.count_nonzero(inside & (mask != 0) & (mask != IGNORED)))
+    overlap = int(np.count_nonzero(inside & (mask != background) & (mask != IGNORED)))
     if overlap:
         problem = f"marks {counted(overlap, 'pixel')} that another class of the image marks too: {list_files(others)}"
         raise UnusableFile(file, problem, "Each pixel is of one class: take them out of all but one of the files")
-    mask[(labels == IGNORED) & (mask == 0)] = IGNORED
+    mask[(labels == IGNORED) & (mask == background)] = IGNORED
     mask[inside] = value
 
 
 # ---- the files of each tool
 
 
-def _take_json(side: _Side, file: Path, name: str, stored: Any) -> None:
+def _take_json(side: Annotations, file: Path, name: str, stored: Any) -> None:
     """Adds what labelme or COCO have written to a side. UnusableFile: other kinds of files and shapes."""
     if isinstance(stored, dict) and "shapes" in stored:
         shapes = [_labelme_shape(file, shape) for shape in stored["shapes"]]
@@ -227,7 +271,7 @@ def _labelme_shape(file: Path, shape: dict) -> Shape:
     return Shape(_name_of(shape["label"]), [_checked(points)])
 
 
-def _take_coco(side: _Side, file: Path, stored: dict) -> None:
+def _take_coco(side: Annotations, file: Path, stored: dict) -> None:
     names = {category["id"]: _name_of(category["name"]) for category in stored["categories"]}
     annotated = {}
     for image in stored["images"]:
@@ -270,7 +314,7 @@ def _packed_runs(text: str) -> list[int]:
     return runs
 
 
-def _take_yolo(side: _Side, file: Path, name: str, names: list[str]) -> None:
+def _take_yolo(side: Annotations, file: Path, name: str, names: list[str]) -> None:
     image = Annotated(file, [name], None, as_shares=True)
     for line in filter(None, map(str.strip, _text(file).splitlines())):
         label, *numbers = line.split()
@@ -322,26 +366,6 @@ def _checked(points: np.ndarray) -> Outline:
 # ---- drawing
 
 
-def _by_image(side: _Side, images: Listing, paths: dict[str, Path], spec: DataSpec) -> dict[str, list[Annotated]]:
-    """What is annotated of each image, by its name in `paths`. UserError: an image that is annotated is not there."""
-    names, strays = ImageNames(paths), defaultdict(list)
-    of_image: dict[str, list[Annotated]] = defaultdict(list)
-    for annotated in side.annotated:
-        owner = names.owner(annotated.names)
-        if owner is None:
-            strays[annotated.file].append(annotated.names[0])
-        else:
-            of_image[owner].append(annotated)
-    if strays and not spec.skip_unpaired:
-        problems = [
-            f"{printable(file)}: annotates {counted(len(stems), 'image')} that {printable(images.folder)} does not "
-            f"hold, e.g. {printable(stems[0])}."
-            for file, stems in list(strays.items())[:20]
-        ]
-        raise UserError("\n".join([*problems, f"Add these images, or remove what annotates them; {LEAVE_OUT}."]))
-    return of_image
-
-
 @dataclass(frozen=True)
 class _Task:
     """The mask of one image, to be drawn."""
@@ -351,10 +375,10 @@ class _Task:
     annotated: list[Annotated]
 
 
-def _draw_side(side: _Side, images: Listing, classes: list[str], folder: Path, spec: DataSpec) -> None:
+def _draw_side(side: Annotations, images: Listing, classes: list[str], folder: Path, spec: DataSpec) -> None:
     """Writes the mask of each annotated image below `folder`, and says what was drawn. UserError."""
     paths = {images.name_of(path): path for path in images.pictures}
-    of_image = _by_image(side, images, paths, spec)
+    of_image = side.by_image(paths, None if spec.skip_unpaired else images.folder)
     tasks = [_Task(paths[name], folder / f"{name}.png", annotated) for name, annotated in of_image.items()]
     keep_only(folder, {task.mask for task in tasks})
     names = tuple(dict.fromkeys([BACKGROUND, *classes]))
@@ -362,11 +386,7 @@ def _draw_side(side: _Side, images: Listing, classes: list[str], folder: Path, s
     colours = tuple(map(class_colour, values))
     mask_rule = MaskRule(classes=values, names=names, colours=colours, ignored=spec.ignored_values)
     _draw_tasks(tasks, mask_rule, side.file_rule or MaskRule(), folder.with_suffix(".json"))
-    numbers = Counter(shape.name for task in tasks for annotated in task.annotated for shape in annotated.shapes)
-    listed = ", ".join(f"{name} ({number:,})" for name, number in numbers.most_common(20)) or "nothing"
-    kind = "masks of single classes" if side.file_rule else "annotations"
-    text = f"{printable(side.folders[1])}: {kind} of {counted(len(tasks), 'image')}: {listed}"
-    tell(f"{text}. They are drawn into masks, {printable(folder)}.")
+    tell(f"{side.describe(of_image)}. They are drawn into masks, {printable(folder)}.")
 
 
 def _draw_tasks(tasks: list[_Task], mask_rule: MaskRule, file_rule: MaskRule, memory: Path) -> None:
@@ -386,30 +406,46 @@ def _draw_tasks(tasks: list[_Task], mask_rule: MaskRule, file_rule: MaskRule, me
 
 
 def _draw_mask(mask_rule: MaskRule, file_rule: MaskRule, task: _Task) -> str:
-    """Draws the shapes of an image into its mask, later ones on top; gives what is wrong with them, or ""."""
-    value_of = dict(zip(mask_rule.names, mask_rule.classes))
+    """Draws the shapes of an image into its mask; gives what is wrong with them, or ""."""
     try:
         with within_memory(task.image):
-            mask = np.zeros(image_size(task.image), np.uint8)
-            for annotated in task.annotated:
-                if annotated.size and annotated.size != list(mask.shape):
-                    told = f"{printable(task.image)} is {size_text(mask.shape)}"
-                    problem = f"annotates it at {printable(annotated.size)[:60]}, but {told}"
-                    raise UnusableFile(annotated.file, problem, _AGAIN)
-                for shape in annotated.shapes:
-                    if shape.file:
-                        others = [other.file for other in task.annotated if other is not annotated]
-                        _draw_file(mask, shape.file, others, value_of[shape.name], file_rule)
-                    _draw_shape(mask, shape, value_of[shape.name], annotated.as_shares)
+            value_of = dict(zip(mask_rule.names, mask_rule.classes))
+            mask = draw(task.annotated, task.image, image_size(task.image), value_of, file_rule)
     except UnusableFile as fault:
         return str(fault)
-    except (ValueError, OverflowError) as error:
-        problem = f"cannot be drawn for {printable(task.image)} ({error})"
-        return str(UnusableFile(task.annotated[0].file, problem, _EXPORT))
     encoded = io.BytesIO()
     encode_mask(mask, mask_rule).save(encoded, "PNG", **png_options(dict(zip(mask_rule.classes, mask_rule.names))))
     write_changed(task.mask, encoded.getvalue())
     return ""
+
+
+def draw(
+    annotated: Sequence[Annotated],
+    image: Path,
+    size: Size,
+    value_of: Mapping[str, int],
+    file_rule: MaskRule | None = None,
+    background: int = 0,
+) -> np.ndarray:
+    """The mask of an image, uint8 (H, W): the value of each shape's class inside of it, later ones on top.
+
+    file_rule: that of Annotations. UnusableFile: what of it cannot be drawn.
+    """
+    mask = np.full(size, background, np.uint8)
+    for each in annotated:
+        if each.size and each.size != list(size):
+            problem = f"annotates it at {printable(each.size)[:60]}, but {printable(image)} is {size_text(size)}"
+            raise UnusableFile(each.file, problem, _AGAIN)
+        for shape in each.shapes:
+            value = value_of[shape.name]
+            try:
+                if shape.file:
+                    others = [other.file for other in annotated if other is not each]
+                    _draw_file(mask, shape.file, others, value, file_rule or MaskRule(), background)
+                _draw_shape(mask, shape, value, each.as_shares)
+            except (ValueError, OverflowError) as error:
+                raise UnusableFile(each.file, f"cannot be drawn for {printable(image)} ({error})", _EXPORT) from error
+    return mask
 
 
 def _draw_shape(mask: np.ndarray, shape: Shape, value: int, as_shares: bool) -> None:
