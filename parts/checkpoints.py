@@ -510,10 +510,15 @@ def _plain_architecture(weights: Weights) -> dict[str, Any] | None:
 def load_pretrained(path: str | Path, model: nn.Module, mask_rule: MaskRule | None = None) -> None:
     """Puts the weights of a checkpoint into the network of a new run, whose masks are read by `mask_rule`.
 
-    An output layer for other classes stays random, and this is printed. UserError: the weights are of another network.
+    An output layer for other classes stays random, the first layer's filters become filters for the images' channels,
+    and both are printed. UserError: the weights are of another network.
     """
     saved = check_keys(path, read_checkpoint(path), ["mask_rule"])
     weights, own = saved["state_dict"], model.state_dict()
+    there, here = channels_of(weights), channels_of(own)
+    if there != here:
+        weights = for_channels(weights, own)
+        tell(f"{path}: its images have {there} channels, and these {here}: the first layer's filters are adapted.")
     output_layer = [name for name in weights if name.startswith("output_conv.") and name in own]
     difference = _class_difference(saved, mask_rule)
     shapes = [(weights[name].shape, own[name].shape) for name in output_layer]
@@ -525,6 +530,25 @@ def load_pretrained(path: str | Path, model: nn.Module, mask_rule: MaskRule | No
         weights = weights | {name: own[name] for name in output_layer}
     load_weights(model, weights, f"PRETRAINED = {str(path)!r}")
     tell(f"Starting from the weights in {path}")
+
+
+def channels_of(weights: Weights) -> int:
+    """How many channels the images have whose network has these weights; 0 of one without convolutions."""
+    return next((value.shape[1] for value in weights.values() if value.dim() == 4), 0)
+
+
+def for_channels(weights: Weights, own: Weights) -> Weights:
+    """The weights with filters for as many channels as those of the network `own` take, where they are for others.
+
+    What it normalises images with stays its own.
+    """
+    there, here = channels_of(weights), channels_of(own)
+    adapted = dict(weights)
+    for name, value in weights.items():
+        wanted = (*value.shape[:1], here, *value.shape[2:])
+        if there != here and value.shape[1:2] == (there,) and name in own and own[name].shape == wanted:
+            adapted[name] = own[name] if name in ("mean", "std") else filters_for(value, here)
+    return adapted
 
 
 def _class_difference(checkpoint: dict[str, Any], mask_rule: MaskRule | None) -> str:
@@ -560,9 +584,7 @@ def load_encoder_weights(network: EncoderUNet, name: str, weights: str) -> None:
     own = network.encoder.state_dict()
     counters = {key: value for key, value in own.items() if key.endswith("num_batches_tracked")}
     features = {key: value for key, value in state.items() if not key.startswith(("fc.", "classifier."))}
-    first = next(iter(own))
-    if network.in_channels != 3 and first in features and features[first].shape[1:2] == (3,):
-        features[first] = filters_for(features[first], network.in_channels)
+    features = for_channels(features, own)
     load_weights(network.encoder, counters | features, f"ENCODER_WEIGHTS = {weights!r}")
 
 

@@ -163,19 +163,19 @@ class EncoderUNet(nn.Module):
         return cut(decode(self.decoder, self.output_conv, deepest, skips, self.pads), height, width)
 
 
-def repeated(of_rgb: Tensor, channels: int) -> Tensor:
-    """A tensor (N, 3, H, W) as (N, channels, H, W): those of red, green and blue in turn."""
-    return of_rgb.repeat(1, -(-channels // 3), 1, 1)[:, :channels].contiguous()
+def repeated(values: Tensor, channels: int) -> Tensor:
+    """A tensor (N, C, H, W) as (N, channels, H, W): those of its channels, such as red, green and blue, in turn."""
+    return values.repeat(1, -(-channels // values.shape[1]), 1, 1)[:, :channels].contiguous()
 
 
-def filters_for(of_rgb: Tensor, channels: int) -> Tensor:
-    """Filters (N, 3, H, W) for RGB as filters for images of `channels`, whose answers are as strong as before.
+def filters_for(filters: Tensor, channels: int) -> Tensor:
+    """Filters (N, C, H, W), such as those for RGB, as filters for images of `channels`, with answers as strong.
 
     They are repeated and rescaled, as timm does it (adapt_input_conv); for greys they are added up.
     """
     if channels == 1:
-        return of_rgb.sum(1, keepdim=True)
-    return repeated(of_rgb, channels) * (3 / channels)
+        return filters.sum(1, keepdim=True)
+    return repeated(filters, channels) * (filters.shape[1] / channels)
 
 
 def _replace_first_layer(encoder: nn.Module, channels: int) -> None:

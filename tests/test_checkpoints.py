@@ -349,6 +349,29 @@ def test_weights_of_other_classes_keep_all_but_the_output_layer(tmp_path, class_
     assert ("the output layer starts anew" in capsys.readouterr().out) != same
 
 
+@pytest.mark.parametrize(("there", "here", "filters"), [
+    (3, 1, lambda rgb: rgb.sum(1, keepdim=True)),
+    (3, 4, lambda rgb: rgb[:, [0, 1, 2, 0]] * 0.75),
+    (1, 3, lambda grey: grey.expand(-1, 3, -1, -1) / 3),
+    (3, 3, lambda rgb: rgb),
+])  # fmt: skip
+@pytest.mark.parametrize("network", [{}, dict(network="attention"), dict(encoder="resnet18")])
+def test_weights_for_other_channels_are_adapted_in_the_first_layer(tmp_path, network, there, here, filters, capsys):
+    old, new = (build_network(channels, 1, [4, 8], pads=True, **network) for channels in (there, here))
+    torch.save(dict(state_dict=old.state_dict()), tmp_path / "old.pth")
+    load_pretrained(tmp_path / "old.pth", new)
+    saved, loaded = old.state_dict(), new.state_dict()
+    first = [name for name in saved if saved[name].shape[1:2] == (there,) and saved[name].dim() == 4]
+    normalised = [name for name in first if name in ("mean", "std")]
+    assert len(first) - len(normalised) == 1 + bool(normalised)  # of an encoder, and beside it at full size
+    for name in saved:
+        wanted = filters(saved[name]) if name in first else saved[name]
+        assert name in normalised or torch.allclose(loaded[name], wanted), name
+    told = f"its images have {there} channels, and these {here}: the first layer's filters are adapted."
+    assert (told in capsys.readouterr().out) == (there != here)
+    new.eval()(torch.rand(1, here, 32, 32))
+
+
 def test_a_network_of_classes_comes_back_with_their_names(tmp_path, class_run):
     loaded, checkpoint = load_network(tmp_path / "classes.pth")
     assert equal(loaded.state_dict(), class_run.model.state_dict())
