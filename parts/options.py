@@ -191,7 +191,7 @@ def _add_flags(parser: Any, constants: Mapping[str, _Constant]) -> None:
         rule = constant.rule
         if rule is None:
             continue
-        keywords: dict[str, Any] = dict(nargs="+" if rule.several else 1, metavar=rule.metavar)
+        keywords: dict[str, Any] = dict(nargs=rule.nargs, metavar=rule.metavar)
         if rule.is_switch:
             keywords = dict(action=argparse.BooleanOptionalAction)
         help_text = f"{constant.reason} (default: {_as_typed(constant.value)})".strip().replace("%", "%%")

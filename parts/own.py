@@ -11,7 +11,7 @@ import sys
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -49,12 +49,18 @@ def load_part(constant: str, value: Any, choices: Mapping[str, Any]) -> Any:
 
 
 def name_of_part(value: Any) -> str:
-    """The text by which a checkpoint keeps a part: "FILE.py:NAME" of an object, and a text itself."""
+    """The text by which a checkpoint keeps a part: "FILE.py:NAME" of an object, and a text itself.
+
+    A functools.partial has the name of its function, an object without one that of its class, a lambda "lambda". What a
+    notebook defines is of "main.py".
+    """
     if isinstance(value, str):
         return value
+    while isinstance(value, partial):
+        value = value.func
     named = value if hasattr(value, "__qualname__") else type(value)
-    file = getattr(sys.modules.get(named.__module__), "__file__", None) or named.__module__
-    return f"{Path(file).name}:{named.__qualname__}"
+    file = getattr(sys.modules.get(named.__module__), "__file__", None) or f"{str(named.__module__).strip('_')}.py"
+    return f"{Path(file).name}:{named.__qualname__.rpartition('.')[2].strip('<>')}"
 
 
 @contextmanager

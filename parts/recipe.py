@@ -23,7 +23,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from parts import processes
 from parts.errors import UserError, ran_out_of_memory, tell
 from parts.masks import IGNORED, MaskRule
-from parts.own import faults_of, is_own, load_part
+from parts.own import faults_of, is_own, load_part, name_of_part
 
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 FULL_SIZE_FROM = 0.95  # share of the steps after which images that have grown have IMAGE_SIZE
@@ -206,7 +206,14 @@ class Schedule:
         self.factor = load_part("SCHEDULE", schedule, SCHEDULES)
         self.steps_per_epoch, self.total = steps_per_epoch, steps_per_epoch * epochs
         self.rising = round(self.total * warmup)
-        self.factor_of(self.rising)  # tries one of the user's own
+        if is_own(schedule):  # tried, also for absolute learning rates in the place of factors
+            steps = range(min(self.rising, self.total - 1), self.total, -(-self.total // 100))
+            highest = max(map(self.factor_of, steps))
+            if highest < 0.1:
+                processes.say(
+                    f"SCHEDULE = {name_of_part(schedule)!r} gives {highest:g} at most, which LEARNING_RATE is "
+                    "multiplied by. If these are learning rates themselves, set LEARNING_RATE = 1."
+                )
         self.start: float = optimizer.param_groups[0]["lr"]  # LEARNING_RATE
         self.height = self.start  # after the warm-up; the plateau schedule lowers it
         self.plateau: ReduceLROnPlateau | None = None

@@ -21,7 +21,7 @@ class Rule:
     accepts: Callable[[Any], bool]  # whether a value fits
     read: Callable[[list[str]], Any]  # the words behind the flag -> the value, or text that `accepts` refuses
     metavar: str  # what --help shows behind the flag
-    several: bool = False  # the flag takes several words
+    nargs: int | str = 1  # how many words the flag takes, as of argparse
     is_switch: bool = False  # --flag and --no-flag, without words
 
 
@@ -82,7 +82,7 @@ def file_paths() -> Rule:
     def read(given: list[str]) -> Any:
         return given[0] if len(given) == 1 else tuple(given)
 
-    return Rule("a path, or several", accepts, read, "PATH", several=True)
+    return Rule("a path, or several", accepts, read, "PATH", nargs="+")
 
 
 def one_of(*choices: Any) -> Rule:
@@ -161,7 +161,7 @@ def parts(*choices: str) -> Rule:
     def read(given: list[str]) -> Any:
         return () if given == ["none"] else tuple(given)
 
-    return Rule(f"any number of: {one.wanted}", accepts, read, "NAME", several=True)
+    return Rule(f"any number of: {one.wanted}", accepts, read, "NAME", nargs="*")
 
 
 def sizes(count: int | None = None) -> Rule:
@@ -195,12 +195,12 @@ def interval() -> Rule:
 
 def _numbers(wanted: str, accepts: Callable[[tuple], bool], metavar: str = "NUMBER") -> Rule:
     """A tuple of numbers."""
-    return Rule(wanted, lambda value: isinstance(value, tuple) and accepts(value), _read_numbers, metavar, several=True)
+    return Rule(wanted, lambda value: isinstance(value, tuple) and accepts(value), _read_numbers, metavar, nargs="+")
 
 
 def any_value() -> Rule:
     """Anything plain: 8, alpha, none, or 8 9, which is a tuple. For constants that something else checks."""
-    return Rule("a value, or several", lambda value: True, _read_values, "VALUE", several=True)
+    return Rule("a value, or several", lambda value: True, _read_values, "VALUE", nargs="+")
 
 
 def named_numbers(*, names_needed: bool = True) -> Rule:
@@ -224,7 +224,7 @@ def named_numbers(*, names_needed: bool = True) -> Rule:
     wanted = "NAME=VALUE for each, where a value is a number (3), or several (3,4)"
     if not names_needed:
         wanted = f"values alone, or {wanted}"
-    return Rule(wanted, accepts, read, "NAME=VALUE", several=True)
+    return Rule(wanted, accepts, read, "NAME=VALUE", nargs="+")
 
 
 def rule_of(value: Any) -> Rule | None:
@@ -238,7 +238,7 @@ def rule_of(value: Any) -> Rule | None:
     if isinstance(value, str):
         return any_text()
     if _are_numbers(value):
-        return Rule("one or more numbers", _are_numbers, _read_numbers, "NUMBER", several=True)
+        return Rule("one or more numbers", _are_numbers, _read_numbers, "NUMBER", nargs="+")
     if _is_named_numbers(value):
         return named_numbers()
     return None

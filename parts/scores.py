@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from parts.errors import UserError
-from parts.own import faults_of, load_part, name_of_part
+from parts.own import faults_of, is_own, load_part, name_of_part
 
 _COUNTED = 2**22  # pixels of an image that are counted at once: each takes 24 bytes then
 
@@ -201,23 +202,29 @@ KNOWN_METRICS: dict[str, Metric] = dict(precision=precision, recall=recall, boun
 def load_metrics(chosen: Sequence[Any]) -> dict[str, Metric]:
     """{column: metric} of METRICS, each a word or one's own, as "FILE.py:NAME" or the function itself.
 
-    The column of one's own has the name of the function. UserError: it does not exist, or is not what the contract
-    says, or two have the same name.
+    The column of one's own has the name of the function. UserError, also where one is called: it does not exist, or is
+    not what the contract says, or two have the same name.
     """
     metrics: dict[str, Metric] = {}
     for value in chosen:
-        name = name_of_part(value).rpartition(":")[2].rpartition(".")[2]
+        name = name_of_part(value).rpartition(":")[2]
         if name in metrics or name in Scores.__dataclass_fields__ or name in _COLUMNS:
             raise UserError(f"METRICS: the history has a column {name} already; give the function another name.")
-        metric = load_part("METRICS", value, KNOWN_METRICS)
-        with faults_of("METRICS", value, _METRIC_CONTRACT):
+        metrics[name] = load_part("METRICS", value, KNOWN_METRICS)
+        if is_own(value):
+            metrics[name] = partial(_of_own, value, metrics[name])
             for counts in ((3, 0, 0, 6), (1, 2, 3, 4), (0, 0, 5, 4), (0, 5, 0, 4)):
-                value = metric(*counts)
-                if value is None or math.isinf(value):
-                    names = ", ".join(f"{name} = {count}" for name, count in zip(("tp", "fp", "fn", "tn"), counts))
-                    raise ValueError(f"gives {value} of {names}")
-        metrics[name] = metric
+                metrics[name](*counts)
     return metrics
+
+
+def _of_own(chosen: Any, metric: Metric, tp: int, fp: int, fn: int, tn: int) -> float:
+    """A number of a metric of the user's own, which METRICS has `chosen`. UserError: it gives none, or infinity."""
+    with faults_of("METRICS", chosen, _METRIC_CONTRACT):
+        value = float(metric(tp, fp, fn, tn))
+        if math.isinf(value):
+            raise ValueError(f"gives {value} of tp = {tp}, fp = {fp}, fn = {fn}, tn = {tn}")
+        return value
 
 
 def metric_of_each(metric: Metric, counts: np.ndarray, label: int) -> list[float]:

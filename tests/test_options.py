@@ -11,7 +11,19 @@ import predict
 import train
 from parts import options
 from parts.errors import UserError
-from parts.rules import any_value, either, file_path, interval, named_numbers, number, one_of, optional, sizes, whole
+from parts.rules import (
+    any_value,
+    either,
+    file_path,
+    interval,
+    named_numbers,
+    number,
+    one_of,
+    optional,
+    parts,
+    sizes,
+    whole,
+)
 
 SCRIPT = '''"""What it does."""
 import os
@@ -102,7 +114,7 @@ def test_an_object_is_a_constant_without_a_flag(script, capsys):
     settings = settings_of(space)
     assert settings.MINE is print and settings.WORDS == ("a", "b") and settings.HALVES[0] is space["os"]
     plain = options.plain(settings)  # as a checkpoint keeps them
-    assert plain["MINE"] == "builtins:print" and plain["WORDS"] == ("a", "b") and plain["HALVES"][1] == 1
+    assert plain["MINE"] == "builtins.py:print" and plain["WORDS"] == ("a", "b") and plain["HALVES"][1] == 1
     assert "MINE" in options.table(settings)
     with pytest.raises(UserError, match="--mine is no argument"):
         settings_of(space, "--mine 3")
@@ -185,6 +197,12 @@ def test_rules_tell_what_a_constant_may_be(script, rule, good, bad, message):
         with pytest.raises(UserError) as told:
             settings_of(script("MINE = None") | {"MINE": value}, rules=dict(MINE=rule))
         assert f"MINE = {value!r}: " in str(told.value) and message in str(told.value)
+
+
+@pytest.mark.parametrize("words, value", [([], ()), (["none"], ()), (["x", "mine.py:y"], ("x", "mine.py:y"))])
+def test_parts_may_be_none(script, words, value):
+    space, rule = script("MINE = ('x',)"), parts("x")
+    assert value == settings_of(space, ["--mine", *words], rules=dict(MINE=rule)).MINE
 
 
 def test_all_that_is_wrong_is_told_at_once(script):

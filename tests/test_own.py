@@ -1,5 +1,6 @@
 """Parts of one's own: a network, loss, optimizer, schedule, metric and logger in a user's file."""
 
+import functools
 import io
 import math
 import re
@@ -152,6 +153,36 @@ def test_a_checkpoint_never_has_a_file_imported(prepared, own_flags, monkeypatch
     assert not Path("was_run").exists()
 
 
+def make_network(in_channels, out_channels, side):
+    network = Plain(in_channels, out_channels)
+    network.layer = nn.Conv2d(in_channels, out_channels, side, padding=side // 2)
+    return network
+
+
+SIDE = """
+import functools
+from test_own import make_network
+network = functools.partial(make_network, side=3)
+"""
+
+
+@pytest.mark.parametrize("network, name", [
+    (functools.partial(make_network, side=3), "make_network"),
+    (lambda in_channels, out_channels: make_network(in_channels, out_channels, 3), "lambda"),
+])  # fmt: skip
+def test_a_network_that_needs_more_is_a_partial_or_a_lambda(prepared, monkeypatch, network, name):
+    monkeypatch.chdir(prepared)
+    monkeypatch.setattr(train, "NETWORK", network)
+    train.main(SMALL)
+    train.main([*SMALL, "--load-model", "--num-epochs", "2"])
+    assert torch.load("best.pth")["network"]["network"] == f"test_own.py:{name}"
+    image = "dataset/augmented_train_images/img_000.png"
+    mask = predict.Predictor("best.pth", NETWORK=network, DEVICE="cpu")(image)
+    Path("mine.py").write_text(SIDE)
+    predict.main([image, "--checkpoint", "best.pth", "--network", "mine.py:network", "--output-dir", "masks"])
+    assert np.array_equal(np.array(Image.open("masks/img_000.png")) > 0, mask > 0)
+
+
 def test_objects_are_parts_too(prepared, monkeypatch):
     """As in a notebook: train.LOSS = my_loss."""
     monkeypatch.chdir(prepared)
@@ -246,6 +277,8 @@ def test_an_exception_of_a_users_file_names_its_line(tmp_path):
         load_part("LOSS", f"{tmp_path}/broken.py:loss", {})
     (tmp_path / "train.py").write_text("loss = 7\n")  # a name that another module has
     assert load_part("LOSS", f"{tmp_path}/train.py:loss", {}) == 7 and sys.modules["train"] is train
+    of_notebook = type("Net", (), dict(__module__="__main__x"))
+    assert name_of_part(of_notebook) == name_of_part(functools.partial(of_notebook)) == "main__x.py:Net"
     assert name_of_part(Plain) == "test_own.py:Plain" and name_of_part("a.py:b") == "a.py:b"
 
 
@@ -258,6 +291,8 @@ def test_an_exception_of_a_users_file_names_its_line(tmp_path):
         (dict(schedule=lambda step, total: -1.0), "gives -1.0"),
         (dict(metric=lambda tp, fp, fn, tn: tp / (tp + fp)), "division by zero"),
         (dict(metric=lambda tp, fp: 1), "positional argument"),
+        (dict(metric=lambda tp, fp, fn, tn: None), "float"),
+        (dict(metric=lambda tp, fp, fn, tn: np.float64(tp) / np.float64(fn)), "gives inf of tp = 3, fp = 0, fn = 0"),
     ],
 )
 def test_parts_that_break_their_contract_are_told(part, words):
@@ -267,6 +302,27 @@ def test_parts_that_break_their_contract_are_told(part, words):
         recipe.Schedule(made, schedule, 10, 1)
         load_metrics([part["metric"]])
     assert next(iter(part)).upper() in str(told.value)
+
+
+def test_a_metric_that_fails_on_some_image_is_told_with_its_name(capsys):
+    metric = load_metrics([share_of_many])["share_of_many"]
+    assert metric(5, 5, 0, 0) == 0.5 and math.isnan(metric(0, 0, 5, 5))
+    for counts in ((200, 0, 0, 0), (0, 200, 0, 0)):
+        with pytest.raises(UserError, match="METRICS = 'test_own.py:share_of_many': .*(inf|division)"):
+            metric(*counts)
+
+
+def share_of_many(tp, fp, fn, tn):
+    if tp + fp == 200:
+        return tp / (200 - tp) if fp == 0 else np.float64(np.inf)
+    return np.float64(tp) / (tp + fp) if tp + fp else np.nan
+
+
+@pytest.mark.parametrize("rate", [0.5, 1e-4])
+def test_a_schedule_of_learning_rates_is_told_from_one_of_factors(rate, capsys):
+    optimizer = recipe.make_optimizer(Plain(3, 1), "adam", 0.1, 0.01)
+    recipe.Schedule(optimizer, lambda step, total: rate * step / total, 40, 1, 0.15)
+    assert ("If these are learning rates themselves, set LEARNING_RATE = 1" in capsys.readouterr().out) == (rate < 0.1)
 
 
 def test_a_missing_part_is_told_before_the_data(tmp_path, monkeypatch):
