@@ -107,22 +107,27 @@ def _text(file):
     return file.read()
 
 
-_warm = functools.cache(_Warm)
+@functools.cache
+def _warm(number):
+    return _Warm()
+
+
 _AT_START = ("OMP_", "MKL_", "PYTHON", "TORCH_", "CUDA_", "LD_", "MALLOC_", "LC_", "LANG")  # read when a process starts
 
 
-def script(name, *flags, cwd, env=None):
+def script(name, *flags, cwd, env=None, beside=0):
     """Runs one of the repository's scripts in the folder `cwd`, as a user does, but spares it the imports of libraries.
 
     `script("-c", code, ...)` runs Python code. It is a fork of one process (tests/warm.py), and a process of its own
-    where the environment `env` differs in what is read at the start.
+    where the environment `env` differs in what is read at the start. Scripts that run at the same time, each called by
+    a thread of its own, have different numbers `beside`.
     """
     env = dict(os.environ if env is None else env)
     others = {key for key in {*env, *os.environ} if env.get(key) != os.environ.get(key)} - {"PYTHONPATH"}
     if sys.platform != "linux" or any(key.startswith(_AT_START) for key in others):
         return fresh_script(name, *flags, cwd=cwd, env=env)
     words = [name if name == "-c" else str(ROOT / name), *map(str, flags)]
-    return _warm().run(words, cwd, env)
+    return _warm(beside).run(words, cwd, env)
 
 
 def fresh_script(name, *flags, cwd, env=None):

@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from helpers import (
     wait_for_epochs,
 )
 from PIL import Image
+from torch.distributed import TCPStore
 
 import train
 from parts import processes
@@ -45,10 +47,21 @@ def start(*flags, cwd):
     )
 
 
-def together(*flags, cwd):
-    process = start(*flags, cwd=cwd)
-    out, err = process.communicate(timeout=WAIT)
-    return process.returncode, out, err
+def together(*words, cwd):
+    """(largest exit status, output, errors) of a script in two processes, with torchrun's variables and its store.
+
+    Forks of processes that have imported torch; what torchrun itself does needs `start`.
+    """
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    place = dict(MASTER_ADDR=store.host, MASTER_PORT=str(store.port), TORCHELASTIC_USE_AGENT_STORE="True")
+
+    def run(rank):
+        which = dict(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2")
+        return script(*words, cwd=cwd, env=ALONE | place | which, beside=rank)
+
+    with ThreadPoolExecutor(2) as pool:
+        done = list(pool.map(run, range(2)))
+    return max(one.returncode for one in done), "".join(one.stdout for one in done), "".join(one.stderr for one in done)
 
 
 ONE_STEP = """
