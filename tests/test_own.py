@@ -14,7 +14,7 @@ import torch
 from helpers import ROOT, SMALL, history, same_runs
 from PIL import Image
 from torch import nn
-from torchvision.models.segmentation import fcn_resnet50
+from torchvision.models.segmentation import lraspp_mobilenet_v3_large
 
 import predict
 import train
@@ -485,19 +485,19 @@ def smp_unet(in_channels, out_channels):
     return smp.Unet("resnet18", encoder_weights=None, in_channels=in_channels, classes=out_channels)
 
 
-class Fcn(nn.Module):
+class Lraspp(nn.Module):
     """torchvision's, whose logits come in a dictionary."""
 
     def __init__(self, in_channels, out_channels):
         super().__init__()
-        self.network = fcn_resnet50(weights=None, weights_backbone=None, num_classes=out_channels)
+        self.network = lraspp_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=out_channels)
 
     def forward(self, x):
         return self.network(x)["out"]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("network", [smp_unet, Fcn])
+@pytest.mark.parametrize("network", [smp_unet, Lraspp])
 def test_networks_of_other_projects_train_and_predict(network, prepared, monkeypatch):
     monkeypatch.chdir(prepared)
     monkeypatch.setattr(train, "NETWORK", network)
