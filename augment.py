@@ -559,7 +559,7 @@ def _draw_preview(maker: _Maker, items: list[Item], mask_rule: MaskRule | None) 
     chosen = [items[number] for number in sorted(set(numbers))]
     mask_rule = mask_rule or _preview_rule(chosen, maker.spec)
     value_range = _preview_range(chosen, maker)
-    palette = pictures.Palette.of(mask_rule)
+    palette = pictures.Palette.of(mask_rule, maker.spec.picture_bands)
     rows, masks = [], []
     for item in chosen:
         height, width = image_size(maker.output_dir / item.images[0])

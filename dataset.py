@@ -46,6 +46,7 @@ MASK_IGNORE: int | tuple | str | None = (
 )
 CLASSES: str | tuple | dict | None = None  # "all", (0, 3), {"road": 3, "car": 8} or {"car": "{}_car"}; None: foreground
 CHANNELS: int | str = 3  # of images: 3 is RGB, 1 greys; other TIFFs and .npy have any number; "auto": what all have
+PICTURE_BANDS: tuple | None = None  # which channels pictures show, from 1 on: (4, 3, 2), or one; None: the first
 IMAGE_RANGE: tuple | str | None = None  # (low, high) or "auto": what of 16-bit and float images becomes 0 ... 255
 GROUP: str | None = "auto"  # pattern of what names share that stay on one side of the split; "auto": known ones
 IMAGE_NAME: str | None = None  # how images are named: "{}_left", "{}/images/*", or of a file a channel "{}_000*"
@@ -61,6 +62,7 @@ _SHARED = dict(  # the constants of all scripts; parts/spec.py says what they ma
     MASK_IGNORE=any_value(),
     CLASSES=named_numbers(names_needed=False),
     CHANNELS=either(whole(1), "auto"),
+    PICTURE_BANDS=optional(sizes()),
     IMAGE_RANGE=any_value(),
     GROUP=optional(any_text()),
     IMAGE_NAME=optional(any_text()),
@@ -220,7 +222,8 @@ class ImageDataset(PairDataset):
         if value_range is not None:
             spec = replace(spec, image_range=value_range)
         value_range, channels = declared(spec)
-        files = Files(list(pairs), mask_rule, value_range, channels=channels, resize_masks=spec.resize_masks)
+        kept = spec.resize_masks, spec.picture_bands
+        files = Files(list(pairs), mask_rule, value_range, None, False, channels, *kept)
         super().__init__(files, seed)
         self.transform = transform
 

@@ -57,7 +57,9 @@ from parts.outputs import (
     Truths,
     UniformMasks,
     WorstSheet,
+    rule_with_palette,
 )
+from parts.pictures import Palette
 from parts.predictions import Decision, Output, PictureReader, Prediction, Size, predict_batch, predict_pictures
 from parts.recipe import PRECISIONS
 from parts.rules import any_value, either, file_path, file_paths, number, one_of, optional, part, sizes, whole
@@ -67,6 +69,7 @@ CHECKPOINT: str | tuple = "best.pth"  # what train.py saved; of several files th
 NETWORK: Any = None  # of a checkpoint of your own network, what train.py's NETWORK was: "mine.py:Net"
 OUTPUT_DIR = "predictions"  # where the masks go
 SAVE_MASKS = True  # write them; off where the scores or the submission are all that is wanted
+PALETTE = False  # masks of classes with a palette of colours, which viewers show; their values stay the same
 OVERLAYS = False  # also OUTPUT_DIR/overlays/name.jpg: the image with its mask laid over it
 PROBABILITIES: int | None = None  # also OUTPUT_DIR/probabilities/name.png, of 8 or 16 bits; name_CLASS.png of each
 DISAGREEMENT = False  # also OUTPUT_DIR/disagreement/name.png: black where several CHECKPOINTs agree, white where not
@@ -422,9 +425,9 @@ def choose_outputs(
     folder = Path(s.OUTPUT_DIR)
     outputs: list[Output] = []
     if s.SAVE_MASKS:
-        outputs.append(Masks(folder, mask_rule))
+        outputs.append(Masks(folder, rule_with_palette(mask_rule) if s.PALETTE else mask_rule))
     if s.OVERLAYS:
-        outputs.append(Overlays(folder / "overlays", mask_rule))
+        outputs.append(Overlays(folder / "overlays", mask_rule, s.PICTURE_BANDS))
     if s.PROBABILITIES:
         outputs.append(Probabilities(folder / "probabilities", mask_rule, s.PROBABILITIES))
     if s.DISAGREEMENT:
@@ -440,9 +443,16 @@ def settings_of_files(s: SimpleNamespace) -> dict[str, Any]:
     names: tuple[str, ...] = ("THRESHOLD", "IMAGE_SIZE", "FLIPS", "WINDOW", "OVERLAP", "PRECISION")
     if s.THRESHOLD == "auto":
         names += ("MASKS",)
-    names += tuple(name for name in ("LARGEST", "MIN_PIXELS", "FILL_HOLES") if getattr(s, name))
+    chosen = ("LARGEST", "MIN_PIXELS", "FILL_HOLES", "PALETTE", "PICTURE_BANDS")
+    names += tuple(name for name in chosen if getattr(s, name))
     digests = " and ".join(map(digest_of, s.CHECKPOINT))
     return {"digest of CHECKPOINT": digests} | {name: getattr(s, name) for name in names}
+
+
+def bands_of_pictures(s: SimpleNamespace, predictor: Predictor) -> tuple[int, ...] | None:
+    """The channels that pictures show: PICTURE_BANDS, or those of training; None: the first. UserError: they lack."""
+    bands = s.PICTURE_BANDS or predictor.checkpoint["settings"].get("PICTURE_BANDS")
+    return DataSpec(channels=predictor.reader.channels, picture_bands=bands).picture_bands
 
 
 def choose_threshold(predictor: Predictor, truths: Truths) -> None:
@@ -477,7 +487,7 @@ def read_settings(constants: Mapping[str, Any], argv: Sequence[str] | None) -> S
 
     CHECKPOINT is a tuple, also of one.
     """
-    names = ["IMAGE_NAME", "MASK_NAME"]
+    names = ["IMAGE_NAME", "MASK_NAME", "PICTURE_BANDS"]
     s = settings_of(constants, argv, rules=_RULES, shared=vars(dataset), shared_names=names, positionals=_INPUTS)
     if isinstance(s.CHECKPOINT, str):
         s.CHECKPOINT = (s.CHECKPOINT,)
@@ -491,6 +501,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     check(s)
     predictor = Predictor(settings=s)
     mask_rule = predictor.mask_rule
+    s.PICTURE_BANDS = bands_of_pictures(s, predictor)
     if s.EXPORT:
         folder = OutputFolder(s.OUTPUT_DIR, settings_of_files(s), [Planned(Path(s.EXPORT), "the network")])
         with folder.writing():
@@ -525,7 +536,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         predictor.run(wanted, outputs)
         report_done(s, wanted, failures.count - len(missing), predictor.reader)
         if scores.counts:
-            sheet = WorstSheet(scores.worst_path, truths, mask_rule, scores.worst())
+            sheet = WorstSheet(scores.worst_path, truths, Palette.of(mask_rule, s.PICTURE_BANDS), scores.worst())
             predictor.run(list(sheet.captions), [sheet], "worst")
     for output in outputs:
         output.report()

@@ -348,7 +348,8 @@ def draw_worst(s: SimpleNamespace, trained: list[Fold], most: int = 10) -> None:
         pairs[picture], captions[picture] = pair, f"{pair.name}  fold {fold.number}, Dice {dice:.4f}"
         chosen.setdefault(fold, []).append(picture)
     rule = trained[0].mask_rule
-    sheet = WorstSheet(Path(s.OUTPUT_DIR) / "worst.png", Truths(pairs, rule), rule, captions)
+    palette = pictures.Palette.of(rule, s.PICTURE_BANDS)
+    sheet = WorstSheet(Path(s.OUTPUT_DIR) / "worst.png", Truths(pairs, rule), palette, captions)
     own = {"NETWORK": s.NETWORK} if is_own(s.NETWORK) else {}
     for fold, shown in chosen.items():
         Predictor(fold.checkpoint, DEVICE=s.DEVICE, THRESHOLD=0.5, **own).run(shown, [sheet], "worst")

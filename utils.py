@@ -93,7 +93,15 @@ def get_loaders(
         report = _list_pairs((train_dir, train_mask_dir), (val_dir, val_mask_dir), spec)
     assert report.mask_rule is not None, "a report with problems; see Report.stop_if_spoiled"
     training, validation = (
-        Files(pairs, report.mask_rule, report.value_range, image_size, False, report.channels, report.resize_masks)
+        Files(
+            pairs,
+            report.mask_rule,
+            report.value_range,
+            image_size,
+            channels=report.channels,
+            resize_masks=report.resize_masks,
+            picture_bands=report.picture_bands,
+        )
         for pairs in (report.train, report.val)
     )
     train_data, val_data = _make_datasets(training, validation, transform, crop, crop_foreground, augment, seed)
@@ -111,7 +119,7 @@ def _list_pairs(train_folders: tuple[Folder, Folder], val_folders: tuple[Folder,
     """A Report of the pairs and their reading alone, where no audit was made."""
     train, val = pair_files(*train_folders, spec), pair_files(*val_folders, spec)
     rule = find_mask_rule(masks_of([*train, *val]), spec)
-    return Report(train, val, rule, *declared(spec), spec.resize_masks)
+    return Report(train, val, rule, *declared(spec), spec.resize_masks, spec.picture_bands)
 
 
 def _make_datasets(
@@ -136,8 +144,8 @@ def _make_datasets(
 
 
 def _image_dataset(files: Files, transform: Transform | None, seed: int) -> ImageDataset:
-    rule, spec = files.mask_rule, DataSpec(channels=files.channels, image_range=files.value_range)
-    return ImageDataset(None, None, transform, pairs=files.pairs, mask_rule=rule, spec=spec, seed=seed)
+    spec = DataSpec(channels=files.channels, image_range=files.value_range, picture_bands=files.picture_bands)
+    return ImageDataset(None, None, transform, pairs=files.pairs, mask_rule=files.mask_rule, spec=spec, seed=seed)
 
 
 def _try_augment(data: PairDataset, num_workers: int) -> None:
@@ -471,9 +479,9 @@ def save_examples(
     image over the epochs.
     """
     predictor = _predictor_of(loader, model, device, dtype)
-    palette = Palette.of(predictor.mask_rule)
-    folder = Path(folder)
     dataset: Any = loader.dataset
+    palette = Palette.of(predictor.mask_rule, dataset.files.picture_bands)
+    folder = Path(folder)
     total = len(dataset)
     count = min(count, total)
     spread = [round((place + 0.5) * total / count - 0.5) for place in range(count)]  # evenly over the dataset
@@ -499,7 +507,7 @@ def save_augmented(
 
     They are varied by the dataset's `augment` and, as on the device, by `variation`.
     """
-    palette = Palette.of(dataset.mask_rule)
+    palette = Palette.of(dataset.mask_rule, dataset.files.picture_bands)
     rows, masks = [], []
     for index in np.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().astype(int).tolist():
         versions = _versions_of(dataset, variation, index)

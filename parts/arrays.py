@@ -84,6 +84,7 @@ class Files:
     with_points: bool = False  # whether samples have `points`
     channels: int = RGB  # of images
     resize_masks: bool = False  # whether masks of another size are brought to that of their image (masks.fitted)
+    picture_bands: tuple[int, ...] | None = None  # which channels pictures show (pictures.shown)
     stamps: dict[Path, list[int] | None] = field(init=False, compare=False, repr=False)  # of each file, when made
 
     def __post_init__(self) -> None:

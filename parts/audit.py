@@ -98,6 +98,7 @@ class Report:
     value_range: what of images of more than 8 bits becomes 0 ... 255 (images.read_image), or None
     channels: those of all images
     resize_masks: whether masks are brought to the size of their image
+    picture_bands: which channels pictures show; None: the first
     findings: errors and warnings in the order of the checks, which begins with the worst
     facts: (label, text), what the data is
     sheet: the picture of overlays, where one was written
@@ -112,6 +113,7 @@ class Report:
     value_range: tuple[float, float] | None = None
     channels: int = RGB
     resize_masks: bool = False
+    picture_bands: tuple[int, ...] | None = None
     findings: list[Finding] = field(default_factory=list)
     facts: list[tuple[str, str]] = field(default_factory=list)
     sheet: Path | None = None
@@ -308,7 +310,7 @@ class _Survey:
         """The Report of all that the checks find; what was seen in files and drawn of them is added by `audit`."""
         val = [pair for side in self.sides[1:] for pair in side.pairs]
         report = Report(self.sides[0].pairs, val, self.mask_rule, self.value_range, self.channels)
-        report.resize_masks = self.spec.resize_masks
+        report.resize_masks, report.picture_bands = self.spec.resize_masks, self.spec.picture_bands
         if self.sides[0].examples:
             report.label_shares = tuple(self.sides[0].shares.tolist())
             report.labels = {one.pair.name: np.flatnonzero(one.counts[:-1]).tolist() for one in self.examples}
@@ -674,6 +676,10 @@ def _check_channels(survey: _Survey) -> Iterator[Finding]:
         if images.keys() <= {1, RGB}:
             cure += "; or set CHANNELS = 3 (--channels 3), which makes RGB of greys"
         yield Finding(heading, lines, f"{cure}.")
+    bands = survey.spec.picture_bands
+    if bands and survey.examples and max(bands) > survey.channels:
+        heading = f"PICTURE_BANDS = {bands}: the images have {counted(survey.channels, 'channel')}."
+        yield Finding(heading, cure="Give others, counted from 1 (--picture-bands).")
 
 
 def _check_alpha(survey: _Survey) -> Iterator[Finding]:
@@ -880,8 +886,9 @@ def _facts_of_files(survey: _Survey) -> Iterator[tuple[str, str]]:
     yield "sizes", _most_common(_by(image.size) for image in images)
     yield "images", _most_common(f"{image.format} {image.mode}" for image in images)
     if survey.channels != RGB:
-        shown = "three" if survey.channels > 2 else "one"
-        yield "channels", f"{survey.channels}, of which the pictures show {shown}"
+        first = (1, 2, 3) if survey.channels > 2 else (1,)
+        shown = ", ".join(map(str, survey.spec.picture_bands or first))
+        yield "channels", f"{survey.channels}, of which the pictures show {shown} (PICTURE_BANDS)"
     yield "masks", _most_common(f"mode {mask.mode}" for mask in survey.masks)
     if turned := sum(image.orientation > 1 for image in images):
         yield "EXIF", f"{counted(turned, 'image')} set upright"
@@ -956,7 +963,11 @@ def _by(size: Iterable[int]) -> str:
 
 def _draw_sheet(survey: _Survey, path: Path) -> Path | None:
     """Draws the masks of some examples on their images; None where no example can be drawn."""
-    rule, images, masks, captions = survey.rule, [], [], []
+    bands = survey.spec.picture_bands
+    if bands and max(bands) > survey.channels:
+        return None
+    rule, palette = survey.rule, pictures.Palette.of(survey.rule, bands)
+    images, masks, captions = [], [], []
     for example in _choose_tiles(survey):
         pair, (height, width) = example.pair, example.image.size
         scale = min(1, 480 / max(height, width))
@@ -971,7 +982,7 @@ def _draw_sheet(survey: _Survey, path: Path) -> Path | None:
     title = f"{len(survey.examples):,} pairs; foreground is tinted, its share stands below"
     if rule.has_classes:
         title = f"{len(survey.examples):,} pairs; each class has its colour"
-    sheet = pictures.overlay_sheet(images, masks, captions, title, pictures.Palette.of(rule))
+    sheet = pictures.overlay_sheet(images, masks, captions, title, palette)
     pictures.save_image(path, sheet)
     return path
 

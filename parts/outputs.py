@@ -14,7 +14,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -45,6 +45,7 @@ from parts.scores import (
     scores_of,
     selection_dice,
 )
+from parts.spec import pack_color
 
 _LONGEST_JPEG = 65_500  # pixels, libjpeg's own limit
 _ORDERS = dict(  # of a submission's pixels, in words
@@ -81,15 +82,29 @@ class Masks(Output):
         """Says where masks of classes look black in a viewer."""
         rule = self.mask_rule
         if rule.has_classes and rule.kind == NUMBERS and not rule.colours and max(rule.classes) < _LOOKS_BLACK:
-            tell(f"The masks hold values up to {max(rule.classes)}, which look black. --overlays shows the classes.")
+            tell(
+                f"The masks hold values up to {max(rule.classes)}, which look black. --overlays shows the classes over "
+                "the images, and --palette gives the masks colours that change no value."
+            )
+
+
+def rule_with_palette(rule: MaskRule) -> MaskRule:
+    """A rule of classes whose masks are written with a palette: the colours in which pictures show the classes.
+
+    UserError: these masks have no room for one.
+    """
+    if not rule.has_classes or rule.kind != NUMBERS or max(rule.classes) > 255:
+        problem = f"PALETTE colours masks of classes with values up to 255, and in these {rule.describe()}"
+        raise UserError(f"{problem}. Leave it out; --overlays shows any masks.")
+    return replace(rule, colours=tuple(map(pack_color, Palette.of(rule).colours)))
 
 
 class Overlays(Output):
     """folder/name.jpg: the picture with its mask laid over it; of classes also folder/legend.png."""
 
-    def __init__(self, folder: Path, mask_rule: MaskRule) -> None:
+    def __init__(self, folder: Path, mask_rule: MaskRule, bands: tuple[int, ...] | None = None) -> None:
         self.folder = folder
-        self.palette = Palette.of(mask_rule)
+        self.palette = Palette.of(mask_rule, bands)
         self.legends = [folder / "legend.png"] if mask_rule.has_classes else []
 
     def paths(self, picture: Picture) -> list[Path]:
@@ -432,10 +447,10 @@ def _cell(value: str | int | float | None) -> str | int | None:
 class WorstSheet(Output):
     """worst.png: pictures with their true mask, the predicted one and the difference, each under its caption."""
 
-    def __init__(self, path: Path, truths: Truths, mask_rule: MaskRule, captions: dict[Picture, str]) -> None:
+    def __init__(self, path: Path, truths: Truths, palette: Palette, captions: dict[Picture, str]) -> None:
         self.path = path
         self.truths = truths
-        self.palette = Palette.of(mask_rule)
+        self.palette = palette
         self.captions = captions
         self.examples: list[Example] = []
 

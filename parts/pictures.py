@@ -1,6 +1,6 @@
 """Pictures that explain: overlays, differences, sheets of both, and the curves of a run.
 
-Images are uint8 (H, W, C), of which the first three channels are shown as RGB, or of one or two the first as grey.
+Images are uint8 (H, W, C), of which three channels are shown as RGB, or one as grey: the first, or Palette.bands.
 Masks are uint8 (H, W) of labels, and IGNORED where a pixel is ignored; a Palette says how the labels are
 drawn. Nothing here knows networks or folders.
 """
@@ -86,7 +86,7 @@ IGNORED_ENTRY = LegendEntry("ignored", hatched=True)
 
 @dataclass(frozen=True)
 class Palette:
-    """How the labels of masks are drawn: the name and the colour of each. This one is of classes.
+    """How masks and their images are drawn: the name and the colour of each label. This one is of classes.
 
     Palette.of(mask_rule) makes the one that fits, a ForegroundPalette where there is one foreground. The two draw
     with the same methods, so that nobody else asks which one it is.
@@ -94,22 +94,23 @@ class Palette:
 
     names: tuple[str, ...]  # of label 0, 1, ...
     colours: tuple[Color, ...]  # likewise
+    bands: tuple[int, ...] | None = None  # the channels of images, from 1 on, that are shown; None: the first
 
     marks: ClassVar[tuple[Mark, ...]] = (WRONG, RIGHT)  # as `compare` tells pixels apart
     channels: ClassVar[int] = 3  # of a picture of masks
     grey_step: ClassVar[int] = 1  # between the grey values of two labels in a file that save_mask wrote
 
     @staticmethod
-    def of(mask_rule: MaskRule | None) -> Palette:
+    def of(mask_rule: MaskRule | None, bands: tuple[int, ...] | None = None) -> Palette:
         """The palette of a dataset's masks. Without a rule there is one foreground.
 
         Classes have the colours of the masks where the eye tells these apart, else class_colours().
         """
         if mask_rule is None or not mask_rule.has_classes:
-            return ForegroundPalette(MaskRule().label_names, (BLACK, WHITE))
+            return ForegroundPalette(MaskRule().label_names, (BLACK, WHITE), bands)
         own: list[Color] = [(value >> 16, value >> 8 & 255, value & 255) for value in mask_rule.colours]
         colours = own if own and _apart(own) else class_colours()[: len(mask_rule.names)]
-        return Palette(mask_rule.names, tuple(colours))
+        return Palette(mask_rule.names, tuple(colours), bands)
 
     @property
     def entries(self) -> list[LegendEntry]:
@@ -221,14 +222,16 @@ def overlay(image: np.ndarray, mask: np.ndarray, palette: Palette = ONE_FOREGROU
 
     uint8 (H, W, 3).
     """
-    image, (mask, ignored) = shown(image), _split(mask)
+    image, (mask, ignored) = shown(image, palette.bands), _split(mask)
     return _hatch(palette.lay_over(image, mask), ignored, image)
 
 
-def shown(image: np.ndarray) -> np.ndarray:
-    """An image as it is shown, (H, W, 3): its first three channels, or grey where it has one or two."""
+def shown(image: np.ndarray, bands: Sequence[int] | None = None) -> np.ndarray:
+    """An image as it is shown, (H, W, 3): these three channels, counted from 1, or one as grey; None: the first."""
     if image.ndim == 2:
         image = image[..., None]
+    if bands is not None:
+        image = image[..., [band - 1 for band in bands]]
     if image.shape[2] < 3:
         return np.repeat(image[..., :1], 3, axis=2)
     return np.ascontiguousarray(image[..., :3])
@@ -241,7 +244,7 @@ def difference(
 
     uint8 (H, W, 3). Ignored pixels of the truth are hatched.
     """
-    grey = cv2.cvtColor(shown(image), cv2.COLOR_RGB2GRAY)
+    grey = cv2.cvtColor(shown(image, palette.bands), cv2.COLOR_RGB2GRAY)
     plain = drawn = cv2.cvtColor((70 + grey * 0.6).astype(np.uint8), cv2.COLOR_GRAY2RGB)
     truth, ignored = _split(truth)
     for mark, where in zip(palette.marks, palette.compare(truth, prediction)):
@@ -386,10 +389,10 @@ def examples_sheet(
     for example in examples:
         masks = [mask_image(example.truth, palette), mask_image(example.prediction, palette)]
         compared = difference(example.image, example.truth, example.prediction, palette)
-        rows.append(Row([example.image, *masks, compared], example.caption))
-    shown = [example.truth for example in examples] + [example.prediction for example in examples]
+        rows.append(Row([shown(example.image, palette.bands), *masks, compared], example.caption))
+    drawn = [example.truth for example in examples] + [example.prediction for example in examples]
     headings = ("image", "truth", "prediction", "difference")
-    return sheet(rows, title, headings, palette.difference_legend(shown))
+    return sheet(rows, title, headings, palette.difference_legend(drawn))
 
 
 def overlay_sheet(
@@ -408,7 +411,7 @@ def strip(
     palette: Palette = ONE_FOREGROUND,
 ) -> Image.Image:
     """One image and its true mask, then the differences of one prediction after another, five in a row."""
-    tiles = [image, overlay(image, truth, palette)]
+    tiles = [shown(image, palette.bands), overlay(image, truth, palette)]
     tiles += [difference(image, truth, prediction, palette) for prediction in predictions]
     rows = _rows_of(tiles, ["image", "truth", *captions], 5)
     return sheet(rows, legend=palette.difference_legend([truth]))

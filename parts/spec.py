@@ -53,6 +53,7 @@ class DataSpec:
     classes: str | tuple | dict | None = None  # CLASSES: "all", values, {name: value or files}; None: one foreground
     channels: int | str = 3  # CHANNELS of images: 3 (RGB), 1 (greys), any number, or "auto" (what all of them have)
     image_range: tuple[float, float] | str | None = None  # IMAGE_RANGE: (low, high) or "auto", which becomes 0 ... 255
+    picture_bands: tuple[int, ...] | None = None  # PICTURE_BANDS: channels, from 1 on, that pictures show; None: first
     group: str | None = AUTO  # GROUP: pattern of the part of a name whose images stay on one side; None: no groups
     image_name: str | None = None  # IMAGE_NAME: an image's name, with {} for what it shares with its masks
     mask_name: str | None = None  # MASK_NAME: a mask's name, with {} for its image's
@@ -69,6 +70,7 @@ class DataSpec:
     def __post_init__(self) -> None:
         _check_channels(self.channels)
         _check_image_range(self.image_range)
+        _check_picture_bands(self.picture_bands, self.channels)
         for constant in ("image_name", "mask_name"):
             if getattr(self, constant) is not None:
                 object.__setattr__(self, constant, _composed_name(constant.upper(), getattr(self, constant)))
@@ -205,6 +207,18 @@ def _check_image_range(given: Any) -> None:
         f"IMAGE_RANGE = {given!r}: give two numbers, the lower one first, which become 0 and 255, such as "
         '(0, 4095) (--image-range 0 4095); or "auto", for most of what the training images hold; or None.'
     )
+
+
+def _check_picture_bands(given: Any, channels: int | str) -> None:
+    if given is None:
+        return
+    most = channels if isinstance(channels, int) else math.inf  # "auto": the audit counts them
+    are_few = isinstance(given, (tuple, list)) and len(given) in (1, 3)
+    if not are_few or not all(type(band) is int and 1 <= band <= most for band in given):
+        raise UserError(
+            f"PICTURE_BANDS = {given!r} and CHANNELS = {channels!r}: give three channels of the images, counted from "
+            "1, as red, green and blue of pictures, such as (4, 3, 2) (--picture-bands 4 3 2); or one, as grey."
+        )
 
 
 def _composed_name(constant: str, given: Any) -> str:

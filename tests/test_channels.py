@@ -19,7 +19,7 @@ import predict
 import train
 from augment import Choices, make_augmented
 from dataset import CropDataset
-from parts import images
+from parts import images, pictures
 from parts.arrays import Files, make_arrays
 from parts.audit import audit
 from parts.errors import UnusableFile, UserError
@@ -221,7 +221,9 @@ def test_the_audit_counts_channels(data, capsys):
     folders = (data / "t/i", data / "t/m"), (data / "v/i", data / "v/m")
     report = audit(*folders, DataSpec(channels="auto"), sheet=data / "sheet.png", num_workers=0)
     assert report.channels == 5 and report.sheet and not report.problems
-    assert "5, of which the pictures show three" in report.text()
+    assert "5, of which the pictures show 1, 2, 3 (PICTURE_BANDS)" in report.text()
+    other = audit(*folders, DataSpec(channels="auto", picture_bands=(6,)), sheet=data / "6.png", num_workers=0)
+    assert "PICTURE_BANDS = (6,): the images have 5 channels" in other.problems[0] and not (data / "6.png").exists()
     named = audit(*folders, DataSpec(channels=4), num_workers=0)
     assert "has 5 channels, and CHANNELS = 4" in named.problems[0]
     rgb = audit(*folders, num_workers=0)
@@ -246,7 +248,7 @@ def test_from_training_to_prediction(data, request, capsys):
     places = [str(data / name) for name in ("t/i", "t/m", "v/i", "v/m")]
     given = [word for both in zip(folders, places) for word in both]
     out = data / "run"
-    train.main([*flags(OUTPUT_DIR=out, NUM_EPOCHS=2), *given, "--channels", "auto", *more])
+    train.main([*flags(OUTPUT_DIR=out, NUM_EPOCHS=2), *given, "--channels", "auto", "--picture-bands", "2", *more])
     saved = torch.load(out / "best.pth", weights_only=True)
     assert saved["network"]["in_channels"] == channels and saved["settings"]["CHANNELS"] == "auto"
     dtype = make(np.zeros((1, 1, 5))).dtype
@@ -261,6 +263,15 @@ def test_from_training_to_prediction(data, request, capsys):
     masks = {path.name: path.read_bytes() for path in (data / "p").glob("*.png")}
     assert set(masks) == {"img_08.png", "img_09.png"}
     files = sorted(map(str, (data / "v/i").glob("img_08*")))
+    # Pictures are grey, of the second channel; the checkpoint tells predict.py
+    corner = np.asarray(Image.open(out / "saved_images/examples.png").convert("RGB"), int)[60:80, 30:60]
+    assert np.ptp(corner, axis=2).max() == 0 and corner.std() > 9
+    image, mask = (
+        read_image(files, None, 0, saved["image_range"], channels),
+        np.asarray(Image.open(data / "p/img_08.png")),
+    )
+    pictures.save_image(data / "drawn.jpg", pictures.overlay(image, mask > 0, pictures.Palette.of(None, (2,))))
+    assert (data / "drawn.jpg").read_bytes() == (data / "p/overlays/img_08.jpg").read_bytes()
     assert predict.main([*files, *options[:2], "--output-dir", str(data / "one"), "--device", "cpu"]) == 0
     assert {path.name: path.read_bytes() for path in (data / "one").glob("*.png")} == {
         "img_08.png": masks["img_08.png"]

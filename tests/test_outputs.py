@@ -3,6 +3,7 @@
 import csv
 import gzip
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -92,6 +93,31 @@ def test_classes_are_written_as_the_masks_of_training_have_them(
     read_back = find_mask_rule([*out.rglob("*.png")], spec, num_workers=1)
     assert (read_back.classes, read_back.kind) == (mask_rule.classes, mask_rule.kind)
     assert bool(read_back.colours) == bool(mask_rule.colours)
+
+
+def test_masks_of_classes_get_a_palette_that_changes_no_value(photos, call, classes_checkpoint, capsys):
+    mask_rule = replace(RULES["numbers"], classes=(0, 3, 8, 7))
+    path = classes_checkpoint(mask_rule)
+    _, plain = call(photos, "--checkpoint", path, "--output-dir", photos / "plain")[0], photos / "plain"
+    told = capsys.readouterr().out
+    assert "up to 8, which look black" in told and "--overlays" in told and "--palette" in told
+    status, out = call(photos, "--checkpoint", path, "--palette")
+    assert status == 0 and "look black" not in capsys.readouterr().out
+    table = np.zeros((256, 3), np.uint8)
+    table[list(mask_rule.classes)] = pictures.Palette.of(mask_rule).colours
+    written = [file for file in out.rglob("*.png") if "plain" not in file.parts]
+    assert len(written) == 5
+    for file in written:
+        before = plain / file.relative_to(out)
+        with Image.open(file) as picture:
+            assert picture.mode == "P" and (np.asarray(picture) == load(before)).all()
+            assert (np.asarray(picture.convert("RGB")) == table[load(before)]).all()
+        assert (read_mask(file, mask_rule) == read_mask(before, mask_rule)).all()
+    spec = DataSpec(classes=dict(zip(mask_rule.names, mask_rule.classes)))
+    read_back = find_mask_rule(written, spec, num_workers=1)
+    assert (read_mask(file, read_back) == read_mask(before, mask_rule)).all() and read_back.kind == "numbers"
+    with pytest.raises(UserError, match="PALETTE colours masks of classes with values up to 255.*300"):
+        call(photos, "--checkpoint", classes_checkpoint(), "--palette")
 
 
 def test_a_map_of_each_class_and_overlays_with_one_legend(photos, call, classes_checkpoint):

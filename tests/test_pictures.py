@@ -34,6 +34,21 @@ def test_overlay_leaves_the_background_and_outlines_the_foreground(scene):
     assert np.abs(inside - was).mean() > 20
 
 
+@pytest.mark.parametrize("bands, places", [(None, [0, 1, 2]), ((4, 3, 2), [3, 2, 1]), ((5,), [4, 4, 4])])
+def test_pictures_show_the_bands_that_are_asked_for(scene, bands, places):
+    image = np.random.default_rng(1).integers(0, 256, (60, 80, 5), dtype=np.uint8)
+    _, truth, prediction = scene
+    palette, meant = Palette.of(None, bands), np.ascontiguousarray(image[..., places])
+    for draw in (
+        lambda image, *palette: pictures.overlay(image, truth, *palette),
+        lambda image, *palette: pictures.difference(image, truth, prediction, *palette),
+        lambda image, *palette: pictures.examples_sheet([Example(image, truth, prediction)], "worst", *palette),
+        lambda image, *palette: pictures.strip(image, truth, [prediction], ["1"], *palette),
+        lambda image, *palette: pictures.overlay_sheet([image], [truth], ["a"], "title", *palette),
+    ):
+        assert draw(image, palette).tobytes() == draw(meant).tobytes()
+
+
 def test_outline_is_the_edge_and_not_the_picture_frame():
     mask = np.ones((40, 40), np.uint8)
     assert not pictures.outline(mask).any(), "foreground that leaves the picture has no edge there"

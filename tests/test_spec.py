@@ -48,6 +48,8 @@ for given in [
     WRONG[f"image range {given}"] = ({"image_range": given}, ["IMAGE_RANGE = ", "--image-range 0 4095"])
 for given in (0, 2.0, True, "3", None):
     WRONG[f"channels {given}"] = ({"channels": given}, ["CHANNELS = ", "4 for RGB with a fourth"])
+for given in (0, (), (1, 2), (1, 2, 4), (0, 1, 2), (1.0,), "321"):
+    WRONG[f"picture bands {given}"] = ({"picture_bands": given}, ["PICTURE_BANDS = ", "--picture-bands 4 3 2"])
 for given in ["_seg", "", "{}{}", "{}_*_*", "/masks/{}", "masks\\{}", "*"]:
     WRONG[f"mask name {given}"] = ({"mask_name": given}, ["MASK_NAME = ", "{}_segmentation"])
 
