@@ -18,6 +18,7 @@ import signal
 if __name__ == "__main__":  # Ctrl-C while torch is loaded, which takes seconds, ends without a traceback
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -32,6 +33,7 @@ import torch
 from tqdm import tqdm
 
 import dataset
+from parts.annotations import Annotations
 from parts.audit import ALPHA_DROPPED
 from parts.checkpoints import load_network
 from parts.clean_up import CleanUp
@@ -39,9 +41,8 @@ from parts.errors import UserError, counted, list_files, ran_out_of_memory, run,
 from parts.export import export
 from parts.files import cores, digest_of
 from parts.inference import MIRRORS, Runner, make_runner
-from parts.mask_rules import find_mask_rule
 from parts.masks import MaskRule, encode_mask
-from parts.names import Pair, Picture, find_masks, find_pictures
+from parts.names import Picture, find_pictures
 from parts.networks import Network
 from parts.options import settings_of
 from parts.output_folder import OutputFolder, Planned, plan_files, refuse_doubles
@@ -54,7 +55,6 @@ from parts.outputs import (
     Probabilities,
     Submission,
     ThresholdChoice,
-    Truths,
     UniformMasks,
     WorstSheet,
     rule_with_palette,
@@ -64,6 +64,7 @@ from parts.predictions import Decision, Output, PictureReader, Prediction, Size,
 from parts.recipe import PRECISIONS
 from parts.rules import any_value, either, file_path, file_paths, number, one_of, optional, part, sizes, whole
 from parts.spec import DataSpec
+from parts.truths import TruthFinder, Truths, background_of
 
 CHECKPOINT: str | tuple = "best.pth"  # what train.py saved; of several files the networks' probabilities are averaged
 NETWORK: Any = None  # of a checkpoint of your own network, what train.py's NETWORK was: "mine.py:Net"
@@ -81,7 +82,7 @@ IMAGE_SIZE: tuple | str | None = None  # what the network sees; None: as in trai
 FLIPS: str | None = None  # "h", "v", "hv": also run the image's mirrored copies and average; costs 2, 2 and 4 runs
 WINDOW = 768  # pixels: what is larger than its square runs in windows of it, within the memory of one
 OVERLAP: int | None = None  # of neighbouring windows, pixels; None: what makes the plain network's seams vanish
-MASKS: str | None = None  # a folder of true masks: scores, scores.csv and worst.png at the masks' own size
+MASKS: str | None = None  # true masks, or annotations: scores, scores.csv and worst.png at the masks' own size
 MASK_FOREGROUND: int | tuple | str | None = None  # their foreground, as in dataset.py; None: as in training
 MASK_IGNORE: int | tuple | None = None  # what of them is not scored, as in dataset.py; None: as in training
 SUBMISSION: str | None = None  # Kaggle's run-length rows as a .csv or .csv.gz
@@ -236,15 +237,10 @@ class Predictor:
         )
         if self.mask_rule.has_classes:
             refuse_for_classes(settings, self.mask_rule.names)
-        clean_up = CleanUp(settings.LARGEST, settings.MIN_PIXELS, settings.FILL_HOLES, self._background())
+        background = background_of(self.mask_rule)
+        clean_up = CleanUp(settings.LARGEST, settings.MIN_PIXELS, settings.FILL_HOLES, background)
         threshold = 0.5 if settings.THRESHOLD == "auto" else settings.THRESHOLD
         self.decision = Decision(self.networks[0].out_channels, threshold, clean_up)
-
-    def _background(self) -> int | None:
-        """The label that is background: of classes that of the value 0, or of black, if there is one."""
-        if not self.mask_rule.has_classes:
-            return 0
-        return next((label for label, value in enumerate(self.mask_rule.classes) if value == 0), None)
 
     def __call__(self, picture: Given, page: int = 0) -> np.ndarray:
         """The mask of a picture at its own size, as predict.py writes it.
@@ -351,15 +347,20 @@ class Predictor:
 # ---- the pictures and their true masks
 
 
-def find_wanted(s: SimpleNamespace, predictor: Predictor) -> tuple[list[Picture], list[str]]:
-    """The pictures of the inputs, and in words what gave nothing.
+def find_wanted(
+    s: SimpleNamespace, predictor: Predictor, annotations: Annotations | None
+) -> tuple[list[Picture], list[str]]:
+    """The pictures of the inputs, and in words what gave nothing. `annotations`: what lies in the place MASKS.
 
     IMAGE_NAME, unless it is given, becomes that of training where some pictures are named so.
     """
     written = OutputFolder(s.OUTPUT_DIR, {}).own_files()
     told = predictor.checkpoint["settings"]
     channels = told.get("CHANNELS", predictor.reader.channels)
-    find = partial(find_pictures, s.inputs, s.OUTPUT_DIR, s.MASKS, written, channels)
+    mask_dir = s.MASKS
+    if annotations:  # where images may lie, and masks of single classes
+        mask_dir, written = None, written | {os.path.realpath(each.file) for each in annotations.annotated}
+    find = partial(find_pictures, s.inputs, s.OUTPUT_DIR, mask_dir, written, channels)
     if s.IMAGE_NAME is None and told.get("IMAGE_NAME"):
         s.IMAGE_NAME = DataSpec(image_name=told["IMAGE_NAME"]).image_name
         wanted, missing = find(s.IMAGE_NAME)
@@ -368,51 +369,6 @@ def find_wanted(s: SimpleNamespace, predictor: Predictor) -> tuple[list[Picture]
         tell(f"No picture is named as in training, IMAGE_NAME = {s.IMAGE_NAME!r}, so names are not looked at.")
         s.IMAGE_NAME = None
     return find(s.IMAGE_NAME)
-
-
-def find_truths(
-    s: SimpleNamespace, wanted: Sequence[Picture], checkpoint: dict[str, Any], network_rule: MaskRule
-) -> Truths:
-    """The true masks of pictures, in the folder MASKS, or none without it. UserError: they cannot be compared."""
-    if not s.MASKS:
-        return Truths()
-    pairs = find_masks(wanted, s.MASKS, DataSpec(image_name=s.IMAGE_NAME, mask_name=s.MASK_NAME))
-    lacking = [picture for picture in wanted if picture not in pairs]
-    if lacking:
-        tell(f"Without a mask in {s.MASKS} (of as many pages), so not scored: {list_files(lacking)}")
-    several = [picture for picture, pair in pairs.items() if pair.more]
-    if network_rule.has_classes and several:
-        raise UserError(
-            f"{s.MASKS}: several masks fit {list_files(several)}, and such are united to one foreground. A network of "
-            "classes is scored by one mask a picture: take the * out of MASK_NAME."
-        )
-    mask_rule = choose_rule_of_truths(s, pairs, checkpoint, network_rule)
-    tell(f"In the masks {mask_rule.describe()}.")
-    return Truths(pairs, mask_rule)
-
-
-def choose_rule_of_truths(
-    s: SimpleNamespace, pairs: dict[Picture, Pair], checkpoint: dict[str, Any], network_rule: MaskRule
-) -> MaskRule:
-    """The rule by which the true masks are read.
-
-    The constants MASK_FOREGROUND and MASK_IGNORE come first, then those that training was told, and a network's
-    classes. Otherwise the masks themselves are looked at, as their encoding may be another one than in training.
-    """
-    if network_rule.has_classes and s.MASK_IGNORE is None:
-        return network_rule
-    told = {name.upper(): value for name, value in checkpoint["settings"].items()}  # older ones are in lower case
-    names = ("MASK_FOREGROUND", "MASK_IGNORE")
-    given = {name: getattr(s, name) for name in names if getattr(s, name) is not None}
-    foreground, ignore = map((told | given).get, names)
-    # A rule that was made of training's masks alone says nothing of these
-    if not given and foreground is not None and "mask_rule" in checkpoint:
-        return MaskRule.from_dict(checkpoint["mask_rule"])
-    spec = DataSpec(foreground=foreground, ignore=ignore)
-    if network_rule.has_classes:
-        spec = DataSpec(ignore=s.MASK_IGNORE, classes=dict(zip(network_rule.names, network_rule.classes)))
-    masks = [source for pair in pairs.values() for source in pair.mask_sources]
-    return find_mask_rule(masks, spec, num_workers=s.NUM_WORKERS or None, strict=False)
 
 
 # ---- the run
@@ -509,12 +465,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
 
     # The pictures, and what is made of them
-    wanted, missing = find_wanted(s, predictor)
+    finder = TruthFinder(s, predictor.checkpoint, mask_rule)
+    wanted, missing = find_wanted(s, predictor, finder.annotations)
     for problem in missing:
         tell(problem, file=sys.stderr)
     if not wanted:
         raise UserError(f"There is no image in {', '.join(s.inputs)}.")
-    truths = find_truths(s, wanted, predictor.checkpoint, mask_rule)
+    truths = finder.find(wanted)
     # Each output takes every picture's result; scores and failures are asked for more afterwards
     scores = PictureScores(Path(s.OUTPUT_DIR), truths, mask_rule)
     failures = Failures(missing)

@@ -56,7 +56,7 @@ from parts.networks import (
     recompute_blocks,
 )
 from parts.options import changed, plain, settings_of, table
-from parts.outputs import Truths, WorstSheet
+from parts.outputs import WorstSheet
 from parts.own import is_own, load_part
 from parts.own_dataset import folders_of, write_dataset
 from parts.progress import Progress
@@ -64,6 +64,7 @@ from parts.run_folder import RunFolder
 from parts.scores import KNOWN_METRICS, load_metrics
 from parts.spec import DataSpec
 from parts.splits import folds
+from parts.truths import Truths
 from predict import Predictor
 from utils import (
     Loader,

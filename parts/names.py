@@ -293,10 +293,9 @@ def _way_to_pictures(files: Sequence[Path]) -> str:
             return f"Archives are not read: {command}"
         if path.suffix.lower() in _TABLES:
             return (
-                f"If {path.name} holds annotations: train.py, augment.py and dataset.py draw those of labelme and COCO "
-                "(.json) and YOLO's polygons (.txt, with classes.txt or data.yaml); of run lengths in a table "
-                "docs/change-it.md (A dataset) has the lines that make masks. Export others as one of these, or as "
-                "masks in PNG."
+                f"If {path.name} holds annotations: the scripts draw those of labelme and COCO (.json) and YOLO's "
+                "polygons (.txt, with classes.txt or data.yaml); of run lengths in a table docs/change-it.md "
+                "(A dataset) has the lines that make masks. Export others as one of these, or as masks in PNG."
             )
     return ""
 
@@ -970,8 +969,7 @@ def find_masks(pictures: Sequence[Picture], mask_dir: Folder, spec: DataSpec = D
     if not pairs:
         raise UserError(
             f"{mask_dir}: no mask there fits any of the pictures. For a.jpg it would be a.png, a_mask.gif or the like, "
-            f"and have as many pages. {NAME_MASKS}. Annotations, and masks of single classes, are drawn into masks by "
-            "dataset.py, in audit_masks/."
+            f"and have as many pages. {NAME_MASKS}."
         )
     return pairs
 

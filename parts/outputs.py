@@ -14,7 +14,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -25,11 +25,11 @@ from tqdm import tqdm
 
 from parts import pictures
 from parts.advice import class_table
-from parts.errors import UserError, escaped, list_files, printable, tell
+from parts.errors import UserError, escaped, list_files, tell
 from parts.files import write_csv, write_whole
 from parts.images import resize_image
-from parts.masks import IGNORED, NUMBERS, MaskRule, encode_mask, read_mask
-from parts.names import Pair, Picture
+from parts.masks import IGNORED, NUMBERS, MaskRule, encode_mask
+from parts.names import Picture
 from parts.pictures import Example, Palette
 from parts.predictions import Output, Prediction, Result, lead_of
 from parts.scores import (
@@ -46,6 +46,7 @@ from parts.scores import (
     selection_dice,
 )
 from parts.spec import pack_color
+from parts.truths import Truths
 
 _LONGEST_JPEG = 65_500  # pixels, libjpeg's own limit
 _ORDERS = dict(  # of a submission's pixels, in words
@@ -290,43 +291,6 @@ def run_lengths(mask: np.ndarray, order: str = "rows") -> str:
 # ---- comparison with true masks
 
 
-@dataclass(frozen=True)
-class Truths:
-    """The true masks of pictures, and the rule that reads them."""
-
-    pairs: dict[Picture, Pair] = field(default_factory=dict)
-    mask_rule: MaskRule = MaskRule()
-
-    def read(self, prediction: Prediction) -> np.ndarray | None:
-        """The true mask of a picture, uint8 (H, W) of labels and IGNORED, at the mask's own size; None: it has none.
-
-        UserError: it cannot be read, or it or the picture is turned by 90 degrees.
-        """
-        pair = self.pairs.get(prediction.picture)
-        if pair is None:
-            return None
-        truth = read_mask(pair.masks, self.mask_rule, page=pair.mask_page)
-        # Viewers turn photographs by their EXIF data, and programs that draw masks may not.
-        if _is_turned(truth.shape, prediction.size):
-            (height, width), (tall, wide) = prediction.size, truth.shape
-            raise UserError(
-                f"{prediction.picture} is {height}x{width} (height x width), {printable(pair.mask)} is {tall}x{wide} "
-                "(height x width): one is turned, so it is not scored."
-            )
-        return truth
-
-
-def _is_turned(size: Sequence[int], other: Sequence[int]) -> bool:
-    """Whether a size (H, W) has the proportions of another one when it is turned by 90 degrees, and not as it is."""
-
-    def is_scaled(height: int, width: int) -> bool:
-        # Sides are whole pixels, so proportions agree up to one pixel of either.
-        return abs(height * other[1] - width * other[0]) <= max(height, width, *other)
-
-    height, width = size
-    return is_scaled(width, height) and not is_scaled(height, width)
-
-
 class PictureScores(Output):
     """folder/scores.csv: Dice of every picture that has a true mask, at that mask's size; and means in words.
 
@@ -357,7 +321,7 @@ class PictureScores(Output):
 
         Where masks are cleaned up there are two of each, the second before that.
         """
-        truth = self.truths.read(prediction)
+        truth = self.truths.read(prediction.picture, prediction.size)
         if truth is None:
             return None
         masks = [prediction.mask_at(truth.shape)]
@@ -456,7 +420,7 @@ class WorstSheet(Output):
 
     def make(self, prediction: Prediction) -> Example | None:
         """A picture's row of the sheet, no larger than the sheet needs."""
-        truth = self.truths.read(prediction)
+        truth = self.truths.read(prediction.picture, prediction.size)
         if truth is None:
             return None
         image = resize_image(prediction.loaded.own_image(), truth.shape)
@@ -489,14 +453,12 @@ class ThresholdChoice(Output):
 
     def make(self, prediction: Prediction) -> np.ndarray | None:
         """The histogram of a picture's probabilities, without ignored pixels."""
-        truth = self.truths.read(prediction)
+        truth = self.truths.read(prediction.picture, prediction.size)
         if truth is None:
             return None
         logits = lead_of(prediction.logits, 1, truth.shape)
-        if self.truths.mask_rule.ignored:
-            known = truth != IGNORED
-            logits, truth = logits[known], truth[known]
-        return histogram(logits, truth)
+        known = truth != IGNORED
+        return histogram(logits[known], truth[known])
 
     def take(self, result: Result) -> None:
         """Keeps the histogram; what has failed is told when the picture is predicted."""

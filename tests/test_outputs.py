@@ -23,7 +23,6 @@ from parts.outputs import (
     PictureScores,
     Submission,
     Threshold,
-    Truths,
     UniformMasks,
     best_threshold,
     histogram,
@@ -32,6 +31,7 @@ from parts.outputs import (
 from parts.predictions import Result
 from parts.scores import count_confusion, dice_from_counts, overlap_of
 from parts.spec import DataSpec
+from parts.truths import Truths
 
 
 def picture_of(name):

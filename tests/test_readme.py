@@ -64,7 +64,7 @@ FLOORS = [  # each imports from those above it alone
     | {"parts.mask_rules", "parts.pictures", "parts.transforms", "parts.arrays", "parts.recipe", "parts.losses"},
     {"parts.audit", "parts.annotations", "parts.inference", "parts.checkpoint_keys", "parts.budget"}
     | {"parts.endings", "parts.progress"},
-    {"parts.checkpoints"},
+    {"parts.checkpoints", "parts.truths"},
     {"dataset", "parts.folds", "parts.run_folder", "parts.export", "parts.predictions"},
     {"utils", "augment", "parts.outputs", "parts.output_folder"},
     {"predict"},
