@@ -76,58 +76,66 @@ from utils import (
     save_predictions,
 )
 
+# ---- first of all
 TRAIN_IMG_DIR = "./dataset/augmented_train_images"  # as augment.py leaves them, or any folder of images
 TRAIN_MASK_DIR = "./dataset/augmented_train_masks"  # their masks: name.png, name_mask.gif, name.mask.png, ...
 VAL_IMG_DIR = "./dataset/augmented_test_images"  # images that training never sees
 VAL_MASK_DIR = "./dataset/augmented_test_masks"  # their masks
+OUTPUT_DIR = "."  # where checkpoints, saved_images/, history.csv and curves.png go
+IMAGE_SIZE: tuple | None = (320, 480)  # height and width of training; higher finds finer edges; None with CROP: own
+BATCH_SIZE = 16  # images a step and process, the article's; on two CPU cores 2 learns more in a minute
+NUM_EPOCHS = 20  # how often every image is seen; the schedule ends with the last one
+LEARNING_RATE = 5e-4  # of the whole batch (BATCH_SIZE x ACCUMULATE x processes); the article's: 1e-4
+LOAD_MODEL = False  # go on from OUTPUT_DIR/checkpoint.pth
+DEVICE = "auto"  # or cuda, mps, cpu
+DEMO = False  # draw a small dataset of cars and train on it with settings that suit a CPU
+# ---- other data, folds and crops
 FOLDS: int | None = None  # so many trainings, each validated on another part of the training folders; None: VAL_IMG_DIR
 FOLD: int | None = None  # of FOLDS train this one alone, from 1 on; None: all, one after the other
 DATASET: Any = None  # in the place of these folders a dataset of your own: "mine.py:name", see docs/change-it.md
-OUTPUT_DIR = "."  # where checkpoints, saved_images/, history.csv and curves.png go
-IMAGE_SIZE: tuple | None = (320, 480)  # height and width of training; higher finds finer edges; None with CROP: own
 CROP: tuple | None = None  # train on crops of this size: for what is small beside its picture
 CROP_FOREGROUND = 0.33  # share of an image's crops that are drawn so that they hold foreground, or one of its classes
-ARRAYS = True  # decode once into arrays on disk; False decodes in every epoch, with CROP for every crop
-NUM_WORKERS = 2  # processes that decode where there are no arrays, and run AUGMENT; arrays alone need none
-PIN_MEMORY = True  # page-locked batches, which CUDA copies in the background
+# ---- network
 NETWORK = "unet"  # or attention, or one of your own: "mine.py:Net"
 FEATURES = (64, 128, 256, 512)  # channels of each level; more levels see more of the picture
 ENCODER: str | None = None  # a torchvision encoder such as resnet34 or vgg16_bn in the place of the plain one
 ENCODER_WEIGHTS: str | None = "DEFAULT"  # torchvision's name of its weights, a file, or None for from scratch
-NUM_EPOCHS = 20  # how often every image is seen; the schedule ends with the last one
+FREEZE_ENCODER = 0  # so many first epochs train the decoder alone: for pretrained encoders
+PRETRAINED: str | None = None  # a checkpoint whose weights a new run starts from: fine-tuning
+# ---- length, optimizer and schedule
 MINUTES: float | None = None  # in place of NUM_EPOCHS: as many steps as end within them, with all that a run does
-BATCH_SIZE = 16  # images a step and process, the article's; on two CPU cores 2 learns more in a minute
+PATIENCE = 0  # end after so many epochs without a better Dice; 0 for never
 ACCUMULATE = 1  # batches whose gradients make one step; doubled, BATCH_SIZE halved, where one does not fit a GPU
-LEARNING_RATE = 5e-4  # of the whole batch (BATCH_SIZE x ACCUMULATE x processes); the article's: 1e-4
 OPTIMIZER = "adamw"  # or adam (the article's), sgd, or one of your own: "mine.py:name"
 WEIGHT_DECAY = 0.01  # of weights alone, not of biases and normalisation; the article's: 0
+CLIP_GRADIENT = 1.0  # largest norm of a step's gradient; 0 for none, the article's
 SCHEDULE = "linear"  # to zero at the end; or cosine, constant (the article's), plateau (by Dice), "mine.py:name"
 WARMUP = 0.15  # share of all steps in which the learning rate rises to its height
 PLATEAU_PATIENCE = 3  # epochs without a better Dice until the plateau schedule divides the rate by ten
+# ---- loss
 LOSS = "bce+dice"  # bce (the article's), dice, focal, tversky, topk, "mine.py:name", joined: "0.5*bce + dice"
 CLASS_WEIGHTS: tuple | str | None = None  # what a pixel of each class counts in the loss; "auto": rare ones more
-CLIP_GRADIENT = 1.0  # largest norm of a step's gradient; 0 for none, the article's
-HALF_SIZE = 0.0  # share of the steps at half of IMAGE_SIZE, before it grows to all of it; on a CPU 0.5 learnt most
-AUGMENT: Any = None  # varies training images: albumentations' A.Compose([...]), f(image=, mask=), or "mine.py:name"
+# ---- how training images vary
 FLIP = True  # mirror each training image left-right half of the time, on the device
 SCALE: tuple | None = None  # smallest and largest factor that training images are scaled by, such as (0.7, 1.4)
 ROTATE = 0.0  # degrees by which training images are rotated at most, to both sides
 COLOR_JITTER = 0.4  # how far contrast, brightness and colours of training images vary; the article's: 0
-METRICS = ("precision", "recall", "boundary")  # beside Dice and IoU; boundary: F1 of edges; or your own, "mine.py:name"
-LOGGER: Any = None  # is told every epoch: "tensorboard", or one of your own: "mine.py:name"
-FREEZE_ENCODER = 0  # so many first epochs train the decoder alone: for pretrained encoders
-CHECKPOINTING = False  # compute each block anew for its gradients: half of the memory, a third more time
-PATIENCE = 0  # end after so many epochs without a better Dice; 0 for never
-DEVICE = "auto"  # or cuda, mps, cpu
+AUGMENT: Any = None  # varies training images: albumentations' A.Compose([...]), f(image=, mask=), or "mine.py:name"
+SEED = 0  # of the weights, the order of the images and the flips
+# ---- speed and memory
+NUM_WORKERS = 2  # processes that decode where there are no arrays, and run AUGMENT; arrays alone need none
+PIN_MEMORY = True  # page-locked batches, which CUDA copies in the background
+ARRAYS = True  # decode once into arrays on disk; False decodes in every epoch, with CROP for every crop
+HALF_SIZE = 0.0  # share of the steps at half of IMAGE_SIZE, before it grows to all of it; on a CPU 0.5 learnt most
 PRECISION = "auto"  # bfloat16 where it is faster (a CPU is timed), float16 on older CUDA, else float32; or one of these
 COMPILE = True  # torch.compile, on CUDA alone
+CHECKPOINTING = False  # compute each block anew for its gradients: half of the memory, a third more time
 SYNC_BATCHNORM = False  # with several processes: normalise over all their batches together
-LOAD_MODEL = False  # go on from OUTPUT_DIR/checkpoint.pth
-PRETRAINED: str | None = None  # a checkpoint whose weights a new run starts from: fine-tuning
-SETTINGS = False  # print all constants at the start, not only those that were changed for this run
-SEED = 0  # of the weights, the order of the images and the flips
+# ---- scores, and what a run tells
+METRICS = ("precision", "recall", "boundary")  # beside Dice and IoU; boundary: F1 of edges; or your own, "mine.py:name"
+LOGGER: Any = None  # is told every epoch: "tensorboard", or one of your own: "mine.py:name"
 PICTURE_BATCHES = 4  # validation batches drawn as pred_N.png and N.png in each epoch
-DEMO = False  # draw a small dataset of cars and train on it with settings that suit a CPU
+SETTINGS = False  # print all constants at the start, not only those that were changed for this run
 
 # What the constants may be, where their values alone do not tell. Those about images and masks, such as CLASSES and
 # MASK_FOREGROUND, stand in dataset.py, for all scripts.

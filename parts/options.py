@@ -7,7 +7,8 @@
     settings = settings_of(globals(), argv, rules=_RULES)
     settings.NUM_EPOCHS  # 5 after `python script.py --num-epochs 5`
 
-A constant is an upper-case name that the script itself assigns: not an imported one, and none that begins with _.
+A constant is an upper-case name that the script itself assigns: not an imported one, and none that begins with _. A
+comment "# ---- heading" above some of them makes them a group in --help.
 A constant that chooses a part (a loss, a network) takes one of the project's words, "mine.py:name", or the object
 itself; parts/own.py gives the object for all of them.
 Without a rule in the table a constant follows the rule of its value: True makes a switch, 5e-4 takes a number, "adamw"
@@ -46,6 +47,7 @@ class _Source:
     assigned: frozenset[str]
     declared: dict[str, Any]  # name -> its value, where the text has a single one, and no expression to evaluate
     comments: dict[str, str]  # name -> the comment behind its assignment
+    headings: dict[str, str]  # name -> the heading "# ---- ..." above its assignment
     imports_all: bool  # `from ... import *`: there are more names than the text tells
 
     @classmethod
@@ -70,25 +72,28 @@ class _Source:
         return cls(Path(file).name, names, assigned, *_read_assignments(tree, written), imports_all)
 
 
-def _read_assignments(tree: ast.Module, written: str) -> tuple[dict[str, Any], dict[str, str]]:
-    """`declared` and `comments` of a _Source."""
+def _read_assignments(tree: ast.Module, written: str) -> tuple[dict[str, Any], dict[str, str], dict[str, str]]:
+    """`declared`, `comments` and `headings` of a _Source."""
     tokens = tokenize.generate_tokens(io.StringIO(written).readline)
     by_line = {token.start[0]: token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT}
+    marked = {line: comment.lstrip("- ") for line, comment in by_line.items() if comment.startswith("---- ")}
     names = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
     stored = [node.id for node in names if isinstance(node.ctx, ast.Store)]
-    declared, comments = {}, {}
+    declared, comments, headings = {}, {}, {}
     for statement in tree.body:
         if not isinstance(statement, (ast.Assign, ast.AnnAssign)) or statement.value is None:
             continue
         lines = range(statement.lineno, (statement.end_lineno or 0) + 1)
         behind = [by_line[line] for line in lines if line in by_line]
+        heading = max((line for line in marked if line < statement.lineno), default=0)
         targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
         for name in (target.id for target in targets if isinstance(target, ast.Name)):
             comments[name] = behind[-1] if behind else ""
+            headings[name] = marked.get(heading, "")
             if stored.count(name) == 1:
                 with suppress(ValueError, TypeError):  # an expression
                     declared[name] = ast.literal_eval(statement.value)
-    return declared, comments
+    return declared, comments, headings
 
 
 # ---- constants
@@ -101,6 +106,7 @@ class _Constant:
     value: Any
     rule: Rule | None  # None: an object, which has no flag
     reason: str = ""
+    heading: str = ""  # of its group in --help
 
 
 def _constants_of(space: Mapping[str, Any], source: _Source | None, rules: Mapping[str, Rule]) -> dict[str, _Constant]:
@@ -112,7 +118,7 @@ def _constants_of(space: Mapping[str, Any], source: _Source | None, rules: Mappi
         value = _plain(value)
         if source:  # its text tells the kind, as a notebook may have set a value of another
             rule = rules.get(name) or rule_of(_plain(source.declared.get(name, value)))
-            constants[name] = _Constant(value, rule, source.comments.get(name, ""))
+            constants[name] = _Constant(value, rule, source.comments.get(name, ""), source.headings.get(name, ""))
         elif rule := rules.get(name) or rule_of(value):  # an object without a rule may be an imported one
             constants[name] = _Constant(value, rule)
     return constants
@@ -125,13 +131,12 @@ def _shared_constants(
     source = _Source.of(shared["__file__"])
     declared = _constants_of(shared, source, shared["_SHARED"])
     _refuse_misspelt(shared, source, declared)
+    heading = f"images and masks: constants that stand in {Path(shared['__file__']).name}, for all scripts"
     constants = {}
     for name in shared["_SHARED"]:
-        if name in own or (names is not None and name not in names):
-            continue
-        constants[name] = declared[name]
-        if name in space:  # set in the script's module: train.CLASSES = "all"
-            constants[name] = replace(declared[name], value=_plain(space[name]))
+        if name not in own and (names is None or name in names):
+            value = _plain(space.get(name, declared[name].value))  # set in the script's module: train.CLASSES = "all"
+            constants[name] = replace(declared[name], value=value, heading=heading)
     return constants
 
 
@@ -185,8 +190,9 @@ def _as_typed(value: Any) -> str:
     return str(value)
 
 
-def _add_flags(parser: Any, constants: Mapping[str, _Constant]) -> None:
-    """Adds a flag for each constant to a parser, or to a group of one."""
+def _add_flags(parser: argparse.ArgumentParser, constants: Mapping[str, _Constant]) -> None:
+    """Adds a flag for each constant to a parser, those under one heading as a group."""
+    groups: dict[str, Any] = {"": parser}
     for name, constant in constants.items():
         rule = constant.rule
         if rule is None:
@@ -195,7 +201,9 @@ def _add_flags(parser: Any, constants: Mapping[str, _Constant]) -> None:
         if rule.is_switch:
             keywords = dict(action=argparse.BooleanOptionalAction)
         help_text = f"{constant.reason} (default: {_as_typed(constant.value)})".strip().replace("%", "%%")
-        parser.add_argument(_flag(name), dest=name, help=help_text, **keywords)
+        if constant.heading not in groups:
+            groups[constant.heading] = parser.add_argument_group(constant.heading)
+        groups[constant.heading].add_argument(_flag(name), dest=name, help=help_text, **keywords)
 
 
 def _make_parser(
@@ -212,6 +220,7 @@ def _make_parser(
     )
     for name, keywords in positionals:
         parser.add_argument(name, **keywords)
+    parser.usage = parser.format_usage().removeprefix("usage: ").strip() + " [--flag value ...]"  # not all fifty
     return parser
 
 
@@ -270,10 +279,7 @@ def settings_of(
     _refuse_misspelt(constants, source, every)
 
     parser = _make_parser(Path(constants.get("__file__", "script.py")).name, constants["__doc__"], positionals)
-    _add_flags(parser, own)
-    if shared is not None:
-        module = Path(shared["__file__"]).name
-        _add_flags(parser.add_argument_group(f"constants that stand in {module}, for all scripts"), common)
+    _add_flags(parser, every)
 
     if argv is None:
         started = constants["__name__"] == "__main__" and "__file__" in constants  # a notebook's cell has no file

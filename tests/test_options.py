@@ -274,12 +274,13 @@ def test_a_preset_wins_over_the_constant_and_a_flag_over_the_preset(script):
 
 def test_help_gives_reasons_and_defaults(script, capsys):
     with pytest.raises(SystemExit) as end:
-        settings_of(script("MINE = (\n    1  # inside brackets\n)"), "--help")
+        settings_of(script("MINE = (\n    1  # inside brackets\n)\n# ---- sizes\nWIDE = 2  # a width"), "--help")
     printed = capsys.readouterr().out
     assert end.value.code == 0
     assert "how many (default: 3)" in printed and "values, 100 % (default: None)" in printed
     assert "--flip, --no-flip" in printed and "What it does." in printed
-    assert "inside brackets (default: 1)" in printed
+    assert "inside brackets (default: 1)" in printed and printed.count("--wide") == 1  # not in the line of usage, too
+    assert printed.index("inside brackets") < printed.index("\nsizes:\n") < printed.index("--wide")
     assert not any(flag in printed for flag in ("--hidden", "--imported", "--ex-ok", "--local", "--inside"))
 
 
