@@ -15,7 +15,6 @@ import signal
 if __name__ == "__main__":  # Ctrl-C while torch is loaded, which takes seconds, ends without a traceback
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-import os
 import sys
 import time
 from collections.abc import Mapping
@@ -335,8 +334,9 @@ def train(s: SimpleNamespace, argv: list[str] | None) -> list[Pair]:
 
 def train_folds(s: SimpleNamespace, argv: list[str] | None) -> None:
     """Trains each of FOLDS, then sums them up. UserError: under torchrun."""
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise UserError("FOLDS with torchrun: train one fold at a time, with --fold 1, --fold 2 and so on.")
+    with processes.together(s.DEVICE):
+        if processes.world_size() > 1:
+            processes.refuse("FOLDS with torchrun: train one fold at a time, with --fold 1, --fold 2 and so on.")
     flags = sys.argv[1:] if argv is None else argv
     trained = []
     for fold in range(1, s.FOLDS + 1):

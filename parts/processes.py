@@ -327,6 +327,15 @@ def first(function: Callable[[], Result]) -> Result:
     return result
 
 
+def refuse(message: str) -> None:
+    """Ends all processes with a UserError, which process 0 alone tells."""
+
+    def fail() -> None:
+        raise UserError(message)
+
+    first(fail)
+
+
 def agreed(make: Callable[[], Result], difference: Callable[[Result, Result], str]) -> Result:
     """What `make` gives on process 0, if it gives the same on every machine.
 

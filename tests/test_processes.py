@@ -320,10 +320,13 @@ def test_one_gpu_for_several_processes_is_refused(monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_mistake_is_told_once(prepared):
+@pytest.mark.parametrize(("flags", "words"), [
+    (("--train-mask-dir", "nowhere"), "nowhere: "), (("--folds", 3), "train one fold at a time"),
+])  # fmt: skip
+def test_a_mistake_is_told_once(prepared, flags, words):
     (prepared / "look.py").write_text(TRAIN_AND_LOOK)
-    code, _, err = together(prepared / "look.py", *SMALL, "--train-mask-dir", "nowhere", cwd=prepared)
-    assert code != 0 and err.count("nowhere: ") == 1
+    code, _, err = together(prepared / "look.py", *SMALL, *flags, cwd=prepared)
+    assert code != 0 and err.count(words) == 1
     assert "gloo" not in err
 
 
