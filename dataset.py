@@ -32,11 +32,11 @@ from parts.errors import UserError, run, tell
 from parts.files import Provenance, content_digests, stamp
 from parts.images import RGB
 from parts.mask_rules import find_mask_rule
-from parts.masks import IGNORED, MaskRule, refuse_united_classes
+from parts.masks import MaskRule, padded, refuse_united_classes
 from parts.names import Pair, pair_files
 from parts.options import settings_of
-from parts.rules import any_text, any_value, either, file_path, named_numbers, optional, sizes, switch, whole
-from parts.spec import DataSpec
+from parts.rules import any_text, any_value, either, file_path, named_numbers, one_of, optional, sizes, switch, whole
+from parts.spec import PAD, STRETCH, DataSpec
 from parts.transforms import Transform, augmented, transformed
 
 # What images and masks mean, and which belong together: train.py, augment.py and predict.py take these from here.
@@ -51,6 +51,7 @@ IMAGE_RANGE: tuple | str | None = None  # (low, high) or "auto": what of 16-bit 
 GROUP: str | None = "auto"  # pattern of what names share that stay on one side of the split; "auto": known ones
 IMAGE_NAME: str | None = None  # how images are named: "{}_left", "{}/images/*", or of a file a channel "{}_000*"
 MASK_NAME: str | None = None  # how masks are named: "{}_segmentation", or "{}_*" for several of an image; None: like it
+FIT = "stretch"  # how images become IMAGE_SIZE; "pad" keeps their proportions: scaled to fit into it, the rest ignored
 RESIZE_MASKS = False  # bring masks of another size to that of their image, where proportions or nearly the size agree
 SKIP_UNPAIRED = False  # leave out images without a mask and masks without an image, instead of refusing them
 
@@ -67,6 +68,7 @@ _SHARED = dict(  # the constants of all scripts; parts/spec.py says what they ma
     GROUP=optional(any_text()),
     IMAGE_NAME=optional(any_text()),
     MASK_NAME=optional(any_text()),
+    FIT=one_of(STRETCH, PAD),
     RESIZE_MASKS=switch(),
     SKIP_UNPAIRED=switch(),
 )
@@ -170,6 +172,8 @@ class PairDataset(Dataset):
             identified.append(self.files.value_range)
         if self.files.channels != RGB:
             identified.append(self.files.channels)
+        if self.files.fit != STRETCH:
+            identified.append(self.files.fit)
         return hashlib.sha256(json.dumps(identified).encode()).hexdigest()
 
     def provenance(self, known: Mapping[Path, tuple[Any, str]]) -> Provenance:
@@ -340,7 +344,7 @@ class CropDataset(ArrayDataset):
         augment: Transform | str | None = None,
     ) -> None:
         super().__init__(replace(files, with_points=True), seed, augment)
-        self.crop = tuple(crop)
+        self.crop = crop[0], crop[1]
         self.crop_foreground = crop_foreground
         per_image = np.prod(-(-np.array(self.files.sizes) // self.crop), axis=1)  # rounded up
         self._ends = np.cumsum(per_image)  # how many crops there are of an image and all before it
@@ -370,11 +374,7 @@ class CropDataset(ArrayDataset):
         top, left = self._draw_corner(sample.mask.shape, sample.points, index)
         part = np.s_[top : top + self.crop[0], left : left + self.crop[1]]
         image, mask = sample.image[part], sample.mask[part]
-        below, beside = np.subtract(self.crop, mask.shape).tolist()
-        if below or beside:
-            image = reflected(image, below, beside)
-            mask = cv2.copyMakeBorder(mask, 0, below, 0, beside, cv2.BORDER_CONSTANT, value=IGNORED)
-        return image, mask
+        return reflected(image, self.crop), padded(mask, self.crop)
 
     def _draw_corner(self, size: Sequence[int], points: np.ndarray, index: int) -> np.ndarray:
         """(top, left) of crop `index` in an image of this (height, width), which holds its labels at `points`."""

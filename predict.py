@@ -63,7 +63,7 @@ from parts.pictures import Palette
 from parts.predictions import Decision, Output, PictureReader, Prediction, Size, predict_batch, predict_pictures
 from parts.recipe import PRECISIONS
 from parts.rules import any_value, either, file_path, file_paths, number, one_of, optional, part, sizes, whole
-from parts.spec import DataSpec
+from parts.spec import STRETCH, DataSpec
 from parts.truths import TruthFinder, Truths, background_of
 
 CHECKPOINT: str | tuple = "best.pth"  # what train.py saved; of several files the networks' probabilities are averaged
@@ -177,6 +177,7 @@ def load_networks(s: SimpleNamespace) -> tuple[list[Network], dict[str, Any]]:
             "channels (CHANNELS)": network.in_channels,
             "ranges of values (IMAGE_RANGE)": checkpoint.get("image_range"),
             "sizes of images (IMAGE_SIZE gives all of them one)": network_size(s.IMAGE_SIZE, checkpoint),
+            "ways to fit images into it (FIT)": fit_of(checkpoint),
         }
         expected = expected or traits
         if differing := [name for name, value in traits.items() if value != expected[name]]:
@@ -201,6 +202,11 @@ def network_size(asked: Size | str | None, checkpoint: dict[str, Any]) -> Size |
     if asked is None or isinstance(asked, str):
         return None
     return asked[0], asked[1]
+
+
+def fit_of(checkpoint: dict[str, Any]) -> str:
+    """FIT of training, how pictures become the size that the network takes."""
+    return DataSpec(fit=checkpoint["settings"].get("FIT", STRETCH)).fit
 
 
 Given = str | Path | Sequence[str | Path] | np.ndarray  # a picture
@@ -234,6 +240,7 @@ class Predictor:
             network_size(settings.IMAGE_SIZE, self.checkpoint),
             self.checkpoint.get("image_range"),
             self.networks[0].in_channels,
+            fit_of(self.checkpoint),
         )
         if self.mask_rule.has_classes:
             refuse_for_classes(settings, self.mask_rule.names)
@@ -297,6 +304,7 @@ class Predictor:
             scaled += f"; those of more bits (value - {low:g}) / {high - low:g}, cut to [0, 1]"
         return {
             "image_size": self.reader.size,  # height and width; None: that of each image
+            "fit": self.reader.fit,  # how images become that: resized, or scaled and then padded below and at the right
             "channels": channels,
             "image_range": image_range,
             "classes": self.mask_rule.names,  # none for one foreground
@@ -337,6 +345,8 @@ class Predictor:
     def describe(self) -> str:
         """The checkpoints, and how the network runs, in one line of words."""
         size = f"{self.reader.size[0]}x{self.reader.size[1]}" if self.reader.size else "their own size"
+        if self.reader.size and self.reader.fit != STRETCH:
+            size += ", their proportions kept"
         precision = str(self.runner.dtype or torch.float32).removeprefix("torch.")
         return (
             f"{list_files(self.settings.CHECKPOINT)}: epoch {self.checkpoint.get('epoch', 'unknown')}. Images are "

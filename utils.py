@@ -71,7 +71,7 @@ def get_loaders(
     ignored. Which dataset they come from (dataset.py) follows from what is given:
 
     transform   ImageDataset: what the transform makes of each pair, in `num_workers` processes, as in the article
-    image_size  ArrayDataset: all images resized to this (height, width)
+    image_size  ArrayDataset: all images resized to this (height, width), or padded to it (DataSpec.fit)
     crop        CropDataset for training, crops of this (height, width) of images at `image_size` or, with None, at
                 their own sizes; WholeDataset for validation, in batches of one where sizes differ. Of a large
                 validation set a part is scored, see `affordable`.
@@ -101,6 +101,7 @@ def get_loaders(
             channels=report.channels,
             resize_masks=report.resize_masks,
             picture_bands=report.picture_bands,
+            fit=report.fit,
         )
         for pairs in (report.train, report.val)
     )
@@ -119,7 +120,7 @@ def _list_pairs(train_folders: tuple[Folder, Folder], val_folders: tuple[Folder,
     """A Report of the pairs and their reading alone, where no audit was made."""
     train, val = pair_files(*train_folders, spec), pair_files(*val_folders, spec)
     rule = find_mask_rule(masks_of([*train, *val]), spec)
-    return Report(train, val, rule, *declared(spec), spec.resize_masks, spec.picture_bands)
+    return Report(train, val, rule, *declared(spec), spec.resize_masks, spec.picture_bands, spec.fit)
 
 
 def _make_datasets(

@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from parts.bands import reflected
 from parts.errors import UnusableFile, UserError, printable, tell, within_memory
 from parts.files import (
     DAY,
@@ -41,9 +42,10 @@ from parts.files import (
     unfinished,
     write_text,
 )
-from parts.images import RGB, image_size, read_image
-from parts.masks import MaskRule, read_mask
+from parts.images import RGB, image_size, read_image, size_within
+from parts.masks import MaskRule, padded, read_mask
 from parts.names import Pair
+from parts.spec import STRETCH
 
 Size = tuple[int, int]  # height, width
 
@@ -85,6 +87,7 @@ class Files:
     channels: int = RGB  # of images
     resize_masks: bool = False  # whether masks of another size are brought to that of their image (masks.fitted)
     picture_bands: tuple[int, ...] | None = None  # which channels pictures show (pictures.shown)
+    fit: str = STRETCH  # how images become `image_size`: "stretch", or "pad" where their proportions stay
     stamps: dict[Path, list[int] | None] = field(init=False, compare=False, repr=False)  # of each file, when made
 
     def __post_init__(self) -> None:
@@ -106,7 +109,14 @@ class Files:
         """The mask of one pair, uint8 (H, W)."""
         pair = self.pairs[number]
         own_size = _size_of(pair) if self.resize_masks else None
-        return read_mask(pair.masks, self.mask_rule, self.image_size, pair.mask_page, own_size)
+        mask = read_mask(pair.masks, self.mask_rule, self._size_within(pair), pair.mask_page, own_size)
+        return padded(mask, self.image_size or mask.shape)
+
+    def _size_within(self, pair: Pair) -> Size | None:
+        """The (height, width) to which an image and its mask are resized, before they are padded to `image_size`."""
+        if self.image_size is None or self.fit == STRETCH:
+            return self.image_size
+        return size_within(_size_of(pair), self.image_size, self.fit)
 
     def sample(self, number: int) -> Sample:
         """The image and the mask of one pair."""
@@ -120,7 +130,8 @@ class Files:
                     raise UnusableFile(path, "changed, or went, while it was in use", cure)
 
     def _decode(self, number: int, pair: Pair) -> Sample:
-        image = read_image(pair.images, self.image_size, pair.image_page, self.value_range, self.channels)
+        image = read_image(pair.images, self._size_within(pair), pair.image_page, self.value_range, self.channels)
+        image = reflected(image, self.image_size or image.shape[:2])
         mask = self.mask(number)
         if mask.shape != image.shape[:2]:
             sizes = "is {}x{}, and its image {}x{}".format(*mask.shape, *image.shape[:2])
@@ -342,6 +353,8 @@ def _provenance_of(files: Files, folder: Path) -> Provenance:
     }
     if files.channels != RGB:  # so that the arrays of others stay as they are
         settings["CHANNELS"] = files.channels
+    if files.fit != STRETCH:
+        settings["FIT"] = files.fit
     return Provenance([_LAYOUT, _RESIZE_RULE, POINTS], settings, sources)
 
 

@@ -5,6 +5,7 @@ the masks are read and counts their pixels. Then each of the checks (`_CHECKS`) 
 what it finds.
 """
 
+import math
 import os
 from base64 import b85decode
 from collections import Counter, defaultdict
@@ -21,7 +22,7 @@ from parts import pictures
 from parts.errors import UnusableFile, UserError, counted, list_files, printable
 from parts.file_facts import EIGHTH, IMAGE, MASK, File, ImageFacts, Looker
 from parts.files import parallel_map
-from parts.images import RGB, choose_value_range, read_image
+from parts.images import RGB, choose_value_range, read_image, size_within
 from parts.mask_rules import decide_mask_rule
 from parts.masks import (
     IGNORED,
@@ -48,7 +49,7 @@ from parts.names import (
     source_stem,
     tell_groups,
 )
-from parts.spec import ALPHA, AUTO, DataSpec
+from parts.spec import ALPHA, AUTO, STRETCH, DataSpec
 from parts.splits import Labels, kind_of_name, missing_classes, one_sided
 
 LINES = 20  # files that one finding lists
@@ -99,6 +100,7 @@ class Report:
     channels: those of all images
     resize_masks: whether masks are brought to the size of their image
     picture_bands: which channels pictures show; None: the first
+    fit: how images become IMAGE_SIZE (FIT)
     findings: errors and warnings in the order of the checks, which begins with the worst
     facts: (label, text), what the data is
     sheet: the picture of overlays, where one was written
@@ -114,6 +116,7 @@ class Report:
     channels: int = RGB
     resize_masks: bool = False
     picture_bands: tuple[int, ...] | None = None
+    fit: str = STRETCH
     findings: list[Finding] = field(default_factory=list)
     facts: list[tuple[str, str]] = field(default_factory=list)
     sheet: Path | None = None
@@ -306,11 +309,17 @@ class _Survey:
             example.counts = _count_united(example.masks, self.mask_rule)
         self.counted = [side for side in self.sides if side.examples]
 
+    def size_of(self, example: _Example) -> tuple[int, int]:
+        """The (height, width) of an example at IMAGE_SIZE, without padding."""
+        height, width = example.image.size
+        return size_within((height, width), self.image_size or (height, width), self.spec.fit)
+
     def report(self) -> Report:
         """The Report of all that the checks find; what was seen in files and drawn of them is added by `audit`."""
         val = [pair for side in self.sides[1:] for pair in side.pairs]
         report = Report(self.sides[0].pairs, val, self.mask_rule, self.value_range, self.channels)
         report.resize_masks, report.picture_bands = self.spec.resize_masks, self.spec.picture_bands
+        report.fit = self.spec.fit
         if self.sides[0].examples:
             report.label_shares = tuple(self.sides[0].shares.tolist())
             report.labels = {one.pair.name: np.flatnonzero(one.counts[:-1]).tolist() for one in self.examples}
@@ -516,7 +525,7 @@ def _check_sizes(survey: _Survey) -> Iterator[Finding]:
 
 def _check_proportions(survey: _Survey) -> Iterator[Finding]:
     """Images whose proportions IMAGE_SIZE changes."""
-    if survey.image_size is None or not survey.examples:
+    if survey.image_size is None or not survey.examples or survey.spec.fit != STRETCH:
         return
     height, width = survey.image_size
     factors = np.array([example.image.size[1] / example.image.size[0] for example in survey.examples]) * height / width
@@ -533,8 +542,8 @@ def _check_proportions(survey: _Survey) -> Iterator[Finding]:
     middle = float(np.median(factors))
     fitting = [max(16, round(side / 16) * 16) for side in (height / middle**0.5, width * middle**0.5)]
     cure = (
-        f"--image-size {fitting[0]} {fitting[1]} has about the proportions in the middle, and as many pixels. Crops "
-        "keep those of each image (--image-size none --crop H W)."
+        f"--image-size {fitting[0]} {fitting[1]} has about the proportions in the middle, and as many pixels. FIT = "
+        '"pad" (--fit pad) and crops (--image-size none --crop H W) keep those of each image.'
     )
     yield Finding(heading, cure=cure, is_error=False)
 
@@ -774,7 +783,9 @@ def _check_what_vanishes(survey: _Survey) -> Iterator[Finding]:
     size = survey.image_size
     if not size or not survey.counted:
         return
-    shrunk = [one for one in survey.examples if any(old > new for old, new in zip(one.masks[0].size, size))]
+    shrunk = [
+        one for one in survey.examples if any(old > new for old, new in zip(one.masks[0].size, survey.size_of(one)))
+    ]
     if survey.rule.has_classes:
         yield from _vanishing_classes(survey, size, shrunk)
     else:
@@ -785,9 +796,10 @@ def _vanishing_foreground(survey: _Survey, size: tuple[int, int], shrunk: list[_
     before = np.array([example.foreground for example in shrunk])
     # To decode all masks again would double the time of the audit. So only those are decoded whose foreground would
     # fill a few pixels, and a sample of the others, which may be thin; and all, if one of these loses half of it.
-    chosen = np.union1d(np.flatnonzero(before * size[0] * size[1] < FEW), _sample_of(shrunk))
+    pixels = np.array([math.prod(survey.size_of(one)) for one in shrunk])
+    chosen = np.union1d(np.flatnonzero(before * pixels < FEW), _sample_of(shrunk))
     for numbers in (chosen, np.arange(len(shrunk))):
-        counts = _counts_at(size, [shrunk[number] for number in numbers], survey)
+        counts = _counts_at([shrunk[number] for number in numbers], survey)
         after = counts[:, 1] / np.maximum(counts[:, :-1].sum(axis=1), 1)
         lost = after < before[numbers] / 2
         if not lost.any():
@@ -815,7 +827,7 @@ def _vanishing_classes(survey: _Survey, size: tuple[int, int], shrunk: list[_Exa
     sample = [shrunk[number] for number in _sample_of(shrunk)]
     if not sample:
         return
-    before, after = np.array([example.counts for example in sample]), _counts_at(size, sample, survey)
+    before, after = np.array([example.counts for example in sample]), _counts_at(sample, survey)
     # The mean over masks of each class's share of the mask
     shares = [(counts / counts.sum(axis=1, keepdims=True)).mean(axis=0) for counts in (before, after)]
     lines = []
@@ -832,14 +844,16 @@ def _sample_of(examples: list[_Example]) -> np.ndarray:
     return np.linspace(0, len(examples) - 1, min(len(examples), SOME)).round().astype(int)
 
 
-def _counts_at(size: tuple[int, int], examples: list[_Example], survey: _Survey) -> np.ndarray:
-    """Pixels of each label of the masks at that size, int64 (examples, labels + 1), ignored ones last."""
-    count = partial(_count_at, mask_rule=survey.rule, size=size)
-    counts = list(parallel_map(count, [example.pair for example in examples], survey.num_workers))
+def _counts_at(examples: list[_Example], survey: _Survey) -> np.ndarray:
+    """Pixels of each label of the masks at IMAGE_SIZE, int64 (examples, labels + 1), ignored ones last."""
+    count = partial(_count_at, mask_rule=survey.rule)
+    sized = [(example.pair, survey.size_of(example)) for example in examples]
+    counts = list(parallel_map(count, sized, survey.num_workers))
     return np.array(counts, np.int64).reshape(-1, survey.rule.num_labels + 1)
 
 
-def _count_at(pair: Pair, mask_rule: MaskRule, size: tuple[int, int]) -> np.ndarray:
+def _count_at(sized: tuple[Pair, tuple[int, int]], mask_rule: MaskRule) -> np.ndarray:
+    pair, size = sized
     counts = np.bincount(read_mask(pair.masks, mask_rule, size, pair.mask_page).ravel(), minlength=256)
     return np.append(counts[: mask_rule.num_labels], counts[IGNORED])
 

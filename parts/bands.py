@@ -94,10 +94,13 @@ def resized(array: np.ndarray, size: tuple[int, int], interpolation: int) -> np.
     return np.concatenate([some.reshape(height, width, -1) for some in few], axis=2)  # OpenCV drops an axis of one
 
 
-def reflected(array: np.ndarray, below: int, beside: int) -> np.ndarray:
-    """(H, W, C) with so many rows and columns more, in which its lower and right ends are mirrored."""
+def reflected(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """(H, W, C) padded to `size` = (height, width): below and at the right, where it is mirrored."""
+    below, beside = size[0] - array.shape[0], size[1] - array.shape[1]
+    if not below and not beside:
+        return array
     padded = cv2.copyMakeBorder(array, 0, below, 0, beside, cv2.BORDER_REFLECT_101)
-    return padded.reshape(*padded.shape[:2], -1)  # OpenCV drops an axis of one
+    return padded.reshape(*size, -1)  # OpenCV drops an axis of one
 
 
 def write_tiff(file: IO[bytes], values: np.ndarray) -> None:

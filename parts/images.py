@@ -21,6 +21,7 @@ from PIL.ExifTags import Base as Tag
 
 from parts import bands
 from parts.errors import UnusableFile, UserError, counted, printable, within_memory
+from parts.spec import STRETCH
 
 LARGEST = 500_000_000  # pixels; one picture of that size fills 1.5 GB
 SET_RANGE = 'IMAGE_RANGE = (low, high) or "auto" (--image-range) says which of its values become 0 and 255'
@@ -693,6 +694,18 @@ def resize_image(array: np.ndarray, size: Size) -> np.ndarray:
     if array.shape[:2] != (height, width):
         array = bands.resized(array, (height, width), cv2.INTER_LINEAR)
     return array
+
+
+def size_within(own: Size, size: Size, fit: str) -> Size:
+    """The (height, width) that a picture of its `own` size has in one of `size`; the rest below and beside is padding.
+
+    With FIT = "stretch" that is all of it; with "pad" the most that keeps the picture's proportions.
+    """
+    if fit == STRETCH:
+        return size
+    scale = min(size[0] / own[0], size[1] / own[1])
+    height, width = (max(1, round(side * scale)) for side in own)
+    return height, width
 
 
 def rgb(picture: Image.Image, path: str | Path) -> np.ndarray:

@@ -489,6 +489,12 @@ def refuse_united_classes(paths: Sequence[PathLike]) -> None:
         )
 
 
+def padded(mask: np.ndarray, size: Size) -> np.ndarray:
+    """A mask (H, W) of labels padded to `size` = (height, width): IGNORED below and at the right."""
+    below, beside = size[0] - mask.shape[0], size[1] - mask.shape[1]
+    return cv2.copyMakeBorder(mask, 0, below, 0, beside, cv2.BORDER_CONSTANT, value=IGNORED)
+
+
 def size_text(size: Sequence[int]) -> str:
     """A (height, width) in words."""
     return f"{size[0]}x{size[1]} (height x width)"

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from parts.audit import DARK
+from parts.bands import reflected
 from parts.clean_up import NOTHING, CleanUp
 from parts.errors import UserError, within_memory
 from parts.images import (
@@ -35,10 +36,12 @@ from parts.images import (
     image_size,
     read_image,
     resize_image,
+    size_within,
 )
 from parts.inference import OnWindow, Runner, say_nothing
 from parts.masks import drops_alpha, resize_mask
 from parts.names import Picture
+from parts.spec import STRETCH
 
 Size = tuple[int, int]  # height, width
 
@@ -54,6 +57,7 @@ class Loaded:
     size: Size  # its own
     image: np.ndarray  # as the network takes it, uint8 (h, w, C)
     value_range: tuple[float, float] | None = None  # as of PictureReader
+    within: Size | None = None  # the picture's (height, width) in `image`, of which the rest is padding; None: all
 
     @property
     def network_size(self) -> Size:
@@ -79,14 +83,21 @@ class PictureReader:
     """Reads pictures at the size at which a network takes them.
 
     size: (height, width), or None for each picture's own size
+    fit: how pictures become `size`, as in training; see FIT
     value_range: what of images of more than 8 bits becomes 0 ... 255, as in training; see IMAGE_RANGE
     channels: those that the network takes
     dark: the pictures that `read` has found to lose nearly all detail because there is no `value_range`
     transparent: those with a channel of transparency that is dropped, so that the network sees what it hides
     """
 
-    def __init__(self, size: Size | None, value_range: Sequence[float] | None = None, channels: int = RGB) -> None:
-        self.size, self.channels = size, channels
+    def __init__(
+        self,
+        size: Size | None,
+        value_range: Sequence[float] | None = None,
+        channels: int = RGB,
+        fit: str = STRETCH,
+    ) -> None:
+        self.size, self.channels, self.fit = size, channels, fit
         self.any_size = size is None  # pictures may differ in size, and be as large as they come
         self.value_range = (value_range[0], value_range[1]) if value_range else None
         self.dark: set[Picture] = set()
@@ -99,19 +110,25 @@ class PictureReader:
     def read(self, picture: Picture) -> Loaded:
         """The picture, decoded and resized; called in threads. UnusableFile."""
         decoded = decode_image(picture.images, draft_size(self.size), picture.page, self.channels)
-        image = as_bytes(decoded, picture.path, self.size, self.value_range, self.channels)
+        size = self.size and size_within(decoded.size, self.size, self.fit)
+        image = as_bytes(decoded, picture.path, size, self.value_range, self.channels)
         # With a range of training's nothing is lost that was not lost there.
         if self.value_range is None and _is_dark(decoded, picture, self.channels):
             self.dark.add(picture)
         if drops_alpha(decoded, self.channels):
             self.transparent.add(picture)
-        return Loaded(picture, decoded.size, image, self.value_range)
+        return Loaded(picture, decoded.size, self._padded(image), self.value_range, size)
 
     def take(self, pixels: np.ndarray) -> Loaded:
         """A picture that is an array, as `images.image_of_array` takes it. UserError."""
         image = image_of_array(pixels, self.value_range, self.channels)
         size = (image.shape[0], image.shape[1])
-        return Loaded(Picture(Path("array"), Path("array")), size, resize_image(image, self.size or size))
+        within = size_within(size, self.size or size, self.fit)
+        image = self._padded(resize_image(image, within))
+        return Loaded(Picture(Path("array"), Path("array")), size, image, self.value_range, within)
+
+    def _padded(self, image: np.ndarray) -> np.ndarray:
+        return reflected(image, self.size or (image.shape[0], image.shape[1]))
 
 
 def _is_dark(decoded: Decoded | Bands, picture: Picture, channels: int) -> bool:
@@ -154,8 +171,10 @@ class Prediction:
         self.picture = loaded.picture
         self.size = loaded.size
         self.decision = decision
-        self.logits, self.apart = np.split(planes, [decision.channels])  # of several networks one plane follows
         self.has_nan = bool(np.isnan(planes).any())
+        if loaded.within:
+            planes = planes[:, : loaded.within[0], : loaded.within[1]]
+        self.logits, self.apart = np.split(planes, [decision.channels])  # of several networks one plane follows
         self._masks: dict[Size, np.ndarray] = {}
         self._decided: dict[Size, np.ndarray] = {}
         self._lead = np.zeros(0)  # of the mask at the picture's own size, once that is made

@@ -24,6 +24,7 @@ from parts import processes
 from parts.errors import UserError, ran_out_of_memory, tell
 from parts.masks import IGNORED, MaskRule
 from parts.own import faults_of, is_own, load_part, name_of_part
+from parts.spec import PAD
 
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 FULL_SIZE_FROM = 0.95  # share of the steps after which images that have grown have IMAGE_SIZE
@@ -476,8 +477,8 @@ def as_written() -> AbstractContextManager[None]:
 
 
 def takes_labels(s: SimpleNamespace) -> bool:
-    """Whether training's targets are labels: where pixels may be IGNORED, as crops and AUGMENT pad with it."""
-    return any(value is not None for value in (s.CLASSES, s.MASK_IGNORE, s.CROP, s.AUGMENT))
+    """Whether training's targets are labels: where pixels may be IGNORED, as crops, AUGMENT and FIT pad with it."""
+    return s.FIT == PAD or any(value is not None for value in (s.CLASSES, s.MASK_IGNORE, s.CROP, s.AUGMENT))
 
 
 def targets_of(masks: Tensor, device: torch.device, labels: bool = False) -> Tensor:
@@ -502,7 +503,9 @@ def targets_of(masks: Tensor, device: torch.device, labels: bool = False) -> Ten
 def true_labels(masks: Tensor, device: torch.device, mask_rule: MaskRule) -> Tensor:
     """Masks of a batch (N, H, W) or (N, 1, H, W) as they are scored and drawn: uint8 (N, 1, H, W) of labels.
 
-    UserError: as of targets_of.
+    Of one foreground a transform may also have made fractions of them, which are cut at one half. UserError: as of
+    targets_of.
     """
-    targets = targets_of(masks, device, labels=not mask_rule.is_binary)
-    return (targets > 0.5).byte() if mask_rule.is_binary else targets
+    is_cut = mask_rule.is_binary and masks.dtype != torch.uint8
+    targets = targets_of(masks, device, labels=not is_cut)
+    return (targets > 0.5).byte() if is_cut else targets

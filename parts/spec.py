@@ -29,6 +29,8 @@ NAN = -(2**31)  # the whole number that stands for a mask's NaN, which MASK_IGNO
 ALL = "all"  # as CLASSES: every value that the masks hold
 AUTO = "auto"  # as IMAGE_RANGE: that of nearly all values for training; as GROUP: the patterns GROUPS; as CHANNELS: all
 
+STRETCH, PAD = "stretch", "pad"  # as FIT
+
 Color = tuple[int, int, int]  # red, green, blue
 
 
@@ -58,6 +60,7 @@ class DataSpec:
     image_name: str | None = None  # IMAGE_NAME: an image's name, with {} for what it shares with its masks
     mask_name: str | None = None  # MASK_NAME: a mask's name, with {} for its image's
     resize_masks: bool = False  # RESIZE_MASKS: masks of another size than their image are brought to it
+    fit: str = STRETCH  # FIT: "stretch" or "pad", how images become IMAGE_SIZE
     skip_unpaired: bool = False  # SKIP_UNPAIRED: leave out images without a mask and masks without an image
 
     @classmethod
@@ -75,6 +78,8 @@ class DataSpec:
             if getattr(self, constant) is not None:
                 object.__setattr__(self, constant, _composed_name(constant.upper(), getattr(self, constant)))
         compile_groups(self.group)
+        if self.fit not in (STRETCH, PAD):
+            raise UserError(f'FIT = {self.fit!r}: give "{STRETCH}" or "{PAD}".')
         # Each of these properties raises UserError where its constant cannot be read.
         _ = self.foreground_values, self.ignored_values, self.listed_classes
         if self.classes is not None and self.foreground is not None:

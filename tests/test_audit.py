@@ -54,7 +54,7 @@ def test_images_that_are_squeezed_into_image_size(data):
     assert "--image-size 32 64 has about" in told or "--image-size 48 64 has about" in told
     redraw(data, ("vi", "vm"), lambda picture: np.swapaxes(picture, 0, 1))
     told = "\n".join(looked_at(data, (48, 48)).warnings)
-    assert "changes the proportions of 16 images up to 1.5 times (one of" in told and "--crop H W" in told
+    assert "changes the proportions of 16 images up to 1.5 times (one of" in told and "--fit pad" in told
 
 
 def test_masks_of_another_size_are_resized_where_that_is_asked_for(data):

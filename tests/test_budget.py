@@ -76,7 +76,7 @@ def test_batches_are_halved_until_they_fit(capsys, batch_size, expected):
     model, loss_fn = Small(features=(4, 8)), Loss("bce+dice")
     before = {name: value.clone() for name, value in model.state_dict().items()}
     constants = dict.fromkeys(("CLASSES", "MASK_IGNORE", "CROP", "AUGMENT"))
-    s = SimpleNamespace(**constants, BATCH_SIZE=batch_size, ACCUMULATE=1, PRECISION="float32")
+    s = SimpleNamespace(**constants, FIT="stretch", BATCH_SIZE=batch_size, ACCUMULATE=1, PRECISION="float32")
     halve_until_it_fits(s, model, loss_fn, (32, 48))
     assert expected == (s.BATCH_SIZE, s.ACCUMULATE)
     assert ("ACCUMULATE 2." in capsys.readouterr().out) == (batch_size > 4)

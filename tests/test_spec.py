@@ -46,6 +46,7 @@ for given in [
     (),
 ]:
     WRONG[f"image range {given}"] = ({"image_range": given}, ["IMAGE_RANGE = ", "--image-range 0 4095"])
+WRONG["fit"] = ({"fit": "crop"}, ['FIT = \'crop\': give "stretch" or "pad"'])
 for given in (0, 2.0, True, "3", None):
     WRONG[f"channels {given}"] = ({"channels": given}, ["CHANNELS = ", "4 for RGB with a fourth"])
 for given in (0, (), (1, 2), (1, 2, 4), (0, 1, 2), (1.0,), "321"):
@@ -73,9 +74,12 @@ def test_a_script_s_settings_are_one_value():
         IMAGE_NAME="{}_i",
         MASK_NAME="{}_*",
         RESIZE_MASKS=True,
+        FIT="pad",
+        PICTURE_BANDS=None,
         SKIP_UNPAIRED=True,
     )
-    described = dict(classes="all", channels=4, image_range=(0, 4095), group="x", skip_unpaired=True, resize_masks=True)
+    described = dict(classes="all", channels=4, image_range=(0, 4095), group="x", skip_unpaired=True)
+    described |= dict(resize_masks=True, fit="pad")
     assert DataSpec.of(settings) == DataSpec(ignore=255, image_name="{}_i", mask_name="{}_*", **described)
 
 
