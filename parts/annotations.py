@@ -37,7 +37,7 @@ from parts.spec import BACKGROUND, DataSpec
 
 Folders = tuple[Folder, Folder]  # of images and of masks
 Size = tuple[int, int]  # height, width
-Outline = list[list[float]]  # (x, y) of each corner, in pixels, of which the first reaches from 0 to 1
+Outline = np.ndarray  # float (corners, 2): x, y in pixels, of which the first reaches from 0 to 1
 
 _NO_LABELS = re.compile(r"(classes|readme.*|train|val|valid|test)\.txt", re.IGNORECASE)  # beside YOLO's labels
 VERSION = 1  # of the drawing; raise it when the same annotations give other masks
@@ -360,7 +360,7 @@ def _name_of(given: Any) -> str:
 def _checked(points: np.ndarray) -> Outline:
     if len(points) < 3 or not np.isfinite(points).all():
         raise ValueError("an outline needs three corners or more, all of them numbers")
-    return points.clip(-_MOST, _MOST).tolist()
+    return points.clip(-_MOST, _MOST)
 
 
 # ---- drawing
@@ -454,10 +454,8 @@ def _draw_shape(mask: np.ndarray, shape: Shape, value: int, as_shares: bool) -> 
             raise ValueError(f"run lengths of {sum(shape.runs)} pixels, not {mask.size}")
         inside = np.repeat(np.arange(len(shape.runs)) % 2 == 1, shape.runs)
         mask[inside.reshape(mask.shape, order="F")] = value
-    for outline in map(np.array, shape.outlines):
-        if as_shares:
-            outline = outline * mask.shape[::-1]
-        _fill(mask, outline, value)
+    for outline in shape.outlines:
+        _fill(mask, outline * mask.shape[::-1] if as_shares else outline, value)
 
 
 def _fill(mask: np.ndarray, corners: np.ndarray, value: int) -> None:
@@ -476,8 +474,8 @@ def _fill(mask: np.ndarray, corners: np.ndarray, value: int) -> None:
     rows = np.arange(len(edges)) - np.repeat(np.cumsum(rows_of_edge) - rows_of_edge, rows_of_edge) + first[edges]
     (x0, y0), (x1, y1) = corners[edges].T, following[edges].T
     columns = np.ceil(x0 + (rows + 0.5 - y0) * (x1 - x0) / (y1 - y0) - 0.5).clip(0, width).astype(int)
-    top, left = rows.min(), columns.min()
-    crossings = np.zeros((rows.max() + 1 - top, columns.max() + 1 - left), np.uint8)
-    np.add.at(crossings, (rows - top, columns - left), 1)  # bytes may overflow, which keeps odd odd
-    inside = np.cumsum(crossings, axis=1, dtype=np.uint8)[:, :-1] % 2 == 1
-    mask[top : top + inside.shape[0], left : left + inside.shape[1]][inside] = value
+    # Of each row the number of crossings is even: what lies between the first and the second is inside, and so on
+    crossings = np.sort(rows * width + columns).reshape(-1, 2)
+    pixels = mask.reshape(-1)
+    for start, end in crossings.tolist():
+        pixels[start:end] = value

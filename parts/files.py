@@ -86,7 +86,6 @@ def write_csv(path: Place, columns: Sequence[str], rows: Iterable[Sequence]) -> 
 def write_changed(path: Place, new: bytes) -> None:
     """Writes a file unless it has these bytes already, so that what was made of it stays."""
     if content(path) != new:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, lambda file: file.write(new), sync=False)
 
 

@@ -619,7 +619,7 @@ def encode_mask(mask: np.ndarray, mask_rule: MaskRule) -> Image.Image:
         return Image.fromarray(unpack(values)[mask])
     if values.max() > 255:
         return Image.fromarray(values.astype(np.uint16)[mask])
-    picture = Image.fromarray(values.astype(np.uint8)[mask])
+    picture = Image.fromarray(cv2.LUT(np.ascontiguousarray(mask), values.astype(np.uint8)))
     if mask_rule.colours:
         palette = np.full(256, VOID)  # no grey, because an all-grey palette would be read by its greys
         palette[list(mask_rule.classes)] = mask_rule.colours

@@ -11,7 +11,7 @@ from PIL import Image
 import augment
 import dataset
 import train
-from parts.annotations import draw_masks
+from parts.annotations import Annotated, Shape, draw, draw_masks
 from parts.errors import UserError
 from parts.mask_rules import find_mask_rule
 from parts.masks import png_options, read_mask
@@ -122,6 +122,27 @@ def test_each_tool_gives_the_same_masks(write, options, folders):
         mask, truth = read_mask(drawn / f"p{k}.png", rule), truth_of(k)
         assert np.array_equal(mask == 2, truth == 2)
         assert np.count_nonzero((mask == 1) != (truth == 1)) <= 8  # pixels whose middle the outline crosses
+
+
+def inside(corners, size):
+    """Of each pixel whether an odd number of edges is to the left of its middle, edge by edge."""
+    y, x = np.mgrid[: size[0], : size[1]] + 0.5
+    odd = np.zeros(size, bool)
+    for (x0, y0), (x1, y1) in zip(corners, np.roll(corners, -1, axis=0)):
+        if y0 != y1:
+            odd ^= ((y0 <= y) != (y1 <= y)) & (x >= x0 + (y - y0) * (x1 - x0) / (y1 - y0))
+    return odd
+
+
+def test_outlines_that_cross_themselves_and_leave_the_picture(tmp_path):
+    for seed in range(60):
+        draw_of = np.random.default_rng(seed)
+        size, corners = draw_of.integers(1, 40, 2).tolist(), draw_of.uniform(-0.5, 1.5, (draw_of.integers(3, 20), 2))
+        corners = corners * size[::-1] * draw_of.choice([1, 30])
+        if seed % 2:
+            corners = np.round(2 * corners) / 2  # which also meet the middles of pixels
+        annotated = Annotated(tmp_path, ["x"], None, [Shape("car", [corners])])
+        assert (draw([annotated], tmp_path, size, {"car": 7}) == 7 * inside(corners, size)).all(), seed
 
 
 def test_annotations_beside_images_by_foreground(folders, capsys):
