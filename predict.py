@@ -20,7 +20,9 @@ if __name__ == "__main__":  # Ctrl-C while torch is loaded, which takes seconds,
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path, PurePath
@@ -34,7 +36,6 @@ from tqdm import tqdm
 
 import dataset
 from parts.annotations import Annotations
-from parts.audit import ALPHA_DROPPED
 from parts.checkpoints import load_network
 from parts.clean_up import CleanUp
 from parts.errors import UserError, counted, list_files, ran_out_of_memory, run, tell
@@ -56,6 +57,7 @@ from parts.outputs import (
     Submission,
     ThresholdChoice,
     UniformMasks,
+    Unseen,
     WorstSheet,
     rule_with_palette,
 )
@@ -221,6 +223,7 @@ class Predictor:
 
     A picture is the path of a file (`page`: the number of its page), or several paths, of files whose channels follow
     each other; or an array: (H, W) of greys, (H, W, 3) of RGB, or (H, W, C) of the CHANNELS that it was trained on.
+    It may be called by several threads at once, which read and resize side by side, and wait for the networks.
     UserError: what is wrong with a checkpoint, a constant or a picture.
     """
 
@@ -234,6 +237,7 @@ class Predictor:
             if settings.THRESHOLD == "auto":
                 raise UserError('THRESHOLD = "auto" needs true masks: let predict.py find it, and give the number.')
         self.settings = settings
+        self._lock = threading.Lock()
         self.networks, self.checkpoint = load_networks(settings)
         self.mask_rule = rule_of_network(self.networks[0], self.checkpoint)
         self.reader = PictureReader(
@@ -279,7 +283,8 @@ class Predictor:
                 )
             file, *bands = map(Path, paths)
             loaded = self.reader.read(Picture(file, PurePath(file.stem), page, bands=tuple(bands)))
-        (predict,) = predict_batch([loaded], self.runner, self.decision, bits=bits)
+        with self._in_network():
+            (predict,) = predict_batch([loaded], self.runner, self.decision, bits=bits)
         prediction = predict()
         if prediction.problem:
             raise UserError(prediction.problem)
@@ -314,10 +319,22 @@ class Predictor:
 
     @cached_property
     def runner(self) -> Runner:
-        """The networks on their device, which changes them: they are exported before."""
+        """The networks on their device, made ready for it."""
         s, (first, *others) = self.settings, self.networks
         options = dict(mirrors=s.FLIPS, window=s.WINDOW, overlap=s.OVERLAP, others=others)
         return make_runner(first, s.DEVICE, s.PRECISION, s.BATCH_SIZE, **options)
+
+    @contextmanager
+    def _in_network(self) -> Iterator[None]:
+        """Lets one thread at a time to the networks: more would need more memory. UserError: there is not enough."""
+        try:
+            with self._lock:
+                yield
+        except RuntimeError as error:
+            if not ran_out_of_memory(error):
+                raise
+            smaller = "Lower BATCH_SIZE (--batch-size) or WINDOW (--window)."
+            raise UserError(f"The device has run out of memory. {smaller}") from error
 
     def run(self, wanted: Sequence[Picture], outputs: Sequence[Output], label: str = "predict") -> None:
         """Puts pictures through the network, under a bar with a `label`, and gives each result to every output."""
@@ -327,18 +344,13 @@ class Predictor:
             def say(window: int, windows: int) -> None:
                 bar.set_postfix_str(f"window {window}/{windows}")
 
-            try:
+            with self._in_network():
                 for result in predict_pictures(
                     wanted, self.runner, self.reader, self.decision, outputs, threads=threads, say=say
                 ):
                     for output in outputs:
                         output.take(result)
                     bar.update()
-            except RuntimeError as error:
-                if not ran_out_of_memory(error):
-                    raise
-                smaller = f"Lower BATCH_SIZE ({self.runner.batch_size}) or WINDOW ({self.settings.WINDOW})."
-                raise UserError(f"The device has run out of memory. {smaller}") from error
         for output in outputs:
             output.finish()
 
@@ -398,7 +410,7 @@ def choose_outputs(
         outputs.append(Probabilities(folder / "probabilities", mask_rule, s.PROBABILITIES))
     if s.DISAGREEMENT:
         outputs.append(Disagreement(folder / "disagreement"))
-    outputs += [UniformMasks(mask_rule), scores]
+    outputs += [Unseen(), UniformMasks(mask_rule), scores]
     if s.SUBMISSION:
         outputs.append(Submission(s.SUBMISSION, missing, s.SUBMISSION_ORDER))
     return outputs
@@ -428,24 +440,14 @@ def choose_threshold(predictor: Predictor, truths: Truths) -> None:
     predictor.decision = replace(predictor.decision, threshold=choice.best())
 
 
-def report_done(s: SimpleNamespace, wanted: Sequence[Picture], failed: int, reader: PictureReader) -> None:
-    """Says how many pictures are done, and what the network has not seen of some of them, or should not have seen."""
+def report_done(s: SimpleNamespace, done: int) -> None:
+    """Says how many pictures are done, and where their masks are."""
     places = []
     if any(getattr(s, name) for name in _FILES_OF_EACH):
         places.append(s.OUTPUT_DIR)
     if s.SUBMISSION:
         places.append(s.SUBMISSION)
-    tell(f"{len(wanted) - failed} images done; see {' and '.join(places) or 'below'}.")
-    dark = [picture for picture in wanted if picture in reader.dark]
-    if dark:
-        tell(
-            f"{len(dark)} of them have 16 bits and use only the lowest 12 or fewer, of which the 8 that this network "
-            f"sees keep hardly any: {list_files(dark, 10)}. Train with IMAGE_RANGE, or stretch their values over 0 to "
-            "65535 as those of training are."
-        )
-    transparent = [picture for picture in wanted if picture in reader.transparent]
-    if transparent:
-        tell(f"{counted(len(transparent), 'image')} {ALPHA_DROPPED}\n  {list_files(transparent, 10)}")
+    tell(f"{done} images done; see {' and '.join(places) or 'below'}.")
 
 
 def read_settings(constants: Mapping[str, Any], argv: Sequence[str] | None) -> SimpleNamespace:
@@ -501,7 +503,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if s.THRESHOLD == "auto":
             choose_threshold(predictor, truths)
         predictor.run(wanted, outputs)
-        report_done(s, wanted, failures.count - len(missing), predictor.reader)
+        report_done(s, len(wanted) - failures.count + len(missing))
         if scores.counts:
             sheet = WorstSheet(scores.worst_path, truths, Palette.of(mask_rule, s.PICTURE_BANDS), scores.worst())
             predictor.run(list(sheet.captions), [sheet], "worst")

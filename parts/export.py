@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import json
 import math
@@ -44,7 +45,7 @@ def export(
     UserError: packages are missing, the network cannot be exported, or the outputs differ.
     """
     path, metadata = Path(path), metadata or {}
-    network = network.cpu().float().eval()
+    network = copy.deepcopy(network).cpu().float().eval()  # a Predictor may go on with it elsewhere
     example, *trials = _noise(network, size)
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         file = Path(folder, "network" + path.suffix)

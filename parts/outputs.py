@@ -25,7 +25,8 @@ from tqdm import tqdm
 
 from parts import pictures
 from parts.advice import class_table
-from parts.errors import UserError, escaped, list_files, tell
+from parts.audit import ALPHA_DROPPED
+from parts.errors import UserError, counted, escaped, list_files, tell
 from parts.files import write_csv, write_whole
 from parts.images import resize_image
 from parts.masks import IGNORED, NUMBERS, MaskRule, encode_mask
@@ -515,6 +516,35 @@ def best_threshold(histograms: Sequence[np.ndarray]) -> Threshold:
 
 
 # ---- what a user should know
+
+
+class Unseen(Output):
+    """Tells what of pictures the network has not seen, or should not have seen."""
+
+    def __init__(self) -> None:
+        self.dark: list[Picture] = []
+        self.transparent: list[Picture] = []
+
+    def make(self, prediction: Prediction) -> tuple[bool, bool]:
+        """Whether the picture loses its detail, and whether its transparency is dropped."""
+        return prediction.loaded.is_dark, prediction.loaded.is_transparent
+
+    def take(self, result: Result) -> None:
+        """Keeps the pictures of which that is so."""
+        for kept, is_so in zip((self.dark, self.transparent), result.made.get(self, ())):
+            if is_so:
+                kept.append(result.picture)
+
+    def report(self) -> None:
+        """Prints these pictures."""
+        if self.dark:
+            tell(
+                f"{len(self.dark)} of them have 16 bits and use only the lowest 12 or fewer, of which the 8 that this "
+                f"network sees keep hardly any: {list_files(self.dark, 10)}. Train with IMAGE_RANGE, or stretch their "
+                "values over 0 to 65535 as those of training are."
+            )
+        if self.transparent:
+            tell(f"{counted(len(self.transparent), 'image')} {ALPHA_DROPPED}\n  {list_files(self.transparent, 10)}")
 
 
 class UniformMasks(Output):

@@ -58,6 +58,8 @@ class Loaded:
     image: np.ndarray  # as the network takes it, uint8 (h, w, C)
     value_range: tuple[float, float] | None = None  # as of PictureReader
     within: Size | None = None  # the picture's (height, width) in `image`, of which the rest is padding; None: all
+    is_dark: bool = False  # it loses nearly all detail, because there is no `value_range`
+    is_transparent: bool = False  # its channel of transparency is dropped, so that the network sees what that hides
 
     @property
     def network_size(self) -> Size:
@@ -80,14 +82,12 @@ class Loaded:
 
 
 class PictureReader:
-    """Reads pictures at the size at which a network takes them.
+    """Reads pictures at the size at which a network takes them, in any thread.
 
     size: (height, width), or None for each picture's own size
     fit: how pictures become `size`, as in training; see FIT
     value_range: what of images of more than 8 bits becomes 0 ... 255, as in training; see IMAGE_RANGE
     channels: those that the network takes
-    dark: the pictures that `read` has found to lose nearly all detail because there is no `value_range`
-    transparent: those with a channel of transparency that is dropped, so that the network sees what it hides
     """
 
     def __init__(
@@ -100,24 +100,20 @@ class PictureReader:
         self.size, self.channels, self.fit = size, channels, fit
         self.any_size = size is None  # pictures may differ in size, and be as large as they come
         self.value_range = (value_range[0], value_range[1]) if value_range else None
-        self.dark: set[Picture] = set()
-        self.transparent: set[Picture] = set()
 
     def size_of(self, picture: Picture) -> Size:
         """The size at which the network takes a picture, without decoding it. UnusableFile."""
         return self.size or image_size(picture.path, picture.page)
 
     def read(self, picture: Picture) -> Loaded:
-        """The picture, decoded and resized; called in threads. UnusableFile."""
+        """The picture, decoded and resized. UnusableFile."""
         decoded = decode_image(picture.images, draft_size(self.size), picture.page, self.channels)
         size = self.size and size_within(decoded.size, self.size, self.fit)
         image = as_bytes(decoded, picture.path, size, self.value_range, self.channels)
         # With a range of training's nothing is lost that was not lost there.
-        if self.value_range is None and _is_dark(decoded, picture, self.channels):
-            self.dark.add(picture)
-        if drops_alpha(decoded, self.channels):
-            self.transparent.add(picture)
-        return Loaded(picture, decoded.size, self._padded(image), self.value_range, size)
+        is_dark = self.value_range is None and _is_dark(decoded, picture, self.channels)
+        is_transparent = drops_alpha(decoded, self.channels)
+        return Loaded(picture, decoded.size, self._padded(image), self.value_range, size, is_dark, is_transparent)
 
     def take(self, pixels: np.ndarray) -> Loaded:
         """A picture that is an array, as `images.image_of_array` takes it. UserError."""

@@ -1,5 +1,6 @@
 """The exported network gives what the network gives, at any size."""
 
+import copy
 import json
 import re
 
@@ -11,6 +12,7 @@ from helpers import ROOT
 from predicting import blobs
 from torch import nn
 
+import parts.export
 from parts.errors import UserError
 from parts.export import export
 from parts.networks import build_network
@@ -116,6 +118,17 @@ def test_the_lines_of_the_readme_give_the_mask(checkpoint, call, tmp_path, monke
     exec(lines, space)
     expected = Predictor(checkpoint, DEVICE="cpu", PRECISION="float32")(space["image"]) > 0
     assert (space["mask"] != expected).mean() < 1e-3 and len(lines.splitlines()) == 6
+
+
+def test_an_export_leaves_the_network_where_it_is_and_as_it_is(network, tmp_path, monkeypatch):
+    def fail(*given):
+        raise UserError("the disk is full")
+
+    monkeypatch.setitem(parts.export._EXPORTERS, ".pt2", fail)
+    halved = copy.deepcopy(network).bfloat16()
+    with pytest.raises(UserError, match="the disk is full"):
+        export(halved, tmp_path / "model.pt2")
+    assert next(halved.parameters()).dtype == torch.bfloat16
 
 
 def test_onnx_is_compared_or_its_packages_are_named(call, network, tmp_path):

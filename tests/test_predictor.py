@@ -2,6 +2,9 @@
 
 import os
 import re
+import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import cv2
 import numpy as np
@@ -10,8 +13,9 @@ import torch
 from PIL import Image, ImageOps
 from predicting import RULES, blobs, files_in, load, save, save_pages
 
+import predict
 from parts.errors import UserError
-from parts.inference import mean_of_probabilities
+from parts.inference import Runner, mean_of_probabilities
 from predict import Predictor
 
 CPU = dict(DEVICE="cpu", PRECISION="float32")
@@ -107,6 +111,48 @@ def test_pages_constants_and_what_is_refused(mixed, checkpoint, changed, tmp_pat
     ):
         with pytest.raises(UserError, match=words):
             attempt()
+
+
+def test_threads_get_what_one_thread_gets_in_any_folder(mixed, checkpoint, tmp_path, monkeypatch):
+    """And one at a time is in the networks, which are made ready once."""
+    (mixed / "a.jpg").unlink()  # which is large
+    pictures = [*mixed.iterdir()] * 2
+    alone = Predictor(checkpoint, **CPU, **OWN)
+    expected = [alone(picture) for picture in pictures]
+    (tmp_path / "run").mkdir()
+    shutil.copy(checkpoint, tmp_path / "run" / "best.pth")
+    monkeypatch.chdir(tmp_path / "run")
+    predictor, at_once, most, made = Predictor("best.pth", **CPU, **OWN), [], [], []
+    monkeypatch.chdir(mixed)
+
+    def slow(*given, real=predict.make_runner, **options):
+        made.append(given)
+        time.sleep(0.05)
+        return real(*given, **options)
+
+    def run(self, images, real=Runner._run):
+        at_once.append(images)
+        most.append(len(at_once))
+        logits = real(self, images)
+        at_once.pop()
+        return logits
+
+    monkeypatch.setattr(predict, "make_runner", slow)
+    monkeypatch.setattr(Runner, "_run", run)
+    with ThreadPoolExecutor(8) as pool:
+        results = list(pool.map(predictor, [picture.name for picture in pictures]))
+    assert all(map(np.array_equal, results, expected)) and len(made) == 1 and max(most) == 1
+
+
+def test_a_device_without_memory_is_told(checkpoint, monkeypatch):
+    def fail(self, images):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Runner, "_run", fail)
+    predictor = Predictor(checkpoint, **CPU)
+    for _ in range(2):  # the next picture is let in
+        with pytest.raises(UserError, match="The device has run out of memory. Lower BATCH_SIZE"):
+            predictor(blobs(64, 64))
 
 
 # ---- several checkpoints
