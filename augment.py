@@ -632,7 +632,7 @@ def _warn_of_classes(sides: Split, rule: MaskRule | None, counts: dict[str, np.n
     none = np.zeros(rule.num_labels, np.int64)
     pixels = {}
     for side, pairs in (("training", sides.train), ("validation", sides.val)):
-        pixels[side] = np.sum([counts.get(pair.name, none) for pair in pairs], axis=0)
+        pixels[side] = rule.by_class(np.sum([counts.get(pair.name, none) for pair in pairs], axis=0))
     cure = "Change VAL_IMAGES, VAL_CHOICE or GROUP, or take out of CLASSES what is in no mask at all"
     return [f"{text}. {cure}" for text in missing_classes(rule.names, pixels)]
 

@@ -48,6 +48,7 @@ CLASSES: str | tuple | dict | None = None  # "all", (0, 3), {"road": 3, "car": 8
 CHANNELS: int | str = 3  # of images: 3 is RGB, 1 greys; other TIFFs and .npy have any number; "auto": what all have
 PICTURE_BANDS: tuple | None = None  # which channels pictures show, from 1 on: (4, 3, 2), or one; None: the first
 IMAGE_RANGE: tuple | str | None = None  # (low, high) or "auto": what of 16-bit and float images becomes 0 ... 255
+OVERLAP = False  # a pixel may be of several classes, as a tumour in its organ: CLASSES = {"organ": "{}_organ", ...}
 GROUP: str | None = "auto"  # pattern of what names share that stay on one side of the split; "auto": known ones
 IMAGE_NAME: str | None = None  # how images are named: "{}_left", "{}/images/*", or of a file a channel "{}_000*"
 MASK_NAME: str | None = None  # how masks are named: "{}_segmentation", or "{}_*" for several of an image; None: like it
@@ -65,6 +66,7 @@ _SHARED = dict(  # the constants of all scripts; parts/spec.py says what they ma
     CHANNELS=either(whole(1), "auto"),
     PICTURE_BANDS=optional(sizes()),
     IMAGE_RANGE=any_value(),
+    OVERLAP=switch(),
     GROUP=optional(any_text()),
     IMAGE_NAME=optional(any_text()),
     MASK_NAME=optional(any_text()),

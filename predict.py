@@ -42,7 +42,7 @@ from parts.errors import UserError, counted, list_files, ran_out_of_memory, run,
 from parts.export import export
 from parts.files import cores, digest_of
 from parts.inference import MIRRORS, Runner, make_runner
-from parts.masks import MaskRule, encode_mask
+from parts.masks import MaskRule, encode_masks
 from parts.names import Picture, find_pictures
 from parts.networks import Network
 from parts.options import settings_of
@@ -141,9 +141,11 @@ def check(s: SimpleNamespace) -> None:
             raise UserError(problem)
 
 
-def refuse_for_classes(s: SimpleNamespace, names: Sequence[str]) -> None:
+def refuse_for_classes(s: SimpleNamespace, names: Sequence[str], overlaps: bool) -> None:
     """UserError that lists the constants which are for one foreground alone; `names` are those of the classes."""
     defaults: dict[str, Any] = dict(THRESHOLD=0.5, SUBMISSION=None, MASK_FOREGROUND=None)
+    if overlaps and s.THRESHOLD != "auto":  # one for all classes
+        del defaults["THRESHOLD"]
     wrong = [f"{name} = {getattr(s, name)!r}" for name, value in defaults.items() if getattr(s, name) != value]
     if wrong:
         listed = [*names[:12], "..."] if len(names) > 12 else names
@@ -175,7 +177,7 @@ def load_networks(s: SimpleNamespace) -> tuple[list[Network], dict[str, Any]]:
         checkpoints.append(checkpoint)
         rule = rule_of_network(network, checkpoint)
         traits = {
-            "classes (CLASSES)": (rule.names, rule.classes, rule.kind, rule.colours),
+            "classes (CLASSES)": (rule.names, rule.classes, rule.kind, rule.colours, rule.files),
             "channels (CHANNELS)": network.in_channels,
             "ranges of values (IMAGE_RANGE)": checkpoint.get("image_range"),
             "sizes of images (IMAGE_SIZE gives all of them one)": network_size(s.IMAGE_SIZE, checkpoint),
@@ -247,18 +249,20 @@ class Predictor:
             fit_of(self.checkpoint),
         )
         if self.mask_rule.has_classes:
-            refuse_for_classes(settings, self.mask_rule.names)
-        background = background_of(self.mask_rule)
-        clean_up = CleanUp(settings.LARGEST, settings.MIN_PIXELS, settings.FILL_HOLES, background)
+            refuse_for_classes(settings, self.mask_rule.names, self.mask_rule.overlaps)
+        background, overlapping = background_of(self.mask_rule), len(self.mask_rule.files)
+        clean_up = CleanUp(settings.LARGEST, settings.MIN_PIXELS, settings.FILL_HOLES, background, overlapping)
         threshold = 0.5 if settings.THRESHOLD == "auto" else settings.THRESHOLD
-        self.decision = Decision(self.networks[0].out_channels, threshold, clean_up)
+        self.decision = Decision(self.networks[0].out_channels, threshold, clean_up, self.mask_rule.overlaps)
 
     def __call__(self, picture: Given, page: int = 0) -> np.ndarray:
         """The mask of a picture at its own size, as predict.py writes it.
 
         Of one foreground 0 and 255, uint8 (H, W); of classes the values of the masks of training: (H, W), or (H, W, 3).
+        Of classes that overlap 0 and 255 of each one: (C, H, W).
         """
-        return np.asarray(encode_mask(self._predict(picture, page).mask, self.mask_rule))
+        first, *others = map(np.asarray, encode_masks(self._predict(picture, page).mask, self.mask_rule))
+        return np.stack([first, *others]) if others else first
 
     def probabilities(self, picture: Given, page: int = 0) -> np.ndarray:
         """The probabilities at a picture's own size, float32: of foreground (H, W), of classes (C, H, W)."""
@@ -302,6 +306,8 @@ class Predictor:
     def _metadata(self) -> dict[str, Any]:
         """What an exported file tells of its network and the images that it takes."""
         channels, image_range = self.networks[0].in_channels, self.checkpoint.get("image_range")
+        # None: the class with the highest logit; else what is above it by its own sigmoid
+        threshold = self.decision.threshold if self.mask_rule.overlaps or not self.mask_rule.has_classes else None
         colours = {1: "greys", 3: "RGB"}.get(channels, f"{channels} channels, the first three RGB if they are colours")
         scaled = "8-bit values / 255"
         if image_range:
@@ -313,7 +319,7 @@ class Predictor:
             "channels": channels,
             "image_range": image_range,
             "classes": self.mask_rule.names,  # none for one foreground
-            "threshold": None if self.mask_rule.has_classes else self.decision.threshold,
+            "threshold": threshold,
             "pixels": f"float32 (N, {channels}, H, W) in [0, 1]: {colours}, {scaled}",
         }
 
@@ -322,6 +328,7 @@ class Predictor:
         """The networks on their device, made ready for it."""
         s, (first, *others) = self.settings, self.networks
         options = dict(mirrors=s.FLIPS, window=s.WINDOW, overlap=s.OVERLAP, others=others)
+        options["classes_overlap"] = self.mask_rule.overlaps
         return make_runner(first, s.DEVICE, s.PRECISION, s.BATCH_SIZE, **options)
 
     @contextmanager

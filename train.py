@@ -288,7 +288,8 @@ def train(s: SimpleNamespace, argv: list[str] | None) -> list[Pair]:
         if s.CHECKPOINTING:
             recompute_blocks(model)
         # Loss and optimizer, and what is told of every epoch
-        loss_fn = Loss(s.LOSS, label_weights(s.CLASS_WEIGHTS, report.label_shares)).to(device).checked(rule.channels)
+        weights = label_weights(s.CLASS_WEIGHTS, report.label_shares, rule.overlaps)
+        loss_fn = Loss(s.LOSS, weights, rule).to(device).checked(rule.channels)
         metrics, logger = load_metrics(s.METRICS), load_logger(s.LOGGER)
         optimizer = recipe.make_optimizer(model, s.OPTIMIZER, s.LEARNING_RATE, s.WEIGHT_DECAY)
         # Loaders, of the pairs that the audit has listed
@@ -651,7 +652,7 @@ def draw(run: Run, val_loader: Loader, output: Path, dtype: torch.dtype | None) 
     save_examples(val_loader, run.model, scores, len(run.history), folder, dtype=dtype)
     if scores.classes:
         names, confusion = scores.classes["names"], scores.classes["confusion"]
-        pictures.draw_confusion(confusion, names, folder / "confusion.png")
+        pictures.draw_confusion(confusion, names, folder / "confusion.png", scores.classes.get("true"))
         rows = [[name, *counts] for name, counts in zip(names, confusion)]
         write_csv(folder / "confusion.csv", ["true class (pixels), predicted as", *names], rows)
 

@@ -36,7 +36,7 @@ from parts.masks import MaskRule, resize_mask
 from parts.names import pair_files
 from parts.pictures import Example, Palette, Row
 from parts.recipe import Variation, named_generator, true_labels, vary_batch
-from parts.scores import Metric, Scores, count_labels, rows_of_counts, scored_labels, scores_of
+from parts.scores import Metric, Scores, count_labels, rows_of_counts, scores_of
 from parts.spec import DataSpec
 from parts.transforms import Transform
 
@@ -207,8 +207,7 @@ def affordable(files: Files, crops: CropDataset) -> Files:
 def _labels_held(files: Files, number: int) -> list[bool]:
     """Whether a pair's mask holds each class, or the foreground."""
     mask = files.mask(number)
-    labels = range(files.mask_rule.num_labels) if files.mask_rule.has_classes else [1]
-    return [bool((mask == label).any()) for label in labels]
+    return [bool(files.mask_rule.where(mask, channel).any()) for channel in range(files.mask_rule.channels)]
 
 
 def _keep_arrays(data: PairDataset, image_dir: Path, output_dir: Path) -> None:
@@ -386,12 +385,11 @@ def check_accuracy(
 def _count_labels(
     loader: DataLoader, predictor: BatchPredictor, metrics: Mapping[str, Metric]
 ) -> tuple[np.ndarray, np.ndarray, float | None]:
-    """Each image's counts (N, 3 or 7, L), as of count_labels, the sum of confusions (L, L), and the mean of the losses.
+    """Each image's counts (N, 4 or 8, L), as of count_labels, the sum of confusions (L, L), and the mean of the losses.
 
     They are summed on the device and read once, at the end.
     """
     device, num_labels = predictor.device, predictor.mask_rule.num_labels
-    scored = scored_labels(num_labels, predictor.mask_rule.has_classes)
     dataset: Any = loader.dataset
     sampler: Any = loader.sampler  # an EpochSampler, which tells which images this process scores
     counts, losses = [], []
@@ -400,11 +398,12 @@ def _count_labels(
         truths = true_labels(masks, device, predictor.mask_rule)
         labels, loss = predictor.labels_and_losses(images, truths)
         losses.append(loss)
-        counts_of_each, confusions = count_labels(labels, truths, num_labels, scored, metrics)
+        counts_of_each, confusions = count_labels(labels, truths, predictor.mask_rule, metrics)
         counts.append(counts_of_each)
         total += confusions.sum(0)
     exact = torch.device("cpu") if device.type == "mps" else device  # mps has no float64
-    all_counts = torch.zeros(len(dataset), rows_of_counts(metrics), num_labels, dtype=torch.float64, device=exact)
+    shape = len(dataset), rows_of_counts(metrics), max(2, predictor.mask_rule.channels)
+    all_counts = torch.zeros(shape, dtype=torch.float64, device=exact)
     loss_of_each = torch.zeros(len(dataset), dtype=torch.float64, device=exact)
     if counts:
         all_counts[sampler.order(0)] = torch.cat(counts).to(exact).double()

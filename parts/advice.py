@@ -119,9 +119,9 @@ def symptom(scores: Scores) -> str | None:
     """Says that one label is predicted everywhere, which cannot be right; None where it is not so."""
     held = f"though the masks hold {100 * scores.true_share:.1f} %"
     if scores.classes:
-        names, confusion = scores.classes["names"], np.array(scores.classes["confusion"])
-        predicted, true = np.flatnonzero(confusion.sum(0)), np.flatnonzero(confusion.sum(1))
-        if len(predicted) != 1 or len(true) < 2:
+        names, true = scores.classes["names"], np.flatnonzero(scores.classes["share"])
+        predicted = np.flatnonzero(_predicted_pixels(scores.classes))
+        if len(predicted) != 1 or len(true) < 2 or scores.predicted_share < 1:
             return None
         prediction = f"{names[predicted[0]]}, {held} of it, and {len(true)} classes in all"
     elif scores.predicted_share == 0 < scores.true_share:
@@ -131,6 +131,11 @@ def symptom(scores: Scores) -> str | None:
     else:
         return None
     return f"Every pixel of the validation images is predicted as {prediction}."
+
+
+def _predicted_pixels(classes: dict[str, Any]) -> np.ndarray:
+    """How many pixels each class is predicted in, of Scores.classes."""
+    return np.array(classes["predicted"]) if "predicted" in classes else np.array(classes["confusion"]).sum(0)
 
 
 def verdict(history: Sequence[dict[str, Any]], scores: Scores, steps: int, batch_size: int) -> list[str]:
@@ -178,7 +183,7 @@ def _of_missed_classes(scores: Scores) -> Iterator[str]:
     """Classes that are there and are predicted nowhere, where others are learnt."""
     if not scores.classes:
         return
-    predicted = np.array(scores.classes["confusion"]).sum(0)
+    predicted = _predicted_pixels(scores.classes)
     missed = [
         f"{name} ({100 * share:.2g} % of the pixels)"
         for name, share, pixels in zip(scores.classes["names"], scores.classes["share"], predicted)

@@ -10,7 +10,7 @@ import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -152,6 +152,8 @@ def read_annotations(places: Sequence[Folder], masks: Folder, spec: DataSpec) ->
     files = _annotation_files(images, side.place, spec)
     if not files:
         return None
+    if spec.class_files:
+        raise UserError(f"{list_files(files)}: annotations, and no masks named as CLASSES = {spec.classes!r} says.")
     faults = []
     root = side.place if side.place.is_dir() else files[0].parent
     yolo_names = _yolo_names(root) if files[0].suffix == ".txt" else []
@@ -225,17 +227,25 @@ def _take_class_files(side: Annotations, images: list[Path], spec: DataSpec) -> 
 
 
 def _draw_file(
-    mask: np.ndarray, file: Path, others: list[Path], value: int, file_rule: MaskRule, background: int
+    mask: np.ndarray, file: Path, others: list[Path], value: int, file_rule: MaskRule, background: int | None
 ) -> None:
-    """Gives `value` to the foreground of a class's mask. UnusableFile: it overlaps that of one of the `others`."""
+    """Gives `value` to the foreground of a class's mask; adds it where classes may overlap, and `background` is None.
+
+    UnusableFile: it overlaps that of one of the `others`, and may not.
+    """
     labels = read_mask(file, file_rule)
     if labels.shape != mask.shape:
         raise UnusableFile(file, f"is {size_text(labels.shape)}, and its image {size_text(mask.shape)}", _AGAIN)
     inside = labels == 1
+    if background is None:
+        mask[inside] |= value  # IGNORED has all bits already
+        mask[labels == IGNORED] = IGNORED
+        return
     overlap = int(np.count_nonzero(inside & (mask != background) & (mask != IGNORED)))
     if overlap:
         problem = f"marks {counted(overlap, 'pixel')} that another class of the image marks too: {list_files(others)}"
-        raise UnusableFile(file, problem, "Each pixel is of one class: take them out of all but one of the files")
+        cure = "Take them out of all but one of the files, or let classes overlap: OVERLAP = True (--overlap)"
+        raise UnusableFile(file, problem, cure)
     mask[(labels == IGNORED) & (mask == background)] = IGNORED
     mask[inside] = value
 
@@ -385,6 +395,9 @@ def _draw_side(side: Annotations, images: Listing, classes: list[str], folder: P
     values = tuple(range(len(names)))
     colours = tuple(map(class_colour, values))
     mask_rule = MaskRule(classes=values, names=names, colours=colours, ignored=spec.ignored_values)
+    if spec.overlap:
+        values = tuple(entry.value for entry in spec.listed_classes)
+        mask_rule = replace(mask_rule, classes=values, names=tuple(classes), colours=(), files=spec.files)
     _draw_tasks(tasks, mask_rule, side.file_rule or MaskRule(), folder.with_suffix(".json"))
     tell(f"{side.describe(of_image)}. They are drawn into masks, {printable(folder)}.")
 
@@ -410,11 +423,13 @@ def _draw_mask(mask_rule: MaskRule, file_rule: MaskRule, task: _Task) -> str:
     try:
         with within_memory(task.image):
             value_of = dict(zip(mask_rule.names, mask_rule.classes))
-            mask = draw(task.annotated, task.image, image_size(task.image), value_of, file_rule)
+            background = None if mask_rule.overlaps else 0
+            mask = draw(task.annotated, task.image, image_size(task.image), value_of, file_rule, background)
     except UnusableFile as fault:
         return str(fault)
     encoded = io.BytesIO()
-    encode_mask(mask, mask_rule).save(encoded, "PNG", **png_options(dict(zip(mask_rule.classes, mask_rule.names))))
+    options = png_options(dict(zip(mask_rule.values, mask_rule.label_names)))
+    encode_mask(mask, mask_rule).save(encoded, "PNG", **options)
     write_changed(task.mask, encoded.getvalue())
     return ""
 
@@ -425,13 +440,14 @@ def draw(
     size: Size,
     value_of: Mapping[str, int],
     file_rule: MaskRule | None = None,
-    background: int = 0,
+    background: int | None = 0,
 ) -> np.ndarray:
     """The mask of an image, uint8 (H, W): the value of each shape's class inside of it, later ones on top.
 
-    file_rule: that of Annotations. UnusableFile: what of it cannot be drawn.
+    file_rule: that of Annotations. background: what is in no shape; None: 0, and values add up where classes overlap.
+    UnusableFile: what of it cannot be drawn.
     """
-    mask = np.full(size, background, np.uint8)
+    mask = np.full(size, background or 0, np.uint8)
     for each in annotated:
         if each.size and each.size != list(size):
             problem = f"annotates it at {printable(each.size)[:60]}, but {printable(image)} is {size_text(size)}"

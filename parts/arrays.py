@@ -154,15 +154,14 @@ def points_of(mask: np.ndarray, mask_rule: MaskRule) -> np.ndarray:
     A position is row * W + column. Of a label with more pixels than POINTS they are spread evenly over all of its
     pixels; a label with fewer has -1 in the rest of its row.
     """
-    labels = range(mask_rule.num_labels) if mask_rule.has_classes else [1]
-    points = np.full((len(labels), POINTS), -1, np.int32)
-    for positions, label in zip(points, labels):
+    points = np.full((mask_rule.channels, POINTS), -1, np.int32)
+    for channel, positions in enumerate(points):
         # Row by row, because np.flatnonzero of the whole mask would take 10 bytes a pixel.
-        ends = np.cumsum([np.count_nonzero(row == label) for row in mask])
+        ends = np.cumsum([np.count_nonzero(mask_rule.where(row, channel)) for row in mask])
         chosen = np.linspace(0, ends[-1] - 1, min(ends[-1], POINTS)).astype(int)
         rows = np.searchsorted(ends, chosen, side="right")
         for index, (number, row) in enumerate(zip(chosen, rows)):
-            columns = np.flatnonzero(mask[row] == label)
+            columns = np.flatnonzero(mask_rule.where(mask[row], channel))
             # `number - ends[row]` counts back from the last pixel of its row, so it is negative.
             positions[index] = row * mask.shape[1] + columns[number - ends[row]]
     return points

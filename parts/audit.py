@@ -764,10 +764,12 @@ def _check_foreground(survey: _Survey) -> Iterator[Finding]:
 def _check_classes(survey: _Survey) -> Iterator[Finding]:
     """Classes that one side lacks, or that hardly any pixel for training has."""
     names = survey.rule.names  # none of one foreground
-    for text in missing_classes(names, {side.name: side.pixels for side in survey.counted}):
+    pixels = {side.name: survey.rule.by_class(side.pixels[:-1]) for side in survey.counted}
+    for text in missing_classes(names, pixels):
         yield Finding(f"{text}.", is_error=False)
     for side in survey.counted[:1]:
-        rare = [f"{name} ({100 * share:.2g} %)" for name, share in zip(names, side.shares) if 0 < share < RARE]
+        shares = survey.rule.by_class(side.shares)
+        rare = [f"{name} ({100 * share:.2g} %)" for name, share in zip(names, shares) if 0 < share < RARE]
         if rare:
             heading = f"Classes that hardly any pixel for training has: {', '.join(rare)}."
             yield Finding(heading, is_error=False)
@@ -829,9 +831,9 @@ def _vanishing_classes(survey: _Survey, size: tuple[int, int], shrunk: list[_Exa
         return
     before, after = np.array([example.counts for example in sample]), _counts_at(sample, survey)
     # The mean over masks of each class's share of the mask
-    shares = [(counts / counts.sum(axis=1, keepdims=True)).mean(axis=0) for counts in (before, after)]
+    shares = [(counts / counts.sum(axis=1, keepdims=True)).mean(axis=0)[:-1] for counts in (before, after)]
     lines = []
-    for name, share, left in zip(survey.rule.names, *shares):
+    for name, share, left in zip(survey.rule.names, *map(survey.rule.by_class, shares)):
         if left < share / 2:
             lines.append(f"{name}: {share:.3%} -> {left:.3%} of the pixels")
     verb = "loses" if len(lines) == 1 else "lose"
@@ -939,7 +941,7 @@ def _facts_of_values(survey: _Survey) -> Iterator[tuple[str, str]]:
     if survey.rule.has_classes:
         heading = " / ".join(["class", *(side.name for side in survey.counted)])
         rows = []
-        for name, *shares in zip(survey.rule.names, *(side.shares for side in survey.counted)):
+        for name, *shares in zip(survey.rule.names, *(survey.rule.by_class(side.shares) for side in survey.counted)):
             rows.append(" / ".join([name, *(f"{100 * share:.2g} %" for share in shares)]))
         more = f" and {len(rows) - 40} more" if len(rows) > 40 else ""
         yield "classes", f"{heading}: {', '.join(rows[:40])}{more}"

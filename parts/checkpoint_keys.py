@@ -20,7 +20,7 @@ from parts.own import is_own
 from parts.recipe import PRECISIONS
 from parts.rules import Rule, any_text, number, switch, whole
 from parts.scores import Scores
-from parts.spec import ALPHA, NAN
+from parts.spec import ALPHA, NAN, names_class_file
 
 EXPECTED = "Expected a file that train.py saved, or another PyTorch file with a state_dict"
 _MOST_CHANNELS = 2**20  # of one level
@@ -199,6 +199,13 @@ _NETWORK = Fields(
         network=Simple("the name of a network", _is_network),
     )
 )
+
+
+def _are_named_by_bits(rule: Mapping[str, Any]) -> bool:
+    """Whether classes overlap as they do where their masks are drawn, or do not at all."""
+    return not rule.get("files") or list(rule.get("classes", ())) == [2**c for c in range(len(rule["files"]))]
+
+
 _MASK_RULE = Fields(
     dict(
         kind=_one_of(NUMBERS, COLOURS, ALPHA),
@@ -210,6 +217,7 @@ _MASK_RULE = Fields(
         classes=Items(whole(0, 2**31 - 1), most=IGNORED),
         names=_NAMES,
         colours=Items(whole(0, 0xFFFFFF), most=IGNORED),
+        files=Items(Simple("a name with {}", lambda name: isinstance(name, str) and names_class_file(name)), most=7),
     ),
     conditions=(
         _are_as_many("classes", "names"),
@@ -226,6 +234,7 @@ _MASK_RULE = Fields(
             ),
         ),
         Simple("classes whose values files can hold", _written_in_bits),
+        Simple("a name for the files of each class, or none", _are_named_by_bits),
     ),
 )
 _HISTORY = Items(
@@ -251,6 +260,8 @@ _CLASS_SCORES = Fields(
         iou=Items(OrNone(_SHARE)),
         share=Items(_SHARE),
         confusion=Items(Items(_COUNT, most=IGNORED), most=IGNORED),
+        true=Items(_COUNT),
+        predicted=Items(_COUNT),
     ),
     required=("names", "dice", "iou", "share", "confusion"),
     conditions=(

@@ -1,7 +1,7 @@
 """What predict.py removes from predicted masks, and fills in, by connected areas of one label."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -21,6 +21,7 @@ class CleanUp:
     min_pixels: int = 0  # areas of fewer pixels are removed
     fill_holes: bool = False  # background that an area of one label encloses becomes that label
     background: int | None = 0  # the label whose areas are neither removed nor filled; None: there is none
+    overlapping: int = 0  # classes that overlap, each of which is cleaned up as one foreground; 0: none do
 
     @property
     def does_nothing(self) -> bool:
@@ -31,6 +32,12 @@ class CleanUp:
         """The mask after it: uint8 (H, W) of labels, another array unless there is nothing to do."""
         if self.does_nothing:
             return mask
+        if self.overlapping:
+            alone = replace(self, overlapping=0)
+            cleaned = np.zeros_like(mask)
+            for channel in range(self.overlapping):
+                cleaned |= alone(mask >> channel & 1) << channel
+            return cleaned
         removed = np.zeros(mask.shape, bool)
         for _, region in self._regions(mask):
             removed |= self._removed(region)

@@ -76,25 +76,25 @@ def make_runner(
     return Runner(network, place, dtype, batch_size=batch_size, **options)
 
 
-def mean_of_probabilities(logits: torch.Tensor) -> torch.Tensor:
+def mean_of_probabilities(logits: torch.Tensor, overlaps: bool = False) -> torch.Tensor:
     """The logits (..., C, H, W) of the mean of M networks' probabilities, of their logits float32 (M, ..., C, H, W).
 
-    Of one channel those of a sigmoid, of several those of a softmax. In logarithms, because a probability near 1 is 1
-    in float32.
+    Of one channel those of a sigmoid, of several those of a softmax, unless the classes overlap. In logarithms, because
+    a probability near 1 is 1 in float32.
     """
     if len(logits) == 1:
         return logits[0]
-    if logits.shape[-3] > 1:
+    if logits.shape[-3] > 1 and not overlaps:
         return logits.log_softmax(-3).logsumexp(0)
     return logsigmoid(logits).logsumexp(0) - logsigmoid(-logits).logsumexp(0)
 
 
-def disagreement_of(logits: torch.Tensor) -> torch.Tensor:
+def disagreement_of(logits: torch.Tensor, overlaps: bool = False) -> torch.Tensor:
     """How far apart M networks' probabilities are, 0 ... 1: (..., 1, H, W) of their logits (M, ..., C, H, W).
 
     The largest probability of the foreground less the smallest one; of classes that of the class where it is most.
     """
-    probabilities = logits.softmax(-3) if logits.shape[-3] > 1 else logits.sigmoid()
+    probabilities = logits.sigmoid() if overlaps or logits.shape[-3] == 1 else logits.softmax(-3)
     return (probabilities.amax(0) - probabilities.amin(0)).amax(-3, keepdim=True)
 
 
@@ -146,6 +146,7 @@ class Runner:
     mirrors: a key of MIRRORS; the logits are the mean over these copies
     window: a picture of more pixels than its square is cut into windows of that side
     others: further networks, whose probabilities are averaged with those of the first
+    classes_overlap: each channel has probabilities of its own, see MaskRule.overlaps
     overlap: pixels that neighbouring windows share, at most half a window; None: what makes the seams of this network
         vanish. Window and overlap are rounded up to multiples of the stride.
 
@@ -160,6 +161,7 @@ class Runner:
     window: int = 768
     overlap: int | None = None
     others: Sequence[Network] = ()
+    classes_overlap: bool = False
 
     def __post_init__(self) -> None:
         self.channels = self.network.out_channels
@@ -246,10 +248,10 @@ class Runner:
 
     def _joined(self, logits: torch.Tensor) -> torch.Tensor:
         """What the networks say together, float32 (..., planes, H, W) of their logits (M, ..., C, H, W)."""
-        mean = mean_of_probabilities(logits)
+        mean = mean_of_probabilities(logits, self.classes_overlap)
         if len(self.networks) == 1:
             return mean
-        return torch.cat([mean, disagreement_of(logits)], -3)
+        return torch.cat([mean, disagreement_of(logits, self.classes_overlap)], -3)
 
     def windows_along(self, length: int) -> list[Span]:
         """The windows along a side of `length` pixels; at every pixel the weights sum to 1."""

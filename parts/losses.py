@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from parts.errors import UserError
-from parts.masks import IGNORED
+from parts.masks import IGNORED, MaskRule
 from parts.own import faults_of, is_own, load_part
 from parts.rules import terms_of
 
@@ -34,13 +34,15 @@ class Loss(nn.Module):
     """The sum of the terms that LOSS names: logits (N, C, H, W) and targets (N, 1, H, W) -> a scalar, in float32.
 
     Targets are {0, 1} in floats, or labels in uint8, in which IGNORED counts in no term. `class_weights`: what a pixel
-    of each label counts in "bce" and "focal". UserError: a term that does not exist, or cannot be loaded.
+    of each label counts in "bce" and "focal". `mask_rule`: where classes overlap, each one's logits and labels go
+    through the terms as those of one foreground. UserError: a term that does not exist, or cannot be loaded.
     """
 
     class_weights: Tensor | None
 
-    def __init__(self, loss: Any, class_weights: Tensor | None = None) -> None:
+    def __init__(self, loss: Any, class_weights: Tensor | None = None, mask_rule: MaskRule = MaskRule()) -> None:
         super().__init__()
+        self.mask_rule = mask_rule
         self.register_buffer("class_weights", class_weights, persistent=False)
         self.terms: list[tuple[float, Callable]] = []
         self.own: list[tuple[Any, Callable]] = []  # those of the user, by what LOSS says
@@ -60,6 +62,8 @@ class Loss(nn.Module):
         self.modules_of_terms = nn.ModuleList(modules)  # so that .to(device) takes their weights along
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+        if self.mask_rule.overlaps:  # each class is one foreground, as of an image of its own
+            logits, targets = logits.flatten(0, 1).unsqueeze(1), self.mask_rule.foregrounds_of(targets)
         kept = torch.ones_like(targets, dtype=torch.bool)
         if targets.dtype == torch.uint8:
             kept = targets != IGNORED
@@ -72,6 +76,7 @@ class Loss(nn.Module):
 
     def checked(self, channels: int) -> Loss:
         """The loss itself, after a trial of the user's own terms on a small batch. UserError: what one does wrong."""
+        channels = 1 if self.mask_rule.overlaps else channels
         for name, term in self.own:
             with faults_of("LOSS", name, CONTRACT), torch.enable_grad():
                 device = next((value.device for value in self.buffers()), torch.device("cpu"))
@@ -98,15 +103,19 @@ def _described(value: Any) -> str:
     return f"a {type(value).__name__}"
 
 
-def label_weights(chosen: str | Sequence[float] | None, shares: Sequence[float]) -> Tensor | None:
+def label_weights(
+    chosen: str | Sequence[float] | None, shares: Sequence[float], overlaps: bool = False
+) -> Tensor | None:
     """What a pixel of each label counts, as CLASS_WEIGHTS says: float32 (labels,), or None where all count alike.
 
     `shares`: that of each label in the pixels of training. "auto": 1 / ln(1.02 + share), from 1.4 for a label that
     covers everything to 50 for one that is hardly there, as Paszke et al.: ENet, 2016, section 5.2. UserError: there
-    are more or fewer labels than weights.
+    are more or fewer labels than weights, or the classes overlap.
     """
     if chosen is None:
         return None
+    if overlaps:
+        raise UserError("CLASS_WEIGHTS is for classes that do not overlap: with OVERLAP leave it at None.")
     if isinstance(chosen, str):
         return 1 / torch.log(1.02 + torch.tensor(shares, dtype=torch.float32))
     if len(chosen) != len(shares):

@@ -354,7 +354,8 @@ def _read_classes(census: Census) -> MaskRule:
     """Every value is a class or ignored."""
     present = set(census.counts) - set(census.ignored)
     values = [entry.value for entry in census.listed]
-    unknown = sorted(present - set(values))
+    known = range(2 ** len(values)) if census.spec.overlap else values  # sums of classes that overlap
+    unknown = sorted(present.difference(known))
     if census.kind == NUMBERS and census.blurred:
         raise _blurred(census.blurred, "classes")
     if census.kind == COLOURS and unknown:
@@ -363,6 +364,7 @@ def _read_classes(census: Census) -> MaskRule:
         _refuse_object_numbers(census)
         values, unknown = sorted(present), []
     faults = _class_faults(census, values)
+    faults += [f"{name_value(value, census.kind)} is in MASK_IGNORE too" for value in known if value in census.ignored]
     if faults:
         raise UserError(f"CLASSES = {census.spec.classes!r}: {'; '.join(faults)}. Change CLASSES.")
     if unknown:
@@ -370,7 +372,8 @@ def _read_classes(census: Census) -> MaskRule:
     names = [entry.name for entry in census.listed if entry.name]
     names = names or [census.names.get(value, name_value(value, census.kind)) for value in values]
     colours = tuple(values) if census.kind == COLOURS else _class_colours(values, census.palette)
-    return MaskRule(census.kind, (), (), classes=tuple(values), names=tuple(names), colours=colours)
+    files = census.spec.files
+    return MaskRule(census.kind, (), (), classes=tuple(values), names=tuple(names), colours=colours, files=files)
 
 
 def _class_faults(census: Census, values: list[int]) -> list[str]:
@@ -378,7 +381,6 @@ def _class_faults(census: Census, values: list[int]) -> list[str]:
     names = [entry.name for entry in census.listed if entry.name is not None]
     faults = [f"{name_value(value, census.kind)} is given to two classes" for value in _repeated(values)]
     faults += [f"two classes are called {name}" for name in _repeated(names)]
-    faults += [f"{name_value(value, census.kind)} is in MASK_IGNORE too" for value in values if value in census.ignored]
     if census.kind == NUMBERS:
         faults += [f"{value} is more than the 65535 of 16 bits" for value in values if value > 65535]
     if len(values) > MOST_CLASSES:

@@ -1,7 +1,9 @@
 """One mask: what its file holds (Observation), what its values mean (MaskRule), and the mask in memory.
 
 In memory a mask is uint8 (H, W): {0, 1} for one foreground, class indices 0 ... C-1 for C classes, and IGNORED for
-pixels that are neither trained on nor scored.
+pixels that are neither trained on nor scored. Where classes overlap (OVERLAP) a label is a set of classes, the sum of
+2**c over its classes c: so masks are bytes of one plane for them too, and whatever moves, cuts, stores and counts
+labels works on sets as it is. Only what needs a mask of each class asks for these (`where`, `foregrounds_of`).
 Grey values, palette indices and colours are different kinds of values. A file that could be read in two ways is
 refused with a message that says what to do; nothing is guessed.
 """
@@ -364,6 +366,12 @@ class MaskRule:
     classes: tuple[int, ...] = ()  # the value of each class, in the order of their indices
     names: tuple[str, ...] = ()  # of the classes; a value in words where no name was given
     colours: tuple[int, ...] = ()  # 0xRRGGBB of each class, where the masks have colours
+    files: tuple[str, ...] = ()  # of classes that overlap: how each one's own masks are named; values of sets are sums
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether a pixel may be of several classes."""
+        return bool(self.files)
 
     @property
     def has_classes(self) -> bool:
@@ -377,13 +385,21 @@ class MaskRule:
 
     @property
     def num_labels(self) -> int:
-        """The number of labels of a mask in memory without IGNORED: 2 for one foreground, or one per class."""
-        return len(self.classes) or 2
+        """The number of labels of a mask in memory without IGNORED: 2 for one foreground, one per class, or set."""
+        return 2 ** len(self.classes) if self.overlaps else len(self.classes) or 2
 
     @property
     def label_names(self) -> tuple[str, ...]:
-        """The name of each label: those of the classes, or background and foreground."""
+        """The name of each label: those of the classes, or sets of them, or background and foreground."""
+        if self.overlaps:
+            held = [np.array(self.names)[classes] for classes in members(self.channels).astype(bool)]
+            return tuple(" + ".join(names) or BACKGROUND for names in held)
         return self.names if self.has_classes else (BACKGROUND, "foreground")
+
+    @property
+    def values(self) -> tuple[int, ...]:
+        """The value of each label of classes in a file."""
+        return tuple(range(self.num_labels)) if self.overlaps else self.classes
 
     @property
     def is_binary(self) -> bool:
@@ -392,12 +408,32 @@ class MaskRule:
 
     def labels_of(self, logits: "torch.Tensor") -> "torch.Tensor":
         """The predicted labels, uint8 (N, 1, H, W), of logits (N, channels, H, W)."""
+        if self.overlaps:
+            return sum((logits[:, [c]] > 0).byte() << c for c in range(self.channels))  # type: ignore[return-value]
         labels = logits.argmax(1, keepdim=True) if self.has_classes else logits > 0
         return labels.byte()
 
+    def where(self, mask: np.ndarray, channel: int) -> np.ndarray:
+        """Where a mask of labels holds the foreground (channel 0), or a class: booleans of its shape."""
+        if self.overlaps:
+            return (mask >> channel & 1).astype(bool) & (mask != IGNORED)
+        return mask == (channel if self.has_classes else 1)
+
+    def foregrounds_of(self, labels: "torch.Tensor") -> "torch.Tensor":
+        """Labels (N, ..., H, W) of C classes that overlap, as masks of one foreground each: uint8 (N * C, 1, H, W)."""
+        labels = labels.reshape(len(labels), 1, *labels.shape[-2:])
+        ignored = (labels == IGNORED).byte() * IGNORED
+        bits = labels.new_tensor(range(self.channels)).view(-1, 1, 1)
+        return (labels >> bits & 1 | ignored).flatten(0, 1).unsqueeze(1)
+
+    def by_class(self, counts: np.ndarray) -> np.ndarray:
+        """Counts or shares (..., labels) as those of each class (..., C), which they are unless classes overlap."""
+        return counts @ members(self.channels) if self.overlaps else counts
+
     def to_dict(self) -> dict[str, Any]:
-        """The rule as plain types, for JSON and checkpoints."""
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        """The rule as plain types, for JSON and checkpoints; without `files` where there are none, as it always was."""
+        plain = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        return plain if self.overlaps else {name: value for name, value in plain.items() if name != "files"}
 
     @classmethod
     def from_dict(cls, plain: dict[str, Any]) -> "MaskRule":
@@ -432,7 +468,14 @@ class MaskRule:
         text = f"there are {len(self.classes)} classes: {', '.join(listed)}"
         if len(self.classes) > 12:
             text += f" and {len(self.classes) - 12} more"
+        if self.overlaps:
+            text += ", whose values add up where they overlap"
         return text
+
+
+def members(num_classes: int) -> np.ndarray:
+    """Which classes each set of them holds, sets by their labels: {0, 1}, int64 (2**C, C)."""
+    return np.arange(2**num_classes)[:, None] >> np.arange(num_classes) & 1
 
 
 def list_values(values: Iterable[int], kind: str) -> str:
@@ -583,7 +626,7 @@ def _labels_of_values(values: np.ndarray, mask_rule: MaskRule) -> np.ndarray:
         twice = 2 * values.astype(np.int32)  # against the sum of the ends, without fractions
         return (twice > low + high if high > low else twice < low + high).astype(np.uint8)
     label_of_value = dict.fromkeys(mask_rule.background, 0) | dict.fromkeys(mask_rule.foreground, 1)
-    label_of_value |= {value: index for index, value in enumerate(mask_rule.classes)}
+    label_of_value |= {value: label for label, value in enumerate(mask_rule.values)}
     label_of_value |= dict.fromkeys(mask_rule.ignored, IGNORED)
     limits = np.iinfo(values.dtype)  # what the array cannot hold need not be searched
     known = sorted(value for value in label_of_value if limits.min <= value <= limits.max)
@@ -613,7 +656,7 @@ def encode_mask(mask: np.ndarray, mask_rule: MaskRule) -> Image.Image:
     if not mask_rule.has_classes:
         return Image.fromarray((mask == 1) * np.uint8(255))
     values = np.zeros(256, np.int32)
-    values[: len(mask_rule.classes)] = mask_rule.classes
+    values[: mask_rule.num_labels] = mask_rule.values
     values[IGNORED] = next((value for value in mask_rule.ignored if value >= 0), 0)
     if mask_rule.kind == COLOURS:
         return Image.fromarray(unpack(values)[mask])
@@ -625,6 +668,13 @@ def encode_mask(mask: np.ndarray, mask_rule: MaskRule) -> Image.Image:
         palette[list(mask_rule.classes)] = mask_rule.colours
         picture.putpalette(unpack(palette).ravel().tolist())
     return picture
+
+
+def encode_masks(mask: np.ndarray, mask_rule: MaskRule) -> list[Image.Image]:
+    """What predict.py writes of a mask in memory: one picture, or where classes overlap that of each foreground."""
+    if not mask_rule.overlaps:
+        return [encode_mask(mask, mask_rule)]
+    return [encode_mask(mask_rule.where(mask, channel), MaskRule()) for channel in range(mask_rule.channels)]
 
 
 def resize_mask(mask: np.ndarray, size: Size) -> np.ndarray:

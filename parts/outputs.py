@@ -29,7 +29,7 @@ from parts.audit import ALPHA_DROPPED
 from parts.errors import UserError, counted, escaped, list_files, tell
 from parts.files import write_csv, write_whole
 from parts.images import resize_image
-from parts.masks import IGNORED, NUMBERS, MaskRule, encode_mask
+from parts.masks import IGNORED, NUMBERS, MaskRule, encode_masks
 from parts.names import Picture
 from parts.pictures import Example, Palette
 from parts.predictions import Output, Prediction, Result, lead_of
@@ -65,7 +65,8 @@ _BINS = 256  # of probability: thresholds are multiples of 1/256
 class Masks(Output):
     """folder/name.png: the mask at the picture's own size.
 
-    Of one foreground 0 and 255; of classes in the encoding of the masks that the network was trained on.
+    Of one foreground 0 and 255; of classes in the encoding of the masks that the network was trained on. Of classes
+    that overlap one of each, 0 and 255, named as those of training.
     """
 
     def __init__(self, folder: Path, mask_rule: MaskRule) -> None:
@@ -73,17 +74,21 @@ class Masks(Output):
         self.mask_rule = mask_rule
 
     def paths(self, picture: Picture) -> list[Path]:
-        """The file of a picture's mask."""
-        return [_file_of(picture, self.folder, ".png")]
+        """The file of a picture's mask, or of each class's."""
+        names = [name.replace("{}", str(picture.name)) for name in self.mask_rule.files] or [str(picture.name)]
+        return [self.folder / f"{name}.png" for name in names]
 
     def make(self, prediction: Prediction) -> None:
-        """Writes the mask."""
-        pictures.save_image(self.paths(prediction.picture)[0], encode_mask(prediction.mask, self.mask_rule))
+        """Writes the mask, or masks."""
+        masks = encode_masks(prediction.mask, self.mask_rule)
+        for path, mask in zip(self.paths(prediction.picture), masks):
+            pictures.save_image(path, mask)
 
     def report(self) -> None:
         """Says where masks of classes look black in a viewer."""
         rule = self.mask_rule
-        if rule.has_classes and rule.kind == NUMBERS and not rule.colours and max(rule.classes) < _LOOKS_BLACK:
+        is_grey = rule.has_classes and not rule.overlaps and rule.kind == NUMBERS and not rule.colours
+        if is_grey and max(rule.classes) < _LOOKS_BLACK:
             tell(
                 f"The masks hold values up to {max(rule.classes)}, which look black. --overlays shows the classes over "
                 "the images, and --palette gives the masks colours that change no value."
@@ -95,7 +100,7 @@ def rule_with_palette(rule: MaskRule) -> MaskRule:
 
     UserError: these masks have no room for one.
     """
-    if not rule.has_classes or rule.kind != NUMBERS or max(rule.classes) > 255:
+    if not rule.has_classes or rule.overlaps or rule.kind != NUMBERS or max(rule.classes) > 255:
         problem = f"PALETTE colours masks of classes with values up to 255, and in these {rule.describe()}"
         raise UserError(f"{problem}. Leave it out; --overlays shows any masks.")
     return replace(rule, colours=tuple(map(pack_color, Palette.of(rule).colours)))
@@ -304,8 +309,7 @@ class PictureScores(Output):
         self.worst_path = folder / "worst.png"
         self.truths = truths
         self.mask_rule = mask_rule
-        self.scored = scored_labels(mask_rule.num_labels, mask_rule.has_classes)
-        # Of L labels and each picture, int64 (7, L), as of count_labels
+        # Of L labels and each picture, int64 (8, L), as of count_labels
         self.counts: dict[Picture, np.ndarray] = {}
         self.confusion = np.zeros((mask_rule.num_labels, mask_rule.num_labels), np.int64)  # of all pictures
         self.counts_before: list[np.ndarray] = []  # as counts, of masks before the clean-up, where there is one
@@ -318,7 +322,7 @@ class PictureScores(Output):
         return dict.fromkeys([self.path, self.worst_path], "the scores")
 
     def make(self, prediction: Prediction) -> tuple[np.ndarray, np.ndarray] | None:
-        """A picture's counts (1, 7, L) and confusion (1, L, L), as of count_labels; None where there is no true mask.
+        """A picture's counts (1, 8, L) and confusion (1, L, L), as of count_labels; None where there is no true mask.
 
         Where masks are cleaned up there are two of each, the second before that.
         """
@@ -329,11 +333,11 @@ class PictureScores(Output):
         if not prediction.decision.clean_up.does_nothing:
             masks.append(prediction.decided_at(truth.shape))
         labels, truths = (torch.from_numpy(np.stack(arrays)) for arrays in (masks, [truth] * len(masks)))
-        counts, confusions = count_labels(labels, truths, self.mask_rule.num_labels, self.scored, KNOWN_METRICS)
+        counts, confusions = count_labels(labels, truths, self.mask_rule, KNOWN_METRICS)
         return counts.numpy(), confusions.numpy()
 
     def take(self, result: Result) -> None:
-        """Keeps a picture's counts, seven of each label: whole tables of many classes would fill memory."""
+        """Keeps a picture's counts, eight of each label: whole tables of many classes would fill memory."""
         if result.made.get(self) is not None:
             (counts, *before), confusions = result.made[self]
             self.counts[result.picture] = counts
@@ -349,7 +353,7 @@ class PictureScores(Output):
             write_csv(self.path, list(columns), [list(map(_cell, row)) for row in zip(*columns.values())])
 
     def _columns(self, counts: np.ndarray) -> dict[str, list]:
-        """{column of scores.csv: its cells}, of the pictures' counts (N, 7, L)."""
+        """{column of scores.csv: its cells}, of the pictures' counts (N, 8, L)."""
         scores = self.scores
         columns: dict[str, list] = {"image": [*map(str, self.counts), "mean"], "dice": [*scores.per_image, scores.dice]}
         both, predicted, true = np.moveaxis(counts[:, :3], 1, 0)
@@ -363,7 +367,7 @@ class PictureScores(Output):
             for name, pixels in dict(pixels_in_both=both, predicted_pixels=predicted, true_pixels=true).items():
                 columns[name] = [*pixels[:, 1], None]
         for name, metric in KNOWN_METRICS.items():
-            by_label = [metric_of_each(metric, counts, label) for label in self.scored]
+            by_label = [metric_of_each(metric, counts, label) for label in scored_labels(self.mask_rule.channels)]
             columns[name] = [*map(mean_of_numbers, zip(*by_label)), scores.metrics[name]]
         return columns
 
@@ -570,7 +574,7 @@ class UniformMasks(Output):
         if self.mask_rule.has_classes:
             labels = set(self.labels.values())
             if len(labels) == 1 and (label := labels.pop()) is not None:
-                name = self.mask_rule.names[label]
+                name = self.mask_rule.label_names[label]
                 tell(f"Every pixel of them is predicted as {name}. Where something else should be: {cure}")
             return
         empty = [picture for picture, label in self.labels.items() if label == 0]

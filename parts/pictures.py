@@ -21,7 +21,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from parts.files import write_whole
 from parts.images import decode, resize_image
-from parts.masks import IGNORED, MaskRule, resize_mask
+from parts.masks import IGNORED, MaskRule, members, resize_mask
 from parts.spec import Color
 
 if TYPE_CHECKING:  # matplotlib takes half a second to load, and only some runs draw curves
@@ -108,6 +108,11 @@ class Palette:
         """
         if mask_rule is None or not mask_rule.has_classes:
             return ForegroundPalette(MaskRule().label_names, (BLACK, WHITE), bands)
+        if mask_rule.overlaps:  # of each set of classes the mean of their colours
+            colours_of = np.array(class_colours()[1 : 1 + len(mask_rule.names)])
+            held = [colours_of[classes.astype(bool)] for classes in members(len(mask_rule.names))[1:]]
+            means: list[Color] = [tuple(own.mean(0).astype(int).tolist()) for own in held]
+            return Palette(mask_rule.label_names, (BLACK, *means), bands)
         own: list[Color] = [(value >> 16, value >> 8 & 255, value & 255) for value in mask_rule.colours]
         colours = own if own and _apart(own) else class_colours()[: len(mask_rule.names)]
         return Palette(mask_rule.names, tuple(colours), bands)
@@ -642,16 +647,19 @@ def _mark_best(axes: Axes, columns: Columns) -> None:
     axes.plot(epoch, dice, "o", label=label, markersize=11, fillstyle="none", color="#d55e00", markeredgewidth=1.8)
 
 
-def draw_confusion(confusion: Sequence[Sequence[int]], names: Sequence[str], path: str | Path) -> None:
+def draw_confusion(
+    confusion: Sequence[Sequence[int]], names: Sequence[str], path: str | Path, true: Sequence[int] | None = None
+) -> None:
     """Draws as what each true class was predicted, as a heat map at `path`.
 
     confusion: counts of pixels (C, C), rows the true classes, columns the predicted ones; names: C texts. Each row
-    is shown in per cent of its sum; that of a class without pixels is grey.
+    is shown in per cent of its sum; that of a class without pixels is grey. true: the pixels of each class, where
+    classes overlap, and more than one column may have a pixel.
     """
     from matplotlib import colormaps
 
     counts = np.asarray(confusion, np.float64)
-    totals = counts.sum(axis=1, keepdims=True)
+    totals = counts.sum(axis=1, keepdims=True) if true is None else np.array(true, np.float64)[:, None]
     share = np.ma.masked_invalid(np.divide(100 * counts, totals, out=np.full_like(counts, np.nan), where=totals > 0))
     names = [_shortened(name) for name in names]
     count = len(names)

@@ -141,11 +141,15 @@ def _is_dark(decoded: Decoded | Bands, picture: Picture, channels: int) -> bool:
 
 @dataclass(frozen=True)
 class Decision:
-    """How logits become labels: classes by the highest logit, one foreground by a threshold of its probability."""
+    """How logits become labels: classes by the highest logit, one foreground by a threshold of its probability.
+
+    Where classes overlap each of them is decided as one foreground.
+    """
 
     channels: int = 1  # of the network: 1 for one foreground, or a channel for each class
-    threshold: float = 0.5  # for one foreground alone
+    threshold: float = 0.5  # for one foreground, and classes that overlap
     clean_up: CleanUp = NOTHING  # of the mask at the picture's own size
+    overlaps: bool = False
 
     @property
     def cut(self) -> float:
@@ -219,7 +223,7 @@ class Prediction:
         return resize_image(self.apart[0], self.size)
 
     def _decide(self, size: Size) -> np.ndarray:
-        classified = classify(self.logits, size, self.decision.cut)
+        classified = classify(self.logits, size, self.decision.cut, self.decision.overlaps)
         if size == self.size:
             self._lead = classified.lead
         return classified.mask
@@ -246,7 +250,7 @@ class BandedPrediction(Prediction):
         rows = slice(top, top + planes.shape[1])
         self.has_nan = self.has_nan or bool(np.isnan(planes).any())
         logits, self.apart[:, rows] = np.split(planes, [self.decision.channels])
-        classified = classify(logits, (logits.shape[1], logits.shape[2]))
+        classified = classify(logits, (logits.shape[1], logits.shape[2]), self.decision.cut, self.decision.overlaps)
         self._decided[self.size][rows] = classified.mask
         if self._bits:
             for whole, band in zip(self._maps, probability_maps(logits, classified.lead, self._bits)):
@@ -264,7 +268,7 @@ class Classified(NamedTuple):
     """The label of each pixel, and how sure that is."""
 
     mask: np.ndarray  # uint8 (H, W)
-    lead: np.ndarray  # float32 (H, W): how far the highest logit lies above that of label 0
+    lead: np.ndarray  # float32 (H, W): how far the highest logit lies above that of label 0; (C, H, W) of foregrounds
 
 
 def lead_of(logits: np.ndarray, label: int, size: Size) -> np.ndarray:
@@ -276,13 +280,17 @@ def lead_of(logits: np.ndarray, label: int, size: Size) -> np.ndarray:
     return resize_image(plane, size)
 
 
-def classify(logits: np.ndarray, size: Size, cut: float = 0.0) -> Classified:
+def classify(logits: np.ndarray, size: Size, cut: float = 0.0, overlaps: bool = False) -> Classified:
     """The label with the highest logit in each pixel, at `size`; of one foreground where its logit is above `cut`.
 
     logits: float32 (C, h, w), of which one plane at a time is enlarged. Each is compared by how far it lies above that
     of label 0, so that two classes give the mask that one foreground gives with the difference of their logits. Of
-    equal ones the first wins.
+    equal ones the first wins. Where classes overlap the label is the set of those whose logits are above `cut`.
     """
+    if overlaps:
+        each = [classify(plane[None], size, cut) for plane in logits]
+        mask = np.bitwise_or.reduce([one.mask << c for c, one in enumerate(each)])
+        return Classified(mask.astype(np.uint8), np.stack([one.lead for one in each]))
     mask, lead = np.zeros(size, np.uint8), np.full(size, cut, np.float32)  # label 0 leads itself by 0
     for label in range(1, max(2, len(logits))):
         plane = lead_of(logits, label, size)
@@ -296,6 +304,10 @@ def probability_maps(logits: np.ndarray, lead: np.ndarray, bits: int) -> Iterato
 
     lead: as classify gives it for `logits`
     """
+    if lead.ndim == 3:  # of classes that overlap
+        for plane, own in zip(logits, lead):
+            yield from probability_maps(plane[None], own, bits)
+        return
 
     def power(label: int) -> np.ndarray:
         """e to the power of how far below the highest logit that of a label lies."""

@@ -1,6 +1,7 @@
 """Scores of predicted masks: counts of pixels, and every score that is made of them.
 
 One foreground is counted as two classes are, background and foreground; its scores are those of the foreground alone.
+Where classes overlap each of them is counted as one foreground, and confusions are those of sets of classes.
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from parts.errors import UserError
+from parts.masks import MaskRule, members
 from parts.own import faults_of, is_own, load_part, name_of_part
 
+ONE_FOREGROUND = MaskRule()
 _COUNTED = 2**22  # pixels of an image that are counted at once: each takes 24 bytes then
 
 
@@ -45,7 +48,8 @@ class Scores:
     true_share: float  # with classes, of that same class
     per_image: list[float] = field(repr=False)  # each image's Dice, in the dataset's order; with classes, their mean
     # By class, in lists: "names"; "dice", "iou" (None for a class that is neither true nor predicted in any image);
-    # "share" of the true pixels; "confusion", counts of pixels, rows true, columns predicted. None for one foreground
+    # "share" of the true pixels; "confusion", counts of pixels, rows true, columns predicted. None for one foreground.
+    # Where classes overlap "confusion" says which occur together, and "true" and "predicted" how many pixels each has
     classes: dict[str, Any] | None = field(default=None, repr=False)
     metrics: dict[str, float] = field(default_factory=dict)  # what METRICS asks for, by name
     baseline: float = 0.0  # the Dice of predicting one label everywhere: foreground, or the most frequent class
@@ -71,8 +75,10 @@ def count_confusion(labels: Tensor, truths: Tensor, num_labels: int) -> Tensor:
 
 
 def overlap_of(confusions: Tensor) -> Tensor:
-    """Counts the pixels of each label, of confusions (N, L, L): int64 (N, 3, L), rows in both, predicted, true."""
-    return torch.stack([confusions.diagonal(dim1=1, dim2=2), confusions.sum(1), confusions.sum(2)], dim=1)
+    """Counts the pixels of each label, of confusions (N, L, L): int64 (N, 4, L), rows in both, predicted, true, all."""
+    true = confusions.sum(2)
+    pixels = true.sum(1, keepdim=True).expand_as(true)
+    return torch.stack([confusions.diagonal(dim1=1, dim2=2), confusions.sum(1), true, pixels], dim=1)
 
 
 _TOLERANCE = 0.0075  # of an image's diagonal: how far from each other two boundaries are the same, at least a pixel
@@ -117,28 +123,33 @@ def _spread(mask: Tensor, reach: int) -> Tensor:
 
 
 def count_labels(
-    labels: Tensor, truths: Tensor, num_labels: int, scored: Sequence[int], metrics: Mapping[str, Metric]
+    labels: Tensor, truths: Tensor, mask_rule: MaskRule, metrics: Mapping[str, Metric]
 ) -> tuple[Tensor, Tensor]:
-    """Each image's counts of every label (N, 3, L), and its confusion (N, L, L); both int64.
+    """Each image's counts of every label (N, 4, L), as of overlap_of, and its confusion (N, L, L); both int64.
 
-    Where one of the `metrics` is `boundary` the counts are (N, 7, L): the last four are those of count_edges, for the
-    labels `scored`.
+    Where one of the `metrics` is `boundary` the counts are (N, 8, L): the last four are those of count_edges. Of C
+    classes that overlap they are (N, 4 or 8, C), as of one foreground each.
     """
-    confusions = count_confusion(labels, truths, num_labels)
+    confusions = count_confusion(labels, truths, mask_rule.num_labels)
+    if mask_rule.overlaps:
+        each = mask_rule.foregrounds_of(labels), mask_rule.foregrounds_of(truths)
+        counts = count_labels(*each, ONE_FOREGROUND, metrics)[0][..., 1]  # (N * C, 4 or 8)
+        return counts.reshape(len(labels), mask_rule.channels, -1).transpose(1, 2), confusions
     counts = overlap_of(confusions)
-    if rows_of_counts(metrics) > 3:
-        counts = torch.cat([counts, count_edges(labels, truths, num_labels, scored)], 1)
+    if rows_of_counts(metrics) > 4:
+        edges = count_edges(labels, truths, mask_rule.num_labels, scored_labels(mask_rule.channels))
+        counts = torch.cat([counts, edges], 1)
     return counts, confusions
 
 
 def rows_of_counts(metrics: Mapping[str, Metric]) -> int:
-    """How many counts of each image and label the `metrics` need, as of count_labels: 3, or 7 with boundaries."""
-    return 7 if boundary in metrics.values() else 3
+    """How many counts of each image and label the `metrics` need, as of count_labels: 4, or 8 with boundaries."""
+    return 8 if boundary in metrics.values() else 4
 
 
-def scored_labels(num_labels: int, has_classes: bool) -> range:
-    """The labels that have scores: all classes, or the one foreground."""
-    return range(num_labels) if has_classes else range(1, 2)
+def scored_labels(channels: int) -> range:
+    """The columns of counts that have scores: all classes, or of one channel, and two columns, the foreground."""
+    return range(channels) if channels > 1 else range(1, 2)
 
 
 def dice_from_counts(both: np.ndarray, predicted: np.ndarray, true: np.ndarray) -> np.ndarray:
@@ -228,15 +239,14 @@ def _of_own(chosen: Any, metric: Metric, tp: int, fp: int, fn: int, tn: int) -> 
 
 
 def metric_of_each(metric: Metric, counts: np.ndarray, label: int) -> list[float]:
-    """A metric of each image, of their counts (N, 3 or 7, L), as of count_labels; NaN for an image that has none.
+    """A metric of each image, of their counts (N, 4 or 8, L), as of count_labels; NaN for an image that has none.
 
     An image in which there is nothing of the label and nothing is predicted has none.
     """
-    both, predicted, true = counts[:, :3, label].T.astype(np.int64)
+    both, predicted, true, pixels = counts[:, :4, label].T.astype(np.int64)
     if metric is boundary:
-        counted = counts[:, 3:, label].astype(np.int64)
+        counted = counts[:, 4:, label].astype(np.int64)
     else:
-        pixels = counts[:, 2].sum(1).astype(np.int64)
         counted = np.stack([both, predicted - both, true - both, pixels - predicted - true + both], 1)
     present = (predicted + true > 0).tolist()
     return [float(metric(*row)) if is_there else math.nan for row, is_there in zip(counted.tolist(), present)]
@@ -245,7 +255,7 @@ def metric_of_each(metric: Metric, counts: np.ndarray, label: int) -> list[float
 def mean_metric(metric: Metric, counts: np.ndarray, labels: Sequence[int]) -> float:
     """A metric's mean, as that of Dice: over images, of several classes over each one's images, then over the classes.
 
-    counts: (N, 3 or 7, L), as of count_labels. labels: those that are scored, the foreground or all classes. A NaN
+    counts: (N, 4 or 8, L), as of count_labels. labels: those that are scored, the foreground or all classes. A NaN
     does not count.
     """
     return mean_of_numbers([mean_of_numbers(metric_of_each(metric, counts, label)) for label in labels])
@@ -263,26 +273,26 @@ def mean_of_numbers(values: Sequence[float]) -> float:
 def scores_of(
     counts: np.ndarray, confusion: np.ndarray, class_names: Sequence[str], metrics: Mapping[str, Metric] | None = None
 ) -> Scores:
-    """The Scores of all images, from each one's counts (N, 3 or 7, L), as of count_labels, and the sum of confusions.
+    """The Scores of all images, from each one's counts (N, 4 or 8, L), as of count_labels, and the sum of confusions.
 
     class_names: those of a MaskRule, () for one foreground. metrics: as of load_metrics.
     """
     counts = np.asarray(counts)
-    overlap, labels = counts[:, :3], scored_labels(len(class_names), bool(class_names))
+    overlap, labels = counts[:, :3], scored_labels(len(class_names))
     if class_names:
         scores = class_scores(overlap, confusion, class_names)
     else:
         scores = _foreground_scores(overlap, confusion)
-    scores.baseline = _baseline(overlap, labels)
+    scores.baseline = _baseline(counts, labels)
     scores.metrics = {name: mean_metric(metric, counts, labels) for name, metric in (metrics or {}).items()}
     return scores
 
 
-def _baseline(overlap: np.ndarray, labels: Sequence[int]) -> float:
-    """The Dice of predicting one of the `labels` everywhere, the most frequent one; of counts (N, 3, L)."""
-    true = overlap[:, 2]
+def _baseline(counts: np.ndarray, labels: Sequence[int]) -> float:
+    """The Dice of predicting one of the `labels` everywhere, the most frequent one; of counts (N, 4 or 8, L)."""
+    true = counts[:, 2]
     label = max(labels, key=lambda label: true[:, label].sum())
-    dice = dice_from_counts(true[:, label], true.sum(1), true[:, label])
+    dice = dice_from_counts(true[:, label], counts[:, 3, label], true[:, label])
     if len(labels) == 1:
         return float(dice.mean())
     scored = int((true.sum(0) > 0).sum())
@@ -308,10 +318,18 @@ def _foreground_scores(overlap: np.ndarray, confusion: np.ndarray) -> Scores:
 
 
 def class_scores(overlap: np.ndarray, confusion: np.ndarray, names: Sequence[str]) -> Scores:
-    """The Scores of several classes, from each image's counts (N, 3, C) and the sum of confusions (C, C)."""
+    """The Scores of several classes, from each image's counts (N, 3, C) and the sum of confusions (C, C).
+
+    Where classes overlap confusions are those of their sets, (2**C, 2**C).
+    """
     both, predicted, true = np.moveaxis(np.asarray(overlap), 1, 0)
     confusion = np.asarray(confusion).astype(np.int64)
-    columns, rows, pixels = confusion.sum(0), confusion.sum(1), max(1, confusion.sum())
+    pixels, right = max(1, confusion.sum()), confusion.trace()
+    columns, rows, together = predicted.sum(0), true.sum(0), {}
+    if len(confusion) > len(names):
+        held = members(len(names))
+        confusion = held.T @ confusion @ held
+        together = dict(true=rows.astype(int).tolist(), predicted=columns.astype(int).tolist())
 
     # Of each image and class, where the class is true or predicted; elsewhere it has no Dice
     present = predicted + true > 0
@@ -320,14 +338,14 @@ def class_scores(overlap: np.ndarray, confusion: np.ndarray, names: Sequence[str
     by_class = dice.sum(0) / np.maximum(images, 1)
     per_image = np.where(present.any(1), dice.sum(1) / np.maximum(present.sum(1), 1), 1.0)
 
-    iou = iou_from_counts(confusion.diagonal(), columns, rows)
+    iou = iou_from_counts(both.sum(0), columns, rows)
     scored = images > 0
     mean_dice = mean_iou = 1.0
     if scored.any():
         mean_dice, mean_iou = float(by_class[scored].mean()), float(iou[scored].mean())
     most = int(columns.argmax())
     return Scores(
-        accuracy=float(confusion.trace() / pixels),
+        accuracy=float(right / pixels),
         dice=mean_dice,
         dice_nonempty=mean_dice,
         iou=mean_iou,
@@ -340,6 +358,7 @@ def class_scores(overlap: np.ndarray, confusion: np.ndarray, names: Sequence[str
             iou=[float(value) if has_one else None for value, has_one in zip(iou, scored)],
             share=(rows / pixels).tolist(),
             confusion=confusion.tolist(),
+            **together,
         ),
     )
 

@@ -30,6 +30,7 @@ ALL = "all"  # as CLASSES: every value that the masks hold
 AUTO = "auto"  # as IMAGE_RANGE: that of nearly all values for training; as GROUP: the patterns GROUPS; as CHANNELS: all
 
 STRETCH, PAD = "stretch", "pad"  # as FIT
+MOST_OVERLAPPING = 7  # classes of which a pixel may have several: a bit each of a mask's bytes, of which 255 is ignored
 
 Color = tuple[int, int, int]  # red, green, blue
 
@@ -61,6 +62,7 @@ class DataSpec:
     mask_name: str | None = None  # MASK_NAME: a mask's name, with {} for its image's
     resize_masks: bool = False  # RESIZE_MASKS: masks of another size than their image are brought to it
     fit: str = STRETCH  # FIT: "stretch" or "pad", how images become IMAGE_SIZE
+    overlap: bool = False  # OVERLAP: a pixel may be of several classes, each of which has masks of its own
     skip_unpaired: bool = False  # SKIP_UNPAIRED: leave out images without a mask and masks without an image
 
     @classmethod
@@ -86,6 +88,17 @@ class DataSpec:
             raise UserError(
                 f"CLASSES = {self.classes!r} and MASK_FOREGROUND = {self.foreground!r}: CLASSES trains on several "
                 "classes, MASK_FOREGROUND on one. Take one of them back."
+            )
+        if self.overlap and not (self.class_files and all(map(names_class_file, self.class_files.values()))):
+            raise UserError(
+                f"OVERLAP = True and CLASSES = {self.classes!r}: classes overlap where each has masks of its own, "
+                'below one folder: CLASSES = {"organ": "{}_organ", "tumour": "tumour/{}"} (--classes '
+                "organ='{}_organ' ...). Say so, or set OVERLAP = False."
+            )
+        if self.overlap and len(self.class_files) > MOST_OVERLAPPING:
+            raise UserError(
+                f"OVERLAP = True and {len(self.class_files)} CLASSES: {MOST_OVERLAPPING} is the most that may overlap. "
+                "Train several networks, or join classes."
             )
         if self.ignored_values and self.foreground == ALPHA:
             raise UserError(
@@ -121,7 +134,9 @@ class DataSpec:
         """The classes that CLASSES lists, in its order; none for None and "all"."""
         if self.classes is None or (isinstance(self.classes, str) and self.classes == ALL):
             return ()
-        if self.class_files:  # drawn into one mask, whose values are these
+        if self.class_files:  # drawn into one mask, whose values are these; where classes overlap they add up
+            if self.overlap:
+                return tuple(ListedClass(name, 2**bit, is_color=False) for bit, name in enumerate(self.class_files))
             names = [BACKGROUND, *self.class_files]
             return tuple(ListedClass(name, value, is_color=False) for value, name in enumerate(names))
         listed: list[ListedClass | None] = [None]
@@ -140,6 +155,11 @@ class DataSpec:
         return classes
 
     @property
+    def files(self) -> tuple[str, ...]:
+        """How the masks of each class are named where classes may overlap; () where they may not."""
+        return tuple(self.class_files.values()) if self.overlap else ()
+
+    @property
     def class_files(self) -> dict[str, str]:
         """{class: how its masks are named}, with {} for an image's name; {} where CLASSES does not list such."""
         if not isinstance(self.classes, Mapping):
@@ -149,6 +169,11 @@ class DataSpec:
             if isinstance(name, str) and isinstance(text, str) and text.count("{}") == 1 and text != "{}":
                 patterns[name.strip()] = unicodedata.normalize("NFC", text)
         return patterns if len(patterns) == len(self.classes) and all(patterns) else {}
+
+
+def names_class_file(text: str) -> bool:
+    """Whether a text may name the masks of a class below a folder, with {} for an image's name."""
+    return text.count("{}") == 1 and "\\" not in text and ".." not in text and not text.startswith("/")
 
 
 def compile_groups(group: str | None) -> list[re.Pattern[str]]:

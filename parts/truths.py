@@ -59,7 +59,8 @@ class DrawnTruths(Truths):
     file_rule: MaskRule | None = None  # as of Annotations
 
     def _labels(self, picture: Picture, size: Size) -> np.ndarray:
-        return draw(self.annotated[picture], picture.path, size, self.label_of, self.file_rule, self.background)
+        background = None if self.mask_rule.overlaps else self.background
+        return draw(self.annotated[picture], picture.path, size, self.label_of, self.file_rule, background)
 
 
 def _is_turned(size: Sequence[int], other: Sequence[int]) -> bool:
@@ -75,7 +76,7 @@ def _is_turned(size: Sequence[int], other: Sequence[int]) -> bool:
 
 def background_of(mask_rule: MaskRule) -> int | None:
     """The label that is background: of classes that of the value 0, or of black, if there is one."""
-    if not mask_rule.has_classes:
+    if not mask_rule.has_classes or mask_rule.overlaps:
         return 0
     return next((label for label, value in enumerate(mask_rule.classes) if value == 0), None)
 
@@ -143,7 +144,8 @@ class TruthFinder:
             return MaskRule.from_dict(stored)
         spec = DataSpec(foreground=self.foreground, ignore=self.ignore)
         if network.has_classes:
-            spec = DataSpec(ignore=self.s.MASK_IGNORE, classes=dict(zip(network.names, network.classes)))
+            classes = dict(zip(network.names, network.files or network.classes))
+            spec = DataSpec(ignore=self.s.MASK_IGNORE, classes=classes, overlap=network.overlaps)
         masks = [source for pair in pairs.values() for source in pair.mask_sources]
         return find_mask_rule(masks, spec, num_workers=self.s.NUM_WORKERS or None, strict=False)
 
@@ -175,7 +177,7 @@ class TruthFinder:
             names = self.mask_rule.names
             used = {shape.name for each in annotations.annotated for shape in each.shapes}
             self._refuse_unknown(used - {BACKGROUND}, names, f"{place} annotates", "the network knows")
-            return {name: label for label, name in enumerate(names)}
+            return dict(zip(names, self.mask_rule.classes if self.mask_rule.overlaps else range(len(names))))
         names = tuple(name for name in annotations.classes if name != BACKGROUND)
         chosen = names
         if self.foreground not in (None, NONZERO):

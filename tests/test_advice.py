@@ -34,9 +34,14 @@ def test_an_epoch_is_one_line():
     assert [duration(seconds) for seconds in (0.4, 89, 91, 5399, 5401)] == ["0 s", "89 s", "2 min", "90 min", "1.5 h"]
 
 
+def with_pixels(overlap):
+    """Counts with their fourth row, of all pixels."""
+    return np.concatenate([overlap, np.broadcast_to(overlap[:, 2:].sum(2, keepdims=True), overlap[:, 2:].shape)], 1)
+
+
 def test_classes_stand_in_their_order_with_the_lowest_marked():
     overlap = np.array([[[5, 0, 0, 1], [6, 1, 0, 1], [5, 2, 0, 1]]])
-    scores = scores_of(overlap, np.diag([5, 0, 0, 1]), ("sky", "road", "car", "pole"))
+    scores = scores_of(with_pixels(overlap), np.diag([5, 0, 0, 1]), ("sky", "road", "car", "pole"))
     assert class_line(scores) == "sky 0.909, road 0.000 (lowest), car -, pole 1.000"
 
 
@@ -63,14 +68,16 @@ def test_a_verdict_fits_the_case(history, scores, steps, said, unsaid):
 
 
 def test_the_baseline_is_one_label_everywhere():
-    everything = scores_of(np.array([[[0, 2], [0, 10], [8, 2]], [[0, 4], [0, 10], [6, 4]]]), np.zeros((2, 2)), ())
+    overlap = np.array([[[0, 2], [0, 10], [8, 2]], [[0, 4], [0, 10], [6, 4]]])
+    everything = scores_of(with_pixels(overlap), np.zeros((2, 2)), ())
     assert everything.baseline == pytest.approx(everything.dice) == pytest.approx((4 / 12 + 8 / 14) / 2)
-    sky = scores_of(np.array([[[8, 0, 0], [10, 0, 0], [8, 2, 0]]]), np.array([[8, 0, 0], [2, 0, 0], [0] * 3]), "abc")
+    overlap = np.array([[[8, 0, 0], [10, 0, 0], [8, 2, 0]]])
+    sky = scores_of(with_pixels(overlap), np.array([[8, 0, 0], [2, 0, 0], [0] * 3]), "abc")
     assert sky.baseline == pytest.approx(sky.dice) == pytest.approx(16 / 18 / 2)
 
 
 def test_classes_that_are_predicted_nowhere_are_named():
     overlap = np.array([[[80, 10, 0], [85, 15, 0], [80, 19, 1]]])
-    scores = scores_of(overlap, np.array([[80, 5, 0], [5, 10, 0], [0, 1, 0]]), ("bg", "disc", "dot"))
+    scores = scores_of(with_pixels(overlap), np.array([[80, 5, 0], [5, 10, 0], [0, 1, 0]]), ("bg", "disc", "dot"))
     words = " ".join(verdict(rows([0.6] * 3), scores, 5000, 4))
     assert "Predicted nowhere: dot (0.99 % of the pixels)" in words and "--class-weights auto" in words

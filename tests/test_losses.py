@@ -198,7 +198,7 @@ def test_rare_labels_count_more(prepared, monkeypatch):
 
     # The shares are those of the training masks
     seen = []
-    monkeypatch.setattr(train, "label_weights", lambda chosen, shares: seen.append((chosen, shares)))
+    monkeypatch.setattr(train, "label_weights", lambda chosen, shares, overlaps: seen.append((chosen, shares)))
     monkeypatch.chdir(prepared)
     train.main([*SMALL, "--class-weights", "auto"])
     masks = [np.array(Image.open(path)) > 0 for path in Path(train.TRAIN_MASK_DIR).iterdir()]

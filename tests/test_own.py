@@ -333,7 +333,8 @@ def test_a_missing_part_is_told_before_the_data(tmp_path, monkeypatch):
 
 
 def test_metrics_are_averaged_as_dice_is():
-    counts = np.array([[[60, 10], [70, 10], [80, 20]], [[100, 0], [100, 0], [100, 0]], [[90, 0], [95, 5], [95, 5]]])
+    overlap = [[[60, 10], [70, 10], [80, 20]], [[100, 0], [100, 0], [100, 0]], [[90, 0], [95, 5], [95, 5]]]
+    counts = np.array([[*rows, [100, 100]] for rows in overlap])
     precision, recall = load_metrics(["precision", "recall"]).values()
     assert mean_metric(precision, counts, [1]) == pytest.approx((1 + 0) / 2)  # the second image has nothing
     assert mean_metric(recall, counts, [1]) == pytest.approx((0.5 + 0) / 2)

@@ -57,12 +57,11 @@ FLOORS = [  # each imports from those above it alone
     {"unet", "parts.errors", "parts.clean_up"},
     {"parts.own", "parts.bands", "parts.spec"},
     {"parts.rules"},
-    {"parts.images", "parts.files", "parts.options", "parts.processes", "parts.networks"}
-    | {"parts.scores", "parts.loggers"},
-    {"parts.masks", "parts.names", "parts.cars", "parts.own_dataset", "parts.advice"},
-    {"parts.splits", "parts.file_facts"}
+    {"parts.images", "parts.files", "parts.options", "parts.processes", "parts.networks", "parts.loggers"},
+    {"parts.masks", "parts.names", "parts.cars", "parts.own_dataset"},
+    {"parts.splits", "parts.file_facts", "parts.scores"}
     | {"parts.mask_rules", "parts.pictures", "parts.transforms", "parts.arrays", "parts.recipe", "parts.losses"},
-    {"parts.audit", "parts.annotations", "parts.inference", "parts.checkpoint_keys", "parts.budget"}
+    {"parts.audit", "parts.annotations", "parts.inference", "parts.checkpoint_keys", "parts.budget", "parts.advice"}
     | {"parts.endings", "parts.progress"},
     {"parts.checkpoints", "parts.truths"},
     {"dataset", "parts.folds", "parts.run_folder", "parts.export", "parts.predictions"},

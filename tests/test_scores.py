@@ -63,8 +63,8 @@ def test_a_broken_count_would_be_seen():
 
 
 def test_counts_and_what_follows_from_them():
-    both, predicted, true = overlap_of(count_confusion(torch.tensor([LEFT]), torch.tensor([TOP]), 2))[0, :, 1].tolist()
-    assert (both, predicted, true) == (1, 2, 2)
+    counts = overlap_of(count_confusion(torch.tensor([LEFT]), torch.tensor([TOP]), 2))[0, :, 1].tolist()
+    assert counts == [1, 2, 2, 4]  # in both, predicted, true, all
     assert dice_from_counts(np.array([1, 0]), np.array([2, 0]), np.array([2, 0])).tolist() == [0.5, 1]
     assert iou_from_counts(np.array([1, 0]), np.array([2, 0]), np.array([2, 0])).tolist() == pytest.approx([1 / 3, 1])
 
@@ -122,8 +122,7 @@ def test_scores_of_classes_worked_out_by_hand(capsys):
 def test_a_confusion_has_true_rows_and_predicted_columns():
     confusion = count_confusion(torch.tensor([[[0, 1, 1, 2]]]), torch.tensor([[[0, 0, 2, 255]]], dtype=torch.uint8), 3)
     assert confusion.tolist() == [[[1, 1, 0], [0, 0, 0], [0, 1, 0]]]
-    both, predicted, true = overlap_of(confusion)[0].tolist()
-    assert (both, predicted, true) == ([1, 0, 0], [1, 2, 0], [2, 0, 1])
+    assert overlap_of(confusion)[0].tolist() == [[1, 0, 0], [1, 2, 0], [2, 0, 1], [3, 3, 3]]
 
 
 def edges_by_distances(mask, known):
@@ -164,11 +163,12 @@ def test_the_boundary_score_is_that_of_distances_between_boundaries():
     scores_of_classes = check_accuracy(loader, Nearest(3), metrics=chosen)
     assert scores_of_classes.metrics["boundary"] == pytest.approx(np.mean([np.nanmean(row) for row in expected]))
     assert 0.2 < scores_of_classes.metrics["boundary"] < 0.95 and np.isnan(expected[1][5])
+    rule = MaskRule(classes=(0, 1, 2), names=("sky", "disc", "dot"))
     for label in range(3):
-        counts, _ = count_labels(torch.from_numpy(predictions), torch.from_numpy(truths), 3, range(3), chosen)
+        counts, _ = count_labels(torch.from_numpy(predictions), torch.from_numpy(truths), rule, chosen)
         values = metric_of_each(chosen["boundary"], counts.numpy(), label)
         assert values == pytest.approx(expected[label], nan_ok=True)
-    counts, _ = count_labels(torch.from_numpy(truths % 255), torch.from_numpy(truths), 3, range(3), chosen)
+    counts, _ = count_labels(torch.from_numpy(truths % 255), torch.from_numpy(truths), rule, chosen)
     assert mean_metric(chosen["boundary"], counts.numpy(), range(3)) == 1
 
 

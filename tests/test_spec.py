@@ -76,6 +76,7 @@ def test_a_script_s_settings_are_one_value():
         RESIZE_MASKS=True,
         FIT="pad",
         PICTURE_BANDS=None,
+        OVERLAP=False,
         SKIP_UNPAIRED=True,
     )
     described = dict(classes="all", channels=4, image_range=(0, 4095), group="x", skip_unpaired=True)
