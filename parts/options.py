@@ -128,6 +128,11 @@ def _shared_constants(
     space: Mapping[str, Any], shared: Mapping[str, Any], names: Collection[str] | None, own: Collection[str]
 ) -> dict[str, _Constant]:
     """{name: constant} of those that a script takes from the module `shared`, but for its `own` of the same name."""
+    if "_SHARED" not in shared:  # a module of the user's, or of a package, that came first in sys.path
+        raise UserError(
+            f"{shared.get('__file__')}: was imported as {shared['__name__']}, in the place of this project's file of "
+            "that name. Put the project's folder first in sys.path, before anything imports one of the two."
+        )
     source = _Source.of(shared["__file__"])
     declared = _constants_of(shared, source, shared["_SHARED"])
     _refuse_misspelt(shared, source, declared)

@@ -298,6 +298,8 @@ def test_shared_constants_stand_in_one_module(script, capsys):
     assert settings_of(space | {"MASKS": "b"}, shared=shared).MASKS == "b"  # train.CLASSES = ... likewise
     assert settings_of(space | {"MASKS": "b"}, "--masks a", shared=shared).MASKS == "a"
     assert vars(settings_of(space, shared=shared, shared_names=())) == DEFAULTS
+    with pytest.raises(UserError, match="other.py: was imported as .*, in the place of this project's file"):
+        settings_of(space, shared=script("", "other.py"))
     for wrong, message in (
         (dict(constants=space | {"MASKS": "c"}, shared=shared), "MASKS = 'c': one of a, b"),
         (dict(constants=space | {"MASKS": "b"}, shared=shared, shared_names=()), "MASKS is no constant of user.py"),
