@@ -181,18 +181,25 @@ def _annotation_files(images: list[Path], masks: Path, spec: DataSpec) -> list[P
     if not masks.is_dir():
         return []
     listing = walk(masks)
-    masks_of_others = listing.pictures
-    beside = any(folder.is_dir() and folder.samefile(masks) for folder in images)
-    if beside and not spec.mask_name:  # pictures are images, but for *_mask
-        masks_of_others = list(filter(ends_in_mask, listing.pictures))
-    if masks_of_others:
+    if _holds_masks(listing, images, spec):
         return []
     files = [file for file in listing.left_out if not file.name.startswith(".")]
     jsons = [file for file in files if file.suffix.lower() == ".json"]
+    return jsons or _yolo_labels(files, images)
+
+
+def _yolo_labels(files: list[Path], images: list[Path]) -> list[Path]:
+    """The texts among `files`, if one of them has the name of an image, as YOLO's labels have."""
     labels = [file for file in files if file.suffix == ".txt" and not _NO_LABELS.fullmatch(file.name)]
-    if {path.stem for folder in images for path in walk(folder).pictures}.isdisjoint(file.stem for file in labels):
-        labels = []  # but texts of another kind
-    return jsons or labels
+    stems = {path.stem for folder in images for path in walk(folder).pictures}
+    return labels if any(file.stem in stems for file in labels) else []
+
+
+def _holds_masks(listing: Listing, images: list[Path], spec: DataSpec) -> bool:
+    """Whether the pictures in the place of masks are such, and not all of them images."""
+    if not spec.mask_name and any(folder.is_dir() and folder.samefile(listing.folder) for folder in images):
+        return any(map(ends_in_mask, listing.pictures))
+    return bool(listing.pictures)
 
 
 # ---- masks of single classes

@@ -512,6 +512,8 @@ def _check_sizes(survey: _Survey) -> Iterator[Finding]:
             line += ": height and width are swapped, so one of them is rotated"
             if image.image.orientation >= 5:
                 line += " (the image by its EXIF tag: rotate the mask, or remove the tag)"
+            elif mask.turned >= 5:
+                line += " (the mask by its EXIF tag: remove the tag, exiftool -Orientation= FILE)"
         lines.append(line)
         resizable += can_be
     cure = "Export both from the same picture, or remove them"
@@ -560,6 +562,14 @@ def _check_turned(survey: _Survey) -> Iterator[Finding]:
         "(exiftool -Orientation= FILE)."
     )
     yield from _listed(images, "image", heading, cure, is_error=False)
+    masks = []
+    for image, mask in ((example.image, mask) for example in survey.examples for mask in example.masks):
+        if mask.size == image.size and mask.turned not in (1, image.orientation):
+            masks.append(mask.path)
+    cure = (
+        "Look at them in the picture of overlays. Where a mask lies wrong, remove its tag, or give the image the same."
+    )
+    yield from _listed(masks, "mask", "turned by EXIF where the image is not:", cure, is_error=False)
 
 
 # ---- checks of training against validation

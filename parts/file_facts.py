@@ -20,7 +20,7 @@ from parts.images import RGB, bytes_of, choose_value_range, decode_image, depth_
 from parts.masks import Observation, alpha_fault, drops_alpha, observe_mask
 from parts.names import Folder
 
-VERSION = 11  # of the remembered facts; raise it when other facts are taken from the same files
+VERSION = 12  # of the remembered facts; raise it when other facts are taken from the same files
 FEW_COLORS = 8  # of a sample of an image's pixels; photographs have more
 LOOK = 16  # rows and columns of the small greys by which images are compared
 LEAST_CONTRAST = 3  # of 255 between these greys; what has less shows nothing but noise

@@ -352,35 +352,35 @@ class Reading:
 
 def _read_classes(census: Census) -> MaskRule:
     """Every value is a class or ignored."""
-    present = set(census.counts) - set(census.ignored)
-    values = [entry.value for entry in census.listed]
-    known = range(2 ** len(values)) if census.spec.overlap else values  # sums of classes that overlap
-    unknown = sorted(present.difference(known))
+    values = tuple(entry.value for entry in census.listed)
+    names = tuple(entry.name for entry in census.listed if entry.name)
     if census.kind == NUMBERS and census.blurred:
         raise _blurred(census.blurred, "classes")
-    if census.kind == COLOURS and unknown:
+    if census.kind == COLOURS and not {*census.kept.counts}.issubset(values):
         _refuse_soft_colours(census.kept)
     if not census.listed:  # "all"
         _refuse_object_numbers(census)
-        values, unknown = sorted(present), []
-    faults = _class_faults(census, values)
-    faults += [f"{name_value(value, census.kind)} is in MASK_IGNORE too" for value in known if value in census.ignored]
-    if faults:
+        values = tuple(sorted(census.kept.counts))
+    names = names or tuple(census.names.get(value, name_value(value, census.kind)) for value in values)
+    rule = MaskRule(census.kind, (), (), classes=values, names=names, files=census.spec.files)
+    if faults := _class_faults(census, rule):
         raise UserError(f"CLASSES = {census.spec.classes!r}: {'; '.join(faults)}. Change CLASSES.")
-    if unknown:
+    if unknown := sorted({*census.kept.counts}.difference(rule.values)):
         _refuse_unknown_values(census, unknown)
-    names = [entry.name for entry in census.listed if entry.name]
-    names = names or [census.names.get(value, name_value(value, census.kind)) for value in values]
-    colours = tuple(values) if census.kind == COLOURS else _class_colours(values, census.palette)
-    files = census.spec.files
-    return MaskRule(census.kind, (), (), classes=tuple(values), names=tuple(names), colours=colours, files=files)
+    return replace(rule, colours=values if census.kind == COLOURS else _class_colours(values, census.palette))
 
 
-def _class_faults(census: Census, values: list[int]) -> list[str]:
-    """What is wrong with the classes of these values, in words."""
-    names = [entry.name for entry in census.listed if entry.name is not None]
+def _class_faults(census: Census, rule: MaskRule) -> list[str]:
+    """What is wrong with the classes of a rule, in words."""
+    values = rule.classes
     faults = [f"{name_value(value, census.kind)} is given to two classes" for value in _repeated(values)]
-    faults += [f"two classes are called {name}" for name in _repeated(names)]
+    faults += [f"two classes are called {name}" for name in _repeated(rule.names)]
+    both = sorted({*rule.values} & {*census.ignored})
+    faults += [f"{name_value(value, census.kind)} is in MASK_IGNORE too" for value in both]
+    if census.spec.class_files:
+        drawn = dict(zip(rule.values, rule.label_names))
+        told = [f"{value} is {name}" for value, name in census.names.items() if drawn.get(value, name) != name]
+        faults += [f"{text}, as the masks' files say, which were drawn by other CLASSES" for text in told[:1]]
     if census.kind == NUMBERS:
         faults += [f"{value} is more than the 65535 of 16 bits" for value in values if value > 65535]
     if len(values) > MOST_CLASSES:
@@ -391,11 +391,11 @@ def _class_faults(census: Census, values: list[int]) -> list[str]:
     return faults
 
 
-def _repeated(entries: list) -> list:
+def _repeated(entries: Sequence) -> list:
     return [entry for entry, count in Counter(entries).items() if count > 1]
 
 
-def _class_colours(values: list[int], palette: dict[int, int]) -> tuple[int, ...]:
+def _class_colours(values: Sequence[int], palette: dict[int, int]) -> tuple[int, ...]:
     """0xRRGGBB of each class by the palette of the masks, () where they have none.
 
     A class that no mask holds has the colour that PASCAL VOC gives its number, or the next one that is free.

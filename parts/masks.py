@@ -63,6 +63,7 @@ class Observation:
     hidden: bool  # whether the alpha channel tells pixels of one colour apart
     cut: bool = False  # whether the values were fractions from 0 to 1, and became 0 and 1
     names: list[list] | None = None  # [value, name] of the used values, where the file says names
+    turned: int = 1  # EXIF's orientation, which is undone; 1 is upright
 
     @property
     def values(self) -> tuple[int, ...]:
@@ -109,15 +110,7 @@ def observe_mask(path: PathLike, page: int = 0) -> Observation:
     """The Observation of a mask file, or of one page of it. UnusableFile: it cannot be decoded or has no values."""
     decoded = decode(path, page=page)
     read = values_of(decoded, path)
-    counts = count_values(read.array)
-    thick, slopes = counts, [0, 0]
-    if len(counts) > 2:
-        slopes = _slopes(read.array)
-        thick = count_values(read.array[_inside_areas(read.array)])
-    if read.kind == COLOURS:
-        counts = sorted(sorted(counts, key=lambda pair: -pair[1])[:MOST_COLOURS])
-        listed = {value for value, _ in counts}
-        thick = [pair for pair in thick if pair[0] in listed]
+    counts, thick = _count_both(read)
     palette = None
     if read.palette is not None:
         palette = [[index, read.palette[index]] for index, _ in counts]
@@ -131,7 +124,7 @@ def observe_mask(path: PathLike, page: int = 0) -> Observation:
         kind=read.kind,
         counts=counts,
         thick=thick,
-        slopes=slopes,
+        slopes=_slopes(read.array) if len(counts) > 2 else [0, 0],
         palette=palette,
         lossy=decoded.format in _LOSSY_FORMATS and not _is_lossless_webp(path),
         size=list(read.array.shape),
@@ -141,7 +134,20 @@ def observe_mask(path: PathLike, page: int = 0) -> Observation:
         hidden=cut_out or _alpha_separates(decoded.picture),
         cut=read.cut,
         names=[[value, names[value]] for value, _ in counts if value in names] or None,
+        turned=decoded.turned,
     )
+
+
+def _count_both(read: "Values") -> tuple[Counts, Counts]:
+    """The `counts` and `thick` of an Observation."""
+    counts = thick = count_values(read.array)
+    if len(counts) > 2:
+        thick = count_values(read.array[_inside_areas(read.array)])
+    if read.kind == COLOURS:
+        counts = sorted(sorted(counts, key=lambda pair: -pair[1])[:MOST_COLOURS])
+        listed = {value for value, _ in counts}
+        thick = [pair for pair in thick if pair[0] in listed]
+    return counts, thick
 
 
 def names_in(picture: Image.Image) -> dict[int, str]:

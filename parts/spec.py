@@ -134,11 +134,8 @@ class DataSpec:
         """The classes that CLASSES lists, in its order; none for None and "all"."""
         if self.classes is None or (isinstance(self.classes, str) and self.classes == ALL):
             return ()
-        if self.class_files:  # drawn into one mask, whose values are these; where classes overlap they add up
-            if self.overlap:
-                return tuple(ListedClass(name, 2**bit, is_color=False) for bit, name in enumerate(self.class_files))
-            names = [BACKGROUND, *self.class_files]
-            return tuple(ListedClass(name, value, is_color=False) for value, name in enumerate(names))
+        if self.class_files:
+            return self._drawn_classes()
         listed: list[ListedClass | None] = [None]
         if isinstance(self.classes, Mapping):
             names = [name.strip() if isinstance(name, str) else "" for name in self.classes]
@@ -153,6 +150,13 @@ class DataSpec:
                 '(255, 0, 0). Where each class has a file of its own: {"road": "{}_road"} or {"road": "road/{}"}.'
             )
         return classes
+
+    def _drawn_classes(self) -> tuple[ListedClass, ...]:
+        """The classes that are drawn into one mask, and their values there; where classes overlap these add up."""
+        if self.overlap:
+            return tuple(ListedClass(name, 2**bit, is_color=False) for bit, name in enumerate(self.class_files))
+        names = [BACKGROUND, *self.class_files]
+        return tuple(ListedClass(name, value, is_color=False) for value, name in enumerate(names))
 
     @property
     def files(self) -> tuple[str, ...]:

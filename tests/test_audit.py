@@ -354,6 +354,10 @@ CASES = {
     "several classes": Case(draw_stripes_around, problems=("several classes", "--mask-foreground"), rule={}),
     "one of several classes": Case(draw_stripes_around, dict(foreground=8), rule=dict(foreground=(8,))),
     "a turned image": Case(turn("ti"), problems=("img_000.png is 60x40", "EXIF tag")),
+    "a turned mask": Case(turn("tm"), problems=("img_000.png is 60x40", "(the mask by its EXIF tag: remove")),
+    "a mask turned by 180 degrees": Case(
+        turn("tm", tag=3), text=("1 mask turned by EXIF where the image is not", "tm/img_000.png", "remove its tag")
+    ),
     "a turned pair": Case(turn("ti", "tm"), text=("1 image set upright",), unsaid=("Warning",)),
     "turned images whose sizes do not tell": Case(
         turn_three(), text=("2 images turned by EXIF", "ti/img_001.png", "vi/img_021.png", "exiftool")

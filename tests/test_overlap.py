@@ -79,6 +79,8 @@ def test_masks_of_each_class_are_drawn_as_sets(folders):
     assert MaskRule.from_dict(rule.to_dict()) == rule and "files" not in MaskRule().to_dict()
     for k in range(6):
         assert np.array_equal(read_mask(drawn / f"p{k}.png", rule), truth_of(k))
+    with pytest.raises(UserError, match="1 is organ, as the masks' files say, which were drawn by other CLASSES"):
+        find_mask_rule(files, DataSpec(classes=dict(reversed(PATTERNS.items())), overlap=True))
     Image.fromarray(np.full(SIZE, 4, np.uint8)).save(drawn / "p5.png")
     with pytest.raises(UserError, match="p5.png: values that are no class: 4"):
         find_mask_rule(files, SPEC)
