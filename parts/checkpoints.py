@@ -43,7 +43,10 @@ Weights = dict[str, Tensor]
 
 
 # These settings say where a run happens. The weights, history and scores do not depend on them.
-_NOT_SAVED = ("LOAD_MODEL", "SETTINGS", "DEMO", "OUTPUT_DIR", "NUM_WORKERS", "PIN_MEMORY", "ARRAYS", "PICTURE_BATCHES")
+_NOT_SAVED = (
+    *("LOAD_MODEL", "SETTINGS", "DEMO", "SMALL", "OUTPUT_DIR"),
+    *("NUM_WORKERS", "PIN_MEMORY", "ARRAYS", "PICTURE_BATCHES"),
+)
 
 
 @dataclass

@@ -308,6 +308,12 @@ def test_fine_tuning_starts_a_new_run_from_the_weights_alone(prepared, monkeypat
         run_here(monkeypatch, prepared, "--pretrained", "first/best.pth", "--features", 4, 16)
 
 
+def test_small_is_one_word_for_what_suits_a_cpu_and_flags_win():
+    small = train.settings(["--small", "--batch-size", "2"])
+    assert small.FEATURES == (16, 32, 64, 128, 256) and small.BATCH_SIZE == 2 and small.LEARNING_RATE == 1e-3
+    assert train.settings([]).FEATURES == (64, 128, 256, 512)
+
+
 @pytest.mark.parametrize("half", [0, 0.5])
 def test_the_smallest_size_that_is_advised_trains(prepared, monkeypatch, half):
     """Also a batch of one image, of whose lowest level BatchNorm could not normalise a single pixel."""
@@ -380,7 +386,7 @@ def edited(folder, *edits):
         name = re.match(r"\w+", edit)[0]
         text, found = re.subn(rf"^{name}\b.*$", lambda _, edit=edit: edit, text, count=1, flags=re.M)
         if not found:
-            text = text.replace("\n_DEMO_SETTINGS", f"\n{edit}\n\n_DEMO_SETTINGS", 1)
+            text = text.replace("\n_PRESETS", f"\n{edit}\n\n_PRESETS", 1)
     (clone / "train.py").write_text(text)
     return clone
 
