@@ -38,9 +38,10 @@ import dataset
 from parts.annotations import Annotations
 from parts.checkpoints import load_network
 from parts.clean_up import CleanUp
-from parts.errors import UserError, counted, list_files, ran_out_of_memory, run, tell
+from parts.errors import UserError, counted, list_files, printable, ran_out_of_memory, run, tell
 from parts.export import export
 from parts.files import cores, digest_of
+from parts.images import pages_of
 from parts.inference import MIRRORS, Runner, make_runner
 from parts.masks import MaskRule, encode_masks
 from parts.names import Picture, find_pictures
@@ -132,7 +133,7 @@ def check(s: SimpleNamespace) -> None:
     for is_wrong, problem in (
         (s.DISAGREEMENT and len(s.CHECKPOINT) == 1, "DISAGREEMENT is that of several networks: give more CHECKPOINTs."),
         (s.THRESHOLD == "auto" and not s.MASKS, 'THRESHOLD = "auto" needs MASKS to choose it by.'),
-        (s.EXPORT and len(s.CHECKPOINT) > 1, "EXPORT writes one network: give one CHECKPOINT."),
+        (s.EXPORT and len(s.CHECKPOINT) > 1, _ONE_EXPORT),
         (s.EXPORT and s.inputs, "EXPORT writes the network and takes no images; run it without them."),
         (not s.EXPORT and not kept, "Nothing would be kept: leave SAVE_MASKS on, or ask for more."),
         (not s.EXPORT and not s.inputs, "Which images? Name files or folders; see --help."),
@@ -213,6 +214,8 @@ def fit_of(checkpoint: dict[str, Any]) -> str:
     return DataSpec(fit=checkpoint["settings"].get("FIT", STRETCH)).fit
 
 
+_IN_NETWORK = threading.Lock()
+_ONE_EXPORT = "EXPORT writes one network: give one CHECKPOINT."
 Given = str | Path | Sequence[str | Path] | np.ndarray  # a picture
 
 
@@ -239,7 +242,6 @@ class Predictor:
             if settings.THRESHOLD == "auto":
                 raise UserError('THRESHOLD = "auto" needs true masks: let predict.py find it, and give the number.')
         self.settings = settings
-        self._lock = threading.Lock()
         self.networks, self.checkpoint = load_networks(settings)
         self.mask_rule = rule_of_network(self.networks[0], self.checkpoint)
         self.reader = PictureReader(
@@ -277,15 +279,18 @@ class Predictor:
 
     def _predict(self, picture: Given, page: int, bits: int | None = None) -> Prediction:
         if isinstance(picture, np.ndarray):
-            loaded = self.reader.take(picture)
+            loaded = self.reader.take(np.asarray(picture))  # of a matrix too
         else:
             paths = [picture] if isinstance(picture, (str, Path)) else picture
-            if not isinstance(paths, (list, tuple)) or not all(isinstance(path, (str, Path)) for path in paths):
+            are_paths = isinstance(paths, (list, tuple)) and all(isinstance(path, (str, Path)) for path in paths)
+            if not are_paths or not paths:
                 raise UserError(
-                    f"Predictor takes a file, files or an array, not a {type(picture).__name__}; np.asarray(image) "
-                    "makes an array of Pillow's images."
+                    f"Predictor takes a file, files or an array, not {type(picture).__name__}; np.asarray(image) makes "
+                    "an array of Pillow's images."
                 )
             file, *bands = map(Path, paths)
+            if page and page not in (pages_of(file, self.reader.channels) or [page]):
+                raise UserError(f"{printable(file)}: has no page {page!r}; the first one is 0.")
             loaded = self.reader.read(Picture(file, PurePath(file.stem), page, bands=tuple(bands)))
         with self._in_network():
             (predict,) = predict_batch([loaded], self.runner, self.decision, bits=bits)
@@ -299,6 +304,8 @@ class Predictor:
 
         With IMAGE_SIZE = (H, W) it takes that size alone. UserError: see parts.export.
         """
+        if len(self.networks) > 1:
+            raise UserError(_ONE_EXPORT)
         size = self.settings.IMAGE_SIZE
         fixed = None if size is None or isinstance(size, str) else (size[0], size[1])
         return export(self.networks[0], path, self._metadata(), fixed)
@@ -335,7 +342,7 @@ class Predictor:
     def _in_network(self) -> Iterator[None]:
         """Lets one thread at a time to the networks: more would need more memory. UserError: there is not enough."""
         try:
-            with self._lock:
+            with _IN_NETWORK:
                 yield
         except RuntimeError as error:
             if not ran_out_of_memory(error):

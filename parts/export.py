@@ -45,7 +45,10 @@ def export(
     UserError: packages are missing, the network cannot be exported, or the outputs differ.
     """
     path, metadata = Path(path), metadata or {}
+    if path.suffix not in _EXPORTERS:
+        raise UserError(f"{path}: an exported network is a file that ends in {' or '.join(_EXPORTERS)}.")
     network = copy.deepcopy(network).cpu().float().eval()  # a Predictor may go on with it elsewhere
+    network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     example, *trials = _noise(network, size)
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         file = Path(folder, "network" + path.suffix)

@@ -77,7 +77,8 @@ def file_paths() -> Rule:
     """A file, or a tuple of several."""
 
     def accepts(value: Any) -> bool:
-        return isinstance(value, str) or (isinstance(value, tuple) and set(map(type, value)) == {str})
+        paths = value if isinstance(value, tuple) else (value,)
+        return bool(paths) and all(isinstance(path, str) and path for path in paths)
 
     def read(given: list[str]) -> Any:
         return given[0] if len(given) == 1 else tuple(given)

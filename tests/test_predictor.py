@@ -1,6 +1,7 @@
 """Predictor: predict.py from Python, bit for bit; and several checkpoints, whose probabilities are averaged."""
 
 import os
+import pickle
 import re
 import shutil
 import time
@@ -95,6 +96,8 @@ def test_pages_constants_and_what_is_refused(mixed, checkpoint, changed, tmp_pat
     predictor = Predictor(checkpoint, **CPU)
     for page in range(2):
         assert np.array_equal(predictor(str(tmp_path / "stack.tif"), page), predictor(blobs(60, 90, page)))
+    grey = blobs(60, 90)[..., 0]
+    assert np.array_equal(pickle.loads(pickle.dumps(predictor))(grey), predictor(grey))
     monkeypatch.setattr("predict.THRESHOLD", 1 - 1e-9)
     assert predictor(blobs(60, 90)).any() and not Predictor(checkpoint, **CPU)(blobs(60, 90)).any()
     for attempt, words in (
@@ -103,7 +106,13 @@ def test_pages_constants_and_what_is_refused(mixed, checkpoint, changed, tmp_pat
         (lambda: Predictor(checkpoint, FLIPS="x"), "FLIPS = 'x'"),
         (lambda: Predictor(checkpoint, THRESHOLD="auto"), "let predict.py find it"),
         (lambda: Predictor("nosuch.pth"), "no such checkpoint"),
+        (lambda: Predictor(""), "CHECKPOINT = .*: a path, or several"),
         (lambda: predictor("nosuch.jpg"), "nosuch.jpg"),
+        (lambda: predictor([]), "takes a file, files or an array, not list"),
+        (lambda: predictor(tmp_path / "stack.tif", 2), r"stack.tif: has no page 2; the first one is 0\."),
+        (lambda: predictor(tmp_path / "stack.tif", -1), "has no page -1"),
+        (lambda: predictor.export(tmp_path / "model.tflite"), "model.tflite: .* ends in .pt2 or .onnx"),
+        (lambda: Predictor(checkpoint, checkpoint, **CPU).export("model.pt2"), "EXPORT writes one network"),
         (lambda: predictor(np.zeros((2, 3, 4, 5), np.uint8)), r"shape \(2, 3, 4, 5\)"),
         (lambda: predictor(np.zeros((0, 3), np.uint8)), r"shape \(0, 3\)"),
         (lambda: predictor(np.zeros((2, 3), np.float32)), "array of float32"),
