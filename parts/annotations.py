@@ -81,15 +81,16 @@ class Annotations:
         """What is annotated of each of the images `names`.
 
         UserError: an image that is annotated is not in `img_dir`. Where that is None others may be annotated too, and
-        what lies in another subfolder than its image is found by the file's name, if that comes once.
+        what lies in another subfolder than its image is found by the file's name. That counts only where it comes once.
         """
         owners, strays = ImageNames(names), defaultdict(list)
         of_image: dict[str, list[Annotated]] = defaultdict(list)
-        times = Counter(_last(annotated) for annotated in self.annotated)
+        times = Counter(name.rpartition("/")[2] for name in {annotated.names[0] for annotated in self.annotated})
         for annotated in self.annotated:
-            stems = list(annotated.names)
-            if img_dir is None and times[_last(annotated)] == 1:
-                stems.append(_last(annotated))
+            last = annotated.names[0].rpartition("/")[2]
+            stems = [annotated.names[0], *(name for name in annotated.names[1:] if name != last)]
+            if times[last] == 1 and (img_dir is None or last in annotated.names):
+                stems.append(last)
             owner = owners.owner(stems)
             if owner is None:
                 strays[annotated.file].append(annotated.names[0])
@@ -111,11 +112,6 @@ class Annotations:
         listed = ", ".join(f"{name} ({number:,})" for name, number in numbers) or "nothing"
         kind = "masks of single classes" if self.file_rule else "annotations"
         return f"{printable(self.place)}: {kind} of {counted(len(of_image), 'image')}: {listed}"
-
-
-def _last(annotated: Annotated) -> str:
-    """The name of the image without folders."""
-    return annotated.names[0].rpartition("/")[2]
 
 
 def draw_masks(

@@ -145,6 +145,25 @@ def test_outlines_that_cross_themselves_and_leave_the_picture(tmp_path):
         assert (draw([annotated], tmp_path, size, {"car": 7}) == 7 * inside(corners, size)).all(), seed
 
 
+def test_two_images_of_one_name_are_not_drawn_into_one_mask(folders):
+    """COCO's names have folders, which those of images may lack."""
+    images(folders[0] / "train2017", [0])
+    images(folders[0] / "val2017", [0])
+    coco(folders[1], [0])
+    stored = json.loads((folders[1] / "instances.json").read_text())
+    stored["images"].append({"id": 7, "file_name": "val2017/p0.png", "height": SIZE[0], "width": SIZE[1]})
+    (folders[1] / "instances.json").write_text(json.dumps(stored))
+    ((_, drawn),) = draw_masks([folders], "out/drawn")
+    assert {path.relative_to(drawn).as_posix() for path in drawn.rglob("*.png")} == {
+        "train2017/p0.png",
+        "val2017/p0.png",
+    }
+    for name in ("train2017", "val2017"):
+        (folders[0] / name / "p0.png").unlink()
+    with pytest.raises(UserError, match="annotates 2 images that .* does not hold, e.g. train2017/p0"):
+        draw_masks([folders], "out/drawn")
+
+
 def test_annotations_beside_images_by_foreground(folders, capsys):
     labelme(folders[0], range(6))
     ((_, drawn),) = draw_masks([(folders[0], folders[0])], "out/drawn")
