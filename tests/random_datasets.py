@@ -28,6 +28,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from dataset import ArrayDataset, ImageDataset  # noqa: E402
+from parts.annotations import draw_masks  # noqa: E402
 from parts.arrays import Files  # noqa: E402
 from parts.audit import audit  # noqa: E402
 from parts.errors import UserError, printable  # noqa: E402
@@ -46,6 +47,7 @@ FIELDS = {  # of DataSpec
     "IMAGE_NAME": "image_name",
     "MASK_NAME": "mask_name",
     "SKIP_UNPAIRED": "skip_unpaired",
+    "RESIZE_MASKS": "resize_masks",
     "MASK_IGNORE": "ignore",
     "CLASSES": "classes",
     "IMAGE_RANGE": "image_range",
@@ -513,6 +515,29 @@ def soft_edges(draw):
     return Encoding(f"soft edges ({way}, quality {quality})", write, truth, soft=True, between=between)
 
 
+def fractions(draw):
+    """Floats from 0 to 1: shares of foreground at edges, or the probabilities of some network."""
+    way = pick(draw, ["edges", "probabilities"])
+    told = chance(draw, 0.2)
+
+    def share(scene):
+        if way == "edges":
+            return cv2.GaussianBlur(filled(scene).astype(np.float32), (3, 3), 0)
+        noise = np.random.default_rng(scene.labels.size).random(scene.labels.shape, np.float32)
+        return np.where(scene.labels > 0, 0.52 + 0.48 * noise, 0.48 * noise).astype(np.float32)
+
+    def write(draw, base, scene):
+        values = share(scene)
+        if values.max() == 0:  # nobody is as sure of nothing
+            values[0, 0] = 0.1
+        return save(base(pick(draw, [".tif", ".tiff"])), values)
+
+    def truth(scene):
+        return (share(scene) > 0.5).astype(np.uint8)
+
+    return Encoding(f"fractions: {way}", write, truth, {"MASK_FOREGROUND": 1} if told else {})
+
+
 def classes_of(draw):
     """Class numbers, a palette of classes or colours of classes, and what of them is asked for."""
     count = int(draw.integers(3, 6))
@@ -670,16 +695,48 @@ def lone_things(draw):
     return Encoding("a file for each thing", write, truth, constants)
 
 
+def single_classes(draw):
+    """A file for each class of an image; none, or an empty one, for a class that it does not hold."""
+    names = ["road", "car", "other thing"][: int(draw.integers(2, 4))]
+    way = pick(draw, ["{}_<>", "<> of {}", "<>/{}"])
+    patterns = {name: way.replace("<>", name) for name in names}
+    overlap = chance(draw, 0.15)
+    reasons = [("classes overlap", ["marks"])] if overlap else []
+    lacking = chance(draw, 0.5)
+
+    def index(scene):
+        return np.where(scene.labels > 0, (scene.labels - 1) % len(names) + 1, 0).astype(np.uint8)
+
+    def write(draw, base, scene):
+        path = base(".png")
+        root = path.parents[scene.place.count("/")]
+        held = [number for number in range(1, len(names) + 1) if (index(scene) == number).any() or not lacking] or [1]
+        for number in held:
+            mask = index(scene) == number
+            if overlap and number == 2:
+                mask |= index(scene) == 1
+            place, slash, stem = (scene.place + scene.stem).rpartition("/")
+            if way == "<>/{}":
+                place, slash, stem = "", "", scene.place + scene.stem
+            file = f"{place}{slash}{patterns[names[number - 1]].replace('{}', stem)}{pick(draw, ['.png', '.bmp'])}"
+            path = save(root / file, mask * np.uint8(255))
+        return path
+
+    return Encoding("a file for each class", write, index, {"CLASSES": patterns}, reasons)
+
+
 MASKS = {
     plain_values: 9,
     two_colours: 3,
     cut_out: 2,
     soft_edges: 2,
+    fractions: 1,
     classes_of: 5,
     instances: 2,
     mixed: 0.4,
     photographs: 0.3,
     lone_things: 1.5,
+    single_classes: 1.5,
 }
 
 
@@ -760,7 +817,8 @@ def make(seed, folder):
             for name in NAMINGS
         },
     )
-    if encoding.words == "a file for each thing":
+    several_files = encoding.words.startswith("a file for each")
+    if several_files:
         naming = "told by *"
     if layout == "one folder" and naming not in ("_mask", ".mask", "told after"):
         naming = "_mask" if naming != "told by *" else naming
@@ -830,8 +888,14 @@ def make(seed, folder):
         odd = odd if odd == "strays left out" and naming not in AFFIXED else ""
     if damaged == "folder" and naming == "told by *":
         damaged = "zero"  # a folder would be left out, and the other files of its image are masks enough
+    if encoding.words == "a file for each class":
+        misfit = ""
+    resizes = not misfit and not damaged and encoding.words != "a file for each class" and chance(draw, 0.15)
+    if resizes:
+        meant.constants["RESIZE_MASKS"] = True
+        meant.words.append("masks of other sizes")
     beside = chance(draw, 0.4)
-    paged = naming in NAMINGS and blanks in ("none", "some") and chance(draw, 0.3)
+    paged = naming in NAMINGS and blanks in ("none", "some") and not resizes and chance(draw, 0.3)
     if paged:
         kinds[write_grey] = 6
     told = NAMINGS[naming][1] if naming in NAMINGS else None
@@ -950,8 +1014,10 @@ def make(seed, folder):
                 if misfit == "as stored":
                     drawn.labels[:] = LAID[turned](scene.labels[..., None])[..., 0]
                 drawn.labels[:] = np.where(drawn.labels > 0, 1, 0)
+            if resizes and chance(draw, 0.6):
+                drawn = resized_scene(draw, scene)
             mask_path = encoding.write(draw, mask_base, drawn)
-            if encoding.words != "a file for each thing" and misread(mask_path):
+            if not several_files and misread(mask_path):
                 meant.doubts.append("a BMP that Pillow misreads")
             elif misfit and k == 1 and "alpha" not in dict(encoding.reasons):
                 meant.reasons.append((misfit, [printable(path.name)]))
@@ -975,7 +1041,10 @@ def make(seed, folder):
             near = int(deep and value_range is not None) or 3 * (kind is write_turned and lossy)
             pair_name = place + stem
             written.append((path, mask_path))
-            samples[pair_name] = Sample((path, mask_path), pixels, encoding.truth(drawn), near, lossy)
+            mask = encoding.truth(drawn)
+            if resizes:
+                mask = at_size_of_image(mask, own)
+            samples[pair_name] = Sample((path, mask_path), pixels, mask, near, lossy)
         if naming in AFFIXED and naming != "zeros" and count < 2:
             meant.doubts.append("one name has no prefix")
         if side == int(two) and blanks in ("all of validation", "full of validation") and two:
@@ -1014,6 +1083,29 @@ def make(seed, folder):
     if sound and not (odd or paged or meant.reasons) and naming in NAMINGS and told_so:
         plant_tree(meant, mask_name)
     return meant
+
+
+def resized_scene(draw, scene):
+    """The same scene, its labels at a size that RESIZE_MASKS brings back: of its proportions, or nearly its size."""
+    height, width = scene.labels.shape
+    factor = pick(draw, [2, 3, 0])
+    size = (height * factor, width * factor)
+    if not factor:
+        size = tuple(int(side) for side in (height, width) + draw.integers(-3, 4, 2))
+    if size == (width, height):  # which may be turned
+        return scene
+    places = [((np.arange(new) + 0.5) * old / new).astype(int) for new, old in zip(size, scene.labels.shape)]
+    return Scene(scene.image[np.ix_(*places)], scene.labels[np.ix_(*places)], scene.place, scene.stem)
+
+
+def at_size_of_image(mask, size):
+    """What RESIZE_MASKS makes of a mask, written again: up to three pixels cut or repeated, else the nearest."""
+    is_near = all(abs(old - new) <= 3 for old, new in zip(mask.shape, size))
+    if is_near:
+        places = [np.minimum(np.arange(new), old - 1) for old, new in zip(mask.shape, size)]
+    else:
+        places = [((np.arange(new) + 0.5) * old / new).astype(int) for old, new in zip(mask.shape, size)]
+    return mask[np.ix_(*places)]
 
 
 def plant_tree(meant, mask_name):
@@ -1102,7 +1194,7 @@ def tell_what_vanishes(meant):
             mask = sample.mask == 1 if "CLASSES" not in meant.constants else (sample.mask > 0) & (sample.mask < IGNORED)
             if mask.any() and (mask.shape[0] > size[0] or mask.shape[1] > size[1]):
                 left.append(shares(mask, size).max())
-        if left and max(left) < 0.51 and "CLASSES" in meant.constants:
+        if left and max(left) < 0.51 and ("CLASSES" in meant.constants or "RESIZE_MASKS" in meant.constants):
             meant.doubts.append("perhaps emptied at IMAGE_SIZE")
         elif left and max(left) < 0.49:
             meant.reasons.append(("emptied at IMAGE_SIZE", ["IMAGE_SIZE"]))
@@ -1171,14 +1263,16 @@ def run_program(meant, work, sheet):
     given = meant.constants
     size = given["IMAGE_SIZE"]
     spec = DataSpec(**{FIELDS[name]: value for name, value in given.items() if name in FIELDS})
+    sides = [tuple(meant.folders[:2]), *([tuple(meant.folders[2:])] if meant.folders[2:] else [])]
+    sides = draw_masks(sides, work / "drawn_masks", spec)
     report = audit(
-        tuple(meant.folders[:2]),
-        tuple(meant.folders[2:]) or None,
+        sides[0],
+        sides[1] if sides[1:] else None,
         spec,
         image_size=size,
         sheet=work / "saved_images" / "audit.png" if sheet else None,
         cache=work / "audit.json",
-        apart=[work],
+        apart=[work, *meant.folders[1::2]],
         num_workers=1,
     )
     report.text()
@@ -1186,8 +1280,9 @@ def run_program(meant, work, sheet):
     datasets = []
     for at, pairs in enumerate([report.train, report.val][: len(meant.samples)]):
         keywords = dict(pairs=pairs, mask_rule=report.mask_rule, value_range=report.value_range)
-        full = ImageDataset(*meant.folders[2 * at : 2 * at + 2], **keywords)
-        small = ArrayDataset(Files(pairs, report.mask_rule, report.value_range, size))
+        full = ImageDataset(*sides[at], **keywords, spec=DataSpec(resize_masks=spec.resize_masks))
+        files = Files(pairs, report.mask_rule, report.value_range, size, resize_masks=spec.resize_masks)
+        small = ArrayDataset(files)
         if not small.keep_arrays(work / f"arrays{at}", num_workers=1, progress=False):
             raise AssertionError("no arrays were made")
         [full[index] for index in range(len(full))]
