@@ -821,29 +821,17 @@ def find_pictures(
     """
     if image_name:  # which tells images from masks, wherever they lie
         mask_dir = None
-    given = _Inputs(output_dir, mask_dir, suffixes_of(channels), among_others=len(inputs) > 1)
-    unites = unites_images(image_name, channels)
-    # {absolute path: ({absolute path: file}, what their outputs are called)}; a file that is given twice is one
-    files: dict[str, tuple[dict[str, Path], PurePath]] = {}
+    own = {os.path.realpath(folder) for folder in (output_dir, mask_dir) if folder}
+    masks = os.path.realpath(mask_dir) if mask_dir else None
+    given = _Inputs(own, masks, written, channels, image_name, among_others=len(inputs) > 1)
     for place in map(Path, inputs):
-        listing = given.list(place)
-        for file in listing.pictures:
-            owners = listing.owners_of(file, image_name) if image_name else []
-            if file != place and os.path.realpath(file) in written:
-                continue
-            if image_name and file != place and not owners:
-                given.left_out.append(file)
-                continue
-            key, name = os.path.abspath(file), PurePath(file.relative_to(listing.folder)).with_suffix("")
-            if unites and owners:
-                key, name = os.path.abspath(listing.folder / f"{owners[0]}.files"), PurePath(owners[0])
-            files.setdefault(key, ({}, name))[0].setdefault(os.path.abspath(file), file)
+        given.add(place)
     if left_out := list(dict.fromkeys(given.left_out)):
         kinds = "that are no pictures by their names, hidden, or of this run"
         if image_name:
             kinds = f"{kinds}, or not named as IMAGE_NAME = {image_name!r}"
         tell(f"Left out: {len(left_out):,} {kinds}: {list_files(left_out, 5)}.")
-    pictures = [picture for some, name in _named_apart(files) for picture in _pictures_in(some, name, channels)]
+    pictures = [picture for some, name in _named_apart(given.files) for picture in _pictures_in(some, name, channels)]
     return pictures, list(dict.fromkeys(given.missing))
 
 
@@ -867,25 +855,46 @@ def _pictures_in(files: list[Path], name: PurePath, channels: object) -> list[Pi
     return [Picture(file, names[number], page, number, len(pages)) for number, page in enumerate(pages)]
 
 
+@dataclass
 class _Inputs:
-    """The files and folders that predict.py is given, listed one by one.
+    """The files and folders that predict.py is given, added one by one.
 
-    missing    in words what of them cannot be read, or gives nothing
-    left_out   files that are no pictures, and the folders of the run itself
+    own            real paths of the run's own folders, OUTPUT_DIR and MASKS; `masks`: that of MASKS
+    written        real paths of files that earlier runs have written
+    among_others   whether there are several inputs, as where the shell expands a *
+    files          {absolute path: ({absolute path: file}, what its outputs are called)} of each picture; a file that
+                   is given twice is one
+    missing        in words what of the inputs cannot be read, or gives nothing
+    left_out       files that are no pictures, and the folders of the run itself
     """
 
-    def __init__(
-        self, output_dir: Folder | None, mask_dir: Folder | None, suffixes: Collection[str], among_others: bool
-    ) -> None:
-        """`among_others`: whether there are several inputs, as where the shell expands a *."""
-        self.own = {os.path.realpath(folder) for folder in (output_dir, mask_dir) if folder}
-        self.masks = os.path.realpath(mask_dir) if mask_dir else None
-        self.suffixes, self.among_others = suffixes, among_others
-        self.missing: list[str] = []
-        self.left_out: list[Path] = []
+    own: set[str]
+    masks: str | None
+    written: Collection[str]
+    channels: object
+    image_name: str | None
+    among_others: bool
+    files: dict[str, tuple[dict[str, Path], PurePath]] = field(default_factory=dict)
+    missing: list[str] = field(default_factory=list)
+    left_out: list[Path] = field(default_factory=list)
 
-    def list(self, place: Path) -> Listing:
-        """The pictures that a file or folder gives."""
+    def add(self, place: Path) -> None:
+        """Takes the pictures of a file or folder. UserError: as of find_pictures."""
+        listing = self._list(place)
+        unites = unites_images(self.image_name, self.channels)
+        for file in listing.pictures:
+            owners = listing.owners_of(file, self.image_name) if self.image_name else []
+            if file != place and os.path.realpath(file) in self.written:
+                continue
+            if file != place and self.image_name and not owners:
+                self.left_out.append(file)
+                continue
+            key, name = os.path.abspath(file), PurePath(file.relative_to(listing.folder)).with_suffix("")
+            if unites and owners:
+                key, name = os.path.abspath(listing.folder / f"{owners[0]}.files"), PurePath(owners[0])
+            self.files.setdefault(key, ({}, name))[0].setdefault(os.path.abspath(file), file)
+
+    def _list(self, place: Path) -> Listing:
         if os.path.isdir(place):
             return self._list_folder(place)
         if not os.path.exists(place):
@@ -898,7 +907,7 @@ class _Inputs:
 
     def _list_folder(self, folder: Path) -> Listing:
         real = os.path.realpath(folder)
-        listing = walk(folder, self.own - {real}, self.suffixes)
+        listing = walk(folder, self.own - {real}, suffixes_of(self.channels))
         self.missing += [f"{printable(error.filename)}: cannot be read ({error.strerror})." for error in listing.errors]
         if real == self.masks and (masks := set(filter(ends_in_mask, listing.pictures))):
             listing = replace(listing, pictures=[file for file in listing.pictures if file not in masks])
@@ -910,12 +919,15 @@ class _Inputs:
                 f"{printable(folder)}: is given both for images and for MASKS, and no file there ends in _mask. "
                 "Name the masks like a_mask.png, or keep them in another folder."
             )
-        problems = {path: _problem_of_kind(path) for path in listing.left_out if not path.name.startswith(".")}
-        told = [problem for problem in problems.values() if problem]  # files that are pictures to a person are missed
-        if self.among_others and not listing.pictures and not told:
-            told.append(f"{printable(folder)}: there is no image in it.")
-        self.missing += told
-        self.left_out += [path for path in listing.left_out if not problems.get(path)]
+        told = len(self.missing)
+        for path in listing.left_out:
+            problem = None if path.name.startswith(".") else _problem_of_kind(path)
+            if problem:  # it is a picture to a person
+                self.missing.append(problem)
+            else:
+                self.left_out.append(path)
+        if self.among_others and not listing.pictures and len(self.missing) == told:
+            self.missing.append(f"{printable(folder)}: there is no image in it.")
         return listing
 
 

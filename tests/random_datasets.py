@@ -522,15 +522,12 @@ def fractions(draw):
 
     def share(scene):
         if way == "edges":
-            return cv2.GaussianBlur(filled(scene).astype(np.float32), (3, 3), 0)
+            return np.minimum(cv2.GaussianBlur(filled(scene).astype(np.float32), (3, 3), 0), 1)
         noise = np.random.default_rng(scene.labels.size).random(scene.labels.shape, np.float32)
         return np.where(scene.labels > 0, 0.52 + 0.48 * noise, 0.48 * noise).astype(np.float32)
 
     def write(draw, base, scene):
-        values = share(scene)
-        if values.max() == 0:  # nobody is as sure of nothing
-            values[0, 0] = 0.1
-        return save(base(pick(draw, [".tif", ".tiff"])), values)
+        return save(base(pick(draw, [".tif", ".tiff"])), share(scene))
 
     def truth(scene):
         return (share(scene) > 0.5).astype(np.uint8)
