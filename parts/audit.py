@@ -899,41 +899,45 @@ _CHECKS: tuple[Callable[[_Survey], Iterable[Finding]], ...] = (
 
 
 def _facts_of_files(survey: _Survey) -> Iterator[tuple[str, str]]:
-    """Counts of pairs, and the sizes and kinds of their files."""
+    """Counts of pairs, how their names agree, and what is no picture."""
     yield "pairs", ", ".join(f"{len(side.pairs):,} for {side.name}" for side in survey.sides)
     for side in survey.sides:
         for label, text in side.notes:
             yield label, f"for {side.name} {text}"
-    if not survey.examples:
-        return
-    images, pairs = [example.image for example in survey.examples], [example.pair for example in survey.examples]
-    if groups := tell_groups([pair.name for pair in pairs], survey.spec.group):
+    if groups := tell_groups([example.pair.name for example in survey.examples], survey.spec.group):
         yield "groups", f"by their names: {groups} (GROUP)"
+    left_out = [path.name for side in survey.sides for path in side.left_out]
+    if left_out and survey.examples:
+        yield "left out", f"{len(left_out):,} that are no pictures by their names: {list_files(left_out, 5)}"
+
+
+def _facts_of_kinds(survey: _Survey) -> Iterator[tuple[str, str]]:
+    """The sizes and kinds of images and masks."""
+    images = [example.image for example in survey.examples]
+    if not images:
+        return
     yield "sizes", _most_common(_by(image.size) for image in images)
     yield "images", _most_common(f"{image.format} {image.mode}" for image in images)
     if survey.channels != RGB:
-        first = (1, 2, 3) if survey.channels > 2 else (1,)
-        shown = ", ".join(map(str, survey.spec.picture_bands or first))
+        first = "1, 2, 3" if survey.channels > 2 else "1"
+        shown = ", ".join(map(str, survey.spec.picture_bands or ())) or first
         yield "channels", f"{survey.channels}, of which the pictures show {shown} (PICTURE_BANDS)"
     yield "masks", _most_common(f"mode {mask.mode}" for mask in survey.masks)
     if turned := sum(image.orientation > 1 for image in images):
         yield "EXIF", f"{counted(turned, 'image')} set upright"
-    if survey.spec.resize_masks:
+
+
+def _facts_of_odd_pairs(survey: _Survey) -> Iterator[tuple[str, str]]:
+    """Masks of another size than their image, pages, and images with several masks."""
+    pairs = [example.pair for example in survey.examples]
+    if survey.spec.resize_masks and pairs:
         resized = sum(example.image.size != mask.size for example in survey.examples for mask in example.masks)
         yield "resized", f"{counted(resized, 'mask')} of another size than the image (RESIZE_MASKS)"
-
-
-def _facts_of_odd_files(survey: _Survey) -> Iterator[tuple[str, str]]:
-    """Images that are pages, or have several masks; files that are no pictures."""
-    pairs = [example.pair for example in survey.examples]
     if paged := {pair.image for pair in pairs if pair.image_page or pair.mask_page}:
         yield "pages", f"each of {counted(len(paged), 'file')} is an image with a mask of its own"
     if several := [len(pair.more) + 1 for pair in pairs if pair.more]:
         count = f"{counted(len(several), 'image')} with 2 to {max(several)} masks"
         yield "united", f"{count}, by MASK_NAME, whose foregrounds are united"
-    left_out = [path.name for side in survey.sides for path in side.left_out]
-    if left_out and pairs:
-        yield "left out", f"{len(left_out):,} that are no pictures by their names: {list_files(left_out, 5)}"
 
 
 def _facts_of_values(survey: _Survey) -> Iterator[tuple[str, str]]:
@@ -965,7 +969,7 @@ def _facts_of_values(survey: _Survey) -> Iterator[tuple[str, str]]:
         yield "ignored", f"{pixels[-1] / pixels.sum():.2%} of all pixels are neither trained on nor scored"
 
 
-_FACTS = (_facts_of_files, _facts_of_odd_files, _facts_of_values)
+_FACTS = (_facts_of_files, _facts_of_kinds, _facts_of_odd_pairs, _facts_of_values)
 
 
 def _most_common(texts: Iterable[str]) -> str:

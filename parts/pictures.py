@@ -68,6 +68,11 @@ class LegendEntry:
     colour: Color | None = None  # of the swatch
     hatched: bool = False  # the swatch looks as ignored pixels do
 
+    @property
+    def is_heading(self) -> bool:
+        """Whether there is no swatch."""
+        return self.colour is None and not self.hatched
+
 
 @dataclass(frozen=True)
 class Mark(LegendEntry):
@@ -473,21 +478,21 @@ def _draw_legend(page: Image.Image, top: int, legend: Sequence[LegendEntry]) -> 
     if not legend:
         return top
     draw, left = ImageDraw.Draw(page), MARGIN
+    headings = [entry.text for entry in legend if entry.is_heading]
+    indent = max([_fitted(text, page.width)[1] + MARGIN for text in headings], default=0) + MARGIN  # of the swatches
     for entry in legend:
-        heading = entry.colour is None and not entry.hatched
-        swatch_width, colour = FONT + 6, TEXT
-        if heading:
-            swatch_width, colour = 0, FAINT
-        text, length = _fitted(entry.text, min(14 * FONT, page.width - 2 * MARGIN - FONT - 6))
-        length += swatch_width
-        if left > MARGIN and (heading or left + length > page.width - MARGIN):
-            left, top = MARGIN, top + _LINE
+        text, length = _fitted(entry.text, min(14 * FONT, page.width - MARGIN - indent - FONT - 6))
+        if left > MARGIN and (entry.is_heading or left + FONT + 6 + length > page.width - MARGIN):
+            left, top = indent, top + _LINE
+        if entry.is_heading:
+            draw.text((MARGIN, top), text, fill=FAINT, font=_font(FONT))
+            left = indent
+            continue
         if entry.hatched:
             page.paste(Image.fromarray(mask_image(np.full((FONT, FONT), IGNORED, np.uint8))), (left, top + 2))
-        if not heading:
-            draw.rectangle((left, top + 2, left + FONT, top + 2 + FONT), fill=entry.colour, outline=TEXT)
-        draw.text((left + swatch_width, top), text, fill=colour, font=_font(FONT))
-        left += length + 2 * MARGIN
+        draw.rectangle((left, top + 2, left + FONT, top + 2 + FONT), fill=entry.colour, outline=TEXT)
+        draw.text((left + FONT + 6, top), text, fill=TEXT, font=_font(FONT))
+        left += FONT + 6 + length + 2 * MARGIN
     return top + _LINE + MARGIN
 
 
@@ -587,7 +592,8 @@ def _label_axes(axes: Axes, label: str, epochs: np.ndarray) -> None:
     axes.set_xlabel("epoch")
     axes.set_ylabel(label)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=12, integer=True, min_n_ticks=1))
-    axes.set_xlim(min(epochs) - 0.5, max(epochs) + 0.5)
+    last = max(epochs.max(), epochs.min() + 2)  # after the first epoch there is room for the legend beside the dots
+    axes.set_xlim(epochs.min() - 0.5, last + 0.5)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
 
@@ -644,7 +650,8 @@ def _mark_best(axes: Axes, columns: Columns) -> None:
     best = int(np.nanargmax(selection))
     epoch, dice = columns["epoch"][best], columns["dice"][best]
     label = f"best: Dice {dice:.4f}, epoch {epoch:.0f}"
-    axes.plot(epoch, dice, "o", label=label, markersize=11, fillstyle="none", color="#d55e00", markeredgewidth=1.8)
+    ring: dict[str, Any] = dict(markersize=11, fillstyle="none", color="#d55e00", markeredgewidth=1.8, clip_on=False)
+    axes.plot(epoch, dice, "o", label=label, **ring)
 
 
 def draw_confusion(
@@ -716,7 +723,7 @@ def _save_figure(figure: Figure, path: str | Path) -> None:
     write_whole(path, lambda file: figure.savefig(file, format=kind, dpi=110, **options), sync=False)
 
 
-def _shortened(name: str, most: int = 18) -> str:
+def _shortened(name: str, most: int = 22) -> str:
     """A class's name of at most `most` letters, for matplotlib, which takes what is between dollars for a formula."""
     name = _printable(name)
     if len(name) > most:

@@ -354,7 +354,7 @@ def test_curves_of_classes_are_thin_and_named_beside_the_plot(tmp_path, figures)
     assert [line.get_label() for line in score.lines if line.get_linewidth() == thick] == ["Dice"]
     (beside,) = figure.legends
     texts = texts_of(beside)
-    assert texts[:5] == [r"\$x\$", "_background_", "loss", "dice", "bad??"] and len(texts[5]) == 18
+    assert texts[:5] == [r"\$x\$", "_background_", "loss", "dice", "bad??"] and len(texts[5]) == 22
     assert beside.get_title().get_text() == "Dice by class, worst first"
     box = beside.get_window_extent()
     assert box.x0 >= score.get_window_extent().x1 and box.x1 <= figure.bbox.x1 and box.y0 >= 0
