@@ -11,16 +11,18 @@ Leaves checkpoint.pth (the last), best.pth (the highest Dice), saved_images/, hi
 from __future__ import annotations
 
 import signal
+import time
 
 if __name__ == "__main__":  # Ctrl-C while torch is loaded, which takes seconds, ends without a traceback
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    _STARTED = time.perf_counter()
 
 import sys
-import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path, PurePath
+from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import Any
 
@@ -60,7 +62,7 @@ from parts.own import is_own, load_part
 from parts.own_dataset import folders_of, write_dataset
 from parts.progress import Progress
 from parts.run_folder import RunFolder
-from parts.scores import KNOWN_METRICS, load_metrics
+from parts.scores import KNOWN_METRICS, Scores, load_metrics
 from parts.spec import DataSpec
 from parts.splits import folds
 from parts.truths import Truths
@@ -262,16 +264,18 @@ def train_fn(
 
 def main(argv: list[str] | None = None) -> None:
     """One run, or one for each of FOLDS. `argv`: its flags; None takes the command line's."""
+    begun = time.perf_counter()
+    if __name__ == "__main__":  # the process was started for this run
+        begun = _STARTED
     s = settings(argv)
     if s.FOLDS and s.FOLD is None:
         train_folds(s, argv)
     else:
-        train(s, argv)
+        train(s, argv, begun)
 
 
-def train(s: SimpleNamespace, argv: list[str] | None) -> list[Pair]:
-    """One run, to the closing summary; returns the pairs that it was validated on. `argv`: its flags, to be told."""
-    begun = time.perf_counter()
+def train(s: SimpleNamespace, argv: list[str] | None, begun: float) -> list[Pair]:
+    """One run, to the closing summary; returns the pairs of its validation. `begun`: when MINUTES began to count."""
     with processes.together(s.DEVICE) as device, ending_in_words(s, argv), RunFolder(s.OUTPUT_DIR) as folder:
         # Settings, device and seed
         tell_settings(s)
@@ -287,11 +291,7 @@ def train(s: SimpleNamespace, argv: list[str] | None) -> list[Pair]:
         architecture |= dict(in_channels=report.channels, out_channels=rule.channels)
         model = build_network(**architecture)
         refuse_small_size(s, model.stride, len(report.train))
-        load_first_weights(model, s, rule)
-        order = torch.contiguous_format if device.type == "mps" else torch.channels_last  # the fastest
-        model = model.to(device).to(memory_format=order)
-        if s.CHECKPOINTING:
-            recompute_blocks(model)
+        model = prepared(model, s, rule, device)
         # Loss and optimizer, and what is told of every epoch
         weights = label_weights(s.CLASS_WEIGHTS, report.label_shares, rule.overlaps)
         loss_fn = Loss(s.LOSS, weights, rule).to(device).checked(rule.channels)
@@ -316,10 +316,10 @@ def train(s: SimpleNamespace, argv: list[str] | None) -> list[Pair]:
         processes.say(describe_run(run, device, dtype))
 
         # Epochs: train, check accuracy, add a row to the history, save, draw
+        score = partial(check_accuracy, val_loader, model, device, dtype, metrics, loss_fn, quiet=True)
         if not run.history:
             draw_augmented(s, train_loader, folder.path)
-            untrained = check_accuracy(val_loader, model, device, dtype, metrics, loss_fn, quiet=True)
-            processes.say(f"Before training: {score_line(untrained)}")
+            tell_untrained(run, score, val_loader, dtype)
         first, start = len(run.history), time.perf_counter()
         while (epoch := len(run.history)) < s.NUM_EPOCHS:  # which MINUTES may change meanwhile
             if epoch in (first, s.FREEZE_ENCODER):
@@ -327,8 +327,7 @@ def train(s: SimpleNamespace, argv: list[str] | None) -> list[Pair]:
             train_loader.sampler.set_epoch(epoch)
             loss, waiting = train_fn(train_loader, trained, optimizer, loss_fn, scaler, schedule, epoch, s)
             processes.same_everywhere(model)  # BatchNorm's statistics
-            scores = check_accuracy(val_loader, model, device, dtype, metrics, loss_fn, quiet=True)
-            run.record(loss, scores)
+            run.record(loss, score())
             folder.keep(run, show)  # saved while the next epoch begins
             tell_epoch(run, logger, folder.path, (time.perf_counter() - start) / (epoch + 1 - first))
             if out_of_patience(run):
@@ -346,7 +345,7 @@ def train_folds(s: SimpleNamespace, argv: list[str] | None) -> None:
     flags = sys.argv[1:] if argv is None else argv
     trained = []
     for fold in range(1, s.FOLDS + 1):
-        pairs = train(settings([*flags, "--fold", str(fold)]), argv)
+        pairs = train(settings([*flags, "--fold", str(fold)]), argv, time.perf_counter())
         trained.append(Fold.load(s.OUTPUT_DIR, fold, pairs))
     tell(sum_up(s.OUTPUT_DIR, trained))
     draw_worst(s, trained)
@@ -533,16 +532,18 @@ def refuse_small_size(s: SimpleNamespace, smallest: int, images: int) -> None:
         )
 
 
-def load_first_weights(model: Network, s: SimpleNamespace, mask_rule: MaskRule) -> None:
-    """Puts the weights that a new run starts from into the network, if it does not start from random ones."""
+def prepared(model: Network, s: SimpleNamespace, mask_rule: MaskRule, device: torch.device) -> Network:
+    """The network on the device, with the weights that a new run starts from, if these are not random ones."""
     if s.FREEZE_ENCODER:  # a network that has none is told before the files of an earlier run are put aside
         freeze_encoder(model, False)
-    if s.LOAD_MODEL:
-        return
-    if s.PRETRAINED:
+    if s.PRETRAINED and not s.LOAD_MODEL:
         load_pretrained(s.PRETRAINED, model, mask_rule)
-    elif isinstance(model, EncoderUNet) and s.ENCODER_WEIGHTS:
+    elif isinstance(model, EncoderUNet) and s.ENCODER_WEIGHTS and not s.LOAD_MODEL:
         load_encoder_weights(model, s.ENCODER, s.ENCODER_WEIGHTS)
+    if s.CHECKPOINTING:
+        recompute_blocks(model)
+    order = torch.contiguous_format if device.type == "mps" else torch.channels_last  # the fastest
+    return model.to(device).to(memory_format=order)
 
 
 def make_loaders(
@@ -615,6 +616,16 @@ def describe_run(run: Run, device: torch.device, dtype: torch.dtype | None) -> s
 
 
 # ---- what a run says and leaves in its folder
+
+
+def tell_untrained(run: Run, score: Callable[[], Scores], val_loader: Loader, dtype: torch.dtype | None) -> None:
+    """Prints the scores of the network that a run begins with. MINUTES learn from it what is done after an epoch."""
+    begin, scores = time.perf_counter(), score()
+    processes.say(f"Before training: {score_line(scores)}")
+    if isinstance(run.schedule, TimedSchedule):
+        with TemporaryDirectory() as folder:
+            processes.first(lambda: draw(replace(run, scores=scores), val_loader, Path(folder), dtype))
+        run.schedule.epoch_seconds = 1.3 * (time.perf_counter() - begin)  # as a checkpoint will be saved, too
 
 
 def tell_epoch(run: Run, logger: Logger, output: Path, seconds: float) -> None:

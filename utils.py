@@ -89,22 +89,11 @@ def get_loaders(
         raise UserError("A transform makes items itself: crop and augment in it, or give none.")
     if augment is not None and crop is None and image_size is None:
         raise UserError("What augment makes has to be of one size: give image_size or crop.")
-    if report is None:
-        report = _list_pairs((train_dir, train_mask_dir), (val_dir, val_mask_dir), spec)
+    report = report or _list_pairs((train_dir, train_mask_dir), (val_dir, val_mask_dir), spec)
     assert report.mask_rule is not None, "a report with problems; see Report.stop_if_spoiled"
-    training, validation = (
-        Files(
-            pairs,
-            report.mask_rule,
-            report.value_range,
-            image_size,
-            channels=report.channels,
-            resize_masks=report.resize_masks,
-            picture_bands=report.picture_bands,
-            fit=report.fit,
-        )
-        for pairs in (report.train, report.val)
-    )
+    shared = ("mask_rule", "value_range", "channels", "resize_masks", "picture_bands", "fit")
+    training = Files(report.train, image_size=image_size, **{name: getattr(report, name) for name in shared})
+    validation = replace(training, pairs=report.val)
     train_data, val_data = _make_datasets(training, validation, transform, crop, crop_foreground, augment, seed)
     if augment is not None:
         _try_augment(train_data, num_workers)

@@ -12,18 +12,19 @@ from parts import processes
 from parts.errors import counted, ran_out_of_memory
 from parts.recipe import Schedule, autocast_dtype, size_factor, takes_labels, targets_of
 
-_LOOK_EVERY = 10  # steps between two looks at the clock
+_LOOK_EVERY = 10  # steps between two looks at the clock, or fewer where these take more than _TOLERANCE
 _WARM_UP = 2  # first steps of a process, which take longer
-_RECENT = 200  # steps whose mean time is taken
-_TOLERANCE = 0.03  # of MINUTES: a plan that ends so much earlier or later is kept
+_RECENT = 50  # steps whose mean time is taken
+_TOLERANCE = 0.01  # of MINUTES: a plan that ends so much earlier or later is kept
 
 
 class TimedSchedule(Schedule):
     """A Schedule whose number of steps follows from how long steps take, and what is done after each epoch.
 
     It sets NUM_EPOCHS; the last epoch may end early. The plan is laid after the first steps, and anew where it would
-    miss MINUTES by more than _TOLERANCE. A checkpoint keeps it, with the time that is spent: while it need not be laid
-    anew, a resumed run goes on exactly. `begun`: when the run began, by time.perf_counter.
+    miss MINUTES by more than _TOLERANCE. A checkpoint keeps it, with the time that is spent: a resumed run goes on with
+    it. `begun`: when the run began, by time.perf_counter. `epoch_seconds`, what is done after an epoch takes, is
+    measured after each, and before the first by who calls.
     """
 
     def __init__(
@@ -33,17 +34,20 @@ class TimedSchedule(Schedule):
         super().__init__(optimizer, s.SCHEDULE, steps_per_epoch, s.NUM_EPOCHS, s.WARMUP, s.PLATEAU_PATIENCE)
         self.settings, self.budget = s, 60.0 * s.MINUTES
         self.begun, self.last_look = begun, time.perf_counter()
-        self.steps = 0  # of this process
+        self.steps, self.next_look = 0, _WARM_UP + 1  # of this process
         self.step_seconds: deque[float] = deque(maxlen=_RECENT)  # of a step at full size
         self.epoch_seconds = 0.0  # what is done between two epochs
+        self.step_seconds_then = 0.0  # of a step as that was measured: where the machine slows down both take longer
         self.is_laid = False
 
     def before_step(self, step: int) -> None:
         """Sets the learning rate of `step`, with a look at the clock."""
         self._measure(step)
         is_first = step % self.steps_per_epoch == 0
-        if self.step_seconds and (is_first or self.steps % _LOOK_EVERY == 0):
-            self._lay(processes.first(lambda: self._plan(step)))
+        if self.step_seconds and (is_first or self.steps >= self.next_look):
+            total, pause = processes.first(lambda: (self._plan(step), self._pause()))
+            self._lay(total)
+            self.next_look = self.steps + pause
         super().before_step(step)
 
     def _measure(self, step: int) -> None:
@@ -51,12 +55,17 @@ class TimedSchedule(Schedule):
         now = time.perf_counter()
         seconds, self.last_look = now - self.last_look, now
         self.steps += 1
-        if self.steps == 1:  # what is done before the first epoch takes about as long as between two
-            self.epoch_seconds = self.epoch_seconds or seconds
-        elif step % self.steps_per_epoch == 0 and self.step_seconds:
+        if self.steps == 1:
+            return
+        if step % self.steps_per_epoch == 0 and self.step_seconds:
             self.epoch_seconds = max(0.0, seconds - self._step_seconds() * self._pixels(step / self.total))
+            self.step_seconds_then = self._step_seconds()
         elif self.steps > _WARM_UP:
             self.step_seconds.append(seconds / self._pixels(step / self.total))
+
+    def _pause(self) -> int:
+        """How many steps there are to the next look at the clock."""
+        return max(1, min(_LOOK_EVERY, int(_TOLERANCE * self.budget / self._step_seconds())))
 
     def _step_seconds(self) -> float:
         return sum(self.step_seconds) / len(self.step_seconds)
@@ -68,17 +77,19 @@ class TimedSchedule(Schedule):
     def _plan(self, step: int) -> int:
         """The number of all steps with which a run ends in time, before `step`, counted from 0, is made."""
         left = self.budget - (time.perf_counter() - self.begun)
+        self.step_seconds_then = self.step_seconds_then or self._step_seconds()
+        epoch_seconds = self.epoch_seconds * self._step_seconds() / self.step_seconds_then
         shares = torch.linspace(min(1.0, step / self.total), 1, 50).tolist()
         seconds = self._step_seconds() * sum(map(self._pixels, shares)) / len(shares)
         epoch = step // self.steps_per_epoch
         if self.is_laid and step < self.total:
-            needed = (self.total - step) * seconds + (self._epochs(self.total) - epoch) * self.epoch_seconds
+            needed = (self.total - step) * seconds + (self._epochs(self.total) - epoch) * epoch_seconds
             if abs(needed - left) < _TOLERANCE * self.budget:
                 return self.total
         total, affordable, epochs = step + 1, step + 2, epoch
         while affordable > epochs * self.steps_per_epoch:
             epochs += 1
-            affordable = step + int((left - (epochs - epoch) * self.epoch_seconds) / seconds)
+            affordable = step + int((left - (epochs - epoch) * epoch_seconds) / seconds)
             total = max(total, min(affordable, epochs * self.steps_per_epoch))
         return total
 

@@ -3,8 +3,10 @@
 Exit statuses: 0 done; 1 some of the inputs failed; 2 an error that the user can correct; 130 Ctrl-C; 143 SIGTERM.
 """
 
+import atexit
 import difflib
 import errno
+import gc
 import os
 import signal
 import sys
@@ -191,6 +193,7 @@ def run(main: Callable[[], int | None]) -> None:
     """Calls main(), tells a user's error in words, and ends the process with its exit status, unless that is 0."""
     global _signal
     _signal = None
+    atexit.register(gc.freeze)  # spares the search through all objects as the interpreter ends, which takes a second
     if threading.current_thread() is threading.main_thread():  # the only one that may set handlers
         sys.unraisablehook = _report_dropped
         signal.signal(signal.SIGINT, _on_signal)

@@ -24,7 +24,7 @@ import symtable
 import sys
 import textwrap
 import tokenize
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -69,31 +69,40 @@ class _Source:
         assigned = frozenset(s.get_name() for s in symbols if s.is_assigned() and not s.is_namespace())
         imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
         imports_all = any(node.names[0].name == "*" for node in imports)
-        return cls(Path(file).name, names, assigned, *_read_assignments(tree, written), imports_all)
+        return cls(Path(file).name, names, assigned, _declared(tree), *_described(tree, written), imports_all)
 
 
-def _read_assignments(tree: ast.Module, written: str) -> tuple[dict[str, Any], dict[str, str], dict[str, str]]:
-    """`declared`, `comments` and `headings` of a _Source."""
+def _assignments(tree: ast.Module) -> Iterator[tuple[str, ast.Assign | ast.AnnAssign]]:
+    """(name, statement) of NAME = ... at the top level."""
+    for statement in tree.body:
+        if isinstance(statement, (ast.Assign, ast.AnnAssign)):
+            targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
+            yield from ((target.id, statement) for target in targets if isinstance(target, ast.Name))
+
+
+def _declared(tree: ast.Module) -> dict[str, Any]:
+    """`declared` of a _Source."""
+    names = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
+    stored = [node.id for node in names if isinstance(node.ctx, ast.Store)]
+    declared = {}
+    for name, statement in _assignments(tree):
+        if statement.value is not None and stored.count(name) == 1:
+            with suppress(ValueError, TypeError):  # an expression
+                declared[name] = ast.literal_eval(statement.value)
+    return declared
+
+
+def _described(tree: ast.Module, written: str) -> tuple[dict[str, str], dict[str, str]]:
+    """`comments` and `headings` of a _Source."""
     tokens = tokenize.generate_tokens(io.StringIO(written).readline)
     by_line = {token.start[0]: token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT}
     marked = {line: comment.lstrip("- ") for line, comment in by_line.items() if comment.startswith("---- ")}
-    names = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
-    stored = [node.id for node in names if isinstance(node.ctx, ast.Store)]
-    declared, comments, headings = {}, {}, {}
-    for statement in tree.body:
-        if not isinstance(statement, (ast.Assign, ast.AnnAssign)) or statement.value is None:
-            continue
+    comments, headings = {}, {}
+    for name, statement in _assignments(tree):
         lines = range(statement.lineno, (statement.end_lineno or 0) + 1)
-        behind = [by_line[line] for line in lines if line in by_line]
-        heading = max((line for line in marked if line < statement.lineno), default=0)
-        targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
-        for name in (target.id for target in targets if isinstance(target, ast.Name)):
-            comments[name] = behind[-1] if behind else ""
-            headings[name] = marked.get(heading, "")
-            if stored.count(name) == 1:
-                with suppress(ValueError, TypeError):  # an expression
-                    declared[name] = ast.literal_eval(statement.value)
-    return declared, comments, headings
+        comments[name] = "".join([by_line[line] for line in lines if line in by_line][-1:])
+        headings[name] = "".join([marked[line] for line in marked if line < statement.lineno][-1:])
+    return comments, headings
 
 
 # ---- constants

@@ -1,6 +1,5 @@
 """MINUTES: a run ends in time, its last epoch early if need be, and a resumed run keeps the plan."""
 
-import time
 from types import SimpleNamespace
 
 import pytest
@@ -8,12 +7,28 @@ import torch
 from helpers import SMALL, history
 
 import train
+from parts import budget
 from parts.budget import TimedSchedule, halve_until_it_fits
 from parts.errors import UserError
 from parts.losses import Loss
 from unet import UNet
 
-STEP, EPOCH = 0.004, 0.03  # seconds
+STEP, EPOCH = 0.1, 2.0  # seconds
+
+
+class Clock:
+    """In the place of the module time: it goes on where a test says so."""
+
+    now = 1000.0
+
+    def perf_counter(self):
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    monkeypatch.setattr(budget, "time", Clock())
+    return budget.time
 
 
 def timed(seconds, begun, steps_per_epoch=20, **settings):
@@ -22,44 +37,63 @@ def timed(seconds, begun, steps_per_epoch=20, **settings):
     return TimedSchedule(torch.optim.SGD([torch.zeros(1, requires_grad=True)], 1.0), steps_per_epoch, s, begun)
 
 
-def steps_of(schedule, epoch=0):
-    """Goes through a run as train.py does, from an epoch on; gives its steps."""
+def steps_of(schedule, clock, slowness):
+    """Goes through a run as train.py does; gives its steps. `slowness`: factor of all times, after some seconds."""
+    begun, epoch = clock.now, 0
     while epoch < schedule.settings.NUM_EPOCHS:
         for index in range(schedule.steps_per_epoch):
             step = epoch * schedule.steps_per_epoch + index
-            pixels = schedule._pixels(step / schedule.total)
-            time.sleep(STEP * pixels)
+            clock.now += STEP * schedule._pixels(step / schedule.total) * slowness(clock.now - begun)
             schedule.before_step(step)
             if step + 1 >= schedule.total:
                 break
         epoch += 1
-        time.sleep(EPOCH)
+        clock.now += EPOCH * slowness(clock.now - begun)
     return step + 1
 
 
-@pytest.mark.parametrize(("seconds", "steps_per_epoch", "half_size"), [(1.2, 20, 0), (0.4, 500, 0), (1.2, 30, 0.5)])
-def test_a_schedule_ends_in_time_with_a_learning_rate_of_nearly_zero(seconds, steps_per_epoch, half_size):
-    timed(1, 0)  # the first optimizer takes seconds
-    begun = time.perf_counter()
-    schedule = timed(seconds, begun, steps_per_epoch, HALF_SIZE=half_size)
-    steps = steps_of(schedule)
-    assert time.perf_counter() - begun == pytest.approx(seconds, rel=0.15)  # whatever else runs on this machine
+@pytest.mark.parametrize("slowness", [
+    lambda seconds: 1, lambda seconds: 1 + (seconds > 20), lambda seconds: 4 - 3 * (seconds > 3),
+    lambda seconds: 1.5 + (seconds // 7 % 2),
+])  # fmt: skip
+@pytest.mark.parametrize(("steps_per_epoch", "half_size"), [(20, 0), (50, 0), (5000, 0), (100, 0.5)])
+def test_a_schedule_ends_in_time_with_a_learning_rate_of_nearly_zero(clock, slowness, steps_per_epoch, half_size):
+    """On a machine whose speed changes, too."""
+    begun = clock.now
+    schedule = timed(60, begun, steps_per_epoch, HALF_SIZE=half_size)
+    schedule.epoch_seconds = EPOCH * slowness(0)
+    steps = steps_of(schedule, clock, slowness)
+    assert clock.now - begun == pytest.approx(60, rel=0.05)
     assert steps == schedule.total and -(-steps // steps_per_epoch) == schedule.settings.NUM_EPOCHS
     assert schedule.optimizer.param_groups[0]["lr"] < 0.05
 
 
-def test_a_resumed_schedule_keeps_the_plan_and_counts_the_time_that_is_spent():
-    schedule = timed(60, time.perf_counter() - 30)
+def test_slow_steps_are_looked_at_each(clock):
+    schedule = timed(60, clock.now)
+    for step, look in enumerate((3, 3, 4, 5, 6)):
+        clock.now += 5
+        schedule.before_step(step)
+        assert schedule.next_look == look
+    assert 11 <= schedule.total <= 12
+
+
+def test_a_resumed_schedule_keeps_the_plan_and_counts_the_time_that_is_spent(clock):
+    schedule = timed(60, clock.now - 30)
     for step in range(30):
-        time.sleep(STEP)
+        clock.now += STEP
         schedule.before_step(step)
     state = schedule.state_dict()
-    assert state["plan"]["seconds"] == pytest.approx(30, abs=1)
-    resumed = timed(60, time.perf_counter())
+    assert state["plan"]["seconds"] == pytest.approx(33)
+    clock.now += 1000
+    resumed = timed(60, clock.now)
     resumed.load_state_dict(state)
     assert (resumed.total, resumed.rising) == (schedule.total, schedule.rising)
     assert resumed.settings.NUM_EPOCHS == schedule.settings.NUM_EPOCHS > 3
-    assert time.perf_counter() - resumed.begun == pytest.approx(30, abs=1)
+    assert clock.now - resumed.begun == pytest.approx(33)
+    for step in range(30, 60):
+        clock.now += STEP
+        resumed.before_step(step)
+        assert resumed.total == schedule.total
 
 
 class Small(UNet):
