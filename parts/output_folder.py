@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
@@ -58,6 +58,7 @@ def refuse_doubles(planned: Sequence[Planned]) -> None:
 
 _LIST = ".predicted.json"  # in the output folder
 _SUFFIXES = (".png", ".jpg", ".csv", ".gz", ".onnx", ".pt2")  # of all that is written
+_CURE = "Give another OUTPUT_DIR (--output-dir)"
 _VERSION = 2  # of the list; raise it when the same settings begin to give other files
 
 
@@ -134,40 +135,40 @@ class OutputFolder:
 
     def _check(self, earlier: Provenance) -> set[str]:
         """The names of earlier files that must not lie beside those of this run. UserError: as `writing`."""
-        folder, cure = printable(self.folder), "another OUTPUT_DIR (--output-dir)"
+        self._refuse_foreign(earlier.sources["files"])
+        difference = self._difference(earlier)
+        files = {name: entry for name, entry in earlier.sources["files"].items() if not os.path.isabs(name)}
+        # Outdated is what would now be made otherwise, and then what is made of all pictures
+        sources = {entry.picture: entry.source for entry in self.planned.values()}
+        outdated = set()
+        for name, (picture, source, _) in files.items():
+            if picture and picture in sources and (difference or source != sources[picture]):
+                outdated.add(name)
+        if outdated or difference:
+            outdated |= {name for name, entry in files.items() if not entry.picture}
+        others = files.keys() - outdated
+        if difference and others:
+            raise UserError(
+                f"{printable(self.folder)}: holds {counted(len(others), 'file')} of an earlier run, which would be "
+                f"mixed with those of this one ({difference}): {list_files(sorted(others))}. {_CURE}, or move them away."
+            )
+        return outdated
+
+    def _refuse_foreign(self, own: Collection[str]) -> None:
+        """UserError: planned files would replace others than those `own` names, or lie behind links."""
         linked = [path for name, path in self.paths.items() if os.path.isabs(name) and path.is_relative_to(self.folder)]
         if linked:
             raise UserError(
-                f"{folder}: links in it lead elsewhere, where these files would be written: {list_files(linked)}. "
-                f"Remove the links, or give {cure}."
+                f"{printable(self.folder)}: links in it lead elsewhere, where these files would be written: "
+                f"{list_files(linked)}. Remove the links. {_CURE}."
             )
-        files = earlier.sources["files"]
-        foreign = []
-        for name, path in self.paths.items():
-            if os.path.lexists(path) and (name not in files or os.path.realpath(path) in self.inputs):
-                foreign.append(path)
+        present = {name: path for name, path in self.paths.items() if os.path.lexists(path)}
+        foreign = [path for name, path in present.items() if name not in own or os.path.realpath(path) in self.inputs]
         if foreign:
             raise UserError(
                 "These files would be replaced, but predict.py has not written them, they have changed since then, or "
-                f"they are inputs: {list_files(foreign, 10)}. Give other names or {cure}, or move them away."
+                f"they are inputs: {list_files(foreign, 10)}. {_CURE} or other names, or move them away."
             )
-        # Outdated is what would now be made otherwise, and then what is made of all pictures
-        difference = self._difference(earlier)
-        sources = {entry.picture: entry.source for entry in self.planned.values() if entry.picture}
-        inside = {name: entry for name, entry in files.items() if not os.path.isabs(name)}
-        outdated = set()
-        for name, entry in inside.items():
-            if entry.picture in sources and (difference or entry.source != sources[entry.picture]):
-                outdated.add(name)
-        if outdated or difference:
-            outdated |= {name for name, entry in inside.items() if not entry.picture}
-        others = inside.keys() - outdated
-        if difference and others:
-            raise UserError(
-                f"{folder}: holds {counted(len(others), 'file')} of an earlier run, which would be mixed with those of "
-                f"this one ({difference}): {list_files(sorted(others))}. Give {cure}, or move them away."
-            )
-        return outdated
 
     def _difference(self, earlier: Provenance) -> str:
         """How the settings differ from those of earlier files, in words; "" where this run writes none beside them."""
