@@ -150,7 +150,8 @@ class OutputFolder:
         if difference and others:
             raise UserError(
                 f"{printable(self.folder)}: holds {counted(len(others), 'file')} of an earlier run, which would be "
-                f"mixed with those of this one ({difference}): {list_files(sorted(others))}. {_CURE}, or move them away."
+                f"mixed with those of this one ({difference}): {list_files(sorted(others))}. {_CURE}, or move them "
+                "away."
             )
         return outdated
 
