@@ -70,7 +70,10 @@ def export(
         f"PyTorch by {worst:.1e} at most."
     )
     if names := metadata.get("classes"):
-        told += f" A pixel's class is the channel of its highest logit: {', '.join(names)}."
+        rule = "A pixel's class is the channel of its highest logit"
+        if metadata.get("threshold") is not None:
+            rule = "A pixel is of each class whose logit is above that of the threshold"
+        told += f" {rule}: {', '.join(names)}."
     if metadata:
         told += f" In the file stand {', '.join(metadata)}, as JSON: {_READ[path.suffix].format(names=list(metadata))}."
     return told
