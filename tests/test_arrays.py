@@ -620,11 +620,11 @@ def test_made_by_spawned_processes(tmp_path):
     pairs = draw(tmp_path / "pictures", count=16)
     spawning = tmp_path / "make.py"
     spawning.write_text(
-        "import multiprocessing, sys\n"
-        f"sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]\n"
-        "from pathlib import Path\n"
-        "from test_arrays import make, pair_files\n"
-        "if __name__ == '__main__':\n"
+        "if __name__ == '__main__':\n"  # the spawned ones need none of this
+        "    import multiprocessing, sys\n"
+        f"    sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]\n"
+        "    from pathlib import Path\n"
+        "    from test_arrays import make, pair_files\n"
         "    multiprocessing.set_start_method('spawn')\n"
         "    root = Path(sys.argv[1])\n"
         "    pairs = pair_files(root / 'pictures/images', root / 'pictures/masks')\n"
