@@ -461,7 +461,7 @@ def report_done(s: SimpleNamespace, done: int) -> None:
         places.append(s.OUTPUT_DIR)
     if s.SUBMISSION:
         places.append(s.SUBMISSION)
-    tell(f"{done} images done; see {' and '.join(places) or 'below'}.")
+    tell(f"{counted(done, 'image')} done; see {' and '.join(places) or 'below'}.")
 
 
 def read_settings(constants: Mapping[str, Any], argv: Sequence[str] | None) -> SimpleNamespace:

@@ -472,7 +472,7 @@ def test_a_damaged_page_is_told_and_the_others_are_done(call, tmp_path, capsys):
         (tmp_path / "stack.tif").write_bytes(whole[: int(share * len(whole))])
         status, out = call(tmp_path / "stack.tif", "--output-dir", tmp_path / str(share))
         said = capsys.readouterr()
-        assert status == 1 and f"{done} images done" in said.out and "stack.tif[2]: is damaged" in said.err
+        assert status == 1 and f"{done} image" in said.out and "stack.tif[2]: is damaged" in said.err
         assert len(files_in(tmp_path / str(share))) == done
 
 

@@ -191,7 +191,8 @@ def test_of_several_checkpoints_the_probabilities_are_averaged(
     paths = [others(classes), str(checkpoint)]
     if classes:
         paths[1] = classes_checkpoint()
-    (mixed / "a.jpg").unlink()
+    for name in ("a.jpg", "alpha.png", "grey-alpha.png", "deep.png", "turned.jpg"):
+        (mixed / name).unlink()
     ways = dict(IMAGE_SIZE="own", FLIPS="h", WINDOW=64)
     alone, both = [Predictor(path, **CPU, **ways) for path in paths], Predictor(*paths, **CPU, **ways)
     assert call("--checkpoint", *paths, mixed, *flags_of(ways), "--disagreement")[0] == 0, "inputs may stand behind"
