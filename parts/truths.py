@@ -167,7 +167,9 @@ class TruthFinder:
         pairs = {}
         for picture, each in annotated.items():
             file, *more = dict.fromkeys(one.file for one in each)
-            pairs[picture] = Pair(picture.name.as_posix(), picture.path, file, picture.page, more=tuple(more))
+            pairs[picture] = Pair(
+                picture.name.as_posix(), picture.path, file, picture.page, more=tuple(more), bands=picture.bands
+            )
         return DrawnTruths(pairs, self.mask_rule, annotated, label_of, background, annotations.file_rule)
 
     def _labels_by_name(self, annotations: Annotations) -> dict[str, Any]:
