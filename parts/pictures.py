@@ -116,8 +116,8 @@ class Palette:
         if mask_rule.overlaps:  # of each set of classes the mean of their colours
             colours_of = np.array(class_colours()[1 : 1 + len(mask_rule.names)])
             held = [colours_of[classes.astype(bool)] for classes in members(len(mask_rule.names))[1:]]
-            means: list[Color] = [tuple(own.mean(0).astype(int).tolist()) for own in held]
-            return Palette(mask_rule.label_names, (BLACK, *means), bands)
+            mixed: list[Color] = [tuple(own.mean(0).astype(int).tolist()) for own in held]
+            return Palette(mask_rule.label_names, (BLACK, *mixed), bands)
         own: list[Color] = [(value >> 16, value >> 8 & 255, value & 255) for value in mask_rule.colours]
         colours = own if own and _apart(own) else class_colours()[: len(mask_rule.names)]
         return Palette(mask_rule.names, tuple(colours), bands)
