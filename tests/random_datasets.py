@@ -470,7 +470,8 @@ def two_colours(draw):
         doubts = []
     if told:
         return Encoding(words + ", told", write, filled, {"MASK_FOREGROUND": value}, doubts=doubts)
-    return Encoding(words, write, filled, reasons=[("neither is black", ["MASK_FOREGROUND"])])
+    texts = ["MASK_FOREGROUND", *(["with one palette"] if doubts else [])]
+    return Encoding(words, write, filled, reasons=[("neither is black", texts)])
 
 
 def cut_out(draw):

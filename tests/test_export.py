@@ -32,7 +32,7 @@ def test_the_exported_program_gives_the_same_at_any_size(network, call, tmp_path
 
 @pytest.mark.slow
 def test_the_exported_program_takes_the_channels_of_the_network(tmp_path):
-    network = build_network(in_channels=5, features=(4, 8), pads=True)
+    network = build_network(in_channels=5, features=(4, 8), pads=True).eval()
     assert "float32 (N, 5, H, W)" in export(network, tmp_path / "model.pt2")
     images = torch.rand(1, 5, 21, 34)
     with torch.no_grad():
@@ -74,7 +74,12 @@ def test_exports_tell_of_images_and_classes_and_take_any_size_or_a_fixed_one(
         pixels = "RGB, 8-bit values / 255; those of more bits (value - 0) / 4095, cut to [0, 1]"
         assert metadata.pop("pixels") == f"float32 (N, 3, H, W) in [0, 1]: {pixels}"
         assert metadata == dict(
-            image_size=size, channels=3, image_range=[0, 4095], classes=["0", "road", "a/b", "300"], threshold=None
+            image_size=size,
+            channels=3,
+            image_range=[0, 4095],
+            classes=["0", "road", "a/b", "300"],
+            threshold=None,
+            fit="stretch",
         )
 
 
