@@ -28,7 +28,7 @@ def summary(scores: Scores, pixels: int) -> str:
         detail = f": means over {count} classes"
     elif scores.dice_nonempty != scores.dice:
         detail = f"; Dice {scores.dice_nonempty:.4f} of images that hold something or are predicted to"
-    further = "".join(f", {name} {value:.4f}" for name, value in scores.metrics.items())
+    further = "".join(f", {name} {score_text(value)}" for name, value in scores.metrics.items())
     lines.append(
         f"Got {round(scores.accuracy * pixels)}/{pixels} pixels right, accuracy {100 * scores.accuracy:.2f} %; "
         f"Dice {scores.dice:.4f}, IoU {scores.iou:.4f}{further}{detail}"
@@ -39,7 +39,7 @@ def summary(scores: Scores, pixels: int) -> str:
 def score_line(scores: Scores) -> str:
     """The scores in one short line."""
     items = dict(dice=scores.dice, iou=scores.iou) | scores.metrics
-    return "  ".join(f"{_SPELLED.get(name, name)} {_number(value)}" for name, value in items.items())
+    return "  ".join(f"{_SPELLED.get(name, name)} {score_text(value)}" for name, value in items.items())
 
 
 def class_table(scores: Scores, most: int = 20) -> str:
@@ -88,13 +88,13 @@ def epoch_line(row: dict[str, Any], is_best: bool, epochs: int, seconds: float) 
     if row["dice_nonempty"] != row["dice"]:
         items.append(f"of images that are not empty {row['dice_nonempty']:.4f}")
     shown = [name for name in row if name not in _NOT_SHOWN and not name.startswith("dice_")]
-    items += [f"{_SPELLED.get(name, name)} {_number(row[name])}" for name in shown if row[name] is not None]
+    items += [f"{_SPELLED.get(name, name)} {score_text(row[name])}" for name in shown if row[name] is not None]
     left = seconds * (epochs - row["epoch"])
     items.append(f"{duration(seconds)}, {duration(left)} left" if left else duration(seconds))
     return "  ".join(items)
 
 
-def _number(value: float) -> str:
+def score_text(value: float) -> str:
     """A score; "-" where it is not a number, as the precision where nothing is predicted."""
     return "-" if math.isnan(value) else f"{value:.4f}"
 
@@ -121,6 +121,8 @@ def symptom(scores: Scores) -> str | None:
     if scores.classes:
         names, true = scores.classes["names"], np.flatnonzero(scores.classes["share"])
         predicted = np.flatnonzero(_predicted_pixels(scores.classes))
+        if _overlap(scores.classes) and len(true) and not len(predicted):
+            return "No pixel of the validation images is predicted as one of the classes."
         if len(predicted) != 1 or len(true) < 2 or scores.predicted_share < 1:
             return None
         prediction = f"{names[predicted[0]]}, {held} of it, and {len(true)} classes in all"
@@ -133,9 +135,14 @@ def symptom(scores: Scores) -> str | None:
     return f"Every pixel of the validation images is predicted as {prediction}."
 
 
+def _overlap(classes: dict[str, Any]) -> bool:
+    """Whether a pixel may be of several of the classes, of Scores.classes: then it may be of none, too."""
+    return "predicted" in classes
+
+
 def _predicted_pixels(classes: dict[str, Any]) -> np.ndarray:
     """How many pixels each class is predicted in, of Scores.classes."""
-    return np.array(classes["predicted"]) if "predicted" in classes else np.array(classes["confusion"]).sum(0)
+    return np.array(classes["predicted"]) if _overlap(classes) else np.array(classes["confusion"]).sum(0)
 
 
 def verdict(history: Sequence[dict[str, Any]], scores: Scores, steps: int, batch_size: int) -> list[str]:
@@ -189,10 +196,12 @@ def _of_missed_classes(scores: Scores) -> Iterator[str]:
         for name, share, pixels in zip(scores.classes["names"], scores.classes["share"], predicted)
         if share > 0 and pixels == 0
     ]
-    if missed and (predicted > 0).sum() > 1:
+    overlap = _overlap(scores.classes)
+    weights = "" if overlap else 'CLASS_WEIGHTS = "auto" (--class-weights auto) lets rare classes count more, and '
+    if missed and (overlap or (predicted > 0).sum() > 1):
         yield (
-            f'Predicted nowhere: {", ".join(missed[:6])}. CLASS_WEIGHTS = "auto" (--class-weights auto) lets rare '
-            'classes count more, and LOSS = "focal+dice" hard pixels.'
+            f'Predicted nowhere: {", ".join(missed[:6])}. {weights}LOSS = "focal+dice" (--loss focal+dice) lets hard '
+            "pixels count more."
         )
 
 

@@ -270,7 +270,7 @@ def _take_json(side: Annotations, file: Path, name: str, stored: Any) -> None:
 
 
 def _labelme_shape(file: Path, shape: dict) -> Shape:
-    points = np.array(shape["points"], float).reshape(-1, 2)
+    points = np.array(shape["points"], float).reshape(len(shape["points"]), 2)
     kind = shape.get("shape_type") or "polygon"
     if kind == "rectangle":
         (left, top), (right, bottom) = points
@@ -285,6 +285,11 @@ def _labelme_shape(file: Path, shape: dict) -> Shape:
 
 
 def _take_coco(side: Annotations, file: Path, stored: dict) -> None:
+    for kind, key in (("images", "file_name"), ("categories", "name")):
+        times = Counter(number for number, _ in {(entry["id"], entry[key]) for entry in stored[kind]})
+        repeated = [number for number, count in times.items() if count > 1]
+        if repeated:
+            raise UnusableFile(file, f"has several {kind} with the id {repeated[0]}", "Give each its own id")
     names = {category["id"]: _name_of(category["name"]) for category in stored["categories"]}
     annotated = {}
     for image in stored["images"]:
@@ -296,14 +301,16 @@ def _take_coco(side: Annotations, file: Path, stored: dict) -> None:
         if not drawn:
             problem = f"has a box without an outline, annotation {entry.get('id')}; a box is no mask"
             raise UnusableFile(file, problem, "Export outlines (instance segmentation), or remove it")
-        shape = Shape(names[entry["category_id"]], [])
+        image, shape = annotated[entry["image_id"]], Shape(names[entry["category_id"]], [])
         if isinstance(drawn, dict):
+            if drawn.get("size", image.size) != image.size:
+                raise ValueError(f"run lengths for a size of {drawn['size']}, of an image of {image.size}")
             counts = drawn["counts"]
             runs = _packed_runs(counts) if isinstance(counts, str) else [int(run) for run in counts]
             shape = Shape(shape.name, [], runs)
         else:
             shape.outlines.extend(_checked(np.array(flat, float).reshape(-1, 2)) for flat in drawn)
-        annotated[entry["image_id"]].shapes.append(shape)
+        image.shapes.append(shape)
     side.classes = list(dict.fromkeys([*side.classes, *names.values()]))
     side.annotated += annotated.values()
 
@@ -392,6 +399,8 @@ def _draw_side(side: Annotations, images: Listing, classes: list[str], folder: P
     """Writes the mask of each annotated image below `folder`, and says what was drawn. UserError."""
     paths = {images.name_of(path): path for path in images.pictures}
     of_image = side.by_image(paths, None if spec.skip_unpaired else images.folder)
+    if paths and not of_image:
+        raise UserError(f"{printable(side.place)}: annotates no image of {printable(images.folder)}.")
     tasks = [_Task(paths[name], folder / f"{name}.png", annotated) for name, annotated in of_image.items()]
     keep_only(folder, {task.mask for task in tasks})
     names = tuple(dict.fromkeys([BACKGROUND, *classes]))
@@ -469,8 +478,10 @@ def draw(
 
 def _draw_shape(mask: np.ndarray, shape: Shape, value: int, as_shares: bool) -> None:
     if shape.runs is not None:
-        if sum(shape.runs) != mask.size or min(shape.runs) < 0:
+        if sum(shape.runs) != mask.size:
             raise ValueError(f"run lengths of {sum(shape.runs)} pixels, not {mask.size}")
+        if min(shape.runs) < 0:
+            raise ValueError("run lengths below 0")
         inside = np.repeat(np.arange(len(shape.runs)) % 2 == 1, shape.runs)
         mask[inside.reshape(mask.shape, order="F")] = value
     for outline in shape.outlines:
@@ -489,6 +500,8 @@ def _fill(mask: np.ndarray, corners: np.ndarray, value: int) -> None:
     rows_of_edge = last - first
     if not rows_of_edge.any():
         return
+    if rows_of_edge.sum() > max(1000, 2 * mask.size):  # around every pixel alone it would be half of that
+        raise ValueError(f"an outline that crosses rows of pixels {rows_of_edge.sum():,} times")
     edges = np.repeat(np.arange(len(corners)), rows_of_edge)
     rows = np.arange(len(edges)) - np.repeat(np.cumsum(rows_of_edge) - rows_of_edge, rows_of_edge) + first[edges]
     (x0, y0), (x1, y1) = corners[edges].T, following[edges].T

@@ -30,7 +30,7 @@ To try everything without any data: python train.py --demo"""
 LEAVE_OUT = "SKIP_UNPAIRED = True (--skip-unpaired) leaves out what has no partner"
 NAME_MASKS = (
     'MASK_NAME = "{}_segmentation" (--mask-name) says how masks are named, if not like their images, and IMAGE_NAME '
-    "says how images are; both may hold folders (images/{})"
+    'says how images are; both may hold folders (images/{}); CLASSES = {"car": "{}_car"} takes a file for each class'
 )
 
 COPIES = ("hflip", "vflip", "grid")  # what augment.py appends to the name of a copy

@@ -24,7 +24,7 @@ import torch
 from tqdm import tqdm
 
 from parts import pictures
-from parts.advice import class_table
+from parts.advice import class_table, score_text
 from parts.audit import ALPHA_DROPPED
 from parts.errors import UserError, counted, escaped, list_files, tell
 from parts.files import write_csv, write_whole
@@ -387,7 +387,7 @@ class PictureScores(Output):
             averaged = f"the classes, of {averaged}"
         elif not scores.true_share:
             tell("No pixel of these masks reads as foreground. If they are not empty, MASK_FOREGROUND says what is.")
-        further = "".join(f"; {name} {value:.4f}" for name, value in scores.metrics.items())
+        further = "".join(f"; {name} {score_text(value)}" for name, value in scores.metrics.items())
         tell(
             f"Dice {scores.dice:.4f}, IoU {scores.iou:.4f}: means over {averaged}; accuracy "
             f"{100 * scores.accuracy:.2f} %{further}"

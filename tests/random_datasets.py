@@ -36,7 +36,10 @@ from parts.spec import DataSpec  # noqa: E402
 
 IGNORED = 255
 # Of Meant.reasons, the first first: where nothing is looked at, or nothing pairs, nothing else is told
-UNPAIRED = ("a constant is malformed", "MASK_NAME is wrong", "names are unlike", "strays beside names that differ")
+UNPAIRED = (
+    *("a constant is malformed", "MASK_NAME is wrong", "names are unlike", "strays beside names that differ"),
+    "classes overlap",
+)
 # Told where nothing else is wrong
 LAST = (
     *("all of validation", "full of validation", "emptied at IMAGE_SIZE"),
@@ -699,7 +702,7 @@ def single_classes(draw):
     way = pick(draw, ["{}_<>", "<> of {}", "<>/{}"])
     patterns = {name: way.replace("<>", name) for name in names}
     overlap = chance(draw, 0.15)
-    reasons = [("classes overlap", ["marks"])] if overlap else []
+    reasons = [("classes overlap", ["marks", "named by none of CLASSES"])] if overlap else []
     lacking = chance(draw, 0.5)
 
     def index(scene):

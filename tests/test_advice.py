@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from parts.advice import class_line, duration, epoch_line, verdict
+from parts.advice import class_line, duration, epoch_line, score_line, symptom, verdict
 from parts.scores import Scores, scores_of
 
 
@@ -81,3 +81,19 @@ def test_classes_that_are_predicted_nowhere_are_named():
     scores = scores_of(with_pixels(overlap), np.array([[80, 5, 0], [5, 10, 0], [0, 1, 0]]), ("bg", "disc", "dot"))
     words = " ".join(verdict(rows([0.6] * 3), scores, 5000, 4))
     assert "Predicted nowhere: dot (0.99 % of the pixels)" in words and "--class-weights auto" in words
+
+
+def test_overlapping_classes_that_are_predicted_nowhere_are_named():
+    """A pixel may be of none of them, and there are no CLASS_WEIGHTS."""
+    sets = np.array([[70, 2, 0, 0], [3, 20, 0, 0], [0, 0, 0, 0], [1, 4, 0, 0]])  # of background, organ, spot, both
+    scores = scores_of(with_pixels(np.array([[[24, 0], [26, 0], [28, 5]]])), sets, ("organ", "spot"))
+    words = " ".join(verdict(rows([0.6] * 3), scores, 5000, 4))
+    assert "Predicted nowhere: spot (5 % of the pixels). LOSS" in words and symptom(scores) is None
+    nothing = scores_of(
+        with_pixels(np.array([[[0, 0], [0, 0], [28, 5]]])), sets * [[1], [0], [0], [0]], ("organ", "spot")
+    )
+    assert symptom(nothing) == "No pixel of the validation images is predicted as one of the classes."
+
+
+def test_a_score_that_has_no_number_is_a_dash():
+    assert score_line(foreground_scores(metrics=dict(precision=float("nan")))).endswith("precision -")

@@ -222,6 +222,17 @@ CASES = {
     "no name": ("p0.json", of_shape(label=" "), "a class without a name"),
     "boxes": ("a.json", of_entry(bbox=[1, 1, 2, 2]), "a box without an outline, annotation 7; a box is no mask"),
     "runs": ("a.json", of_entry(segmentation={"counts": [5, 9**20]}), "run lengths of .* pixels, not 3072"),
+    "negative runs": ("a.json", of_entry(segmentation={"counts": [3073, -1]}), "run lengths below 0"),
+    "runs of another size": (
+        *("a.json", of_entry(segmentation={"size": [64, 48], "counts": [3072]})),
+        r"for a size of \[64, 48\], of an image of \[48, 64\]",
+    ),
+    "ids twice": (
+        *("a.json", of_entry() | {"categories": [{"id": 1, "name": name} for name in "ab"]}),
+        "has several categories with the id 1. Give each its own id",
+    ),
+    "a scribble": ("p0.json", of_shape(points=[[3 + k % 50, k % 2 * 47] for k in range(400)]), "crosses rows .* times"),
+    "corners in space": ("p0.json", of_shape(points=[[0, 0, 0], [1, 1, 1], [3, 0, 0], [2, 2, 2]]), "cannot reshape"),
     "packed runs": ("a.json", of_entry(segmentation={"counts": "o" * 10**6}), "more than 60 bits"),
     "no such image": ("a.json", of_entry(segmentation=[[1] * 6], image_id=2), "KeyError: 2"),
     "an image elsewhere": ("p77.json", of_shape(), "annotates 1 image that .*/i does not hold, e.g. p77.\nAdd these"),
@@ -237,6 +248,13 @@ def test_what_cannot_be_drawn_is_said_in_words(name, text, words, folders):
         (folders[1] / "classes.txt").write_text("a\n")
     with pytest.raises(UserError, match=words):
         draw_masks([folders], "out/drawn")
+
+
+def test_annotations_of_no_image_at_all(folders):
+    """Each of them may be left out, all of them may not."""
+    (folders[1] / "p77.json").write_text(json.dumps(of_shape()))
+    with pytest.raises(UserError, match=f"{folders[1]}: annotates no image of {folders[0]}"):
+        draw_masks([folders], "out/drawn", DataSpec(skip_unpaired=True))
 
 
 def test_numbers_of_classes_without_names_cost_no_memory(folders, capsys):

@@ -78,7 +78,8 @@ def test_every_misfit_is_named_together(tmp_path):
     with pytest.raises(UserError) as caught:
         pair_files(images, masks)
     lines = str(caught.value).splitlines()
-    assert "MASK_NAME" in lines[-1] and "SKIP_UNPAIRED" in lines.pop()
+    assert all(name in lines[-1] for name in ("MASK_NAME", "IMAGE_NAME", "CLASSES", "SKIP_UNPAIRED"))
+    del lines[-1]
     assert len(lines) == 6 and not any("ok" in Path(line.split(":")[0]).name for line in lines)
     for file in ("i/1.jpg", "i/2.jpg", "i/3.jpg", "i/4.jpg", "m/10.png", "m/5_mask.gif"):
         assert sum(line.startswith(f"{tmp_path}/{file}: ") for line in lines) == 1
