@@ -121,7 +121,7 @@ CLASS_WEIGHTS: tuple | str | None = None  # what a pixel of each class counts in
 FLIP = True  # mirror each training image left-right half of the time, on the device
 SCALE: tuple | None = None  # smallest and largest factor that training images are scaled by, such as (0.7, 1.4)
 ROTATE = 0.0  # degrees by which training images are rotated at most, to both sides
-COLOR_JITTER = 0.4  # how far contrast, brightness and colours of training images vary; the article's: 0
+COLOR_JITTER = 0.0  # how far contrast, brightness and colours vary, such as 0.4: for new cameras, lights and paints
 AUGMENT: Any = None  # varies training images: albumentations' A.Compose([...]), f(image=, mask=), or "mine.py:name"
 SEED = 0  # of the weights, the order of the images and the flips
 # ---- speed and memory
@@ -287,8 +287,7 @@ def train(s: SimpleNamespace, argv: list[str] | None, begun: float) -> list[Pair
         assert rule is not None, "the audit refuses masks without a rule in common"
 
         # Network: with random weights, or those of ENCODER_WEIGHTS or PRETRAINED
-        architecture = dict(network=s.NETWORK, features=list(s.FEATURES), encoder=s.ENCODER, pads=True)
-        architecture |= dict(in_channels=report.channels, out_channels=rule.channels)
+        architecture = architecture_of(s, report.channels, rule.channels)
         model = build_network(**architecture)
         refuse_small_size(s, model.stride, len(report.train))
         model = prepared(model, s, rule, device)
@@ -335,6 +334,12 @@ def train(s: SimpleNamespace, argv: list[str] | None, begun: float) -> list[Pair
         folder.finish()
         processes.say(summary(run, folder.path, time.perf_counter() - start, waiting, train_loader))
         return val_loader.dataset.pairs
+
+
+def architecture_of(s: SimpleNamespace, in_channels: int, out_channels: int) -> dict[str, Any]:
+    """What build_network makes this network from; it stands in the checkpoints."""
+    chosen = dict(network=s.NETWORK, features=list(s.FEATURES), encoder=s.ENCODER, pads=True)
+    return chosen | dict(in_channels=in_channels, out_channels=out_channels)
 
 
 def train_folds(s: SimpleNamespace, argv: list[str] | None) -> None:

@@ -42,7 +42,8 @@ from utils import check_accuracy  # noqa: E402
 
 SCRATCH = ["--encoder", "resnet34", "--encoder-weights", "none"]
 OURS = {  # flags of train.py
-    "ours, as on a CPU: batches of 2, HALF_SIZE 0.5": [],
+    "ours, the full network: batches of 2, HALF_SIZE 0.5": [],
+    "ours, --small": ["--small", "--batch-size", "4", "--half-size", "0"],
     "ours, ENCODER = resnet34 from scratch, batches of 4": [*SCRATCH, "--batch-size", "4", "--half-size", "0"],
 }
 OTHERS = {  # what makes a side, and its batches
