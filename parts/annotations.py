@@ -285,11 +285,7 @@ def _labelme_shape(file: Path, shape: dict) -> Shape:
 
 
 def _take_coco(side: Annotations, file: Path, stored: dict) -> None:
-    for kind, key in (("images", "file_name"), ("categories", "name")):
-        times = Counter(number for number, _ in {(entry["id"], entry[key]) for entry in stored[kind]})
-        repeated = [number for number, count in times.items() if count > 1]
-        if repeated:
-            raise UnusableFile(file, f"has several {kind} with the id {repeated[0]}", "Give each its own id")
+    _refuse_repeated_ids(file, stored)
     names = {category["id"]: _name_of(category["name"]) for category in stored["categories"]}
     annotated = {}
     for image in stored["images"]:
@@ -313,6 +309,14 @@ def _take_coco(side: Annotations, file: Path, stored: dict) -> None:
         image.shapes.append(shape)
     side.classes = list(dict.fromkeys([*side.classes, *names.values()]))
     side.annotated += annotated.values()
+
+
+def _refuse_repeated_ids(file: Path, stored: dict) -> None:
+    for kind, key in (("images", "file_name"), ("categories", "name")):
+        times = Counter(number for number, _ in {(entry["id"], entry[key]) for entry in stored[kind]})
+        repeated = [number for number, count in times.items() if count > 1]
+        if repeated:
+            raise UnusableFile(file, f"has several {kind} with the id {repeated[0]}", "Give each its own id")
 
 
 def _packed_runs(text: str) -> list[int]:
