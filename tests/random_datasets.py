@@ -1030,7 +1030,8 @@ def make(seed, folder):
             if deep and not side and many_bits <= {write_marked, write_marked_floats} and scene.image.std() > 20:
                 meant.within = (100, 3200)
             if kind in (write_float, write_marked_floats) and value_range is None:
-                meant.reasons.append(("floats", [printable(path.name)]))
+                if "alpha" not in dict(encoding.reasons):  # whose masks cannot be used, which is told of the pair alone
+                    meant.reasons.append(("floats", [printable(path.name)]))
                 pixels = np.zeros((*own, 3), np.uint8)
             elif kind in (write_twelve, write_marked) and value_range is None:
                 meant.doubts.append("12 bits")
