@@ -555,12 +555,13 @@ _LINE_AMONG_CLASSES = _LINE_OF | {  # whose colours are also those above
 Columns = dict[str, np.ndarray]  # of a history, float64 (epochs,); not-a-number where an epoch has none
 
 
-def draw_curves(history: Sequence[dict[str, Any]], path: str | Path) -> None:
+def draw_curves(history: Sequence[dict[str, Any]], path: str | Path, overlaps: bool = False) -> None:
     """Draws loss and scores by epoch, in two panels, as a picture at `path`.
 
     history: a dictionary for each epoch, with numbers under `epoch`, `loss` and, where there are some, `val_loss`,
     `dice`, `iou`, `dice_NAME` of each class, and other scores under their names. The best epoch is marked: by
     `dice_nonempty` (the Dice of images that hold something or are predicted to) where there is one, else by `dice`.
+    overlaps: whether classes do; none of them has the first colour then, which is the background's (Palette.of).
     """
     columns: Columns = {name: np.array([row.get(name) for row in history], float) for name in history[-1]}
     by_class = [name for name in columns if name.startswith("dice_") and name != "dice_nonempty"]
@@ -572,7 +573,8 @@ def draw_curves(history: Sequence[dict[str, Any]], path: str | Path) -> None:
     loss_axes, score_axes = figure.subplots(1, 2)
     marker = "o" if len(history) <= 30 else ""  # more dots would run into each other
     if by_class:
-        _draw_classes(score_axes, columns, by_class, marker)
+        colours = class_colours()[1:] if overlaps else class_colours()
+        _draw_classes(score_axes, columns, dict(zip(by_class, colours)), marker)
     for name, line in lines.items():
         if np.isfinite(columns.get(name, np.nan)).any():
             axes = loss_axes if name in ("loss", "val_loss") else score_axes
@@ -606,9 +608,9 @@ def _lines_of_others(columns: Columns) -> dict[str, dict[str, Any]]:
     return {name: dict(label=name, color=colour, linewidth=0.9, marker="") for name, colour in zip(others, colours)}
 
 
-def _draw_classes(axes: Axes, columns: Columns, names: Sequence[str], marker: str) -> None:
+def _draw_classes(axes: Axes, columns: Columns, colours: dict[str, Color], marker: str) -> None:
     """Draws a thin line for each class, and a legend beside the plot: of all up to NAMED, else of the five worst."""
-    last = []  # the Dice by which the worst are found; a class without any comes last
+    names, last = list(colours), []  # the Dice by which the worst are found; a class without any comes last
     for name in names:
         known = columns[name][np.isfinite(columns[name])]
         last.append(known[-1] if len(known) else np.inf)
@@ -619,7 +621,7 @@ def _draw_classes(axes: Axes, columns: Columns, names: Sequence[str], marker: st
         title = f"Dice, the worst {len(named)} of {len(names)} classes"
 
     lines = []
-    for index, (name, own_colour) in enumerate(zip(names, class_colours())):
+    for index, (name, own_colour) in enumerate(colours.items()):
         colour: str | list[float] = "0.75"
         order = 1.8
         if index in named:

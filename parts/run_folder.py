@@ -12,6 +12,7 @@ from parts import pictures, processes
 from parts.checkpoints import Run, save, set_aside, snapshot
 from parts.errors import tell
 from parts.files import refuse_link, remove_leftovers, sole_writer, write_csv
+from parts.masks import MaskRule
 
 
 class RunFolder:
@@ -52,7 +53,7 @@ class RunFolder:
         def begin() -> bool:
             done = run.done(self.path / "checkpoint.pth")
             if run.history:
-                write_history(self.path, run.history)
+                write_history(self.path, run.history, run.mask_rule)
                 draw()
             if not run.settings.LOAD_MODEL and not processes.is_noted(self.begun):
                 set_aside(self.path)
@@ -89,11 +90,11 @@ def save_epoch(state: dict[str, Any], output: Path, is_best: bool) -> None:
         save(state, output / "best.pth", also=output / "checkpoint.pth")
     else:
         save(state, output / "checkpoint.pth")
-    write_history(output, state["history"])
+    write_history(output, state["history"], MaskRule.from_dict(state["mask_rule"]))
 
 
-def write_history(folder: Path, history: list[dict[str, Any]]) -> None:
+def write_history(folder: Path, history: list[dict[str, Any]], mask_rule: MaskRule) -> None:
     """history.csv and curves.png, made anew from all epochs."""
     columns = list(history[-1])
     write_csv(folder / "history.csv", columns, [[row.get(name) for name in columns] for row in history])
-    pictures.draw_curves(history, folder / "curves.png")
+    pictures.draw_curves(history, folder / "curves.png", mask_rule.overlaps)

@@ -360,6 +360,15 @@ def test_curves_of_classes_are_thin_and_named_beside_the_plot(tmp_path, figures)
     assert box.x0 >= score.get_window_extent().x1 and box.x1 <= figure.bbox.x1 and box.y0 >= 0
 
 
+@pytest.mark.parametrize("files", [(), ("{}_a", "{}_b")], ids=["apart", "overlapping"])
+def test_curves_have_the_colours_of_masks(tmp_path, figures, files):
+    rule = MaskRule(background=(), foreground=(), classes=(1, 2), names=("a", "b"), files=files)
+    pictures.draw_curves(curves_of("ab"), tmp_path / "curves.png", rule.overlaps)
+    colours = Palette.of(rule).colours[rule.overlaps :][:2]
+    for line, colour in zip(figures[0].axes[1].lines, colours):
+        assert line.get_color() == [channel / 255 * 0.85 for channel in colour]
+
+
 def test_curves_of_many_classes_name_the_worst(tmp_path, figures):
     history = curves_of([f"c{i}" for i in range(40)])
     history[-1]["dice_c2"] = history[-2]["dice_c2"] = None  # in no image any more: its last value counts
