@@ -350,10 +350,8 @@ def _provenance_of(files: Files, folder: Path) -> Provenance:
         "IMAGE_RANGE": files.value_range,
         _ORDER: order.hexdigest(),
     }
-    if files.channels != RGB:  # so that the arrays of others stay as they are
-        settings["CHANNELS"] = files.channels
-    if files.fit != STRETCH:
-        settings["FIT"] = files.fit
+    others = {"CHANNELS": files.channels, "FIT": files.fit}
+    settings |= {name: value for name, value in others.items() if value != _LEFT_OUT[name]}
     return Provenance([_LAYOUT, _RESIZE_RULE, POINTS], settings, sources)
 
 
@@ -365,6 +363,7 @@ def _relative(parent: str, folder: Path) -> str:
 
 
 _ORDER = "order"  # a digest of all names in the order of the rows; told only where nothing else differs
+_LEFT_OUT = {"CHANNELS": RGB, "FIT": STRETCH}  # of the key, so that arrays from before these settings stay as they are
 
 
 def _describe(name: str, old: Any, new: Any) -> str:
@@ -373,6 +372,7 @@ def _describe(name: str, old: Any, new: Any) -> str:
         return ""
     if name == "the mask rule":
         return f"{name} was: {MaskRule.from_dict(old).describe()}"
+    old, new = (_LEFT_OUT.get(name) if value is None else value for value in (old, new))
     return f"{name} was {old}, now {new}"
 
 

@@ -535,18 +535,19 @@ def _check_proportions(survey: _Survey) -> Iterator[Finding]:
     if changes.max() <= SQUEEZED:
         return
     size = survey.examples[int(changes.argmax())].image.size
+    directions = ", in both directions" if min(factors.max(), 1 / factors.min()) > SQUEEZED else ""
     heading = (
         f"IMAGE_SIZE = {_by(survey.image_size)} changes the proportions of "
-        f"{counted((changes > SQUEEZED).sum(), 'image')} up to {changes.max():.1f} times (one of {_by(size)}): what "
-        "they show changes its shape."
+        f"{counted((changes > SQUEEZED).sum(), 'image')} up to {changes.max():.1f} times (one of {_by(size)})"
+        f"{directions}: what they show changes its shape."
     )
-    # What has the same area and the proportions in the middle, in steps that a network's poolings take
+    cure = 'FIT = "pad" (--fit pad) and crops (--image-size none --crop H W) keep those of each image.'
     middle = float(np.median(factors))
-    fitting = [max(16, round(side / 16) * 16) for side in (height / middle**0.5, width * middle**0.5)]
-    cure = (
-        f"--image-size {fitting[0]} {fitting[1]} has about the proportions in the middle, and as many pixels. FIT = "
-        '"pad" (--fit pad) and crops (--image-size none --crop H W) keep those of each image.'
-    )
+    left = np.maximum(factors / middle, middle / factors) > SQUEEZED
+    if left.mean() < 0.25:  # what has the same area and suits most of them, in steps that a network's poolings take
+        fitting = [max(16, round(side / 16) * 16) for side in (height / middle**0.5, width * middle**0.5)]
+        sides = f"--image-size {fitting[0]} {fitting[1]}"
+        cure = f"{sides} has about the proportions in the middle, and as many pixels. {cure}"
     yield Finding(heading, cure=cure, is_error=False)
 
 

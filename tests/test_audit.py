@@ -52,9 +52,11 @@ def test_images_that_are_squeezed_into_image_size(data):
     (told,) = looked_at(data, (48, 48)).warnings
     assert "IMAGE_SIZE = 48x48 changes the proportions of 16 images up to 1.5 times (one of 40x60): what they" in told
     assert "--image-size 32 64 has about" in told or "--image-size 48 64 has about" in told
+    assert "in both directions" not in told
     redraw(data, ("vi", "vm"), lambda picture: np.swapaxes(picture, 0, 1))
     told = "\n".join(looked_at(data, (48, 48)).warnings)
-    assert "changes the proportions of 16 images up to 1.5 times (one of" in told and "--fit pad" in told
+    assert "of 16 images up to 1.5 times (one of 40x60), in both directions: what" in told and "--fit pad" in told
+    assert "has about" not in told
 
 
 def test_masks_of_another_size_are_resized_where_that_is_asked_for(data):

@@ -45,7 +45,7 @@ def test_a_picture_keeps_its_proportions_within_the_size(own, size, within):
     assert size_within(own, size, "pad") == within and size_within(own, size, "stretch") == size
 
 
-def test_the_rest_is_mirrored_in_the_image_and_ignored_in_the_mask(data):
+def test_the_rest_is_mirrored_in_the_image_and_ignored_in_the_mask(data, capsys):
     pairs = pair_files(data / "t/i", data / "t/m")
     files = Files(pairs, MaskRule(), image_size=SIZE, fit="pad")
     arrays, reader = make_arrays(files, data / "arrays", 0, progress=False), PictureReader(SIZE, fit="pad")
@@ -61,6 +61,7 @@ def test_the_rest_is_mirrored_in_the_image_and_ignored_in_the_mask(data):
         for other in (arrays.sample(number).image, reader.read(Picture(pair.image, PurePath("x"))).image):
             assert np.array_equal(other, sample.image)
     make_arrays(Files(pairs, MaskRule(), image_size=SIZE), data / "arrays", 0, progress=False)
+    assert "made again, because FIT was pad, now stretch." in capsys.readouterr().out
 
 
 def test_changed_proportions_are_told_only_where_they_change(data):
