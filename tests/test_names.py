@@ -290,6 +290,11 @@ def test_subfolders(tmp_path, capsys):
 TREES = {  # IMAGE_NAME and MASK_NAME, the files of one folder -> the name, image and masks of each pair
     "suffixes": ("{}_left", "{}_labelIds", ["t/x_left.png", "t/x_labelIds.png", "t/x_color.png"],
                  [("t/x", "t/x_left.png", ["t/x_labelIds.png"])]),
+    "Cityscapes": (
+        *("{}_leftImg8bit", "{}_gtFine_labelIds"),
+        ["t/x_leftImg8bit.png", "t/x_gtFine_color.png", "t/x_gtFine_instanceIds.png", "t/x_gtFine_labelIds.png"],
+        [("t/x", "t/x_leftImg8bit.png", ["t/x_gtFine_labelIds.png"])],
+    ),
     "a folder each": ("{}/images/*", "{}/masks/*", ["s/7/images/q.png", "s/7/masks/b.png", "s/7/masks/a.gif"],
                       [("s/7", "s/7/images/q.png", ["s/7/masks/a.gif", "s/7/masks/b.png"])]),
     "sides": ("images/{}", "LABELS/{}", ["images/a/x.jpg", "images/y.jpg", "labels/a/x.png", "labels/y.png", "z.png"],

@@ -366,6 +366,10 @@ def test_no_data_is_told_in_one_message(tmp_path):
         (["--rotate", "270"], "ROTATE = 270: a number, 0 or more, at most 180"),
         (["--crop", "16"], "CROP = "),
         (["--train-mask-dir", "nowhere"], "nowhere"),
+        (
+            ["--val-img-dir", "nowhere", "--val-mask-dir", "nowhere"],
+            r"Split some off:\n  python augment.py --img-dir \S+ --mask-dir \S+ --output-dir split --val-images 0.1",
+        ),
     ],
 )
 def test_mistakes_are_told_in_words(prepared, monkeypatch, flags, words):
