@@ -116,7 +116,7 @@ WARMUP = 0.15  # share of all steps in which the learning rate rises to its heig
 PLATEAU_PATIENCE = 3  # epochs without a better Dice until the plateau schedule divides the rate by ten
 # ---- loss
 LOSS = "bce+dice"  # bce (the article's), dice, focal, tversky, topk, "mine.py:name", joined: "0.5*bce + dice"
-CLASS_WEIGHTS: tuple | str | None = None  # what a pixel of each class counts in the loss; "auto": rare ones more
+CLASS_WEIGHTS: tuple | str | None = "auto"  # what a pixel of each class counts in the loss: rare ones more; None: alike
 # ---- how training images vary
 FLIP = True  # mirror each training image left-right half of the time, on the device
 SCALE: tuple | None = None  # smallest and largest factor that training images are scaled by, such as (0.7, 1.4)
@@ -292,7 +292,7 @@ def train(s: SimpleNamespace, argv: list[str] | None, begun: float) -> list[Pair
         refuse_small_size(s, model.stride, len(report.train))
         model = prepared(model, s, rule, device)
         # Loss and optimizer, and what is told of every epoch
-        weights = label_weights(s.CLASS_WEIGHTS, report.label_shares, rule.overlaps)
+        weights = label_weights(s.CLASS_WEIGHTS, report.label_shares, rule)
         loss_fn = Loss(s.LOSS, weights, rule).to(device).checked(rule.channels)
         metrics, logger = load_metrics(s.METRICS), load_logger(s.LOGGER)
         optimizer = recipe.make_optimizer(model, s.OPTIMIZER, s.LEARNING_RATE, s.WEIGHT_DECAY)

@@ -196,12 +196,10 @@ def _of_missed_classes(scores: Scores) -> Iterator[str]:
         for name, share, pixels in zip(scores.classes["names"], scores.classes["share"], predicted)
         if share > 0 and pixels == 0
     ]
-    overlap = _overlap(scores.classes)
-    weights = "" if overlap else 'CLASS_WEIGHTS = "auto" (--class-weights auto) lets rare classes count more, and '
-    if missed and (overlap or (predicted > 0).sum() > 1):
+    if missed and (_overlap(scores.classes) or (predicted > 0).sum() > 1):
         yield (
-            f'Predicted nowhere: {", ".join(missed[:6])}. {weights}LOSS = "focal+dice" (--loss focal+dice) lets hard '
-            "pixels count more."
+            f'Predicted nowhere: {", ".join(missed[:6])}. LOSS = "focal+dice" (--loss focal+dice) lets hard pixels '
+            "count more."
         )
 
 

@@ -103,19 +103,18 @@ def _described(value: Any) -> str:
     return f"a {type(value).__name__}"
 
 
-def label_weights(
-    chosen: str | Sequence[float] | None, shares: Sequence[float], overlaps: bool = False
-) -> Tensor | None:
+def label_weights(chosen: str | Sequence[float] | None, shares: Sequence[float], rule: MaskRule) -> Tensor | None:
     """What a pixel of each label counts, as CLASS_WEIGHTS says: float32 (labels,), or None where all count alike.
 
-    `shares`: that of each label in the pixels of training. "auto": 1 / ln(1.02 + share), from 1.4 for a label that
-    covers everything to 50 for one that is hardly there, as Paszke et al.: ENet, 2016, section 5.2. UserError: there
-    are more or fewer labels than weights, or the classes overlap.
+    `shares`: that of each label in the pixels of training. "auto": of classes that do not overlap
+    1 / ln(1.02 + share), from 1.4 for a label that covers everything to 50 for one that is hardly there, as Paszke et
+    al.: ENet, 2016, section 5.2; None otherwise. UserError: there are more or fewer labels than weights, or weights
+    are given for classes that overlap.
     """
-    if chosen is None:
+    if chosen is None or (chosen == "auto" and (rule.overlaps or not rule.has_classes)):
         return None
-    if overlaps:
-        raise UserError("CLASS_WEIGHTS is for classes that do not overlap: with OVERLAP leave it at None.")
+    if rule.overlaps:
+        raise UserError('CLASS_WEIGHTS is for classes that do not overlap: with OVERLAP leave it at "auto".')
     if isinstance(chosen, str):
         return 1 / torch.log(1.02 + torch.tensor(shares, dtype=torch.float32))
     if len(chosen) != len(shares):

@@ -80,11 +80,11 @@ def test_classes_that_are_predicted_nowhere_are_named():
     overlap = np.array([[[80, 10, 0], [85, 15, 0], [80, 19, 1]]])
     scores = scores_of(with_pixels(overlap), np.array([[80, 5, 0], [5, 10, 0], [0, 1, 0]]), ("bg", "disc", "dot"))
     words = " ".join(verdict(rows([0.6] * 3), scores, 5000, 4))
-    assert "Predicted nowhere: dot (0.99 % of the pixels)" in words and "--class-weights auto" in words
+    assert "Predicted nowhere: dot (0.99 % of the pixels). LOSS" in words
 
 
 def test_overlapping_classes_that_are_predicted_nowhere_are_named():
-    """A pixel may be of none of them, and there are no CLASS_WEIGHTS."""
+    """A pixel may be of none of them."""
     sets = np.array([[70, 2, 0, 0], [3, 20, 0, 0], [0, 0, 0, 0], [1, 4, 0, 0]])  # of background, organ, spot, both
     scores = scores_of(with_pixels(np.array([[[24, 0], [26, 0], [28, 5]]])), sets, ("organ", "spot"))
     words = " ".join(verdict(rows([0.6] * 3), scores, 5000, 4))

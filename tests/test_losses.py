@@ -11,7 +11,7 @@ from torch import nn
 import train
 from parts.errors import UserError
 from parts.losses import TERMS, Loss, label_weights
-from parts.masks import IGNORED
+from parts.masks import IGNORED, MaskRule
 
 
 def logits_of(chances):
@@ -190,17 +190,20 @@ def test_a_loss_that_cannot_be_is_told_before_training(own, said):
 
 def test_rare_labels_count_more(prepared, monkeypatch):
     shares = (0.9, 0.095, 0.005)
-    weights = label_weights("auto", shares)
+    classes = MaskRule(background=(), foreground=(), classes=(0, 1, 2), names=("a", "b", "c"))
+    weights = label_weights("auto", shares, classes)
     assert weights.tolist() == pytest.approx([1 / math.log(1.02 + share) for share in shares])
-    assert label_weights(None, shares) is None and label_weights((1, 2, 3), shares).tolist() == [1, 2, 3]
+    assert label_weights(None, shares, classes) is None
+    assert label_weights((1, 2, 3), shares, classes).tolist() == [1, 2, 3]
+    assert label_weights("auto", (0.9, 0.1), MaskRule()) is None, "of one foreground Dice in the loss sees to it"
     with pytest.raises(UserError, match="CLASS_WEIGHTS has 2 numbers, and the masks have 3 classes"):
-        label_weights((1, 2), shares)
+        label_weights((1, 2), shares, classes)
 
     # The shares are those of the training masks
     seen = []
-    monkeypatch.setattr(train, "label_weights", lambda chosen, shares, overlaps: seen.append((chosen, shares)))
+    monkeypatch.setattr(train, "label_weights", lambda chosen, shares, rule: seen.append((chosen, shares)))
     monkeypatch.chdir(prepared)
-    train.main([*SMALL, "--class-weights", "auto"])
+    train.main(SMALL)
     masks = [np.array(Image.open(path)) > 0 for path in Path(train.TRAIN_MASK_DIR).iterdir()]
     share = np.mean([mask.mean() for mask in masks])
     assert seen == [("auto", pytest.approx((1 - share, share)))]

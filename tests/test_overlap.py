@@ -142,7 +142,8 @@ def test_each_class_is_lost_and_scored_as_one_foreground():
     assert scores.classes["confusion"] == table and scores.classes["true"] == [int(true.sum()) for true in held]
     assert scores.accuracy == pytest.approx(float((labels == truths)[known].float().mean()))
     with pytest.raises(UserError, match="CLASS_WEIGHTS is for classes that do not overlap"):
-        train.label_weights("auto", (0.5, 0.5), True)
+        train.label_weights((1, 2), (0.5, 0.5), RULE)
+    assert train.label_weights("auto", (0.5, 0.5), RULE) is None
 
 
 def test_each_class_is_decided_and_cleaned_up_as_one_foreground():
