@@ -29,6 +29,7 @@ from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, BinaryIO
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # or the import waits for the network
@@ -44,6 +45,7 @@ from parts import pictures
 from parts.annotations import draw_masks
 from parts.audit import ALPHA_DROPPED
 from parts.bands import NPY, write_tiff
+from parts.endings import command_of
 from parts.errors import UnusableFile, UserError, counted, list_files, printable, run, tell, within_memory
 from parts.files import (
     Provenance,
@@ -96,7 +98,7 @@ from parts.names import (
     suffixes_of,
     tell_groups,
 )
-from parts.options import settings_of
+from parts.options import changed, flags_of, settings_of
 from parts.rules import any_value, one_of, optional, whole
 from parts.spec import NONZERO, DataSpec
 from parts.splits import LAST, RANDOM, Split, kind_of_name, missing_classes, one_sided, split
@@ -784,15 +786,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     for warning in done.warnings:
         tell(f"Warning: {warning}.")
     tell(f"Look at {done.preview} first: does every mask lie on what it marks?")
-    command = ["python", "train.py"]
+    command = []
     if Path(s.OUTPUT_DIR) != Path("dataset"):
         flags = ("--train-img-dir", "--train-mask-dir", "--val-img-dir", "--val-mask-dir")
         for flag, folder in zip(flags, _FOLDERS):
             command += [flag, str(Path(s.OUTPUT_DIR) / folder)]
-    for name in ("IMAGE_NAME", "MASK_NAME", "CHANNELS"):
-        if getattr(s, name) != getattr(dataset, name):
-            command += [f"--{name.lower().replace('_', '-')}", str(getattr(s, name))]
-    tell("Next: " + shlex.join(command))
+    shared = {name: value for name, value in vars(s).items() if name in vars(dataset)}
+    command += flags_of(changed(SimpleNamespace(**shared), vars(dataset)))
+    tell(f"Next: {command_of('train.py')} {shlex.join(command)}".rstrip())
 
 
 if __name__ == "__main__":

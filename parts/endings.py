@@ -60,9 +60,10 @@ def how_to_continue(has_epoch: bool, argv: list[str] | None) -> str:
 
 
 def command_of(script: str) -> str:
-    """The command that starts a script beside train.py, from where train.py was started."""
-    place, started = os.path.split(sys.argv[0])
-    path = os.path.join(place, script) if started == "train.py" else script  # a notebook has another one
+    """The command that starts a script beside the one that was started, from where that was."""
+    path = os.path.join(os.path.dirname(sys.argv[0]), script)
+    if not os.path.exists(path):  # a notebook's is elsewhere
+        path = script
     return f"python {shlex.quote(path)}"
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from parts.checkpoint_keys import RESUMED, check_keys
 from parts.checkpoints import read_checkpoint
+from parts.endings import command_of
 from parts.errors import UserError, counted
 from parts.files import write_csv
 from parts.masks import MaskRule
@@ -55,6 +56,6 @@ def sum_up(output: str | Path, folds: Sequence[Fold]) -> str:
     lines += [
         f"mean     Dice {statistics.mean(dice):.4f}, standard deviation {statistics.stdev(dice):.4f}",
         f"{csv_file} has every image, the worst first, by the network that has not seen it. All networks together:",
-        f"  python predict.py IMAGES --checkpoint {shlex.join(str(fold.checkpoint) for fold in folds)}",
+        f"  {command_of('predict.py')} IMAGES --checkpoint {shlex.join(str(fold.checkpoint) for fold in folds)}",
     ]
     return "\n".join(lines)

@@ -195,13 +195,24 @@ def _flag(name: str) -> str:
     return "--" + name.lower().replace("_", "-")
 
 
-def _as_typed(value: Any) -> str:
-    """A constant's value as its flag takes it."""
+def flags_of(settings: SimpleNamespace) -> list[str]:
+    """The words of a command line that give these settings."""
+    words = []
+    for name, value in vars(settings).items():
+        if isinstance(value, bool):
+            words.append(_flag(name if value else f"no_{name}"))
+        else:
+            words += [_flag(name), *_words_of(value)]
+    return words
+
+
+def _words_of(value: Any) -> list[str]:
+    """A constant's value as the words behind its flag."""
     if isinstance(value, dict):
-        return " ".join(f"{key}={_as_typed(item).replace(' ', ',')}" for key, item in value.items())
+        return [f"{name}={','.join(_words_of(item))}" for name, item in value.items()]
     if isinstance(value, tuple):
-        return " ".join(map(str, value))
-    return str(value)
+        return [str(item).replace(" ", "") if isinstance(item, tuple) else str(item) for item in value]
+    return [str(value)]
 
 
 def _add_flags(parser: argparse.ArgumentParser, constants: Mapping[str, _Constant]) -> None:
@@ -214,7 +225,7 @@ def _add_flags(parser: argparse.ArgumentParser, constants: Mapping[str, _Constan
         keywords: dict[str, Any] = dict(nargs=rule.nargs, metavar=rule.metavar)
         if rule.is_switch:
             keywords = dict(action=argparse.BooleanOptionalAction)
-        help_text = f"{constant.reason} (default: {_as_typed(constant.value)})".strip().replace("%", "%%")
+        help_text = f"{constant.reason} (default: {' '.join(_words_of(constant.value))})".strip().replace("%", "%%")
         if constant.heading not in groups:
             groups[constant.heading] = parser.add_argument_group(constant.heading)
         groups[constant.heading].add_argument(_flag(name), dest=name, help=help_text, **keywords)

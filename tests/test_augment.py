@@ -3,6 +3,8 @@
 import json
 import os
 import random
+import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -16,6 +18,7 @@ import pytest
 from helpers import ROOT, WAIT, draw_pairs, script
 from PIL import Image
 
+import train
 from augment import Choices, augmentation, distort, make_augmented, split
 from parts.audit import audit
 from parts.cars import draw_dataset
@@ -922,7 +925,20 @@ def test_the_script_tells_what_it_did(cars, tmp_path):
         "preview.png",
     ):
         assert words in done.stdout
-    assert "python train.py --train-img-dir 'my data/augmented_train_images'" in done.stdout
+    assert f"python {ROOT / 'train.py'} --train-img-dir 'my data/augmented_train_images'" in done.stdout
+
+
+def test_the_next_command_is_told_of_images_and_masks_what_this_one_was(tmp_path):
+    raw = plain_set(tmp_path, 4)
+    flags = ["--img-dir", raw / "train", "--mask-dir", raw / "train_masks", "--val-images", 1]
+    told = ["--classes", "a thing=255", "nothing=0", "--mask-ignore", 9, "--image-range", 0, 4095, "--fit", "pad"]
+    told += ["--group", "(img) of", "--resize-masks", "--channels", "auto"]
+    done = script("augment.py", *flags, *told, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    words = shlex.split(re.search(r"^Next: python \S*train\.py (.*)", done.stdout, re.M)[1])
+    s = train.settings(words)
+    assert s.CLASSES == {"a thing": 255, "nothing": 0} and (s.MASK_IGNORE, s.IMAGE_RANGE) == (9, (0, 4095))
+    assert (s.FIT, s.GROUP, s.RESIZE_MASKS, s.CHANNELS) == ("pad", "(img) of", True, "auto")
 
 
 @pytest.mark.slow

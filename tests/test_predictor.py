@@ -36,6 +36,9 @@ def mixed(tmp_path):
     exif = Image.Exif()
     exif[274] = 6
     Image.fromarray(image).save(folder / "turned.jpg", exif=exif)
+    Image.fromarray(image).save(folder / "turned-too.webp", exif=exif, lossless=True)
+    Image.fromarray(image).quantize(32).save(folder / "palette.png")
+    save(folder / "deep-tiff.tif", image[..., 1].astype(np.uint16) * 200 + 77)
     save(folder / "dot.png", image[:1, :3])
     return folder
 
@@ -45,7 +48,8 @@ def pixels_of(path):
     if path.name == "deep-rgb.png":
         return cv2.imread(str(path), cv2.IMREAD_UNCHANGED)[..., ::-1]
     with Image.open(path) as picture:
-        array = np.asarray(ImageOps.exif_transpose(picture))
+        upright = ImageOps.exif_transpose(picture)
+        array = np.asarray(upright.convert("RGB") if upright.mode == "P" else upright)
     return array.astype(np.uint16) if array.dtype == np.int32 else array
 
 
@@ -191,7 +195,7 @@ def test_of_several_checkpoints_the_probabilities_are_averaged(
     paths = [others(classes), str(checkpoint)]
     if classes:
         paths[1] = classes_checkpoint()
-    for name in ("a.jpg", "alpha.png", "grey-alpha.png", "deep.png", "turned.jpg"):
+    for name in ("a.jpg", "alpha.png", "grey-alpha.png", "deep.png", "deep-tiff.tif", "turned.jpg", "turned-too.webp"):
         (mixed / name).unlink()
     ways = dict(IMAGE_SIZE="own", FLIPS="h", WINDOW=64)
     alone, both = [Predictor(path, **CPU, **ways) for path in paths], Predictor(*paths, **CPU, **ways)
