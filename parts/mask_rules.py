@@ -613,7 +613,9 @@ def _refuse_several_classes(census: Census) -> NoReturn:
     """Masks hold more than two values each. The cures depend on what these seem to be."""
     masks = census.kept
     several = [file for values, files in masks.groups.items() if len(values) > 2 for file in files]
+    most = 40
     if masks.blurred:
+        most = 10
         cure = (
             "JPEG or smoothing has blurred these values: save the masks as PNG from their source, then set "
             "MASK_FOREGROUND"
@@ -640,7 +642,7 @@ def _refuse_several_classes(census: Census) -> NoReturn:
             f"{_ignore_text([void], masks.kind)} leaves its pixels out of training and scores"
         )
     # The shares are those of all values, the ignored ones too.
-    raise UserError(f"The masks hold several classes, e.g. {list_files(several)}. {_tell_shares(census)} {cure}.")
+    raise UserError(f"The masks hold several classes, e.g. {list_files(several)}. {_tell_shares(census, most)} {cure}.")
 
 
 def _refuse_mixture(census: Census) -> NoReturn:
@@ -660,15 +662,16 @@ def _refuse_lines(heading: str, lines: list[str], cure: str) -> NoReturn:
     raise UserError("\n".join([heading, *lines, f"{cure}."]))
 
 
-def _tell_shares(census: Census) -> str:
-    return f"Their values, and what share of all pixels each has: {_list_shares(census, sorted(census.counts))}."
+def _tell_shares(census: Census, most: int = 40) -> str:
+    shares = _list_shares(census, sorted(census.counts), most)
+    return f"Their values, and what share of all pixels each has: {shares}."
 
 
-def _list_shares(census: Census, values: list[int]) -> str:
-    """Values, and the share that each has of all masks' pixels."""
+def _list_shares(census: Census, values: list[int], most: int = 40) -> str:
+    """Values, and the share that each has of all masks' pixels: at most so many, and the number of the others."""
     total = sum(census.counts.values())
     shares = [f"{name_value(value, census.kind)} ({100 * census.counts[value] / total:.2g} %)" for value in values]
-    return list_files(shares, most=40)
+    return list_files(shares, most)
 
 
 def _ignore_text(values: Sequence[int], kind: str) -> str:

@@ -642,6 +642,9 @@ def test_smoothed_edges_between_classes_of_colours_are_told(tmp_path):
     assert find_mask_rule([tmp_path / "0.png"], DataSpec(classes=listed)).channels == 3
     with pytest.raises(UserError, match="1.png: colours run into each other"):
         find_mask_rule([tmp_path / "0.png", tmp_path / "1.png"], DataSpec(classes=listed))
+    with pytest.raises(UserError, match="more. JPEG or smoothing has blurred these values") as caught:
+        find_mask_rule([tmp_path / "0.png", tmp_path / "1.png"])
+    assert str(caught.value).count(" %)") == 10
 
 
 def test_all_the_values_that_number_objects_are_no_classes(tmp_path):
