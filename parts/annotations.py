@@ -215,11 +215,11 @@ def _take_class_files(side: Annotations, images: list[Path], spec: DataSpec) -> 
             side.annotated.append(Annotated(path, owners[name], None, [Shape(name, [], file=path)]))
     if not side.annotated:
         return False
-    if strays and not spec.skip_unpaired:
-        raise UserError(
-            f"{list_files(strays)}: named by none of CLASSES = {spec.classes!r}. Add the class, or remove them; "
-            f"{LEAVE_OUT}."
-        )
+    if strays:
+        named = f"{list_files(strays)}: named by none of CLASSES = {spec.classes!r}"
+        if not spec.skip_unpaired:
+            raise UserError(f"{named}. Add the class, or remove them; {LEAVE_OUT}.")
+        tell(f"{named}, and left out.")
     if spec.ignored_values and max(spec.ignored_values) < 0:
         raise UserError(
             f"MASK_IGNORE = {spec.ignore!r}: masks of single classes are drawn into one of whole numbers from 0 on, "

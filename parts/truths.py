@@ -99,12 +99,13 @@ class TruthFinder:
     def _annotations(self) -> Annotations | None:
         """What annotates the inputs; None: masks lie there. UserError: it cannot be understood.
 
-        A file for each class is named as CLASSES of training says.
+        A file for each class is named as CLASSES of training says; others, as overlays among masks of predict.py's own,
+        are left out.
         """
         s = self.s
         spec = DataSpec(image_name=s.IMAGE_NAME, mask_name=s.MASK_NAME)
         if self.mask_rule.has_classes:
-            by_class = DataSpec(classes=self.classes, ignore=self.ignore)
+            by_class = DataSpec(classes=self.classes, ignore=self.ignore, skip_unpaired=True)
             spec = by_class if by_class.class_files else spec
         return read_annotations(s.inputs, s.MASKS, spec)
 

@@ -336,7 +336,7 @@ def test_a_file_for_each_class(patterns, folders, capsys):
     assert find_mask_rule(sorted((folders[0].parent / same).glob("*.png")), spec) == rule
 
 
-def test_masks_of_single_classes_that_cannot_be_united(folders):
+def test_masks_of_single_classes_that_cannot_be_united(folders, capsys):
     patterns = ROAD_AND_CAR["folders"]
     class_files(folders[1], patterns)
     spec, car = DataSpec(classes=patterns), folders[1] / "car/p3.png"
@@ -353,3 +353,5 @@ def test_masks_of_single_classes_that_cannot_be_united(folders):
     car.rename(folders[1] / "lone.png")
     with pytest.raises(UserError, match="lone.png: named by none of CLASSES = {'road': 'road/{}'.*SKIP_UNPAIRED"):
         draw_masks([folders], "out/drawn", spec)
+    draw_masks([folders], "out/drawn", DataSpec(classes=patterns, skip_unpaired=True))
+    assert "lone.png: named by none of CLASSES" in capsys.readouterr().out

@@ -1,6 +1,7 @@
 """Classes that overlap (OVERLAP): a label is a set of classes, each of which is trained, scored and written alone."""
 
 import shutil
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -202,6 +203,16 @@ def test_a_run_is_resumed_bit_by_bit_and_predicts_files_that_are_read_back(folde
     assert "of each class whose logit is above that of the threshold: organ, tumour" in predictor.export("n.pt2")
     with pytest.raises(UserError, match="these are for one foreground: THRESHOLD = 'auto'"):
         predict.main(["i", "--checkpoint", "whole/checkpoint.pth", "--threshold", "auto", "--masks", "m"])
+
+
+def test_what_predict_writes_is_read_back_among_its_other_files(folders, call, classes_checkpoint, capsys):
+    patterns = {name: f"{{}}_{name}" for name in "abcd"}
+    rule = replace(RULE, classes=(1, 2, 4, 8), names=tuple(patterns), files=tuple(patterns.values()))
+    path = classes_checkpoint(rule, settings=dict(CLASSES=patterns, OVERLAP=True))
+    _, out = call("i", "--checkpoint", path, "--overlays")
+    assert call("i", "--checkpoint", path, "--masks", out, "--output-dir", "again")[0] == 0
+    told = capsys.readouterr().out
+    assert "p0.jpg" in told.split(": named by none of CLASSES")[0] and "Dice 1.0000, IoU 1.0000: means" in told
 
 
 def test_copies_and_the_audit_hold_sets_of_classes(folders, capsys):
