@@ -234,6 +234,8 @@ class Predictor:
 
     def __init__(self, *checkpoints: str | Path, settings: SimpleNamespace | None = None, **constants: Any) -> None:
         if settings is None:
+            if checkpoints and "CHECKPOINT" in constants:
+                raise UserError("Predictor is given its checkpoints twice: leave CHECKPOINT = ... out, or the others.")
             if checkpoints:
                 constants["CHECKPOINT"] = checkpoints
             settings = read_settings(globals() | constants, [])

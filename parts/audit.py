@@ -226,10 +226,10 @@ class _Example:
 
     @property
     def is_turned_unclear(self) -> bool:
-        """Whether EXIF turns the image, and sizes would be the same if the masks showed it as it is stored."""
+        """Whether EXIF turns the image, and not its masks, of whose sizes either way of drawing them makes the same."""
         size, orientation = self.image.size, self.image.orientation
         keeps_size = 1 < orientation < 5 or (orientation >= 5 and size[0] == size[1])
-        return keeps_size and all(mask.size == size for mask in self.masks)
+        return keeps_size and all(mask.size == size and mask.turned != orientation for mask in self.masks)
 
 
 class _Side:

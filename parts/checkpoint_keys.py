@@ -20,7 +20,7 @@ from parts.own import is_own
 from parts.recipe import PRECISIONS
 from parts.rules import Rule, any_text, number, switch, whole
 from parts.scores import Scores
-from parts.spec import ALPHA, NAN, names_class_file
+from parts.spec import ALPHA, AUTO, NAN, DataSpec, names_class_file
 
 EXPECTED = "Expected a file that train.py saved, or another PyTorch file with a state_dict"
 _MOST_CHANNELS = 2**20  # of one level
@@ -168,6 +168,18 @@ def _written_in_bits(rule: dict[str, Any]) -> bool:
     return max(rule.get("classes", ()), default=0) <= (0xFFFFFF if rule.get("kind") == COLOURS else most)
 
 
+def _constant(name: str, field: str) -> Simple:
+    """What a constant of dataset.py may be, a `field` of DataSpec, which checks it."""
+
+    def accepts(value: Any) -> bool:
+        try:
+            return _is_plain(value) and bool(DataSpec(**{"channels": AUTO, field: value}))
+        except UserError:
+            return False
+
+    return Simple(f"what {name} may be", accepts)
+
+
 _NUMBER = Simple("a number", _is_number)
 _SHARE = Simple("a number from 0 to 1", lambda value: _is_number(value) and not (value < 0 or value > 1))
 _POSITIVE = Simple("a number above 0", lambda value: _is_number(value) and 0 < value < 1e38)
@@ -292,6 +304,15 @@ _PLAN = Fields(  # of MINUTES
     required=("steps", "budget", "seconds", "epoch_seconds"),
 )
 
+_OF_DATA = dict(  # settings that predict.py obeys
+    CHANNELS="channels",
+    CLASSES="classes",
+    FIT="fit",
+    IMAGE_NAME="image_name",
+    MASK_FOREGROUND="foreground",
+    MASK_IGNORE="ignore",
+    PICTURE_BANDS="picture_bands",
+)
 # The optimizer's state is checked against the network, in checkpoints.py.
 KEYS: dict[str, AnyKind] = dict(
     network=_NETWORK,
@@ -301,7 +322,12 @@ KEYS: dict[str, AnyKind] = dict(
     image_range=OrNone(
         Items(_NUMBER, 2, 2, (Simple("a low and a higher number", lambda pair: -1e38 < pair[0] < pair[1] < 1e38),))
     ),
-    settings=Fields(dict(PRECISION=_one_of("auto", *PRECISIONS)), others=Simple("a plain value", _is_plain)),
+    settings=Fields(
+        dict(
+            PRECISION=_one_of("auto", *PRECISIONS), **{name: _constant(name, field) for name, field in _OF_DATA.items()}
+        ),
+        others=Simple("a plain value", _is_plain),
+    ),
     epoch=_COUNT,
     history=_HISTORY,
     since=_COUNT,

@@ -25,7 +25,7 @@ from typing import Any, BinaryIO, TypeVar
 import cv2
 from filelock import FileLock, Timeout
 
-from parts.errors import UserError, counted, printable, tell
+from parts.errors import UserError, counted, list_files, printable, tell
 
 Place = str | Path
 Item = TypeVar("Item")
@@ -90,11 +90,24 @@ def write_changed(path: Place, new: bytes) -> None:
 
 
 def keep_only(folder: Path, kept: Collection[Path], suffixes: Collection[str] = (".png",)) -> None:
-    """Makes `folder` if need be, and removes the files of these suffixes in and below it that are not `kept`."""
+    """Makes `folder` if need be, and removes what earlier calls have kept in and below it and this one does not.
+
+    What they kept is listed beside the folder. UserError: other files there have one of these suffixes; these are
+    somebody else's, which are neither removed nor replaced.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    for file in folder.rglob("*"):
-        if file.suffix in suffixes and file not in kept:
+    memory = folder.with_name(f".{folder.name}.json")
+    own: set[str] = read_own(memory, set, set())
+    present = [file for file in folder.rglob("*") if file.suffix in suffixes]
+    if foreign := [file for file in present if file.relative_to(folder).as_posix() not in own]:
+        raise UserError(
+            f"{printable(folder)}: holds {counted(len(foreign), 'file')} that this program has not written, where it "
+            f"keeps its own: {list_files(foreign)}. Move or delete them, or give another OUTPUT_DIR (--output-dir)."
+        )
+    for file in present:
+        if file not in kept:
             file.unlink()
+    write_text(memory, json.dumps(sorted(file.relative_to(folder).as_posix() for file in kept)))
 
 
 def copy_whole(source: Place, target: Place) -> None:

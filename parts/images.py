@@ -27,6 +27,7 @@ LARGEST = 500_000_000  # pixels; one picture of that size fills 1.5 GB
 SET_RANGE = 'IMAGE_RANGE = (low, high) or "auto" (--image-range) says which of its values become 0 and 255'
 _AGAIN = "Fetch or export it again, or remove it"
 _SAVE_SHALLOWER = f"Save it with 8 or 16 bits; {SET_RANGE}, if it is an image"
+_LONGEST_WEBP = 16383  # pixels of a side; the head of an animation may say more, all of which memory would be taken for
 GDAL_NODATA = 42113  # a TIFF's tag
 FAR_OFF = 2  # times the distance between all other values: a value that is as far from them is none of them
 _REDUCED_OR_MASK = 0b101  # bits of a TIFF's NewSubfileType: a smaller copy of another page, or its transparency mask
@@ -317,8 +318,9 @@ class _OpenFile:
     def refuse_misread(self) -> None:
         """UnusableFile for a page that Pillow would decode to wrong pixels without an error."""
         _refuse_misread(self.picture, _with_page(self.path, self.head.page))
-        if self.head.format == "PNG" and not self._is_checked:
-            _refuse_wrong_checksums(self.path)
+        check = {"PNG": _refuse_wrong_checksums, "GIF": _refuse_cut_blocks}.get(self.head.format)
+        if check and not self._is_checked:
+            check(self.path)
             self._is_checked = True
 
     def close(self) -> None:
@@ -536,6 +538,9 @@ def _refuse_misread(picture: Any, path: str | Path) -> None:
     """UnusableFile for open pictures that Pillow would decode to wrong pixels without an error."""
     if picture.format in ("JPEG", "MPO"):
         _refuse_blank_end(picture, path)
+    if picture.format == "WEBP" and max(picture.size) > _LONGEST_WEBP:
+        problem = "is damaged (by its head it is {1}x{0}, larger than a WebP can be)".format(*picture.size)
+        raise UnusableFile(path, problem, _AGAIN)
     if picture.format == "BMP" and picture.mode == "1":
         stride = picture.tile[0][3][1]  # bytes in a row of the file; rows of 1 bit are filled up to 4 bytes
         if stride > (picture.size[0] + 31) // 32 * 4:
@@ -594,6 +599,29 @@ def _refuse_wrong_checksums(path: str | Path) -> None:
                 left -= len(content)
             if left or file.read(4) != checksum.to_bytes(4, "big"):
                 raise UnusableFile(path, "is damaged or cut short (a checksum does not fit its content)", _AGAIN)
+
+
+def _refuse_cut_blocks(path: str | Path) -> None:
+    """UnusableFile where a GIF ends within a block: Pillow would give the frames before, as if there were no others.
+
+    A block is its mark, for a frame its size and perhaps a palette, and pieces of up to 255 bytes, of which an empty
+    one is the last. That the mark of the file's end is missing does no harm, and is common.
+    """
+    data = Path(path).read_bytes()
+    place = 13 + _palette_bytes(data[10])
+    try:
+        while data[place : place + 1] in (b"!", b","):
+            place += 2 if data[place : place + 1] == b"!" else 11 + _palette_bytes(data[place + 9])
+            while data[place]:
+                place += 1 + data[place]
+            place += 1
+    except IndexError:
+        raise UnusableFile(path, "is damaged or cut short (it ends within a block)", _AGAIN) from None
+
+
+def _palette_bytes(flags: int) -> int:
+    """The bytes of a GIF's palette, by the flags that stand before it."""
+    return 3 << (flags & 7) + 1 if flags & 128 else 0
 
 
 def _refuse_blank_end(picture: Any, path: str | Path) -> None:

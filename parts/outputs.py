@@ -253,12 +253,13 @@ class Submission(Output):
         """The unnamed file, opened with the first row; the system removes it however this process ends."""
         folder = self.path.parent
         folder.mkdir(parents=True, exist_ok=True)
-        rows = io.TextIOWrapper(
-            tempfile.TemporaryFile(dir=folder),  # noqa: SIM115  # `finish` closes it
-            encoding="utf-8",
-            errors="surrogateescape",  # a name that is no Unicode keeps its bytes
-            newline="",
-        )
+        try:
+            file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  # `finish` closes it
+        except OSError as error:
+            error.filename = str(self.path)
+            raise
+        # A name that is no Unicode keeps its bytes
+        rows = io.TextIOWrapper(file, encoding="utf-8", errors="surrogateescape", newline="")
         rows.write("img,rle_mask\n")
         return rows
 

@@ -361,6 +361,7 @@ CASES = {
         turn("tm", tag=3), text=("1 mask turned by EXIF where the image is not", "tm/img_000.png", "remove its tag")
     ),
     "a turned pair": Case(turn("ti", "tm"), text=("1 image set upright",), unsaid=("Warning",)),
+    "a pair turned by 180 degrees": Case(turn("ti", "tm", tag=3), text=("1 image set upright",), unsaid=("Warning",)),
     "turned images whose sizes do not tell": Case(
         turn_three(), text=("2 images turned by EXIF", "ti/img_001.png", "vi/img_021.png", "exiftool")
     ),

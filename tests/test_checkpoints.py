@@ -482,6 +482,16 @@ def test_a_value_of_another_kind_is_refused_with_the_file_or_does_no_harm(tmp_pa
     assert refused > len(cases) // every // 2 and not tracebacks
 
 
+@pytest.mark.parametrize("value", [1.5, {"a": 1.5}])
+@pytest.mark.parametrize(
+    "name", ["CHANNELS", "CLASSES", "FIT", "IMAGE_NAME", "MASK_FOREGROUND", "MASK_IGNORE", "PICTURE_BANDS"]
+)
+def test_a_constant_that_predict_takes_from_a_file_is_refused_with_the_file(tmp_path, network, name, value):
+    torch.save(dict(state_dict=network.state_dict(), settings={name: value}), tmp_path / "odd.pth")
+    with pytest.raises(UserError, match=f"odd.pth: its settings.*{name}"):
+        load_network(tmp_path / "odd.pth")
+
+
 def repeated(tensor):
     return tensor.as_strided(tensor.shape, [0] * tensor.dim())
 

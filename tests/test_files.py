@@ -18,6 +18,7 @@ from parts.files import (
     DAY,
     Provenance,
     copy_whole,
+    keep_only,
     one_at_a_time,
     parallel_map,
     path_inside,
@@ -112,6 +113,25 @@ def test_leftovers_go(tmp_path, only, stay):
     remove_leftovers(tmp_path, **only)
     assert {name for name, part in parts.items() if part.is_symlink() or part.exists()} == stay
     assert all((path / "file").exists() for path in mine)
+
+
+def test_a_folder_of_its_own_keeps_what_others_have_put_there(tmp_path):
+    folder = tmp_path / "own"
+    old, new, mine, other_kind = (folder / name for name in ("old.png", "a/new.png", "a/mine.png", "notes.txt"))
+    for kept in ([old, new], [new]):
+        keep_only(folder, kept)
+        for file in (*kept, other_kind):
+            write_text(file, "x")
+    assert not old.exists() and new.exists() and other_kind.exists()
+    mine.write_text("mine")
+    for kept in ([new], [mine]):  # which would remove it, or be written over it
+        with pytest.raises(UserError, match="holds 1 file that this program has not written.*mine.png"):
+            keep_only(folder, kept)
+    mine.unlink()
+    (tmp_path / "link").symlink_to(folder)
+    with pytest.raises(UserError, match="link: holds 1 file"):
+        keep_only(tmp_path / "link", [])
+    assert new.exists()
 
 
 # ---- what is read back

@@ -161,6 +161,27 @@ def cut(kind, share, **options):
     return make
 
 
+def cut_film(path):
+    """A GIF of two frames, cut before the pixels of the second: Pillow gives the first, as if there were no other."""
+    frames(path)
+    data = path.read_bytes()
+    path.write_bytes(data[: data.rindex(b"!\xf9") + 12])
+
+
+def endless_film(path):
+    """A GIF of two frames without the mark of the end."""
+    frames(path)
+    path.write_bytes(path.read_bytes().removesuffix(b";"))
+
+
+def wide_film(path):
+    """A WebP of two frames whose head says 30,001 columns."""
+    first, second = (Image.fromarray(array) for array in (colours(), 255 - colours()))
+    first.save(path, save_all=True, append_images=[second], lossless=True)
+    data = path.read_bytes()
+    path.write_bytes(data[:24] + (30_000).to_bytes(3, "little") + data[27:])
+
+
 def blank_end(path):
     file = io.BytesIO()
     Image.fromarray(colours()).save(file, "JPEG", quality=95)
@@ -274,6 +295,9 @@ IMAGES = {
     "nearly all.jpg": (cut("JPEG", 0.98), "cut short"),
     "half progressive.jpg": (cut("JPEG", 0.7, progressive=True), "cut short"),
     "half.gif": (cut("GIF", 0.7), "cut short"),
+    "film.gif": (cut_film, "cut short"),
+    "film without its end.gif": (endless_film, np.asarray(Image.fromarray(smooth()).quantize(16).convert("RGB"))),
+    "film.webp": (wide_film, "larger than a WebP can be"),
     "half.bmp": (cut("BMP", 0.5), "cut short"),
     "half.tif": (cut("TIFF", 0.5), ""),
     "half.webp": (cut("WEBP", 0.5), ""),

@@ -251,6 +251,13 @@ def test_rows_are_written_as_they_come_and_appear_when_complete(tmp_path, capsys
     assert len(path.read_text().splitlines()) == 1000 and list(tmp_path.iterdir()) == [path]
 
 
+def test_a_submission_that_cannot_be_written_is_told_by_its_own_name():
+    submission = Submission("/proc/rows.csv")
+    with pytest.raises(OSError) as caught:
+        submission.take(Result(picture_of(0), made={submission: "1 1"}))
+    assert caught.value.filename == "/proc/rows.csv"
+
+
 # ---- scores of one foreground
 
 

@@ -110,6 +110,7 @@ def test_pages_constants_and_what_is_refused(mixed, checkpoint, changed, tmp_pat
         (lambda: Predictor(checkpoint, FLIPS="x"), "FLIPS = 'x'"),
         (lambda: Predictor(checkpoint, THRESHOLD="auto"), "let predict.py find it"),
         (lambda: Predictor("nosuch.pth"), "no such checkpoint"),
+        (lambda: Predictor(checkpoint, CHECKPOINT=checkpoint), "checkpoints twice"),
         (lambda: Predictor(""), "CHECKPOINT = .*: a path, or several"),
         (lambda: predictor("nosuch.jpg"), "nosuch.jpg"),
         (lambda: predictor([]), "takes a file, files or an array, not list"),
