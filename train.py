@@ -65,6 +65,7 @@ from parts.run_folder import RunFolder
 from parts.scores import KNOWN_METRICS, Scores, load_metrics
 from parts.spec import DataSpec
 from parts.splits import folds
+from parts.transforms import draws_by_itself
 from parts.truths import Truths
 from predict import Predictor
 from utils import (
@@ -661,6 +662,13 @@ def draw_augmented(s: SimpleNamespace, train_loader: Loader, output: Path) -> No
     if processes.rank() == 0 and (s.AUGMENT is not None or variation.moves):
         dataset: Any = train_loader.dataset
         save_augmented(dataset, variation, output / "saved_images")
+        (image, *_), (mask, *_) = dataset.read([0])
+        if s.AUGMENT is not None and draws_by_itself(s.AUGMENT, image, mask, dataset.mask_rule.num_labels):
+            tell(
+                "Warning: with the same seed AUGMENT makes other images, so it draws from a generator of its own. All "
+                "worker processes may draw the same then, and a resumed run is not the one that was stopped. Seed "
+                "albumentations inside of a function by transform.set_random_seed(random.getrandbits(32))."
+            )
 
 
 def draw(run: Run, val_loader: Loader, output: Path, dtype: torch.dtype | None) -> None:

@@ -17,6 +17,7 @@ Transform = Callable[..., dict[str, Any]]  # called with image= and mask=, retur
 CONTRACT = (
     "An augmentation is called as f(image=, mask=) and returns a dictionary with both, such as albumentations does."
 )
+_TRIALS = 8  # an augmentation that acts on half of the images leaves all of these as they are once in 65,000 times
 
 
 def transformed(transform: Transform, image: np.ndarray, mask: np.ndarray, numbers: Sequence[int]) -> dict[str, Any]:
@@ -55,6 +56,15 @@ def augmented(
     if fault := _fault_of_image(made["image"], image.shape) or _fault_of_mask(made["mask"], mask.shape, num_labels):
         raise UserError(f"AUGMENT returns {fault}.")
     return made["image"], np.asarray(made["mask"]).astype(np.uint8, copy=False)
+
+
+def draws_by_itself(augment: Transform | str, image: np.ndarray, mask: np.ndarray, num_labels: int) -> bool:
+    """Whether AUGMENT makes different images of one with the same seed: it draws from a generator of its own."""
+    for number in range(_TRIALS):
+        first, second = (augmented(augment, image.copy(), mask.copy(), (number,), num_labels) for _ in range(2))
+        if not all(map(np.array_equal, first, second)):
+            return True
+    return False
 
 
 def _fault_of_image(made: Any, shape: tuple[int, ...]) -> str:

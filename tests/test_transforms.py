@@ -9,7 +9,7 @@ import torch
 
 from parts.errors import UserError
 from parts.masks import IGNORED
-from parts.transforms import augmented, transformed
+from parts.transforms import augmented, draws_by_itself, transformed
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 import albumentations as A  # noqa: E402
@@ -37,6 +37,23 @@ def test_draws_are_those_of_the_sample_and_others_go_on_as_if_there_were_none(tr
     assert np.array_equal(made(0, 1, 2), one)
     for numbers in ((1, 1, 2), (0, 2, 2), (0, 1, 3)):
         assert np.equal(made(*numbers), one).mean() < 0.5
+
+
+NOISE = A.Compose([A.GaussNoise(p=0.5)])
+
+
+def inside(image, mask):
+    return NOISE(image=image, mask=mask)
+
+
+def seeded_inside(image, mask):
+    NOISE.set_random_seed(random.getrandbits(32))
+    return NOISE(image=image, mask=mask)
+
+
+def test_a_generator_that_is_not_seeded_is_noticed():
+    assert draws_by_itself(inside, IMAGE, MASK, 2)
+    assert not any(draws_by_itself(transform, IMAGE, MASK, 2) for transform in (NOISE, seeded_inside))
 
 
 @pytest.mark.parametrize(
