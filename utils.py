@@ -535,7 +535,8 @@ def _examples_of(
     examples = {}
     for index, image, truth, prediction in zip(indices, _for_eyes(images), truths, predictions):
         caption = f"{dataset.pairs[index].name}  Dice {scores.per_image[index]:.4f}"
-        examples[index] = Example(image, truth, prediction, caption).shrunk()
+        inside = dataset.files.inside(index)
+        examples[index] = Example(image[inside], truth[inside], prediction[inside], caption).shrunk()
     return examples
 
 

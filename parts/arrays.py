@@ -118,6 +118,13 @@ class Files:
             return self.image_size
         return size_within(_size_of(pair), self.image_size, self.fit)
 
+    def inside(self, number: int) -> tuple[slice, slice]:
+        """Where in a sample its image lies: where proportions are kept the rest is filled."""
+        if self.fit == STRETCH:
+            return slice(None), slice(None)
+        height, width = self._size_within(self.pairs[number]) or (None, None)
+        return slice(height), slice(width)
+
     def sample(self, number: int) -> Sample:
         """The image and the mask of one pair."""
         pair = self.pairs[number]

@@ -77,6 +77,8 @@ def test_predictions_are_what_was_scored(data, fit, monkeypatch, capsys):
     places = dict(TRAIN_IMG_DIR="t/i", TRAIN_MASK_DIR="t/m", VAL_IMG_DIR="v/i", VAL_MASK_DIR="v/m", OUTPUT_DIR="run")
     train.main(flags(IMAGE_SIZE=SIZE, FIT=fit, NUM_EPOCHS=3, **places))
     saved = torch.load("run/best.pth", weights_only=True)
+    with Image.open(max(Path("run/saved_images/strip").iterdir())) as drawn:
+        assert drawn.size == ((32, 48) if fit == "pad" else (48, 48)), "without what fills IMAGE_SIZE"
     assert predict.main(["v/i", "--masks", "v/m", "--checkpoint", "run/best.pth", "--precision", "float32"]) == 0
     assert ("proportions kept" in capsys.readouterr().out) == (fit == "pad")
     rows = csv.DictReader(Path("predictions/scores.csv").read_text().splitlines())
