@@ -205,9 +205,11 @@ def _take_class_files(side: Annotations, images: list[Path], spec: DataSpec) -> 
     """Adds the files that CLASSES gives to its classes; whether there are any. UserError: a file fits no class."""
     listing = walk(side.place, images)
     side.classes = list(spec.class_files)
+    # The longest first: a_left_lung.png is of "{}_left_lung" before "{}_lung"
+    patterns = sorted(spec.class_files.items(), key=lambda item: len(item[1].replace("*", "")), reverse=True)
     strays = []
     for path in listing.pictures:
-        owners = {name: listing.owners_of(path, pattern) for name, pattern in spec.class_files.items()}
+        owners = {name: listing.owners_of(path, pattern) for name, pattern in patterns}
         name = next(filter(owners.get, owners), None)
         if name is None:
             strays.append(path)
@@ -244,7 +246,7 @@ def _draw_file(
         mask[inside] |= value  # IGNORED has all bits already
         mask[labels == IGNORED] = IGNORED
         return
-    overlap = int(np.count_nonzero(inside & (mask != background) & (mask != IGNORED)))
+    overlap = int(np.count_nonzero(inside & (mask != background) & (mask != value) & (mask != IGNORED)))
     if overlap:
         problem = f"marks {counted(overlap, 'pixel')} that another class of the image marks too: {list_files(others)}"
         cure = "Take them out of all but one of the files, or let classes overlap: OVERLAP = True (--overlap)"
@@ -472,7 +474,7 @@ def draw(
             value = value_of[shape.name]
             try:
                 if shape.file:
-                    others = [other.file for other in annotated if other is not each]
+                    others = [other.file for other in annotated if other.shapes[0].name != shape.name]
                     _draw_file(mask, shape.file, others, value, file_rule or MaskRule(), background)
                 _draw_shape(mask, shape, value, each.as_shares)
             except (ValueError, OverflowError) as error:

@@ -75,7 +75,8 @@ class Masks(Output):
 
     def paths(self, picture: Picture) -> list[Path]:
         """The file of a picture's mask, or of each class's."""
-        names = [name.replace("{}", str(picture.name)) for name in self.mask_rule.files] or [str(picture.name)]
+        patterns = [name.replace("*", "1") for name in self.mask_rule.files] or ["{}"]  # * unites several files
+        names = [pattern.replace("{}", str(picture.name)) for pattern in patterns]
         return [self.folder / f"{name}.png" for name in names]
 
     def make(self, prediction: Prediction) -> None:

@@ -336,6 +336,17 @@ def test_a_file_for_each_class(patterns, folders, capsys):
     assert find_mask_rule(sorted((folders[0].parent / same).glob("*.png")), spec) == rule
 
 
+def test_several_files_of_a_class_are_united(folders):
+    """As of one thing each, which may lie on another. Where two patterns fit a file the longer one counts."""
+    for name, rows in (("cell1", (2, 8)), ("cell2", (6, 12)), ("cell_wall", (20, 22))):
+        mask = np.zeros(SIZE, np.uint8)
+        mask[slice(*rows)] = 255
+        Image.fromarray(mask).save(folders[1] / f"p0_{name}.png")
+    patterns = {"cell": "{}_cell*", "wall": "{}_cell_wall"}
+    ((_, drawn),) = draw_masks([folders], "out/drawn", DataSpec(classes=patterns))
+    assert np.bincount(np.array(Image.open(drawn / "p0.png")).ravel()).tolist() == [36 * 64, 10 * 64, 2 * 64]
+
+
 def test_masks_of_single_classes_that_cannot_be_united(folders, capsys):
     patterns = ROAD_AND_CAR["folders"]
     class_files(folders[1], patterns)

@@ -206,10 +206,11 @@ def test_a_run_is_resumed_bit_by_bit_and_predicts_files_that_are_read_back(folde
 
 
 def test_what_predict_writes_is_read_back_among_its_other_files(folders, call, classes_checkpoint, capsys):
-    patterns = {name: f"{{}}_{name}" for name in "abcd"}
+    patterns = {name: f"{{}}_{name}" for name in "abc"} | {"d": "{}/d*"}
     rule = replace(RULE, classes=(1, 2, 4, 8), names=tuple(patterns), files=tuple(patterns.values()))
     path = classes_checkpoint(rule, settings=dict(CLASSES=patterns, OVERLAP=True))
     _, out = call("i", "--checkpoint", path, "--overlays")
+    assert (out / "p0/d1.png").exists()
     assert call("i", "--checkpoint", path, "--masks", out, "--output-dir", "again")[0] == 0
     told = capsys.readouterr().out
     assert "p0.jpg" in told.split(": named by none of CLASSES")[0] and "Dice 1.0000, IoU 1.0000: means" in told
