@@ -199,7 +199,7 @@ def _of_missed_classes(scores: Scores) -> Iterator[str]:
     if missed and (_overlap(scores.classes) or (predicted > 0).sum() > 1):
         yield (
             f'Predicted nowhere: {", ".join(missed[:6])}. LOSS = "focal+dice" (--loss focal+dice) lets hard pixels '
-            "count more."
+            "count more; another start (--seed 1) or more FEATURES may find them too."
         )
 
 

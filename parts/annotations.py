@@ -217,22 +217,35 @@ def _take_class_files(side: Annotations, images: list[Path], spec: DataSpec) -> 
             side.annotated.append(Annotated(path, owners[name], None, [Shape(name, [], file=path)]))
     if not side.annotated:
         return False
+    faults = []
     if strays:
         named = f"{list_files(strays)}: named by none of CLASSES = {spec.classes!r}"
-        if not spec.skip_unpaired:
-            raise UserError(f"{named}. Add the class, or remove them; {LEAVE_OUT}.")
-        tell(f"{named}, and left out.")
+        if spec.skip_unpaired:
+            tell(f"{named}, and left out.")
+        else:
+            faults.append(f"{named}. Add the class, or remove them; {LEAVE_OUT}.")
     if spec.ignored_values and max(spec.ignored_values) < 0:
-        raise UserError(
+        faults.append(
             f"MASK_IGNORE = {spec.ignore!r}: masks of single classes are drawn into one of whole numbers from 0 on, "
             "which has no such value. Save what is ignored as another one."
         )
-    side.file_rule = find_mask_rule([annotated.file for annotated in side.annotated], DataSpec(ignore=spec.ignore))
+    try:
+        side.file_rule = find_mask_rule([annotated.file for annotated in side.annotated], DataSpec(ignore=spec.ignore))
+    except UserError as fault:
+        faults.append(str(fault))
+    if faults:
+        raise UserError("\n".join(faults))
     return True
 
 
 def _draw_file(
-    mask: np.ndarray, file: Path, others: list[Path], value: int, file_rule: MaskRule, background: int | None
+    mask: np.ndarray,
+    file: Path,
+    image: Path,
+    others: list[Path],
+    value: int,
+    file_rule: MaskRule,
+    background: int | None,
 ) -> None:
     """Gives `value` to the foreground of a class's mask; adds it where classes may overlap, and `background` is None.
 
@@ -240,7 +253,8 @@ def _draw_file(
     """
     labels = read_mask(file, file_rule)
     if labels.shape != mask.shape:
-        raise UnusableFile(file, f"is {size_text(labels.shape)}, and its image {size_text(mask.shape)}", _AGAIN)
+        sizes = f"is {size_text(labels.shape)}, and {printable(image)} is {size_text(mask.shape)}"
+        raise UnusableFile(file, sizes, _AGAIN)
     inside = labels == 1
     if background is None:
         mask[inside] |= value  # IGNORED has all bits already
@@ -475,7 +489,7 @@ def draw(
             try:
                 if shape.file:
                     others = [other.file for other in annotated if other.shapes[0].name != shape.name]
-                    _draw_file(mask, shape.file, others, value, file_rule or MaskRule(), background)
+                    _draw_file(mask, shape.file, image, others, value, file_rule or MaskRule(), background)
                 _draw_shape(mask, shape, value, each.as_shares)
             except (ValueError, OverflowError) as error:
                 raise UnusableFile(each.file, f"cannot be drawn for {printable(image)} ({error})", _EXPORT) from error

@@ -30,6 +30,7 @@ _SAVE_SHALLOWER = f"Save it with 8 or 16 bits; {SET_RANGE}, if it is an image"
 _LONGEST_WEBP = 16383  # pixels of a side; the head of an animation may say more, all of which memory would be taken for
 GDAL_NODATA = 42113  # a TIFF's tag
 FAR_OFF = 2  # times the distance between all other values: a value that is as far from them is none of them
+_NO_MEASURE = 9e36  # what is farther from 0 marks no data: the ends of float32, and what netCDF fills with
 _REDUCED_OR_MASK = 0b101  # bits of a TIFF's NewSubfileType: a smaller copy of another page, or its transparency mask
 
 # Only these of Pillow's decoders are open to a file, those of names.SUFFIXES and TGA's: others start programs (EPS), or
@@ -882,11 +883,13 @@ def choose_value_range(depths: Sequence[dict[str, Any]]) -> tuple[Range, dict[fl
 
     depths: those of each image, by `depth_of`. The range is that of all values but 0.5 % at either end; where they
     are one value, it is their minimum and maximum. Left out is what a file declares to stand for no data, and one value
-    at an end that is far from all others, such as -9999, which would leave few of the 256 greys to the others.
+    at an end that is far from all others, such as -9999, which would leave few of the 256 greys to the others; so are
+    the ends of float32, both of which may be there.
     """
     pooled = np.concatenate([np.asarray(depth["quantiles"], float) for depth in depths])
     # In images of 32 bits the tag's value is rounded as theirs are.
     nodata = [float(np.float32(depth["nodata"])) for depth in depths if depth["nodata"] is not None]
+    nodata += np.unique(pooled[np.abs(pooled) > _NO_MEASURE]).tolist()
     while (kept := pooled[~np.isin(pooled, nodata)]).size:
         low, high = np.percentile(kept, (0.5, 99.5), method="nearest").tolist()
         if (value := _far_off(kept, low, high)) is None:

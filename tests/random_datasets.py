@@ -36,10 +36,7 @@ from parts.spec import DataSpec  # noqa: E402
 
 IGNORED = 255
 # Of Meant.reasons, the first first: where nothing is looked at, or nothing pairs, nothing else is told
-UNPAIRED = (
-    *("a constant is malformed", "MASK_NAME is wrong", "names are unlike", "strays beside names that differ"),
-    "classes overlap",
-)
+UNPAIRED = ("a constant is malformed", "MASK_NAME is wrong", "names are unlike", "strays beside names that differ")
 # Told where nothing else is wrong
 LAST = (
     *("all of validation", "full of validation", "emptied at IMAGE_SIZE"),
@@ -53,6 +50,7 @@ FIELDS = {  # of DataSpec
     "RESIZE_MASKS": "resize_masks",
     "MASK_IGNORE": "ignore",
     "CLASSES": "classes",
+    "OVERLAP": "overlap",
     "IMAGE_RANGE": "image_range",
     "GROUP": "group",
 }
@@ -701,29 +699,39 @@ def single_classes(draw):
     names = ["road", "car", "other thing"][: int(draw.integers(2, 4))]
     way = pick(draw, ["{}_<>", "<> of {}", "<>/{}"])
     patterns = {name: way.replace("<>", name) for name in names}
-    overlap = chance(draw, 0.15)
-    reasons = [("classes overlap", ["marks", "named by none of CLASSES"])] if overlap else []
+    overlap = chance(draw, 0.3)
+    told = overlap and chance(draw, 0.5)
+    constants = {"CLASSES": patterns} | ({"OVERLAP": True} if told else {})
+    reasons = []
+    if overlap and not told:
+        reasons = [("classes overlap", ["marks"])]
     lacking = chance(draw, 0.5)
 
     def index(scene):
         return np.where(scene.labels > 0, (scene.labels - 1) % len(names) + 1, 0).astype(np.uint8)
 
+    def truth(scene):
+        if not told:
+            return index(scene)
+        return np.array([0, 1 + 2, 2, 4], np.uint8)[index(scene)]  # sets: what is of the first is of the second too
+
+    def mask_of(scene, number):
+        return np.isin(index(scene), (1, 2) if overlap and number == 2 else number)
+
     def write(draw, base, scene):
         path = base(".png")
         root = path.parents[scene.place.count("/")]
-        held = [number for number in range(1, len(names) + 1) if (index(scene) == number).any() or not lacking] or [1]
+        held = [number for number in range(1, len(names) + 1) if mask_of(scene, number).any() or not lacking] or [1]
         for number in held:
-            mask = index(scene) == number
-            if overlap and number == 2:
-                mask |= index(scene) == 1
             place, slash, stem = (scene.place + scene.stem).rpartition("/")
             if way == "<>/{}":
                 place, slash, stem = "", "", scene.place + scene.stem
             file = f"{place}{slash}{patterns[names[number - 1]].replace('{}', stem)}{pick(draw, ['.png', '.bmp'])}"
-            path = save(root / file, mask * np.uint8(255))
+            path = save(root / file, mask_of(scene, number) * np.uint8(255))
         return path
 
-    return Encoding("a file for each class", write, index, {"CLASSES": patterns}, reasons)
+    overlapping = ", overlapping" if told else ""
+    return Encoding(f"a file for each class{overlapping}", write, truth, constants, reasons)
 
 
 MASKS = {
@@ -889,9 +897,11 @@ def make(seed, folder):
         odd = odd if odd == "strays left out" and naming not in AFFIXED else ""
     if damaged == "folder" and naming == "told by *":
         damaged = "zero"  # a folder would be left out, and the other files of its image are masks enough
-    if encoding.words == "a file for each class":
+    if encoding.words.startswith("a file for each class"):
         misfit = ""
-    resizes = not misfit and not damaged and encoding.words != "a file for each class" and chance(draw, 0.15)
+    resizes = (
+        not misfit and not damaged and not encoding.words.startswith("a file for each class") and chance(draw, 0.15)
+    )
     if resizes:
         meant.constants["RESIZE_MASKS"] = True
         meant.words.append("masks of other sizes")
@@ -1063,7 +1073,7 @@ def make(seed, folder):
             image, _ = written[-1]
             again = image.with_suffix(".bmp" if image.suffix != ".bmp" else ".png")
             save(again, draw.integers(0, 256, (20, 20, 3), np.uint8))
-            meant.reasons.append(("one image twice", [printable(image.name), "MASK_NAME"]))
+            meant.reasons.append(("one image twice", [printable(image.name), printable(again.name), "MASK_NAME"]))
         if damaged and side == 0:
             target = pick(draw, written[1:])[int(draw.integers(0, 2))]
             damage(draw, target, damaged)
@@ -1304,7 +1314,11 @@ def judge_refusal(meant, text):
         return None  # which may be told before anything is looked at
     blind = sorted((it for it in meant.reasons if it[0] in UNPAIRED), key=lambda it: UNPAIRED.index(it[0]))[:1]
     plain = [it for it in meant.reasons if it[0] not in LAST]
-    untold = [why for why, words in blind or plain or meant.reasons if not any(word in text for word in words)]
+    due = blind or plain or meant.reasons
+    untold = [why for why, words in due if not any(word in text for word in words)]
+    is_drawn = any(words.startswith("a file for each class") for words in meant.words)
+    if is_drawn and len(untold) < len(due):  # what hinders the drawing is told before anything else is looked at
+        return None
     return f"not told: {untold}; said: {text}" if untold else None
 
 

@@ -355,7 +355,7 @@ def test_masks_of_single_classes_that_cannot_be_united(folders, capsys):
     with pytest.raises(UserError, match=f"/road/p3.png: marks 360 pixels that another .*: {car}. Take .*OVERLAP"):
         draw_masks([folders], "out/drawn", spec)
     Image.new("L", (48, 64), 255).save(car)
-    with pytest.raises(UserError, match=rf"{car}: is 64x48 \(height x width\), and its image 48x64"):
+    with pytest.raises(UserError, match=rf"{car}: is 64x48 \(height x width\), and .*/i/p3.png is 48x64"):
         draw_masks([folders], "out/drawn", spec)
     with pytest.raises(
         UserError, match="MASK_IGNORE = -1: masks of single classes are drawn into one of whole numbers"
@@ -364,5 +364,9 @@ def test_masks_of_single_classes_that_cannot_be_united(folders, capsys):
     car.rename(folders[1] / "lone.png")
     with pytest.raises(UserError, match="lone.png: named by none of CLASSES = {'road': 'road/{}'.*SKIP_UNPAIRED"):
         draw_masks([folders], "out/drawn", spec)
+    car.write_bytes(b"")
+    with pytest.raises(UserError, match="lone.png: named by none of CLASSES(.|\n)*car/p3.png: is empty"):
+        draw_masks([folders], "out/drawn", spec)
+    car.unlink()
     draw_masks([folders], "out/drawn", DataSpec(classes=patterns, skip_unpaired=True))
     assert "lone.png: named by none of CLASSES" in capsys.readouterr().out
