@@ -958,7 +958,7 @@ def make(seed, folder):
             stem = stem_of(draw, number)
             if odd == "group" and k == 1 and naming in ("same", "_mask", ".mask"):
                 stem = f"0123456789ab_{number:02d}"
-                if side:
+                if side and stem[:12] not in " ".join(dict(meant.reasons)):  # else the other one is damaged
                     meant.reasons.append(("a group on both sides", ["GROUP"]))
             scene = draw_scene(draw, own, objects, place, stem)
             whole = two and side == 1
