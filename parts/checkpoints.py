@@ -224,11 +224,17 @@ def fit_moments(optimizer: torch.optim.Optimizer) -> None:
         for name, value in state.items():
             if value is None or (names is None and not isinstance(value, Tensor)):
                 continue
-            shape = torch.Size() if name == "step" else parameter.shape
-            if _is_foreign(value) or (names is not None and value.shape != shape):
-                raise ValueError(f"{name} is no tensor of shape {tuple(shape)}")
+            if _is_foreign(value) or (names is not None and not _is_moment(name, value, parameter)):
+                raise ValueError(f"{name} is not what it is of a parameter of shape {tuple(parameter.shape)}")
             if value.shape == parameter.shape and value.stride() != parameter.stride():
                 state[name] = torch.empty_like(parameter).copy_(value)
+
+
+def _is_moment(name: str, value: Tensor, parameter: Tensor) -> bool:
+    """Whether a tensor can be a moment of a parameter, or the number of its steps."""
+    if name == "step":
+        return value.dim() == 0 and 0 <= value.item() < 2**53
+    return value.shape == parameter.shape
 
 
 def differences_of_data(old: dict[str, Provenance], new: dict[str, Provenance]) -> dict[str, str]:

@@ -39,6 +39,7 @@ _FORMATS = ["JPEG", "PNG", "TIFF", "GIF", "BMP", "PPM", "WEBP"]
 if find_spec("PIL.AvifImagePlugin"):  # which older versions of Pillow lack
     _FORMATS.append("AVIF")
 
+_ENDS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "GIF": b";", "WEBP": None}  # what compressed files end with
 _MARKS = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # of the commonest of them
 
 # Pictures of kinds that are not read and that people have: (place, what files have there, what they are).
@@ -319,9 +320,8 @@ class _OpenFile:
     def refuse_misread(self) -> None:
         """UnusableFile for a page that Pillow would decode to wrong pixels without an error."""
         _refuse_misread(self.picture, _with_page(self.path, self.head.page))
-        check = {"PNG": _refuse_wrong_checksums, "GIF": _refuse_cut_blocks}.get(self.head.format)
-        if check and not self._is_checked:
-            check(self.path)
+        if not self._is_checked:
+            _refuse_damaged(self.path, self.head.format)
             self._is_checked = True
 
     def close(self) -> None:
@@ -537,8 +537,6 @@ def _refuse_special(path: str | Path) -> os.stat_result:
 
 def _refuse_misread(picture: Any, path: str | Path) -> None:
     """UnusableFile for open pictures that Pillow would decode to wrong pixels without an error."""
-    if picture.format in ("JPEG", "MPO"):
-        _refuse_blank_end(picture, path)
     if picture.format == "WEBP" and max(picture.size) > _LONGEST_WEBP:
         problem = "is damaged (by its head it is {1}x{0}, larger than a WebP can be)".format(*picture.size)
         raise UnusableFile(path, problem, _AGAIN)
@@ -580,6 +578,16 @@ def _refuse_missing_rows(tags: Any, path: str | Path) -> None:
         is_short = is_short or 0 < sum(lengths) < least  # some programs write no lengths, but 0
     if is_short:
         raise UnusableFile(path, f"is damaged or cut short (it holds fewer than the {height:,} rows it should)", _AGAIN)
+
+
+def _refuse_damaged(path: str | Path, kind: str) -> None:
+    """UnusableFile for a file, of one of Pillow's formats, whose damages Pillow would read without an error."""
+    if kind == "PNG":
+        _refuse_wrong_checksums(path)
+    if kind in _ENDS:
+        _refuse_blank_end(path, _ENDS[kind])
+    if kind == "GIF":
+        _refuse_cut_blocks(path)
 
 
 def _refuse_wrong_checksums(path: str | Path) -> None:
@@ -625,18 +633,16 @@ def _palette_bytes(flags: int) -> int:
     return 3 << (flags & 7) + 1 if flags & 128 else 0
 
 
-def _refuse_blank_end(picture: Any, path: str | Path) -> None:
-    """UnusableFile where zeros stand for the rest of a JPEG, as an interrupted download may leave them.
+def _refuse_blank_end(path: str | Path, mark: bytes | None) -> None:
+    """UnusableFile where zeros stand for the rest of a compressed picture, as an interrupted download may leave them.
 
-    libjpeg would decode them to grey without an error.
+    Decoders make grey of them, or leave frames out, without an error. `mark`: what a file of this kind ends with.
     """
-    place = picture.fp.tell()
-    size = picture.fp.seek(0, os.SEEK_END)
-    picture.fp.seek(max(0, size - 4096))
-    end = picture.fp.read()
-    picture.fp.seek(place)
+    with open(path, "rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - 4096))
+        end = file.read()
     content = end.rstrip(b"\0")
-    if len(end) - len(content) > 64 and not content.endswith(b"\xff\xd9"):  # the marker of a JPEG's end
+    if len(end) - len(content) > 64 and not (mark and content.endswith(mark)):
         raise UnusableFile(path, "ends in zeros, where the rest of the picture should be", _AGAIN)
 
 

@@ -555,6 +555,8 @@ def test_moments_of_another_shape_start_anew(tmp_path, capsys):
         ("exp_avg", "x"),
         ("exp_avg", repeated(moments["exp_avg"])),
         ("step", torch.zeros(3)),
+        ("step", torch.tensor(float("inf"))),
+        ("step", torch.tensor(-1.0)),
         ("max", 1),
     ):
         torch.save(spoilt(whole, ("optimizer", "state", 0), moments | {name: value}), tmp_path / "moments.pth")

@@ -162,10 +162,10 @@ def cut(kind, share, **options):
 
 
 def cut_film(path):
-    """A GIF of two frames, cut before the pixels of the second: Pillow gives the first, as if there were no other."""
+    """A GIF of two frames, cut before the second: Pillow gives the first, as if there were no other."""
     frames(path)
     data = path.read_bytes()
-    path.write_bytes(data[: data.rindex(b"!\xf9") + 12])
+    path.write_bytes(data[: data.rindex(b"!\xf9") + 2])
 
 
 def endless_film(path):
@@ -183,9 +183,11 @@ def wide_film(path):
 
 
 def blank_end(path):
-    file = io.BytesIO()
-    Image.fromarray(colours()).save(file, "JPEG", quality=95)
-    data = file.getvalue()
+    draw = np.random.default_rng(0)  # noise fills files
+    first, second = (Image.fromarray(draw.integers(0, 256, (24, 32, 3), np.uint8)) for _ in range(2))
+    options = dict(save_all=True, append_images=[second]) if path.suffix == ".gif" else {}
+    first.save(path, quality=95, **options)
+    data = path.read_bytes()
     path.write_bytes(data[: len(data) // 2] + bytes(len(data) - len(data) // 2))
 
 
@@ -303,6 +305,8 @@ IMAGES = {
     "half.webp": (cut("WEBP", 0.5), ""),
     "half.ppm": (cut("PPM", 0.5), "cut short"),
     "zeros at the end.jpg": (blank_end, "zeros"),
+    "zeros at the end.gif": (blank_end, "zeros"),
+    "zeros at the end.webp": (blank_end, "zeros"),
     "zeros in the middle.png": (half_in_the_middle, "damaged"),
     "giant.png": (giant, "million pixels"),
     "loop.png": (lambda path: path.symlink_to(path), "link"),
