@@ -186,6 +186,7 @@ def _see_image(file: File) -> ImageFacts:
     decoded = decode_image(file.paths, smallest, file.page, file.channels)
     pixels, depth = pixels_of(decoded, file.path, file.channels), depth_of(decoded, file.path, file.channels)
     sample = pixels[:: max(1, len(pixels) // 32), :: max(1, pixels.shape[1] // 32)]
+    colors = np.ascontiguousarray(sample).view(f"V{sample.itemsize * sample.shape[2]}")  # a pixel's channels as one
     # Processors have instructions for SHA-1, which makes it the fastest digest that is long enough here.
     digest = hashlib.sha1(repr(decoded.size).encode(), usedforsecurity=False)
     digest.update(np.ascontiguousarray(pixels).data)
@@ -197,7 +198,7 @@ def _see_image(file: File) -> ImageFacts:
         orientation=decoded.turned,
         depth=depth,
         has_alpha=drops_alpha(decoded, file.channels),
-        has_few_colors=len(np.unique(sample.reshape(-1, sample.shape[2]), axis=0)) <= FEW_COLORS,
+        has_few_colors=len(set(colors.ravel().tolist())) <= FEW_COLORS,
         # A few rows first, which is enough for nearly all images.
         is_blank=bool((pixels[::8] == pixels[0, 0]).all() and (pixels == pixels[0, 0]).all()),
         digest=digest.hexdigest(),
