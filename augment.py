@@ -463,7 +463,7 @@ class _Maker:
             with within_memory(item.pair.image):
                 return self._make(item)
         except UnusableFile as fault:
-            return fault
+            return fault.to_keep()
 
     def _make(self, item: Item) -> bool:
         """Makes the files: whether the image lost a channel of transparency. UnusableFile: nothing is written."""

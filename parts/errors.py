@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from pathlib import Path
 from types import FrameType
 from typing import Any, TextIO
@@ -38,6 +39,10 @@ class UnusableFile(UserError):
 
     def __reduce__(self) -> tuple[type["UnusableFile"], tuple[str | Path, str | None, str | None]]:
         return UnusableFile, (self.path, self.problem, self.cure)
+
+    def to_keep(self) -> "UnusableFile":
+        """A copy without a traceback, whose frames would keep the pixels of the file in memory."""
+        return copy(self)
 
 
 # ---- words for messages
@@ -211,7 +216,7 @@ def run(main: Callable[[], int | None]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 141
     except MemoryError:
-        status, message = 2, f"{_TOO_LITTLE_MEMORY.capitalize()}."
+        status, message = 2, f"{_TOO_LITTLE_MEMORY[0].upper()}{_TOO_LITTLE_MEMORY[1:]}."
     except OSError as error:
         description = describe(error)
         if description is None:

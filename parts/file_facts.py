@@ -175,7 +175,7 @@ def _look_at(file: File) -> dict[str, Any] | UnusableFile:
                 record["pages"] = pages_of(file.path) or [0]
         return record
     except UnusableFile as fault:
-        return fault
+        return fault.to_keep()
     except OSError as error:
         return UnusableFile(file.path, f"cannot be read ({error.strerror})", "Mend it, or remove it")
 

@@ -68,7 +68,7 @@ def observation_or_fault(mask: Mask) -> Observation | UnusableFile:
         with within_memory(path):
             return observe_mask(path, page)
     except UnusableFile as fault:
-        return fault
+        return fault.to_keep()
 
 
 def decide_mask_rule(observations: Iterable[Observation], spec: DataSpec = DataSpec()) -> MaskRule:

@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import time
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,9 +17,10 @@ from PIL import Image
 
 import dataset
 from augment import Choices, make_augmented
+from parts import images
 from parts.audit import LINES, audit
 from parts.errors import UserError, printable
-from parts.file_facts import VERSION, facts_digest
+from parts.file_facts import IMAGE, MASK, VERSION, File, Looker, facts_digest
 from parts.spec import DataSpec
 from utils import get_loaders
 
@@ -848,6 +850,21 @@ def test_a_stopped_audit_remembers_what_it_has_seen(tmp_path):
     report = audit(folders, cache=cache, num_workers=0)
     assert report.problems == [] and "PNG remembered" in report.text()
     assert len(json.loads(cache.read_text())["facts"]) == 40
+
+
+@pytest.mark.parametrize("kind", [IMAGE, MASK])
+def test_a_file_that_is_refused_leaves_no_pixels_in_memory(data, monkeypatch, kind):
+    """Or the files after one that does not fit into memory would not fit either."""
+    kept = []
+
+    def fails(picture, **head):
+        kept.append(weakref.ref(picture))
+        raise MemoryError
+
+    monkeypatch.setattr(images, "Decoded", fails)
+    file, looker = File(kind, data / "ti" / "img_000.png"), Looker(None, None)
+    looker.look([file])
+    assert "does not fit into memory" in str(looker.faults[file]) and kept[0]() is None
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", f'{{"head": [{VERSION}, false], "files": []}}', "null", "\x00"])

@@ -46,7 +46,7 @@ def test_a_signal_that_python_drops_still_ends_the_loop():
         ("open('/dev/full', 'w').write('x' * 10**6)", 2, "disk is full"),
         ("os.mkdir('/proc/self/x')", 2, "\n/proc/self/x: there is no such file or folder"),
         ("os.readlink('/proc')", 2, "\n/proc: Invalid argument.\n"),  # the system's words, where we have none
-        ("raise MemoryError", 2, "too little memory"),
+        ("raise MemoryError", 2, "There is too little memory. Close other programs"),
         (
             "resource.setrlimit(resource.RLIMIT_NOFILE, (9, 9)); [os.dup(0) for _ in range(9)]",
             2,
