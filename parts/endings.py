@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shlex
 import sys
@@ -85,8 +86,10 @@ def out_of_memory_message(error: BaseException, s: SimpleNamespace) -> str:
         half = batch_size // 2
         flags = f"--batch-size {half} --accumulate {s.ACCUMULATE * batch_size // half}"
         lines.append(f"  {flags}: the same step in smaller pieces")
-    smaller = " ".join(str(max(32, side * 3 // 4 // 16 * 16)) for side in size)
-    lines.append(f"  --{constant.lower().replace('_', '-')} {smaller}: a little over half of the memory")
+    smaller = [max(32, side * 3 // 4 // 16 * 16) for side in size]
+    if math.prod(smaller) < math.prod(size):
+        sides = " ".join(map(str, smaller))
+        lines.append(f"  --{constant.lower().replace('_', '-')} {sides}: a little over half of the memory")
     lines.append("  FEATURES with fewer channels: a smaller network")
     first_line = (str(error).splitlines() or [type(error).__name__])[0]
     lines.append(f"({first_line[:200]})")

@@ -267,9 +267,8 @@ def test_out_of_memory_names_the_constants_with_numbers():
     assert "BATCH_SIZE = 16" in words and "--batch-size 8 --accumulate 2" in words and "--image-size 240 352" in words
     s = SimpleNamespace(CROP=(32, 32), BATCH_SIZE=1)
     assert out_of_memory_message(MemoryError(), s).endswith(
-        "--crop 32 32: a little over half of the memory\n"
-        "  FEATURES with fewer channels: a smaller network\n(MemoryError)"
-    )  # it has no words
+        "at CROP = (32, 32).\n  FEATURES with fewer channels: a smaller network\n(MemoryError)"
+    )  # it has no words, and there is no smaller crop
 
 
 @pytest.mark.parametrize(
