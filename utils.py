@@ -32,7 +32,7 @@ from parts.files import parallel_map, remove
 from parts.inference import BatchPredictor, pixels_in_windows
 from parts.losses import Loss
 from parts.mask_rules import find_mask_rule
-from parts.masks import MaskRule, resize_mask
+from parts.masks import IGNORED, MaskRule, resize_mask
 from parts.names import pair_files
 from parts.pictures import Example, Palette, Row
 from parts.recipe import Variation, named_generator, true_labels, vary_batch
@@ -439,17 +439,30 @@ def save_predictions(
 ) -> None:
     """Writes each batch's predicted masks as `pred_N.png` and its true ones as `N.png`, in grids.
 
-    `folder` is made if need be. `limit`: so many batches, None for all of them.
+    `folder` is made if need be. `limit`: so many batches, None for all of them. What fills IMAGE_SIZE beside an image
+    (FIT = "pad") is hatched in both.
     """
     predictor = _predictor_of(loader, model, device, dtype)
     palette = Palette.of(predictor.mask_rule)
-    folder = Path(folder)
+    folder, insides = Path(folder), _insides(loader)
     for index, (images, masks) in enumerate(loader):
         if index == limit:
             break
-        truths = true_labels(masks, masks.device, predictor.mask_rule)
-        for name, labels in ((f"pred_{index}.png", predictor.labels(images)), (f"{index}.png", truths)):
-            pictures.save_image(folder / name, pictures.grid(labels[:, 0].cpu().numpy(), palette))
+        truths = true_labels(masks, masks.device, predictor.mask_rule)[:, 0].cpu().numpy()
+        predictions = predictor.labels(images)[:, 0].cpu().numpy()
+        for prediction, inside in zip(predictions, insides):
+            padding = np.ones(prediction.shape, bool)
+            padding[inside] = False
+            prediction[padding] = IGNORED
+        for name, labels in ((f"pred_{index}.png", predictions), (f"{index}.png", truths)):
+            pictures.save_image(folder / name, pictures.grid(labels, palette))
+
+
+def _insides(loader: DataLoader) -> Iterator[tuple[slice, slice]]:
+    """Where in each sample its image lies (Files.inside), in the loader's order; nothing where that is not known."""
+    files, sampler = getattr(loader.dataset, "files", None), loader.sampler
+    if files and isinstance(sampler, EpochSampler) and not sampler.shuffle:
+        yield from map(files.inside, sampler.order(sampler.epoch))
 
 
 def save_examples(

@@ -592,7 +592,7 @@ class _Matching:
 
     def lonely_images(self) -> list[UnusableFile]:
         """A fault for each image without a mask."""
-        faults = []
+        faults, scheme = [], self._scheme_of_channels()
         for name, files in sorted(self.images_of.items()):
             if name in self.masks_of or self._is_ambiguous(name):
                 continue
@@ -601,12 +601,14 @@ class _Matching:
                 own = name if "/" in self.mask_name else PurePath(name).name
                 expected = self.mask_name.replace("{}", own).replace("*", "1")
             cure = f"Add {printable(expected)}.png or the like, or remove it"
+            if scheme and self.images.owners_of(files[0], scheme):
+                cure = f"If it is a channel of an image, {_how_to_unite(scheme)}"
             faults.append(UnusableFile(files[0], "has no mask", cure))
         return faults
 
     def stray_masks(self) -> list[UnusableFile]:
         """A fault for each mask of no image, sorted by the names of the images that they are likely to belong to."""
-        scheme = self._scheme_of_several()
+        scheme, channels = self._scheme_of_several(), self._scheme_of_channels()
         faults = []
         # The last owner has the shortest name; a mask that is not named as MASK_NAME says has none, but its own name.
         for path in sorted(self.strays, key=lambda path: [self.masks.name_of(path), *self._owners_of(path)][-1]):
@@ -616,11 +618,24 @@ class _Matching:
             elif scheme:
                 name = f"MASK_NAME = {scheme!r} (--mask-name)"
                 cure = f"If it is one of several of an image, set {name}, which unites them"
+            elif channels:
+                cure = f"If the channels of its image are files of their own, {_how_to_unite(channels)}"
             else:
                 likely = owners[0] if self.mask_name else owners[-1]
                 cure = f"Add the image {printable(likely)}, or remove it"
             faults.append(UnusableFile(path, "is the mask of no image", cure))
         return faults
+
+    def _scheme_of_channels(self) -> str | None:
+        """The IMAGE_NAME with a * by which several images without a mask belong to one mask of no image; or None."""
+        wanted = ImageNames(owner for path in self.strays for owner in self._owners_of(path))
+        rests: dict[str, list[str]] = defaultdict(list)  # what the names of a mask's images have beyond its own
+        for name, files in self.images_of.items():
+            if name not in self.masks_of and (owner := wanted.owner(self.images.owners_of(files[0], "{}_*")[:1])):
+                rests[owner].append(name[len(owner) :])
+        if self.image_name or all(len(several) < 2 for several in rests.values()):
+            return None
+        return f"{{}}{os.path.commonprefix([rest for several in rests.values() for rest in several])}*"
 
     def _scheme_of_several(self) -> str | None:
         """The MASK_NAME with a * by which every mask belongs to an image; None: there is none, or none is needed."""
@@ -636,6 +651,11 @@ class _Matching:
 def _takes_several(pattern: str | None) -> bool:
     """Whether MASK_NAME, or IMAGE_NAME, has a * and so may fit several files of an image."""
     return pattern is not None and "*" in pattern
+
+
+def _how_to_unite(image_name: str) -> str:
+    flags = f"--image-name {shlex.quote(printable(image_name))} --channels auto"
+    return f"set IMAGE_NAME and CHANNELS ({flags}), which make one image of them"
 
 
 def unites_images(image_name: str | None, channels: object) -> bool:

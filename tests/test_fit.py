@@ -6,6 +6,7 @@ from pathlib import Path, PurePath
 import numpy as np
 import pytest
 import torch
+from fakes import Threshold
 from helpers import draw_pairs, flags
 from PIL import Image
 
@@ -18,6 +19,7 @@ from parts.masks import IGNORED, MaskRule
 from parts.names import Picture, pair_files
 from parts.predictions import PictureReader
 from parts.spec import DataSpec
+from utils import get_loaders, save_predictions
 
 SIZE = (48, 48)
 
@@ -62,6 +64,30 @@ def test_the_rest_is_mirrored_in_the_image_and_ignored_in_the_mask(data, capsys)
             assert np.array_equal(other, sample.image)
     make_arrays(Files(pairs, MaskRule(), image_size=SIZE), data / "arrays", 0, progress=False)
     assert "made again, because FIT was pad, now stretch." in capsys.readouterr().out
+
+
+def test_grids_of_masks_hatch_the_rest_and_only_that(data, tmp_path):
+    for path in (data / "v/m").iterdir():
+        mask = np.asarray(Image.open(path)).copy()
+        mask[:8] = 50  # which is ignored, and is no padding
+        Image.fromarray(mask).save(path)
+    folders = [data / side / kind for side in "tv" for kind in "im"]
+    spec = DataSpec(foreground=255, ignore=50, fit="pad")
+    _, loader = get_loaders(*folders, 3, 0, image_size=SIZE, spec=spec)  # a batch of three, and one of one
+    model = Threshold()
+    model.bias.data.fill_(-1)  # predicts foreground everywhere
+    save_predictions(loader, model, tmp_path / "out")
+    number = 0
+    for name, masks in (("0", next(iter(loader))[1]), ("1", loader.dataset[3][1][None])):
+        predicted, true = (np.asarray(Image.open(tmp_path / "out" / f"{kind}{name}.png")) for kind in ("pred_", ""))
+        for column in range(len(masks)):
+            place = slice(2, 50), slice(2 + 50 * column, 50 + 50 * column)
+            outside = np.ones(SIZE, bool)
+            outside[loader.dataset.files.inside(number)] = False
+            assert outside.sum() == 48 * 16 and len(np.unique(predicted[place][outside])) > 1
+            assert np.array_equal(predicted[place][outside], true[place][outside])
+            assert (predicted[place][~outside] == 255).all()
+            number += 1
 
 
 def test_changed_proportions_are_told_only_where_they_change(data):

@@ -222,6 +222,31 @@ def test_several_masks_beside_their_images_or_not_told_or_of_none(tmp_path, caps
         pairs_of(tmp_path, capsys, ["a.png"], [], mask_name="{}_*")
 
 
+@pytest.mark.parametrize(
+    "ends, image_name",
+    [
+        (["_0000", "_0001"], "{}_000*"),
+        ([f"_{channel:04d}" for channel in range(12)], "{}_00*"),
+        (["_red", "_nir"], "{}_*"),
+        (["_0000"], None),
+    ],
+)
+def test_channels_in_files_of_their_own_are_told_with_the_flags_that_unite_them(tmp_path, capsys, ends, image_name):
+    cases = ["case_000", "s/case_001"]
+    images = [f"{case}{end}.png" for case in cases for end in ends]
+    masks = [f"{case}_mask.png" for case in cases]
+    with pytest.raises(UserError) as caught:
+        pairs_of(tmp_path, capsys, [*images, "other.png"], masks)
+    told, cure = str(caught.value), f"(--image-name '{image_name}' --channels auto), which make one image of them"
+    assert told.count(cure) == (len(images) + len(masks) if image_name else 0)
+    assert "other.png: has no mask. Add other.png or the like" in told
+    if image_name:
+        (tmp_path / "i" / "other.png").unlink()
+        spec = DataSpec(image_name=image_name, channels=AUTO)
+        pairs = pair_files(tmp_path / "i", tmp_path / "m", spec)
+        assert [(pair.name, 1 + len(pair.bands)) for pair in pairs] == [(case, len(ends)) for case in cases]
+
+
 def test_pages_of_an_image_and_its_mask_are_paired(tmp_path):
     for name, count in (("a", 12), ("b", 1), ("s/c", 2)):
         stack(tmp_path / "i" / f"{name}.tif", count)
