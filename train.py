@@ -708,11 +708,13 @@ def summary(run: Run, output: Path, seconds: float, waiting: float, loader: Load
             cure = "raise NUM_WORKERS"
         lines.append(f"{100 * waiting:.0f} % of the last epoch was spent waiting for data: {cure}.")
     shown = f"{output / 'saved_images'}/ and {output / 'curves.png'}"
-    network = f"the network is in {output / 'best.pth'}"
-    if not (output / "best.pth").exists():
-        network = f"best.pth, of epoch {run.best['epoch']}, is gone; the last network is in {output / 'checkpoint.pth'}"
+    checkpoint = output / "best.pth"
+    network = f"the network is in {checkpoint}"
+    if not checkpoint.exists():
+        checkpoint = output / "checkpoint.pth"
+        network = f"best.pth, of epoch {run.best['epoch']}, is gone; the last network is in {checkpoint}"
     lines.append(f"Look at {shown}; {network}.")
-    lines.append(f"Masks of new images: {command_of('predict.py')} --checkpoint {output / 'best.pth'} PHOTO")
+    lines.append(f"Masks of new images: {command_of('predict.py')} --checkpoint {checkpoint} PHOTO")
     return "\n".join(lines)
 
 

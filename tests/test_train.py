@@ -251,7 +251,8 @@ def test_a_best_network_that_is_gone_is_not_promised(prepared, monkeypatch, caps
     (prepared / "best.pth").unlink()
     run_here(monkeypatch, prepared, "--num-epochs", 2, "--load-model", "--learning-rate", "1e-30")
     told = capsys.readouterr().out
-    assert (prepared / "best.pth").exists() != ("best.pth, of epoch 1, is gone" in told)
+    exists = (prepared / "best.pth").exists()
+    assert exists != ("best.pth, of epoch 1, is gone" in told) and exists == ("--checkpoint best.pth" in told)
 
 
 REMOVER = """
