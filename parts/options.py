@@ -196,20 +196,20 @@ def _flag(name: str) -> str:
 
 
 def flags_of(settings: SimpleNamespace) -> list[str]:
-    """The words of a command line that give these settings."""
-    words = []
+    """The arguments of a command line that give these settings."""
+    arguments = []
     for name, value in vars(settings).items():
         if isinstance(value, bool):
-            words.append(_flag(name if value else f"no_{name}"))
+            arguments.append(_flag(name if value else f"no_{name}"))
         else:
-            words += [_flag(name), *_words_of(value)]
-    return words
+            arguments += [_flag(name), *_arguments_of(value)]
+    return arguments
 
 
-def _words_of(value: Any) -> list[str]:
-    """A constant's value as the words behind its flag."""
+def _arguments_of(value: Any) -> list[str]:
+    """A constant's value as the arguments behind its flag."""
     if isinstance(value, dict):
-        return [f"{name}={','.join(_words_of(item))}" for name, item in value.items()]
+        return [f"{name}={','.join(_arguments_of(item))}" for name, item in value.items()]
     if isinstance(value, tuple):
         return [str(item).replace(" ", "") if isinstance(item, tuple) else str(item) for item in value]
     return [str(value)]
@@ -225,7 +225,7 @@ def _add_flags(parser: argparse.ArgumentParser, constants: Mapping[str, _Constan
         keywords: dict[str, Any] = dict(nargs=rule.nargs, metavar=rule.metavar)
         if rule.is_switch:
             keywords = dict(action=argparse.BooleanOptionalAction)
-        help_text = f"{constant.reason} (default: {' '.join(_words_of(constant.value))})".strip().replace("%", "%%")
+        help_text = f"{constant.reason} (default: {' '.join(_arguments_of(constant.value))})".strip().replace("%", "%%")
         if constant.heading not in groups:
             groups[constant.heading] = parser.add_argument_group(constant.heading)
         groups[constant.heading].add_argument(_flag(name), dest=name, help=help_text, **keywords)
