@@ -415,7 +415,7 @@ class MaskRule:
     def labels_of(self, logits: "torch.Tensor") -> "torch.Tensor":
         """The predicted labels, uint8 (N, 1, H, W), of logits (N, channels, H, W)."""
         if self.overlaps:
-            return sum((logits[:, [c]] > 0).byte() << c for c in range(self.channels))  # type: ignore[return-value]
+            return sum((logits[:, c : c + 1] > 0).byte() << c for c in range(self.channels))  # type: ignore[return-value]
         labels = logits.argmax(1, keepdim=True) if self.has_classes else logits > 0
         return labels.byte()
 
@@ -429,7 +429,7 @@ class MaskRule:
         """Labels (N, ..., H, W) of C classes that overlap, as masks of one foreground each: uint8 (N * C, 1, H, W)."""
         labels = labels.reshape(len(labels), 1, *labels.shape[-2:])
         ignored = (labels == IGNORED).byte() * IGNORED
-        bits = labels.new_tensor(range(self.channels)).view(-1, 1, 1)
+        bits = labels.new_ones(self.channels).cumsum(0, dtype=labels.dtype).view(-1, 1, 1) - 1  # made on the device
         return (labels >> bits & 1 | ignored).flatten(0, 1).unsqueeze(1)
 
     def by_class(self, counts: np.ndarray) -> np.ndarray:
