@@ -953,6 +953,10 @@ def _facts_of_values(survey: _Survey) -> Iterator[tuple[str, str]]:
     if not survey.counted:
         return
     yield "mask values", survey.rule.describe()
+    if survey.rule.soft and survey.rule.has_classes:
+        colours, pixels = np.concatenate([mask.as_colours().counts for mask in survey.masks]).T
+        between = pixels[~np.isin(colours, survey.rule.classes + survey.rule.ignored)].sum() / pixels.sum()
+        yield "between", f"colours between two classes are the nearer one's, {100 * between:.2g} % of the pixels"
     if survey.rule.has_classes:
         heading = " / ".join(["class", *(side.name for side in survey.counted)])
         rows = []

@@ -218,6 +218,13 @@ def _are_named_by_bits(rule: Mapping[str, Any]) -> bool:
     return not rule.get("files") or list(rule.get("classes", ())) == [2**c for c in range(len(rule["files"]))]
 
 
+def _has_ends_of_soft_edges(rule: Mapping[str, Any]) -> bool:
+    """Whether it is known what is on both sides of soft edges, if a rule has these."""
+    if rule.get("soft") and rule.get("classes"):
+        return rule.get("kind") == COLOURS and not rule.get("files")
+    return not rule.get("soft") or len(rule.get("background", (0,))) == len(rule.get("foreground", (0,))) == 1
+
+
 _MASK_RULE = Fields(
     dict(
         kind=_one_of(NUMBERS, COLOURS, ALPHA),
@@ -239,12 +246,7 @@ _MASK_RULE = Fields(
             "a colour for each class, or none",
             lambda rule: len(rule.get("colours", ())) in (0, len(rule.get("classes", ()))),
         ),
-        Simple(
-            "one value on each side of soft edges",
-            lambda rule: (
-                not rule.get("soft") or len(rule.get("background", (0,))) == len(rule.get("foreground", (0,))) == 1
-            ),
-        ),
+        Simple("one value on each side of soft edges, or classes of colours", _has_ends_of_soft_edges),
         Simple("classes whose values files can hold", _written_in_bits),
         Simple("a name for the files of each class, or none", _are_named_by_bits),
     ),

@@ -5,7 +5,7 @@ a UserError that says what to do: masks that could be read in two ways are refus
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +24,7 @@ from parts.masks import (
     Observation,
     alpha_fault,
     class_colour,
+    known_to,
     list_values,
     name_value,
     observe_mask,
@@ -356,8 +357,9 @@ def _read_classes(census: Census) -> MaskRule:
     names = tuple(entry.name for entry in census.listed if entry.name)
     if census.kind == NUMBERS and census.blurred:
         raise _blurred(census.blurred, "classes")
-    if census.kind == COLOURS and not {*census.kept.counts}.issubset(values):
-        _refuse_soft_colours(census.kept)
+    between = _smoothed_between(census)
+    if census.kind == COLOURS and not {*census.kept.counts}.issubset({*values, *between}):
+        _refuse_soft_colours(census.kept, between)
     if not census.listed:  # "all"
         _refuse_object_numbers(census)
         values = tuple(sorted(census.kept.counts))
@@ -365,9 +367,27 @@ def _read_classes(census: Census) -> MaskRule:
     rule = MaskRule(census.kind, (), (), classes=values, names=names, files=census.spec.files)
     if faults := _class_faults(census, rule):
         raise UserError(f"CLASSES = {census.spec.classes!r}: {'; '.join(faults)}. Change CLASSES.")
-    if unknown := sorted({*census.kept.counts}.difference(rule.values)):
+    if unknown := sorted({*census.kept.counts}.difference(rule.values, between)):
         _refuse_unknown_values(census, unknown)
-    return replace(rule, colours=values if census.kind == COLOURS else _class_colours(values, census.palette))
+    colours = values if census.kind == COLOURS else _class_colours(values, census.palette)
+    return replace(rule, soft=bool(between), colours=colours)
+
+
+def _smoothed_between(census: Census) -> set[int]:
+    """The colours between two that CLASSES and MASK_IGNORE list, where these are soft edges, and all is counted."""
+    masks, listed = census.kept, tuple(entry.value for entry in census.listed)
+    counted = not any(mask.lossy or len(mask.counts) >= MOST_COLOURS for mask in masks.inexact)
+    if masks.kind != COLOURS or not listed or not counted:
+        return set()
+    rule = MaskRule(COLOURS, (), (), soft=True, ignored=census.ignored, classes=listed)
+    between = known_to(rule, masks.counts).difference(listed)
+    for mask in masks.observations:
+        counts, thick = _pool([mask.counts]), _pool([mask.thick])
+        between -= {value for value in thick if 10 * thick[value] > counts[value]}
+    for mask in masks.observations:
+        if 4 * sum(pixels for value, pixels in mask.counts if value in between) > mask.size[0] * mask.size[1]:
+            return set()
+    return between if len(between) >= 3 else set()  # as of greys: where there are few, each of them means something
 
 
 def _class_faults(census: Census, rule: MaskRule) -> list[str]:
@@ -535,22 +555,33 @@ def _blurred(files: list[str], constant: str) -> UserError:
     )
 
 
-def _refuse_soft_colours(census: Census) -> None:
+def _refuse_soft_colours(census: Census, between: Collection[int] = ()) -> None:
     """UserError: colours are blurred. One between two others may be a third class, which only greys could tell."""
     counts = _pool(observation.counts for observation in census.inexact)
     thick = _pool(observation.thick for observation in census.inexact)
     # All but the colours of the two largest areas, and those that CLASSES lists
-    others = set(counts) - set(list(thick)[:2]) - {entry.value for entry in census.listed}
+    listed = {entry.value for entry in census.listed}
+    others = set(counts) - set(list(thick)[:2]) - listed.union(between)
     pixels = sum(counts[value] for value in others)
     thick_pixels = sum(thick.get(value, 0) for value in others)
     many = len(counts) >= MOST_COLOURS or (len(others) >= 3 and pixels <= sum(counts.values()) / 4)
     if any(observation.lossy for observation in census.inexact) or (many and thick_pixels <= pixels / 10):
         raise UserError(
             f"{list_files([observation.path for observation in census.inexact])}: colours run into each other there, "
-            "as smoothing and JPEG leave them. That can be read only where all masks are exactly grey, and here some "
-            "are coloured, if only slightly. Save the masks as PNG from their source, without smoothing. (A JPEG that "
-            "is saved again as PNG stays blurred.)"
+            f"as smoothing and JPEG leave them. {_tell_readable(census, listed.union(between))}. Save the masks as PNG "
+            "from their source, without smoothing. (A JPEG that is saved again as PNG stays blurred.)"
         )
+
+
+def _tell_readable(census: Census, readable: Collection[int]) -> str:
+    """Which colours that run into each other are read, and which are here, the most frequent first."""
+    if not census.listed:
+        return "That can be read only where all masks are exactly grey, and here some are coloured, if only slightly"
+    others = [value for value in census.counts if value not in readable]
+    return (
+        f"Such are read only between two that CLASSES lists, on thin edges in lossless files of less than "
+        f"{MOST_COLOURS} colours, and here are {_list_shares(census, others, 10)}"
+    )
 
 
 def _refuse_object_numbers(census: Census) -> None:
@@ -580,10 +611,13 @@ def _are_numbered(groups: Iterable[tuple[int, ...]]) -> bool:
 def _refuse_unknown_values(census: Census, unknown: list[int]) -> NoReturn:
     """Masks hold values that are neither a class nor ignored."""
     files = [observation.path for observation in census.observations if not set(unknown).isdisjoint(observation.values)]
+    most = 40
+    if census.kind == COLOURS:  # of what smoothing has left there may be many: the most frequent ones
+        unknown, most = sorted(unknown, key=lambda value: -census.counts[value]), 10
     ignored = sorted({*unknown[:10], *census.ignored})
     raise UserError(
-        f"{list_files(files)}: values that are no class: {_list_shares(census, unknown)}. Add them to CLASSES, or "
-        f"leave their pixels out of training and scores: {_ignore_text(ignored, census.kind)}."
+        f"{list_files(files)}: values that are no class: {_list_shares(census, unknown, most)}. Add them to CLASSES, "
+        f"or leave their pixels out of training and scores: {_ignore_text(ignored, census.kind)}."
     )
 
 

@@ -12,6 +12,7 @@ import json
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,7 @@ MOST_CLASSES = 254
 MOST_COLOURS = 256  # of one file that an Observation lists
 VOID = 0xE0E0C0  # PASCAL VOC's colour of pixels without a label
 _UNKNOWN = 254  # label of a value that the rule does not know, until the file is refused
+_ROUNDED = 3  # of 255: how far a colour between two others may be from their line, in each channel
 _WHOLE = "Save it with whole numbers from 0 to 255"
 _LOSSY_FORMATS = ("JPEG", "MPO", "WEBP", "AVIF", "JPEG2000")
 
@@ -366,7 +368,7 @@ class MaskRule:
     kind: str = NUMBERS  # or COLOURS (0xRRGGBB), or ALPHA
     background: tuple[int, ...] = (0,)  # () for classes
     foreground: tuple[int, ...] = (255,)  # () for classes; () with `rest`: all that is not background
-    soft: bool = False  # one value on each side, and values between them belong to the nearer one
+    soft: bool = False  # values between the one on each side, or colours between two classes, are the nearer one's
     rest: bool = False  # other values are background, or foreground where none is listed; False: they are errors
     ignored: tuple[int, ...] = ()  # values that become IGNORED, on whatever side they stand besides
     classes: tuple[int, ...] = ()  # the value of each class, in the order of their indices
@@ -461,7 +463,9 @@ class MaskRule:
             text = f"{foreground} is foreground, every other value is background"
         else:
             text = f"{foreground} is foreground, {background} is background"
-        if self.soft and self.kind != ALPHA:
+        if self.soft and self.has_classes:
+            text += "; colours between two are the nearer one's"
+        elif self.soft and self.kind != ALPHA:
             text += ", values between are cut at the middle"
         if self.ignored:
             verb = "is" if len(self.ignored) == 1 else "are"
@@ -623,11 +627,17 @@ def count_classes(observation: Observation, mask_rule: MaskRule) -> np.ndarray:
     return np.append(counts[: mask_rule.num_labels], counts[IGNORED])
 
 
+def known_to(mask_rule: MaskRule, values: Iterable[int]) -> set[int]:
+    """Those of the values that have a label by the rule."""
+    array = np.array(sorted(values), np.int64)
+    return set(array[_labels_of_values(array, mask_rule) != _UNKNOWN].tolist())
+
+
 def _labels_of_values(values: np.ndarray, mask_rule: MaskRule) -> np.ndarray:
     """The label of each value, uint8 of the same shape; _UNKNOWN where the rule does not know the value."""
     if values.dtype == np.uint8:  # by a table, which is faster
         return cv2.LUT(np.ascontiguousarray(values), _labels_of_values(np.arange(256), mask_rule))
-    if mask_rule.soft:
+    if mask_rule.soft and not mask_rule.has_classes:
         (low,), (high,) = mask_rule.background, mask_rule.foreground
         twice = 2 * values.astype(np.int32)  # against the sum of the ends, without fractions
         return (twice > low + high if high > low else twice < low + high).astype(np.uint8)
@@ -642,7 +652,27 @@ def _labels_of_values(values: np.ndarray, mask_rule: MaskRule) -> np.ndarray:
     others = _UNKNOWN
     if mask_rule.rest:
         others = int(not mask_rule.foreground)
-    return np.where(known_values[places] == values, labels[places], np.uint8(others))
+    labels = np.where(known_values[places] == values, labels[places], np.uint8(others))
+    if mask_rule.soft and (unknown := labels == _UNKNOWN).any():
+        between, places = np.unique(values[unknown], return_inverse=True)
+        labels[unknown] = _labels_between(between, label_of_value)[places]
+    return labels
+
+
+def _labels_between(colours: np.ndarray, label_of_colour: dict[int, int]) -> np.ndarray:
+    """The label of the nearer of two of these colours that each colour lies between; _UNKNOWN: of no two of them."""
+    ends = [colour for colour in label_of_colour if 0 <= colour <= 0xFFFFFF]
+    points, places = unpack(np.array(ends)).astype(float), unpack(colours).astype(float)
+    labels, nearest = np.full(len(colours), _UNKNOWN, np.uint8), np.full(len(colours), np.inf)
+    for first, second in combinations(range(len(ends)), 2):
+        line = points[second] - points[first]
+        along = np.clip((places - points[first]) @ line / (line @ line), 0, 1)
+        beside = np.abs(points[first] + along[:, None] * line - places).max(axis=1)
+        distance = np.minimum(along, 1 - along) * np.linalg.norm(line)
+        better = (beside <= _ROUNDED) & (distance < nearest)  # of several lines that of the nearest end
+        nearest[better] = distance[better]
+        labels[better] = np.where(along > 0.5, label_of_colour[ends[second]], label_of_colour[ends[first]])[better]
+    return labels
 
 
 def class_colour(index: int) -> int:

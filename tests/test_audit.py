@@ -235,6 +235,18 @@ def draw_classes(data, values=(0, 1, 2), void=None):
             Image.fromarray(mask).save(path)
 
 
+def smooth_classes(data):
+    """Three classes of colours, and edges of four pixels between them."""
+    draw_classes(data)
+    colours = np.array([(0, 0, 0), (128, 64, 128), (0, 0, 142)], np.float32)
+    weights = [1 / 9, 2 / 9, 3 / 9, 2 / 9, 1 / 9]
+
+    def smooth(mask):
+        return sum(w * np.roll(colours[mask], k, 1) for k, w in enumerate(weights)).round().astype(np.uint8)
+
+    redraw(data, ["tm", "vm"], smooth)
+
+
 def draw_classes_and_void(data):
     draw_classes(data, void=255)
 
@@ -402,6 +414,12 @@ CASES = {
     ),
     "masks of shares": Case(take_shares, text=("16 masks of fractions from 0 to 1",)),
     "soft masks": Case(save_masks_as_jpeg, text=("JPEG edges",), rule=dict(soft=True)),
+    "smoothed classes": Case(
+        smooth_classes,
+        dict(classes={"sky": 0, "road": 0x804080, "car": 0x00008E}),
+        text=("colours between two classes are the nearer one's, 20 % of the pixels",),
+        rule=dict(soft=True),
+    ),
     "nothing but empty masks": Case(
         empty_validation, problems=("The masks for validation hold nothing but background, e.g.",)
     ),

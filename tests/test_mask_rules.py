@@ -30,9 +30,19 @@ from mask_makers import (
 )
 from PIL import Image, ImageFilter
 
+from parts.checkpoint_keys import KEYS, fault_of
 from parts.errors import UnusableFile, UserError
 from parts.mask_rules import READINGS, find_mask_rule, take_census
-from parts.masks import IGNORED, MaskRule, count_classes, encode_mask, observe_mask, png_options, read_mask
+from parts.masks import (
+    IGNORED,
+    MaskRule,
+    _labels_of_values,
+    count_classes,
+    encode_mask,
+    observe_mask,
+    png_options,
+    read_mask,
+)
 from parts.spec import DataSpec
 
 
@@ -645,6 +655,112 @@ def test_smoothed_edges_between_classes_of_colours_are_told(tmp_path):
     with pytest.raises(UserError, match="more. JPEG or smoothing has blurred these values") as caught:
         find_mask_rule([tmp_path / "0.png", tmp_path / "1.png"])
     assert str(caught.value).count(" %)") == 10
+
+
+STREET = {"ground": (70, 70, 70), "road": (128, 64, 128), "car": (0, 0, 142)}
+STREET_COLOURS = np.array([*STREET.values()], np.uint8)
+
+
+def street(seed, gap=8):
+    """Labels of three classes at four times 96x128: an ellipse, and a triangle at least so many pixels beside it."""
+    labels, draw = np.zeros((384, 512), np.uint8), np.random.default_rng(seed)
+    x, y = draw.integers(130, 180), draw.integers(140, 240)
+    cv2.ellipse(labels, (int(x), int(y)), (92, 84), 20, 0, 360, 1, -1)
+    corners = np.array([(x + 96, 70), (470, 110), (420, 310), (x + 96, 300)]) + [gap, 0]
+    return cv2.fillPoly(labels, [corners.astype(np.int32)], 2)
+
+
+def shrunk(colours, filter_name="area"):
+    """A quarter of a picture's height and width, with smoothed edges."""
+    if filter_name == "area":
+        return Image.fromarray(cv2.resize(colours, None, fx=0.25, fy=0.25, interpolation=cv2.INTER_AREA))
+    height, width = colours.shape[:2]
+    return Image.fromarray(colours).resize((width // 4, height // 4), Image.Resampling[filter_name])
+
+
+@pytest.mark.parametrize("name", ["area", "BOX", "BILINEAR", "palette"])
+def test_smoothed_edges_between_two_classes_are_the_nearer_ones(tmp_path, name):
+    drawn = [street(seed) for seed in range(4)]
+    shrink = (lambda c: shrunk(c).quantize(256)) if name == "palette" else (lambda c: shrunk(c, name))
+    paths = write_all(tmp_path, lambda m, p: shrink(STREET_COLOURS[m]).save(p), "a.png", drawn)
+    mask_rule = find_mask_rule(paths, DataSpec(classes=STREET))
+    assert mask_rule.soft and "between two are the nearer" in mask_rule.describe()
+    assert through_json(mask_rule) == mask_rule and not fault_of("mask_rule", mask_rule.to_dict(), KEYS["mask_rule"])
+    read, true = (np.stack(masks) for masks in ([read_mask(p, mask_rule) for p in paths], drawn))
+    true = true[:, 2::4, 2::4]
+    assert (read == true).mean() >= 0.98
+    for label in range(3):
+        assert 2 * ((read == label) & (true == label)).sum() >= 0.95 * ((read == label).sum() + (true == label).sum())
+    for path, mask in zip(paths, read):
+        counts = count_classes(observe_mask(path), mask_rule)
+        np.testing.assert_array_equal(counts, [*np.bincount(mask.ravel(), minlength=3), 0])
+    with pytest.raises(UserError, match="several classes"):
+        find_mask_rule(paths)
+
+
+def test_smoothed_classes_are_refused_after_jpeg_and_where_three_meet(tmp_path):
+    shrunk(STREET_COLOURS[street(0)]).save(tmp_path / "good.png")
+    shrunk(STREET_COLOURS[street(0)]).save(tmp_path / "a.jpg", quality=95)
+    jpeg(shrunk(STREET_COLOURS[street(0)]), 95).save(tmp_path / "b.png")
+    shrunk(STREET_COLOURS[street(0, gap=-41)]).save(tmp_path / "c.png")
+    for name in ("a.jpg", "b.png", "c.png"):
+        with pytest.raises(UserError, match="run into each other.*between two that CLASSES lists.*here are 0x") as told:
+            find_mask_rule([tmp_path / "good.png", tmp_path / name], DataSpec(classes=STREET))
+        assert 1 <= str(told.value).count(" %)") <= 10
+    grey(street(0) > 0).save(tmp_path / "grey.jpg")  # all of whose values are on the line from black to white
+    with pytest.raises(UserError, match="grey.jpg: colours run into each other"):
+        find_mask_rule([tmp_path / "grey.jpg"], DataSpec(classes={"black": (0, 0, 0), "white": (255, 255, 255)}))
+    assert not find_mask_rule([tmp_path / "good.png"], DataSpec(classes="all")).soft
+    mask_rule = find_mask_rule([tmp_path / "good.png"], DataSpec(classes=STREET))
+    with pytest.raises(UnusableFile, match="c.png: holds other values.*between two are the nearer"):
+        read_mask(tmp_path / "c.png", mask_rule)
+
+
+@pytest.mark.parametrize("side", [160, 16])
+@pytest.mark.parametrize("colour", [(0, 200, 0), (35, 35, 106)])  # beside all lines, and on one of them
+def test_an_unlisted_colour_of_an_area_is_told_among_smoothed_classes(tmp_path, colour, side):
+    paths = []
+    for seed in range(8):
+        colours = STREET_COLOURS[street(seed)]
+        if seed == 5:
+            colours[200 : 200 + side, -side:] = colour
+        paths.append(tmp_path / f"{seed}.png")
+        shrunk(colours).save(paths[-1])
+    with pytest.raises(UserError, match=f"0x{int.from_bytes(bytes(colour), 'big'):06X} ") as told:
+        find_mask_rule(paths, DataSpec(classes=STREET))
+    assert str(told.value).count(" %)") <= 10
+
+
+def test_a_class_or_an_ignored_colour_is_an_end_of_lines_and_comes_first(tmp_path):
+    listed = {"black": 0, "red": 0xC80000, "blue": 0x0000C8}
+    for colour, constants, expected in (
+        ((100, 0, 0), {"classes": {**listed, "dark": 0x640000}}, 3),
+        ((0, 200, 0), {"ignore": 0x00C800}, IGNORED),
+        ((100, 0, 0), {"ignore": 0x640000}, IGNORED),
+    ):
+        colours = np.array([(0, 0, 0), (200, 0, 0), (0, 0, 200)], np.uint8)[street(0)]
+        colours[:41] = colours[-41:] = colour
+        shrunk(colours).save(tmp_path / "a.png")
+        mask_rule = find_mask_rule([tmp_path / "a.png"], DataSpec(**{"classes": listed, **constants}))
+        read = read_mask(tmp_path / "a.png", mask_rule)
+        assert mask_rule.soft and (read[:10] == expected).all() and (read[-10:] == expected).all()
+        assert set(np.unique(read[11:-11])) <= {0, 1, 2, expected if colour[0] else 0}
+    colours = np.array([(0, 0, 0), (200, 0, 0), (0, 0, 200)], np.uint8)[street(0)]
+    colours[1::4, :8] = (100, 0, 0)  # one colour, and thin: a class that is not listed
+    Image.fromarray(colours).save(tmp_path / "a.png")
+    with pytest.raises(UserError, match="no class: 0x640000 "):
+        find_mask_rule([tmp_path / "a.png"], DataSpec(classes=listed))
+    labels = _labels_of_values(np.array([0x620201, 0x400000, 0xA00000, 0x2000A8, 0x640064, 0xC80004]), mask_rule)
+    assert labels.tolist() == [IGNORED, IGNORED, 1, 2, 1, 1]
+    assert _labels_of_values(np.array([0x64000A, 0x006400]), mask_rule).tolist() == [254, 254]  # on no line
+
+
+@pytest.mark.parametrize("kind", ["numbers", "alpha"])
+def test_a_stored_rule_has_soft_classes_of_colours_alone(kind):
+    rule = MaskRule(kind, (), (), soft=True, classes=(0, 1), names=("a", "b")).to_dict()
+    assert "classes of colours" in fault_of("mask_rule", rule, KEYS["mask_rule"])
+    assert not fault_of("mask_rule", {**rule, "soft": False}, KEYS["mask_rule"])
+    assert not fault_of("mask_rule", {**rule, "kind": "colours"}, KEYS["mask_rule"])
 
 
 def test_all_the_values_that_number_objects_are_no_classes(tmp_path):
