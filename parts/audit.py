@@ -953,10 +953,6 @@ def _facts_of_values(survey: _Survey) -> Iterator[tuple[str, str]]:
     if not survey.counted:
         return
     yield "mask values", survey.rule.describe()
-    if survey.rule.soft and survey.rule.has_classes:
-        colours, pixels = np.concatenate([mask.as_colours().counts for mask in survey.masks]).T
-        between = pixels[~np.isin(colours, survey.rule.classes + survey.rule.ignored)].sum() / pixels.sum()
-        yield "between", f"colours between two classes are the nearer one's, {100 * between:.2g} % of the pixels"
     if survey.rule.has_classes:
         heading = " / ".join(["class", *(side.name for side in survey.counted)])
         rows = []
@@ -974,7 +970,15 @@ def _facts_of_values(survey: _Survey) -> Iterator[tuple[str, str]]:
         yield "ignored", f"{pixels[-1] / pixels.sum():.2%} of all pixels are neither trained on nor scored"
 
 
-_FACTS = (_facts_of_files, _facts_of_kinds, _facts_of_odd_pairs, _facts_of_values)
+def _facts_of_edges(survey: _Survey) -> Iterator[tuple[str, str]]:
+    """The share of smoothed edges between classes."""
+    if survey.rule.soft and survey.rule.has_classes:
+        colours, pixels = np.concatenate([mask.as_colours().counts for mask in survey.masks]).T
+        between = pixels[~np.isin(colours, survey.rule.classes + survey.rule.ignored)].sum() / pixels.sum()
+        yield "between", f"colours between two classes are the nearer one's, {100 * between:.2g} % of the pixels"
+
+
+_FACTS = (_facts_of_files, _facts_of_kinds, _facts_of_odd_pairs, _facts_of_values, _facts_of_edges)
 
 
 def _most_common(texts: Iterable[str]) -> str:
