@@ -75,13 +75,13 @@ def draw_cracks(seed, size=LARGE):
     return np.clip(image, 0, 255).astype(np.uint8), mask * np.uint8(255)
 
 
-def make_cracks(folder, training=60, validation=8):
+def make_cracks(folder, training=60, validation=8, size=LARGE):
     if not (folder / FOLDERS[3]).is_dir():
         for name in FOLDERS:
             (folder / name).mkdir(parents=True, exist_ok=True)
         for number in range(training + validation):
             side = "train" if number < training else "val"
-            image, mask = draw_cracks(number)
+            image, mask = draw_cracks(number, size)
             Image.fromarray(image).save(folder / f"{side}_images" / f"c{number:03d}.jpg", quality=95)
             Image.fromarray(mask).save(folder / f"{side}_masks" / f"c{number:03d}.png")
     print(f"By the best threshold of brightness, Dice {best_threshold_dice(folder):.3f}.")

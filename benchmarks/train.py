@@ -51,6 +51,7 @@ from sides import (  # noqa: E402
     until,
 )
 
+from parts import recipe  # noqa: E402
 from parts.errors import run  # noqa: E402
 from parts.files import write_text, write_whole  # noqa: E402
 from parts.processes import pick_device  # noqa: E402
@@ -84,7 +85,7 @@ def compare_steps(device, image_size, batch, rounds, flags):
         for name, side in sides.items():
             seconds, count = clocked(side, repeats, device)
             speeds[name].append(count * batch / seconds)
-        for kind in {dtype, torch.float32}:  # some CPUs compute bfloat16 at half the speed of float32
+        for kind in {dtype, torch.float32, recipe.autocast_dtype(device) or dtype}:  # which is faster differs by CPU
             if (reached := matrix_peak(device, kind)) > peak:
                 peak, fastest = reached, kind
     flops = training_flops(image_size)
