@@ -69,11 +69,12 @@ TRIALS = {
     "instance norm": f"--network {ITSELF}:instance_norm",
     "class weights": "--class-weights auto",
     "no class weights": "--class-weights none",
-    "foreground of other images pasted": f"--augment {ITSELF}:Paste",
+    "foreground of other images pasted": f"--augment {ITSELF}:paste",
     "muon": f"--optimizer {ITSELF}:Muon",
     "residual blocks": f"--network {ITSELF}:residual",
-    "flips in alternation": f"--flip false --augment {ITSELF}:Alternate",
+    "flips in alternation": f"--flip false --augment {ITSELF}:alternate",
     "deep supervision": f"--network {ITSELF}:deep --loss bce+dice+{ITSELF}:at_depth",
+    "deep supervision, no class weights": f"--network {ITSELF}:deep --loss bce+dice+{ITSELF}:at_depth --class-weights none",
 }
 
 
