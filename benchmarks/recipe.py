@@ -74,7 +74,6 @@ TRIALS = {
     "residual blocks": f"--network {ITSELF}:residual",
     "flips in alternation": f"--flip false --augment {ITSELF}:alternate",
     "deep supervision": f"--network {ITSELF}:deep --loss bce+dice+{ITSELF}:at_depth",
-    "deep supervision, no class weights": f"--network {ITSELF}:deep --loss bce+dice+{ITSELF}:at_depth --class-weights none",
 }
 
 
