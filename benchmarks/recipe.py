@@ -1,11 +1,11 @@
 """Trials of the recipe: what a change to the training brings, over several seeds, beside the recipe as it is.
 
     python benchmarks/recipe.py                               every trial on every set, three seeds each: hours
-    python benchmarks/recipe.py --sets cars --trials muon averaged --seeds 1
+    python benchmarks/recipe.py --sets cars --trials muon "group norm" --seeds 1
     python benchmarks/recipe.py --sets classes --data FOLDER  FOLDER/{train,val}_{images,masks}
 
 A trial is train.py with other flags. What train.py does not have stands below as a part of one's own, which a flag
-names: `python train.py --small --optimizer benchmarks/recipe.py:muon`. Every run takes one thread, and is kept in
+names: `python train.py --small --optimizer benchmarks/recipe.py:Muon`. Every run takes one thread, and is kept in
 --results: what is there already is not run again. The score is that of the last epoch; time is CPU seconds, which other
 work disturbs less than the clock. A trial that gains less than the spread over its seeds has shown nothing.
 
@@ -61,6 +61,7 @@ TRIALS = {
     "resnet34 from scratch": "--encoder resnet34 --encoder-weights none",
     "batches of 2": "--batch-size 2",
     "batches of 8, rate 2e-3": "--batch-size 8 --learning-rate 2e-3",
+    "colours varied": "--color-jitter 0.4",
     "scaled and rotated": "--scale 0.7 1.4 --rotate 10",
     "scaled and rotated, colours varied": "--scale 0.7 1.4 --rotate 10 --color-jitter 0.2",
     "weights averaged": f"--network {ITSELF}:averaged",
@@ -72,7 +73,7 @@ TRIALS = {
     "foreground of other images pasted": f"--augment {ITSELF}:paste",
     "muon": f"--optimizer {ITSELF}:Muon",
     "residual blocks": f"--network {ITSELF}:residual",
-    "flips in alternation": f"--flip false --augment {ITSELF}:alternate",
+    "flips in alternation": f"--no-flip --augment {ITSELF}:alternate",
     "deep supervision": f"--network {ITSELF}:deep --loss bce+dice+{ITSELF}:at_depth",
 }
 
