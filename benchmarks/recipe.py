@@ -62,6 +62,7 @@ TRIALS = {
     "batches of 2": "--batch-size 2",
     "batches of 8, rate 2e-3": "--batch-size 8 --learning-rate 2e-3",
     "colours varied": "--color-jitter 0.4",
+    "colours varied by half": "--color-jitter 0.2",
     "scaled and rotated": "--scale 0.7 1.4 --rotate 10",
     "scaled and rotated, colours varied": "--scale 0.7 1.4 --rotate 10 --color-jitter 0.2",
     "weights averaged": f"--network {ITSELF}:averaged",
