@@ -40,7 +40,6 @@ from unet import DoubleConv, UNet  # noqa: E402
 
 FOLDERS = ("train_images", "train_masks", "val_images", "val_masks")
 ITSELF = "benchmarks/recipe.py"
-FULL = "--batch-size 2 --half-size 0.5 --learning-rate 5e-4"
 SETS = {
     "cars": "--image-size 128 192 --num-epochs 1",
     "cracks": "--crop 160 240 --image-size none --num-epochs 1",
@@ -50,26 +49,16 @@ TRIALS = {
     "as it is": "",
     "half of the steps at half size": "--half-size 0.5",
     "rate 1e-3": "--learning-rate 1e-3",
-    "rate 2e-3": "--learning-rate 2e-3",
     "shorter warm-up": "--warmup 0.05",
     "shorter memory of squares": f"--optimizer {ITSELF}:adamw_95",
     "output begins at background": f"--network {ITSELF}:at_background",
-    "FEATURES 16 to 128": "--features 16 32 64 128",
-    "FEATURES 32 to 256": "--features 32 64 128 256",
-    "the article's network, batches of 2, half at half size": f"--features 64 128 256 512 {FULL}",
-    "resnet18 from scratch": "--encoder resnet18 --encoder-weights none",
-    "resnet34 from scratch": "--encoder resnet34 --encoder-weights none",
-    "batches of 2": "--batch-size 2",
-    "batches of 8, rate 2e-3": "--batch-size 8 --learning-rate 2e-3",
     "colours varied": "--color-jitter 0.4",
     "colours varied by half": "--color-jitter 0.2",
     "scaled and rotated": "--scale 0.7 1.4 --rotate 10",
-    "scaled and rotated, colours varied": "--scale 0.7 1.4 --rotate 10 --color-jitter 0.2",
     "weights averaged": f"--network {ITSELF}:averaged",
     "weights averaged, constant rate": f"--network {ITSELF}:averaged --schedule constant",
     "group norm": f"--network {ITSELF}:group_norm",
     "instance norm": f"--network {ITSELF}:instance_norm",
-    "class weights": "--class-weights auto",
     "no class weights": "--class-weights none",
     "foreground of other images pasted": f"--augment {ITSELF}:paste",
     "muon": f"--optimizer {ITSELF}:Muon",
@@ -363,7 +352,10 @@ def main():
         with ThreadPoolExecutor(args.jobs) as pool:
             runs = {t: [pool.submit(train, name, t, seed, folders, args) for seed in range(args.seeds)] for t in trials}
             for trial in trials:
-                row(name, trial, [run.result() for run in runs[trial]], [run.result() for run in runs[trials[0]]])
+                try:
+                    row(name, trial, [run.result() for run in runs[trial]], [run.result() for run in runs[trials[0]]])
+                except UserError as error:  # such as half of the size with crops; the others go on
+                    print(f"| {name} | {trial} | {error} | | | |")
 
 
 if __name__ == "__main__":
