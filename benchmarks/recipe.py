@@ -96,6 +96,7 @@ class Averaged(nn.Module):
     def train(self, mode=True):
         if self.training and not mode and self.last:
             update_bn(self.last, self.mean)
+            self.last = []  # scoring and pictures ask for evaluation again and again
         super().train(mode)
         self.mean.eval()
         return self
